@@ -1,0 +1,41 @@
+# runsc::flags: how our own code is compiled and linked. Code for other places (the stub, guest
+# test programs) does not link to it.
+add_library(runsc_flags INTERFACE)
+add_library(runsc::flags ALIAS runsc_flags)
+set(RUNSC_SANITIZE "" CACHE STRING "Sanitizers, as for -fsanitize=")
+
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
+set(CMAKE_C_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
+set(CMAKE_C_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
+set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g")
+set(CMAKE_C_FLAGS_DEBUG "-O1 -g")
+
+target_include_directories(runsc_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_link_libraries(runsc_flags INTERFACE Threads::Threads)
+target_compile_definitions(runsc_flags INTERFACE _GNU_SOURCE)
+target_compile_options(runsc_flags INTERFACE
+  -Wall -Wextra -Werror -Wno-missing-field-initializers -Wno-unused-parameter
+  -fno-strict-aliasing -fno-omit-frame-pointer -ffunction-sections -fdata-sections
+  -ffile-prefix-map=${CMAKE_SOURCE_DIR}/=
+  -fstack-protector-strong -fstack-clash-protection)
+target_link_options(runsc_flags INTERFACE
+  -pie -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--gc-sections)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  target_compile_options(runsc_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wthread-safety>)
+endif()
+if(RUNSC_SANITIZE)
+  target_compile_options(runsc_flags INTERFACE -fsanitize=${RUNSC_SANITIZE})
+  target_link_options(runsc_flags INTERFACE -fsanitize=${RUNSC_SANITIZE})
+  if(RUNSC_SANITIZE MATCHES "undefined")
+    target_compile_options(runsc_flags INTERFACE -fno-sanitize-recover=undefined)
+  endif()
+  if(RUNSC_SANITIZE MATCHES "thread")
+    # Debian's Abseil is not instrumented: absl::Mutex over pthread_mutex_t instead, which
+    # ThreadSanitizer knows. Fences are ours in few places and proved there.
+    target_include_directories(runsc_flags BEFORE INTERFACE ${CMAKE_SOURCE_DIR}/scripts/cmake/tsan)
+    target_compile_options(runsc_flags INTERFACE -Wno-tsan)
+  endif()
+else()
+  target_compile_definitions(runsc_flags INTERFACE $<$<NOT:$<CONFIG:Debug>>:_FORTIFY_SOURCE=2>)
+endif()

@@ -1,0 +1,123 @@
+# How targets are declared.
+#
+#   runsc_library(NAME sentry_foo SRCS a.cc b.cc DEPS sentry_base absl::flat_hash_map)
+#     A static library. Without SRCS an interface library (headers alone). HDRS defaults to the
+#     folder's *.h; the `checkheaders` target compiles each of them alone.
+#   runsc_test(NAME foo_test SRCS foo_test.cc DEPS sentry_foo [LABELS unit] [TIMEOUT 120] [ARGS ..])
+#     A GoogleTest program with its own main, and a ctest test of that name. LABELS: unit (default),
+#     guest-host, guest-sandbox, container.
+#   runsc_benchmark(NAME foo_bench SRCS foo_bench.cc DEPS sentry_foo)
+#     A Google Benchmark program.
+#   runsc_binary(NAME runsc SRCS main.cc DEPS ...)
+#     A program. Static (static-pie) except under sanitizers: exec of a static program is what makes
+#     a container start quickly, since a dynamic loader and five libraries cost more than the rest.
+#
+# Names of targets: the path with '_' for '/': sentry/base is sentry_base, platform/systrap is
+# platform_systrap. Outside libraries: runsc::fmt, runsc::seccomp, absl::..., Boost::context,
+# nlohmann_json::nlohmann_json, CLI11::CLI11.
+# Long compiles of <gtest/gtest.h> and of the common standard headers are paid once, by precompiled
+# headers that all targets reuse.
+option(RUNSC_PCH "Use precompiled headers" ON)
+option(RUNSC_STATIC "Link the installed programs statically" ON)
+add_custom_target(checkheaders)
+
+if(RUNSC_PCH)
+  file(WRITE ${CMAKE_BINARY_DIR}/pch/empty.cc "")
+  add_library(runsc_pch OBJECT ${CMAKE_BINARY_DIR}/pch/empty.cc)
+  target_link_libraries(runsc_pch PRIVATE runsc::flags)
+  target_precompile_headers(runsc_pch PRIVATE
+    <algorithm> <array> <atomic> <bit> <cerrno> <cstdint> <cstring> <deque> <functional> <map>
+    <memory> <optional> <span> <string> <string_view> <unordered_map> <utility> <variant> <vector>)
+  add_library(runsc_test_pch OBJECT ${CMAKE_BINARY_DIR}/pch/empty.cc)
+  target_link_libraries(runsc_test_pch PRIVATE runsc::flags)
+  target_precompile_headers(runsc_test_pch PRIVATE
+    <gtest/gtest.h> <gmock/gmock.h> <algorithm> <atomic> <functional> <map> <memory> <optional>
+    <span> <string> <thread> <vector>)
+  foreach(_pch runsc_pch runsc_test_pch)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      target_compile_options(${_pch} PRIVATE -fpch-preprocess)
+    endif()
+  endforeach()
+endif()
+
+function(_runsc_use_pch target pch)
+  if(RUNSC_PCH)
+    target_precompile_headers(${target} REUSE_FROM ${pch})
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+    endif()
+  endif()
+endfunction()
+
+function(_runsc_check_headers name headers deps)
+  set(_sources)
+  foreach(_header ${headers})
+    cmake_path(ABSOLUTE_PATH _header BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} NORMALIZE)
+    file(RELATIVE_PATH _relative ${CMAKE_SOURCE_DIR} ${_header})
+    set(_source ${CMAKE_BINARY_DIR}/checkheaders/${_relative}.cc)
+    file(CONFIGURE OUTPUT ${_source} CONTENT "#include \"${_relative}\"\n")
+    list(APPEND _sources ${_source})
+  endforeach()
+  if(_sources)
+    add_library(checkheaders_${name} OBJECT EXCLUDE_FROM_ALL ${_sources})
+    target_link_libraries(checkheaders_${name} PRIVATE runsc::flags ${deps})
+    target_compile_options(checkheaders_${name} PRIVATE -O0 -g0 -U_FORTIFY_SOURCE)
+    add_dependencies(checkheaders checkheaders_${name})
+  endif()
+endfunction()
+
+function(runsc_library)
+  cmake_parse_arguments(A "" "NAME" "SRCS;HDRS;DEPS" ${ARGN})
+  if(A_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "runsc_library(${A_NAME}): unknown ${A_UNPARSED_ARGUMENTS}")
+  endif()
+  if(A_SRCS)
+    add_library(${A_NAME} STATIC ${A_SRCS})
+    target_link_libraries(${A_NAME} PUBLIC ${A_DEPS} PRIVATE runsc::flags)
+    target_include_directories(${A_NAME} PUBLIC ${CMAKE_SOURCE_DIR})
+    _runsc_use_pch(${A_NAME} runsc_pch)
+  else()
+    add_library(${A_NAME} INTERFACE)
+    target_link_libraries(${A_NAME} INTERFACE ${A_DEPS})
+    target_include_directories(${A_NAME} INTERFACE ${CMAKE_SOURCE_DIR})
+  endif()
+  if(NOT A_HDRS)
+    file(GLOB A_HDRS CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.h)
+  endif()
+  _runsc_check_headers(${A_NAME} "${A_HDRS}" "${A_DEPS}")
+endfunction()
+
+function(runsc_test)
+  cmake_parse_arguments(A "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS;ARGS" ${ARGN})
+  if(A_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "runsc_test(${A_NAME}): unknown ${A_UNPARSED_ARGUMENTS}")
+  endif()
+  if(NOT A_LABELS)
+    set(A_LABELS unit)
+  endif()
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 120)
+  endif()
+  add_executable(${A_NAME} ${A_SRCS})
+  target_link_libraries(${A_NAME} PRIVATE runsc::flags ${A_DEPS} GTest::gmock GTest::gtest
+                                          GTest::gtest_main)
+  _runsc_use_pch(${A_NAME} runsc_test_pch)
+  add_test(NAME ${A_NAME} COMMAND ${A_NAME} ${A_ARGS})
+  set_tests_properties(${A_NAME} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT})
+endfunction()
+
+function(runsc_benchmark)
+  cmake_parse_arguments(A "" "NAME" "SRCS;DEPS" ${ARGN})
+  add_executable(${A_NAME} ${A_SRCS})
+  target_link_libraries(${A_NAME} PRIVATE runsc::flags ${A_DEPS} benchmark::benchmark)
+endfunction()
+
+function(runsc_binary)
+  cmake_parse_arguments(A "" "NAME" "SRCS;DEPS" ${ARGN})
+  add_executable(${A_NAME} ${A_SRCS})
+  target_link_libraries(${A_NAME} PRIVATE runsc::flags ${A_DEPS})
+  if(RUNSC_STATIC AND NOT RUNSC_SANITIZE)
+    target_link_options(${A_NAME} PRIVATE -static-pie)
+  endif()
+  _runsc_use_pch(${A_NAME} runsc_pch)
+endfunction()

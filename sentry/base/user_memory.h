@@ -1,0 +1,66 @@
+// Guest memory as the sentry sees it: never dereferenced, only copied, each value once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <type_traits>
+
+#include "sentry/base/result.h"
+
+namespace base {
+
+// The memory of one guest address space. Implemented by the platform; a call may make a host call
+// (process_vm_readv) and so costs microseconds when the mailbox does not hold the bytes.
+class UserMemory {
+ public:
+  virtual ~UserMemory() = default;
+  // Copies guest bytes at `addr` into `dst`; returns how many were copied before the first
+  // inaccessible byte. EFAULT if none could be (and dst is not empty).
+  virtual Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) = 0;
+  // The same, to the guest.
+  virtual Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) = 0;
+
+  // All or EFAULT.
+  Status Read(uint64_t addr, std::span<std::byte> dst) {
+    size_t n = TRY(ReadPartial(addr, dst));
+    return n == dst.size() ? Status() : Status(Error(EFAULT));
+  }
+  Status Write(uint64_t addr, std::span<const std::byte> src) {
+    size_t n = TRY(WritePartial(addr, src));
+    return n == src.size() ? Status() : Status(Error(EFAULT));
+  }
+  // Copies a NUL-terminated string of at most `max` bytes, the NUL included.
+  // ENAMETOOLONG if there is no NUL within `max`; EFAULT as above.
+  Result<std::string> ReadString(uint64_t addr, size_t max);
+};
+
+// A guest pointer to a T: an address that cannot be dereferenced.
+template <typename T>
+class UserPtr {
+ public:
+  UserPtr() = default;
+  explicit UserPtr(uint64_t addr) : addr_(addr) {}
+  uint64_t addr() const { return addr_; }
+  explicit operator bool() const { return addr_ != 0; }
+
+  Result<T> CopyIn(UserMemory& m) const
+    requires(std::is_trivially_copyable_v<T>)
+  {
+    T value;
+    TRY(m.Read(addr_, std::as_writable_bytes(std::span(&value, 1))));
+    return value;
+  }
+  Status CopyOut(UserMemory& m, const T& value) const
+    requires(std::is_trivially_copyable_v<T>)
+  {
+    return m.Write(addr_, std::as_bytes(std::span(&value, 1)));
+  }
+  UserPtr<T> operator+(uint64_t n) const { return UserPtr<T>(addr_ + n * sizeof(T)); }
+
+ private:
+  uint64_t addr_ = 0;
+};
+
+}  // namespace base
