@@ -1,0 +1,110 @@
+// What the sentry is told about the container it shall run. Plain values, made by runsc from the
+// OCI configuration after checking it; they cross to the sentry as JSON (boot_spec_json.h).
+// Strings are bytes and hold no NUL.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace sentry {
+
+// The five capability sets of a process, bit n for capability n.
+struct CapSets {
+  uint64_t bounding = 0;
+  uint64_t effective = 0;
+  uint64_t inheritable = 0;
+  uint64_t permitted = 0;
+  uint64_t ambient = 0;
+};
+
+// One resource limit. `resource` is an RLIMIT_ number; UINT64_MAX is RLIM_INFINITY.
+struct RlimitSpec {
+  int resource = 0;
+  uint64_t soft = 0;
+  uint64_t hard = 0;
+};
+
+// A process to start: the container's init, or one of `runsc exec`.
+struct ProcessSpec {
+  std::vector<std::string> args;  // not empty; args[0] is looked up in env's PATH if it has no '/'
+  std::vector<std::string> env;   // NAME=value
+  std::string cwd;                // absolute; created if it is missing (as runc does)
+  uint32_t uid = 0;
+  uint32_t gid = 0;
+  std::vector<uint32_t> additional_gids;
+  int32_t umask = -1;  // -1: 0022
+  CapSets caps;
+  std::vector<RlimitSpec> rlimits;  // each resource at most once; others keep the sentry's defaults
+  bool no_new_privileges = false;
+  int32_t oom_score_adj = 0;
+  // The guest files 0, 1 and 2 are one terminal, which is the controlling terminal of the process.
+  bool terminal = false;
+  uint16_t console_rows = 0;  // 0: leave the terminal's size as it is
+  uint16_t console_cols = 0;
+};
+
+// A mount, in the order in which it is to be made.
+struct MountSpec {
+  std::string destination;  // absolute path in the container; created if it is missing
+  std::string type;         // "bind", "proc", "tmpfs", "sysfs", "devpts", "mqueue", "cgroup", ...
+  std::string source;       // as written in the configuration; for /proc/PID/mounts
+  // Index into the gofer's mounts (0 is the root file system) if it is a bind mount, else -1.
+  int32_t gofer_mount = -1;
+  bool source_is_directory = false;      // bind: what kind of mount point to create
+  uint64_t flags = 0;                    // MS_RDONLY, MS_NOSUID, ... of mount(2)
+  std::vector<uint64_t> propagation;     // MS_PRIVATE, MS_SLAVE, ... each perhaps with MS_REC
+  std::vector<std::string> data;         // "size=65536k", "mode=1777", ...: for the file system
+};
+
+// A device node to make in /dev.
+struct DeviceSpec {
+  std::string path;  // absolute
+  char type = 'c';   // 'c', 'b' or 'p'
+  uint32_t major = 0;
+  uint32_t minor = 0;
+  uint32_t mode = 0666;
+  uint32_t uid = 0;
+  uint32_t gid = 0;
+};
+
+// One line of a uid or gid mapping of the container's user namespace.
+struct IdMapping {
+  uint32_t container_id = 0;
+  uint32_t host_id = 0;
+  uint32_t size = 0;
+};
+
+struct BootSpec {
+  std::string container_id;
+  std::string hostname;    // empty: keep the sentry's default
+  std::string domainname;
+  ProcessSpec process;
+  bool root_readonly = false;
+  bool overlay = false;  // writes to the root file system go to memory
+  std::vector<MountSpec> mounts;
+  std::vector<std::string> masked_paths;
+  std::vector<std::string> readonly_paths;
+  std::vector<DeviceSpec> devices;  // in addition to the default ones
+  std::vector<IdMapping> uid_mappings;  // empty unless the configuration asks for a user namespace
+  std::vector<IdMapping> gid_mappings;
+  bool new_user_namespace = false;
+  bool new_cgroup_namespace = false;
+  struct Sysctl {
+    std::string name, value;
+  };
+  std::vector<Sysctl> sysctls;
+  uint64_t memory_limit = 0;  // bytes that the cgroup allows; 0: none. For /proc/meminfo
+  double cpu_limit = 0;       // processors that the cgroup allows; 0: none
+  int64_t pids_limit = 0;     // 0: none
+
+  // How this sandbox is run.
+  std::string platform = "auto";  // "systrap" or "auto"
+  std::string network = "none";
+  bool strace = false;
+  bool strict = false;
+  bool debug = false;
+  int64_t spin_ns = -1;  // platform::Options::spin_ns
+};
+
+}  // namespace sentry
