@@ -4,6 +4,8 @@ add_library(runsc_flags INTERFACE)
 add_library(runsc::flags ALIAS runsc_flags)
 set(RUNSC_SANITIZE "" CACHE STRING "Sanitizers, as for -fsanitize=")
 
+# Position independence is one flag for all (not CMake's -fPIC for libraries): the precompiled header
+# must be compiled as its users are.
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 set(CMAKE_C_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
@@ -18,9 +20,9 @@ target_compile_options(runsc_flags INTERFACE
   -Wall -Wextra -Werror -Wno-missing-field-initializers -Wno-unused-parameter
   -fno-strict-aliasing -fno-omit-frame-pointer -ffunction-sections -fdata-sections
   -ffile-prefix-map=${CMAKE_SOURCE_DIR}/=
-  -fstack-protector-strong -fstack-clash-protection)
+  -fPIE -fstack-protector-strong -fstack-clash-protection)
 target_link_options(runsc_flags INTERFACE
-  -pie -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--gc-sections)
+  -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--gc-sections)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(runsc_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wthread-safety>)
 endif()
