@@ -1,0 +1,54 @@
+// FdTable: descriptors of a process (Linux: files_struct), shared with CLONE_FILES.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/vfs/file_description.h"
+
+namespace sentry {
+
+class FdTable : public base::RefCounted {
+ public:
+  FdTable() = default;
+  // A copy for fork or unshare(CLONE_FILES).
+  base::Ref<FdTable> Fork() const;
+
+  // EBADF through null.
+  base::Ref<FileDescription> Get(int fd) const;
+  base::Ref<FileDescription> Get(int fd, bool* cloexec) const;
+  // Lowest free descriptor >= min; EMFILE at `limit` (RLIMIT_NOFILE).
+  base::Result<int> Install(base::Ref<FileDescription> file, bool cloexec, int min, uint64_t limit);
+  // dup2/dup3: replaces what stands at `fd`; EBADF at or above `limit`. The replaced one is closed.
+  base::Status InstallAt(int fd, base::Ref<FileDescription> file, bool cloexec, uint64_t limit);
+  // Removes and returns it (caller calls OnClose and releases POSIX locks); null: EBADF.
+  base::Ref<FileDescription> Remove(int fd);
+  base::Status SetCloexec(int fd, bool cloexec);
+  // Removes all with close-on-exec (exec), or all in a range (close_range), or everything (exit).
+  std::vector<base::Ref<FileDescription>> RemoveCloexec();
+  std::vector<base::Ref<FileDescription>> RemoveRange(uint32_t first, uint32_t last);
+  void SetCloexecRange(uint32_t first, uint32_t last);
+  // Open descriptors in order.
+  std::vector<int> List() const;
+  size_t size() const;  // one past the highest open descriptor
+  // Changes with every install, remove or flag change; for publication to express lanes.
+  uint64_t version() const { return version_.load(std::memory_order_acquire); }
+
+ private:
+  struct Entry {
+    base::Ref<FileDescription> file;
+    bool cloexec = false;
+  };
+  ~FdTable() override = default;
+  mutable absl::Mutex mutex_;
+  std::vector<Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  int next_free_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::atomic<uint64_t> version_{0};
+};
+
+}  // namespace sentry

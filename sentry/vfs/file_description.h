@@ -1,0 +1,120 @@
+// FileDescription: an open file (Linux: struct file).
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sentry/base/host_fd.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/base/user_memory.h"
+#include "sentry/fiber/mutex.h"
+#include "sentry/fiber/wait_queue.h"
+#include "sentry/vfs/types.h"
+
+namespace sentry {
+
+// What mmap(2) of a file maps in the host.
+struct HostMapping {
+  base::Ref<base::HostFd> file;  // null: anonymous memory (/dev/zero privately)
+  uint64_t offset = 0;           // in the host file, of the requested file offset
+};
+
+// Receives directory entries. Return false to stop before this entry (no room).
+struct DirEntry {
+  std::string_view name;
+  uint64_t ino;
+  uint8_t type;       // DT_*
+  int64_t next_off;   // position after this entry (d_off)
+};
+using DirEmit = std::function<bool(const DirEntry&)>;
+
+// Tells who runs an ioctl and how it reaches guest memory.
+struct IoctlArgs {
+  uint32_t cmd;
+  uint64_t arg;
+  base::UserMemory& memory;
+};
+
+// Thread-safe. Data methods may park the fiber; blocking ones return EAGAIN instead of waiting
+// when `nonblock` (O_NONBLOCK or RWF_NOWAIT or MSG_DONTWAIT), and ERESTARTSYS (or what they moved)
+// when interrupted. Defaults are those of Linux for a file without the operation: EINVAL for
+// read/write, ESPIPE for positions, ENOTTY for ioctl, ENODEV for mmap, always ready for poll.
+class FileDescription : public base::RefCounted {
+ public:
+  // flags: O_* of open; access mode and status flags are kept, creation flags dropped.
+  FileDescription(Path path, uint32_t flags);
+
+  const Path& path() const { return path_; }
+  Inode* inode() const;  // null only for descriptions without a path
+  uint32_t flags() const { return flags_.load(std::memory_order_relaxed); }
+  bool nonblock() const { return (flags() & O_NONBLOCK_) != 0; }
+  bool readable() const { return readable_; }
+  bool writable() const { return writable_; }
+  // F_SETFL: changes O_APPEND, O_NONBLOCK, O_ASYNC, O_DIRECT, O_NOATIME. EINVAL/EPERM as Linux.
+  virtual base::Status SetStatusFlags(uint32_t flags);
+
+  // --- data. The generic layer has checked readable()/writable(), lengths and offsets. ---
+  // At the file position (locked and advanced by the generic helpers of seekable files).
+  virtual base::Result<size_t> Read(IoDest& dst, bool nonblock);
+  virtual base::Result<size_t> Write(IoSource& src, bool nonblock);
+  virtual base::Result<size_t> PRead(IoDest& dst, uint64_t offset, bool nonblock);
+  virtual base::Result<size_t> PWrite(IoSource& src, uint64_t offset, bool nonblock);
+  // SEEK_SET, CUR, END, DATA, HOLE.
+  virtual base::Result<int64_t> Seek(int64_t offset, int whence);
+  virtual base::Status GetDents(const DirEmit& emit);
+  virtual base::Result<uint64_t> Ioctl(const IoctlArgs& args);
+  virtual base::Status Sync(bool data_only);
+  virtual base::Status Allocate(int mode, uint64_t offset, uint64_t length);
+  virtual base::Status Truncate(uint64_t size);
+  // May `length` bytes at `offset` be mapped with PROT_* `prot`? Called again for each fork-free map.
+  virtual base::Result<HostMapping> Mmap(uint64_t offset, uint64_t length, int prot, bool shared);
+  virtual base::Result<InodeAttr> GetAttr();
+  virtual base::Status SetAttr(const AttrChange& change);
+
+  // --- readiness: EPOLL* bits that are true now, and the queue that is woken when one comes. ---
+  virtual uint32_t Readiness();
+  // Null: readiness never changes. The queue lives as long as this.
+  virtual fiber::WaitQueue* wait_queue();
+
+  // The last descriptor of one table went (flush); errors are close(2)'s.
+  virtual base::Status OnClose() { return base::Ok(); }
+  // "target" of /proc/PID/fd/N for descriptions without a path, e.g. "pipe:[123]".
+  virtual std::string Describe() const;
+  // Further lines of /proc/PID/fdinfo/N.
+  virtual std::string FdInfo() const { return ""; }
+
+ protected:
+  ~FileDescription() override;  // releases write access and locks of the description
+  // For seekable files: the position and its lock (Linux: f_pos_lock).
+  fiber::Mutex pos_mutex_;
+  uint64_t pos_ = 0;
+
+ private:
+  static constexpr uint32_t O_NONBLOCK_ = 04000;
+  const Path path_;
+  std::atomic<uint32_t> flags_;
+  const bool readable_, writable_;
+};
+
+// A description whose Read and Write go through PRead and PWrite at the position (regular files,
+// most proc files). O_APPEND is the subclass's matter in PWriteAppend.
+class SeekableFile : public FileDescription {
+ public:
+  using FileDescription::FileDescription;
+  base::Result<size_t> Read(IoDest& dst, bool nonblock) override;
+  base::Result<size_t> Write(IoSource& src, bool nonblock) override;
+  base::Result<int64_t> Seek(int64_t offset, int whence) override;
+  // Appends atomically and says where the write began.
+  virtual base::Result<size_t> PWriteAppend(IoSource& src, uint64_t* offset);
+};
+
+// An open directory over a full listing taken at open or rewind (small synthetic directories), or
+// the base for filesystems that stream.
+}  // namespace sentry

@@ -1,0 +1,172 @@
+// Inode and Filesystem: what a filesystem implements.
+#pragma once
+
+#include <sys/statfs.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/fiber/mutex.h"
+#include "sentry/vfs/types.h"
+
+namespace sentry {
+
+class FileLocks;
+class InodeWatches;
+
+// A mounted instance of a filesystem (Linux: super_block). Lives as long as an inode or mount of it.
+class Filesystem : public base::RefCounted {
+ public:
+  // type_name as /proc/mounts shows it. A device number is taken from the anonymous range.
+  Filesystem(std::string type_name, uint64_t magic);
+  const std::string& type_name() const { return type_name_; }
+  uint64_t magic() const { return magic_; }
+  dev_t dev() const { return dev_; }
+  virtual base::Result<struct statfs> StatFs();
+  // Options after "rw," in /proc/mounts, e.g. ",size=64k"; empty if none.
+  virtual std::string ShowOptions() const { return ""; }
+  virtual base::Status Sync() { return base::Ok(); }
+  // True if directory entries can change without this kernel's doing (a shared host directory):
+  // cached dentries are then passed through Inode::Revalidate at each use.
+  virtual bool needs_revalidation() const { return false; }
+
+ protected:
+  ~Filesystem() override;
+
+ private:
+  const std::string type_name_;
+  const uint64_t magic_;
+  const dev_t dev_;
+};
+
+// What creates an inode: owner and permissions as Linux's inode_init_owner would choose them; the
+// VFS has applied the umask and the set-group-id rule before.
+struct NewInode {
+  mode_t mode;  // type and permissions
+  uid_t uid;
+  gid_t gid;
+  dev_t rdev = 0;
+};
+
+struct OpenArgs {
+  Path path;
+  uint32_t flags;  // O_*
+  const Credentials& creds;
+};
+
+// An object of a filesystem. The virtual methods are called after the VFS has checked permissions,
+// read-only mounts and names ("." and ".." and names with '/' never arrive). Methods that change or
+// search a directory run with its lock() held (exclusive for changes, shared for Lookup); they may
+// park the fiber. Errors are Linux's. Defaults: ENOTDIR for directory methods on non-directories,
+// EPERM where Linux says so for a missing method.
+class Inode : public base::RefCounted {
+ public:
+  Inode(Filesystem* fs, uint64_t ino, mode_t mode);
+  Filesystem& fs() const { return *fs_; }
+  uint64_t ino() const { return ino_; }
+  mode_t type() const { return type_; }  // S_IFMT bits
+  bool IsDir() const { return S_ISDIR(type_); }
+  bool IsReg() const { return S_ISREG(type_); }
+  bool IsSymlink() const { return S_ISLNK(type_); }
+  // Linux's i_rwsem: order is parent before child, and by address for unrelated directories.
+  fiber::SharedMutex& lock() { return lock_; }
+
+  // --- attributes ---
+  virtual base::Result<InodeAttr> GetAttr() = 0;
+  virtual base::Status SetAttr(const AttrChange& change) = 0;
+  // May `creds` do `may` (kMay*)? Default: Linux's generic_permission with GetAttr; EACCES.
+  virtual base::Status CheckPermission(const Credentials& creds, int may);
+
+  // --- directories ---
+  // ENOENT if there is none (the VFS then caches a negative dentry).
+  virtual base::Result<base::Ref<Inode>> Lookup(std::string_view name);
+  // Looks up a run of names at once; result i belongs to names[i]; shorter when a name is missing
+  // (last result null), not a directory, or a symbolic link. Default: one Lookup.
+  virtual base::Result<std::vector<base::Ref<Inode>>> LookupMany(std::span<const std::string_view> names);
+  // Regular files, FIFOs, sockets and devices by new_inode.mode, and directories and links.
+  virtual base::Result<base::Ref<Inode>> Create(std::string_view name, const NewInode& new_inode);
+  virtual base::Result<base::Ref<Inode>> Mkdir(std::string_view name, const NewInode& new_inode);
+  virtual base::Result<base::Ref<Inode>> Symlink(std::string_view name, std::string_view target,
+                                                 const NewInode& new_inode);
+  virtual base::Status Link(std::string_view name, Inode& target);
+  virtual base::Status Unlink(std::string_view name, Inode& victim);
+  virtual base::Status Rmdir(std::string_view name, Inode& victim);
+  // `replaced` is null or the inode that new_name has. flags: RENAME_NOREPLACE, RENAME_EXCHANGE,
+  // RENAME_WHITEOUT.
+  virtual base::Status Rename(std::string_view name, Inode& moved, Inode& new_dir,
+                              std::string_view new_name, Inode* replaced, uint32_t flags);
+  // Is the cached entry name -> child (null: negative) still right? Only if fs().needs_revalidation().
+  virtual bool Revalidate(std::string_view name, Inode* child);
+  // O_TMPFILE.
+  virtual base::Result<base::Ref<Inode>> Tmpfile(const NewInode& new_inode);
+
+  // --- links ---
+  virtual base::Result<std::string> ReadLink();
+  // Magic links (/proc/PID/fd/N, exe, root, cwd): the place itself; EINVAL for ordinary ones.
+  virtual base::Result<Path> FollowMagicLink(const Credentials& creds);
+  virtual bool is_magic_link() const { return false; }
+
+  // --- opening ---
+  // Makes an open file. The VFS has done permission checks and O_TRUNC comes as SetAttr after.
+  // Devices, FIFOs and sockets never arrive here unless the filesystem wants them: the VFS opens
+  // them by type through the registries of special files.
+  virtual base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) = 0;
+
+  // --- extended attributes: default EOPNOTSUPP ---
+  virtual base::Result<std::string> GetXattr(std::string_view name);
+  virtual base::Status SetXattr(std::string_view name, std::string_view value, int flags);
+  virtual base::Result<std::vector<std::string>> ListXattr();
+  virtual base::Status RemoveXattr(std::string_view name);
+
+  // POSIX, OFD and flock locks; made on first use.
+  FileLocks& locks();
+  // State that a kind of special file keys by its inode (a FIFO's pipe, a bound AF_UNIX socket);
+  // made by the special file's code under special_mutex.
+  class Special : public base::RefCounted {};
+  base::Ref<Special> special() const;
+  // Sets it if none is set; returns what is set then.
+  base::Ref<Special> SetSpecialIfNone(base::Ref<Special> special);
+  void ClearSpecial();
+
+  // Writers and executors, for ETXTBSY (Linux: i_writecount): EBUSY-free counters.
+  base::Status AllowWriteAccess();   // ETXTBSY while it is executed
+  void DropWriteAccess();
+  base::Status DenyWriteAccess();    // ETXTBSY while it is written
+  void AllowWriteAgain();
+
+ protected:
+  ~Inode() override;
+
+ private:
+  const base::Ref<Filesystem> fs_;
+  const uint64_t ino_;
+  const mode_t type_;
+  fiber::SharedMutex lock_;
+  std::atomic<int> write_count_{0};
+  std::atomic<FileLocks*> locks_{nullptr};
+  mutable std::atomic<Special*> special_{nullptr};
+};
+
+// A kind of filesystem that mount(2) can make.
+struct MountArgs {
+  std::string source;
+  uint64_t flags;    // MS_*
+  std::string data;  // comma-separated options
+  const Credentials& creds;
+};
+class FilesystemType {
+ public:
+  virtual ~FilesystemType() = default;
+  virtual std::string_view name() const = 0;
+  // False: listed "nodev" in /proc/filesystems.
+  virtual bool requires_device() const { return false; }
+  // Root inode of a new (or the shared) instance. EINVAL for bad options.
+  virtual base::Result<base::Ref<Inode>> Mount(const MountArgs& args) = 0;
+};
+
+}  // namespace sentry
