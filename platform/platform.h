@@ -1,0 +1,217 @@
+// How application code runs and traps. Nothing above this interface knows of stubs, mailboxes or
+// signals of the host; nothing below it knows of files, guest signals or policy.
+//
+// Life of a guest thread: a Context is created stopped; the kernel sets its registers, queues
+// orders (work on the address space) and calls Resume; the guest runs until it traps; the platform
+// then calls the context's TrapListener, and the context is stopped again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "sentry/base/host_fd.h"
+#include "sentry/base/result.h"
+#include "sentry/base/user_memory.h"
+
+namespace platform {
+
+// General registers of a stopped guest thread. For a trap of kind kSyscall, `rax` holds -ENOSYS and
+// `orig_rax` the call's number, as Linux shows them to a tracer; otherwise `orig_rax` is -1.
+struct Regs {
+  uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip;
+  uint64_t eflags, rsp, fs_base, gs_base;
+};
+
+enum class TrapKind {
+  kSyscall,      // a system call; number and arguments are in regs()
+  kFault,        // the host raised a synchronous signal for the guest's instruction
+  kInterrupt,    // Interrupt() was called while guest code ran; regs() are those of the guest
+  kOrdersDone,   // Resume(kOrdersOnly) has carried out the orders
+  kOrderFailed,  // an order failed in the host; the later ones of the batch were not tried
+  kGone,         // the host thread or its whole process has died unasked; no more can be resumed
+};
+
+struct Trap {
+  TrapKind kind;
+  // kFault: as in the host's siginfo and ucontext. kOrderFailed: order_index and error.
+  int signo = 0;
+  int si_code = 0;
+  uint64_t fault_addr = 0;
+  uint64_t trapno = 0;      // x86 exception number
+  uint64_t error_code = 0;  // x86 page fault error code (bit 1: write, bit 4: instruction fetch)
+  size_t order_index = 0;
+  int error = 0;
+  // kSyscall of futex(2): the wait ran natively and was ended by Interrupt(). remaining_ns is what
+  // was left of a relative timeout, -1 without one.
+  bool futex_interrupted = false;
+  int64_t remaining_ns = -1;
+  // kOrdersDone: results of the orders, in order (mremap: the address; else 0).
+  std::vector<uint64_t> results;
+};
+
+class Context;
+class AddressSpace;
+
+// The file a text mapping comes from, by which a patched copy is shared between processes.
+struct FileIdentity {
+  uint64_t dev, ino, size;
+  int64_t mtime_ns, ctime_ns;
+  friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+};
+
+// Work that the stub does on its own address space, in one batch. Addresses are page-aligned and
+// inside the range of AddressSpace::limits(); the platform checks that and refuses with EINVAL.
+namespace order {
+struct Mmap {  // always MAP_FIXED: replaces what was there
+  uint64_t addr, length;
+  int prot;
+  bool shared;                    // MAP_SHARED, else MAP_PRIVATE
+  bool noreserve = false;
+  base::Ref<base::HostFd> file;   // null: anonymous
+  uint64_t offset = 0;
+  // Set for a private file mapping whose text may be patched.
+  bool has_identity = false;
+  FileIdentity identity{};
+};
+struct Munmap { uint64_t addr, length; };
+struct Mprotect { uint64_t addr, length; int prot; };
+struct Madvise { uint64_t addr, length; int advice; };  // MADV_DONTNEED and harmless advice alone
+struct Mremap { uint64_t old_addr, old_length, new_addr, new_length; };  // moves to new_addr exactly
+// Writes a copy of the thread's FPU state to guest memory as a signal frame holds it: the XSAVE
+// image with Linux's sw_reserved words and end marker (arch/x86/kernel/fpu/signal.c). `addr` is
+// 64-byte aligned, with fpu_frame_size() bytes.
+struct SaveFpu { uint64_t addr; };
+// Loads the FPU state from such an image, checked as Linux does; addr 0: the initial state.
+struct RestoreFpu { uint64_t addr; };
+// Stores `bytes` at `addr` in guest memory (at most 4096).
+struct Write { uint64_t addr; std::vector<std::byte> bytes; };
+// futex(FUTEX_WAKE) of `count` waiters on the shared or private word at addr.
+struct FutexWake { uint64_t addr; uint32_t count; bool is_private; };
+// Starts the host thread of a context from AddressSpace::PrepareThread; it inherits the FPU state.
+struct CloneThread { Context* thread; };
+// Forks the stub into the address space from AddressSpace::PrepareFork.
+struct Fork { AddressSpace* child; };
+}  // namespace order
+using Order = std::variant<order::Mmap, order::Munmap, order::Mprotect, order::Madvise, order::Mremap,
+                           order::SaveFpu, order::RestoreFpu, order::Write, order::FutexWake,
+                           order::CloneThread, order::Fork>;
+
+enum class ResumeMode {
+  kGuest,       // carry out the orders, then run the guest; success of the orders is not reported
+  kOrdersOnly,  // carry out the orders, then trap with kOrdersDone
+};
+
+// Told of a context's traps. OnTrap runs inside Platform::Poll on the polling thread, must be short
+// and must not call Poll; Context::trap() and regs() are valid from then until the next Resume.
+class TrapListener {
+ public:
+  virtual ~TrapListener() = default;
+  virtual void OnTrap() = 0;
+};
+
+// One guest thread. Owned by the kernel's Task. All but Interrupt: only while stopped, by one
+// thread at a time. As UserMemory it serves from what the stub copied into the mailbox first, and
+// leaves small writes there for the stub to copy out (`FlushWrites` forces them out, and a fault
+// met while the stub copies out turns into kOrderFailed with EFAULT and order_index SIZE_MAX).
+class Context : public base::UserMemory {
+ public:
+  virtual void set_listener(TrapListener* listener) = 0;
+  virtual Regs& regs() = 0;
+  virtual const Trap& trap() const = 0;
+  virtual AddressSpace& address_space() = 0;
+
+  // Lets the thread go on with regs() after the queued orders. Non-blocking; never fails: what goes
+  // wrong arrives as a trap.
+  virtual void QueueOrder(Order order) = 0;
+  virtual void Resume(ResumeMode mode) = 0;
+  // Makes a running guest trap soon (kInterrupt, or whatever it traps with first). From any thread
+  // at any time. An interrupt of a stopped context is kept: the next Resume(kGuest) traps before
+  // any guest instruction runs. Never lost, possibly delivered once more than asked.
+  virtual void Interrupt() = 0;
+  // True while the guest waits natively in futex(2) (for /proc: state S).
+  virtual bool WaitsInFutex() const = 0;
+  // Bytes of an FPU image in a signal frame on this machine.
+  virtual size_t fpu_frame_size() const = 0;
+  // CPU time of the host thread, nanoseconds (user and system).
+  virtual int64_t CpuTimeNs() const = 0;
+  // Identifies the host thread for sched_setaffinity and the like; 0 if none.
+  virtual int host_tid() const = 0;
+  // Sends small pending writes to the guest now.
+  virtual base::Status FlushWrites() = 0;
+  // Tells the thread to exit; the context must not be resumed again and may be destroyed.
+  virtual void Exit() = 0;
+  // Makes the patched and express paths of this thread publish these values without a hand-off.
+  struct Identity {
+    int32_t pid, tid, ppid;
+    uint32_t uid, euid, gid, egid;
+  };
+  virtual void Publish(const Identity& identity) = 0;
+};
+
+// What guest addresses are usable.
+struct Limits {
+  uint64_t min_address;  // lowest mappable address, vm.mmap_min_addr
+  uint64_t max_address;  // one past the highest (below the stub's region)
+  uint64_t vdso_base;    // where the vDSO ELF image stands, for AT_SYSINFO_EHDR; 0 if none
+  uint64_t sigreturn_trampoline;  // unused by amd64 libc (SA_RESTORER), kept 0
+};
+
+// One guest address space: a stub process. Thread-safe. As UserMemory it works at any time, also
+// while its threads run (process_vm_readv), and sees no writes that a Context still holds.
+// Destroying it kills the stub.
+class AddressSpace : public base::UserMemory {
+ public:
+  virtual const Limits& limits() const = 0;
+  // A stopped context for a new thread; it exists in the host once order::CloneThread is done.
+  virtual base::Result<std::unique_ptr<Context>> PrepareThread() = 0;
+  // An address space for a fork of this one, empty until order::Fork is done by a thread of this.
+  virtual base::Result<std::unique_ptr<AddressSpace>> PrepareFork() = 0;
+  // The first context (the caller takes it; once): after NewAddressSpace at once, after PrepareFork
+  // when order::Fork is done.
+  virtual std::unique_ptr<Context> TakeMainContext() = 0;
+  // Reads even what is not readable for the guest and writes private copies of read-only pages,
+  // for ptrace(2) and /proc/PID/mem.
+  virtual base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) = 0;
+  virtual base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) = 0;
+  // The host's view of this address space's resident pages in bytes.
+  virtual int64_t ResidentBytes() const = 0;
+  virtual int host_pid() const = 0;
+};
+
+struct Options {
+  bool strict = false;        // memory calls and clone validated by user notification
+  bool patch = true;          // patch system call sites
+  int64_t spin_ns = -1;       // -1: learned; 0: never spin
+  int pool_size = 2;          // stubs kept ready
+};
+
+class Platform {
+ public:
+  virtual ~Platform() = default;
+  virtual const char* name() const = 0;
+  // A fresh, empty address space (from the pool), with its stopped main context.
+  virtual base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() = 0;
+
+  // Calls OnTrap for each context that has handed off since; returns how many. One thread at a
+  // time polls (the scheduler sees to it). Costs nanoseconds when nothing has happened.
+  virtual size_t Poll() = 0;
+  // True if it is worth to go on polling rather than to call Wait (guest threads run, cores free).
+  virtual bool ShouldSpin() = 0;
+  // Blocks the polling thread until a context hands off, Wake is called, or CLOCK_MONOTONIC reaches
+  // deadline_ns (INT64_MAX: none).
+  virtual void Wait(int64_t deadline_ns) = 0;
+  // Ends a Wait that is under way or about to begin. Any thread.
+  virtual void Wake() = 0;
+};
+
+// Starts the zygote (from the embedded image) and makes the systrap platform. Called once, before
+// the sentry confines itself. Errors: what the host refused, with a line in `why`.
+base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, std::string* why);
+
+}  // namespace platform
