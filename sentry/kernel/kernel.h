@@ -1,0 +1,143 @@
+// Kernel: everything of one sandbox.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/auth/credentials.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/kernel/namespaces.h"
+#include "sentry/kernel/task.h"
+#include "sentry/kernel/thread_group.h"
+
+namespace platform {
+class Platform;
+}  // namespace platform
+
+namespace sentry {
+
+class Vfs;
+
+inline constexpr int kMaxSyscall = 512;
+
+// Lives as long as the sentry. Thread-safe.
+class Kernel {
+ public:
+  struct Options {
+    int64_t pids_limit = 0;      // 0: none
+    uint64_t memory_limit = 0;   // bytes, 0: the host's memory
+    double cpu_limit = 0;        // processors, 0: the host's
+  };
+  // Answers one system call; installed by sentry/syscalls.
+  using Dispatch = base::Result<uint64_t> (*)(Task& t, int nr);
+
+  Kernel(std::unique_ptr<platform::Platform> platform, const Options& options);
+  ~Kernel();
+  // The one kernel of this process; set by the constructor.
+  static Kernel& Get();
+
+  platform::Platform& platform() { return *platform_; }
+  Vfs& vfs() { return *vfs_; }
+  const Options& options() const { return options_; }
+  void set_dispatch(Dispatch dispatch) { dispatch_ = dispatch; }
+  Dispatch dispatch() const { return dispatch_; }
+
+  // --- root namespaces ---
+  const base::Ref<UserNamespace>& root_user_ns() const { return root_user_ns_; }
+  const base::Ref<PidNamespace>& root_pid_ns() const { return root_pid_ns_; }
+  const base::Ref<UtsNamespace>& root_uts_ns() const { return root_uts_ns_; }
+  const base::Ref<IpcNamespace>& root_ipc_ns() const { return root_ipc_ns_; }
+  const base::Ref<NetNamespace>& root_net_ns() const { return root_net_ns_; }
+  const base::Ref<CgroupNamespace>& root_cgroup_ns() const { return root_cgroup_ns_; }
+
+  // --- tasks ---
+  // The tree of processes, groups and sessions, and what Pids point to (Linux: tasklist_lock).
+  // First in the order; never held across a park.
+  absl::Mutex& task_mutex() ABSL_LOCK_RETURNED(task_mutex_) { return task_mutex_; }
+  // By number in `ns`; null if there is none. A zombie leader is found too.
+  base::Ref<Task> FindTask(const PidNamespace& ns, int tid);
+  base::Ref<ThreadGroup> FindThreadGroup(const PidNamespace& ns, int pid);
+  base::Ref<ProcessGroup> FindProcessGroup(const PidNamespace& ns, int pgid);
+  // All that are visible in `ns`, by number; zombies that are not yet reaped included.
+  std::vector<base::Ref<ThreadGroup>> ThreadGroups(const PidNamespace& ns);
+  std::vector<base::Ref<Task>> Tasks(const PidNamespace& ns);
+  int task_count() const { return task_count_.load(std::memory_order_relaxed); }
+  // Sends to each member; false if there was none. The sender's permission is the caller's matter.
+  bool SignalProcessGroup(ProcessGroup& pgrp, const siginfo_t& info);
+
+  // A process that is a child of nobody in the sandbox: the container's init, or of `runsc exec`.
+  struct NewProcess {
+    base::Ref<Credentials> creds;
+    base::Ref<FsContext> fs;
+    base::Ref<FdTable> fds;
+    base::Ref<MountNamespace> mount_ns;
+    std::string path;                       // of the executable, looked up already
+    std::vector<std::string> argv, envp;
+    std::vector<std::pair<int, Rlimits::Limit>> rlimits;
+    bool no_new_privs = false;
+    int oom_score_adj = 0;
+    base::Ref<Tty> tty;                     // controlling terminal, or null
+    uint32_t personality = 0;
+  };
+  // Makes it, loaded and stopped before its first instruction. Must run on a fiber (the loader
+  // parks). The first one made is the root PID namespace's init.
+  base::Result<base::Ref<ThreadGroup>> CreateProcess(NewProcess process);
+  // Lets it run.
+  void StartProcess(ThreadGroup& process);
+  // Calls `done(status)` once when the group has ended: now, or from a fiber later.
+  void OnExit(ThreadGroup& process, std::function<void(int status)> done);
+
+  // --- clocks (nanoseconds) ---
+  int64_t MonotonicNs() const;
+  int64_t RealtimeNs() const;
+  int64_t boot_monotonic_ns() const { return boot_monotonic_ns_; }  // when the sandbox started
+  int64_t boot_realtime_ns() const { return boot_realtime_ns_; }
+  int cpu_count() const { return cpu_count_; }
+  uint64_t total_memory() const { return total_memory_; }
+
+  // --- counters ---
+  std::array<std::atomic<uint64_t>, kMaxSyscall> syscall_counts{};
+  std::atomic<uint64_t> forks{0};            // processes and threads made, for /proc/stat
+  std::atomic<uint64_t> context_switches{0};
+  std::atomic<uint64_t> faults{0};
+
+  // --strace: where lines go; null if off (sentry/trace).
+  std::atomic<bool> strace{false};
+
+ private:
+  friend class Task;
+  friend class ThreadGroup;
+  friend class CloneCode;
+  friend class ExitCode;
+  friend class ExecCode;
+  struct ExitWatch {
+    ThreadGroup* group;
+    std::function<void(int)> done;
+  };
+
+  const std::unique_ptr<platform::Platform> platform_;
+  const Options options_;
+  std::unique_ptr<Vfs> vfs_;
+  Dispatch dispatch_ = nullptr;
+  const base::Ref<UserNamespace> root_user_ns_;
+  const base::Ref<PidNamespace> root_pid_ns_;
+  const base::Ref<UtsNamespace> root_uts_ns_;
+  const base::Ref<IpcNamespace> root_ipc_ns_;
+  const base::Ref<NetNamespace> root_net_ns_;
+  const base::Ref<CgroupNamespace> root_cgroup_ns_;
+  absl::Mutex task_mutex_;
+  std::vector<ExitWatch> exit_watches_ ABSL_GUARDED_BY(task_mutex_);
+  std::atomic<int> task_count_{0};
+  int64_t boot_monotonic_ns_ = 0, boot_realtime_ns_ = 0;
+  int cpu_count_ = 1;
+  uint64_t total_memory_ = 0;
+};
+
+}  // namespace sentry
