@@ -1,0 +1,229 @@
+#include "sentry/boot/boot.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "platform/platform.h"
+#include "sentry/boot/boot_fds.h"
+#include "sentry/boot/boot_spec_json.h"
+#include "sentry/control/protocol.h"
+#include "sentry/control/server.h"
+
+namespace sentry {
+
+using base::Result;
+using base::Status;
+using base::UniqueFd;
+
+namespace {
+
+// Reports to the runsc that started us. It may be gone: then nobody needs the report.
+void Report(int sync, const std::string& text) {
+  (void)send(sync, text.data(), text.size(), MSG_NOSIGNAL);
+}
+
+void Log(const std::string& line) {
+  std::string text = "sentry: " + line + "\n";
+  [[maybe_unused]] ssize_t n = write(STDERR_FILENO, text.data(), text.size());
+}
+
+// The host terminal's signals are meant for the guest: they are read from a signalfd. SIGPIPE is
+// the guest's affair, decided by EPIPE.
+bool SetUpSignals(UniqueFd* signals, std::string* why) {
+  struct sigaction ignore{};
+  ignore.sa_handler = SIG_IGN;
+  sigset_t set;
+  sigemptyset(&set);
+  for (int signo : {SIGWINCH, SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU}) {
+    sigaddset(&set, signo);
+  }
+  if (sigaction(SIGPIPE, &ignore, nullptr) != 0 || sigaction(SIGXFSZ, &ignore, nullptr) != 0 ||
+      sigprocmask(SIG_SETMASK, &set, nullptr) != 0) {
+    *why = std::string("signals: ") + strerror(errno);
+    return false;
+  }
+  signals->reset(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!signals->valid()) *why = std::string("signals: signalfd: ") + strerror(errno);
+  return signals->valid();
+}
+
+// Lets libraries look up once what they could not after confinement (Abseil reads the clock's
+// frequency and the number of processors from /sys).
+void WarmUp() {
+  absl::Now();
+  absl::Mutex mutex;
+  absl::MutexLock lock(&mutex);
+}
+
+bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& hooks,
+             std::unique_ptr<platform::Platform>* platform, std::string* why) {
+  if (!PrepareMounts(why)) return false;
+  // The console sends SIGWINCH to the processes of the session that it controls, which is ours.
+  if (spec.process.terminal && ioctl(kBootFirstFile, TIOCSCTTY, 0) != 0) {
+    *why = std::string("console: TIOCSCTTY: ") + strerror(errno);
+    return false;
+  }
+  // The stubs are made by the platform and share namespaces and limits with the sentry.
+  if (!LimitResources(why)) return false;
+  auto made = hooks.create_platform(spec, why);
+  if (!made.ok()) {
+    *why = "platform: " + (why->empty() ? strerror(made.error().code()) : *why);
+    return false;
+  }
+  *platform = std::move(*made);
+  WarmUp();
+  return EnterEmptyRoot(why) && DropCapabilities(why) &&
+         InstallFilter(hooks.platform_host_calls, options.have_log, why);
+}
+
+SandboxFds TakeFds(const BootOptions& options) {
+  SandboxFds fds;
+  for (int i = 0; i < options.file_count; ++i) fds.process.files.emplace_back(kBootFirstFile + i);
+  fds.gofer.reset(kBootGoferFd);
+  if (options.have_log) fds.log.reset(fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));
+  return fds;
+}
+
+// The descriptors arrive without close-on-exec, since they had to survive the exec.
+void SetCloseOnExec(const BootOptions& options) {
+  for (int fd = kBootSpecFd; fd < kBootFirstFile + options.file_count; ++fd) {
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+  }
+}
+
+// Runs the main loop around a created sandbox.
+class Loop {
+ public:
+  Loop(Sandbox* sandbox, UniqueFd sync, UniqueFd signals, UniqueFd gofer)
+      : sandbox_(sandbox),
+        sync_(std::move(sync)),
+        signals_(std::move(signals)),
+        gofer_(std::move(gofer)),
+        // The socket's directory is closed to all but root; a peer inside this PID namespace (a
+        // stub) would be seen with its pid.
+        server_(sandbox, UniqueFd(kBootControlFd), [](const ucred& peer) { return peer.pid == 0; }) {
+  }
+
+  int Run() {
+    Status status = server_.Init();
+    if (status.ok()) status = server_.Watch(sync_.get(), EPOLLIN, [this](uint32_t) { OnSync(); });
+    if (status.ok()) {
+      status = server_.Watch(signals_.get(), EPOLLIN, [this](uint32_t) { OnSignal(); });
+    }
+    if (status.ok()) status = server_.Watch(gofer_.get(), 0, [this](uint32_t) { OnGoferEnd(); });
+    if (status.ok()) {
+      status = sandbox_->Wait(Sandbox::kInit, [this](int wait_status) {
+        server_.Post([this, wait_status] { OnInitEnd(wait_status); });
+      });
+    }
+    if (!status.ok()) {
+      Report(sync_.get(), std::string("error main loop: ") + strerror(status.error().code()));
+      return EXIT_FAILURE;
+    }
+    Report(sync_.get(), "ready");
+    int code = server_.Run();
+    if (!gofer_ended_) sandbox_->Destroy();
+    return code;
+  }
+
+ private:
+  void OnSync() {
+    char text[16];
+    ssize_t n = recv(sync_.get(), text, sizeof(text), MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    server_.Unwatch(sync_.get());
+    if (n == 6 && memcmp(text, "commit", 6) == 0) {
+      sync_.reset();
+      return;
+    }
+    Log("the runsc that was starting this container has gone");
+    OnInitEnd(SIGKILL);
+  }
+
+  void OnSignal() {
+    signalfd_siginfo info;
+    while (read(signals_.get(), &info, sizeof(info)) == sizeof(info)) {
+      // The rest are the terminal's too, but its line discipline is the guest's: the file that
+      // reads the terminal sees the characters and the hang-up.
+      if (info.ssi_signo == SIGWINCH) (void)sandbox_->SetWindowSize(Sandbox::kInit, 0, 0);
+    }
+  }
+
+  void OnGoferEnd() {
+    server_.Unwatch(gofer_.get());
+    gofer_ended_ = true;
+    Log("the gofer has gone");
+    OnInitEnd(SIGKILL);
+  }
+
+  void OnInitEnd(int wait_status) {
+    if (ended_) return;
+    ended_ = true;
+    server_.SetInitStatus(wait_status);
+    std::string digits = std::to_string(wait_status);
+    if (pwrite(kBootExitFd, digits.data(), digits.size(), 0) < 0) Log("cannot store the status");
+    server_.Quit(WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status));
+  }
+
+  Sandbox* const sandbox_;
+  UniqueFd sync_, signals_, gofer_;
+  ControlServer server_;
+  bool ended_ = false;
+  bool gofer_ended_ = false;
+};
+
+}  // namespace
+
+int RunSentry(const BootOptions& options, const BootHooks& hooks) {
+  UniqueFd sync(kBootSyncFd);
+  auto fail = [&](const std::string& why) {
+    Report(sync.get(), "error " + why);
+    return EXIT_FAILURE;
+  };
+  std::string why;
+  prctl(PR_SET_NAME, "runsc-sentry");
+  SetCloseOnExec(options);
+  UniqueFd spec_file(kBootSpecFd);
+  Result<std::string> text = ReadSealedFile(spec_file.get(), kMaxSpecBytes);
+  if (!text.ok()) return fail(std::string("boot specification: ") + strerror(text.error().code()));
+  Result<BootSpec> spec = DecodeBootSpec(*text, &why);
+  if (!spec.ok()) return fail("boot specification: " + why);
+  spec_file.reset();
+
+  UniqueFd signals;
+  if (!CloseFrom(kBootFirstFile + options.file_count, &why) || !SetUpSignals(&signals, &why)) {
+    return fail("cannot confine the sentry: " + why);
+  }
+  std::unique_ptr<platform::Platform> platform;
+  if (!Confine(options, *spec, hooks, &platform, &why)) {
+    return fail("cannot confine the sentry: " + why);
+  }
+
+  SandboxFds fds = TakeFds(options);
+  UniqueFd gofer(fcntl(fds.gofer.get(), F_DUPFD_CLOEXEC, 0));
+  auto sandbox = hooks.create_sandbox(*spec, std::move(fds), std::move(platform), &why);
+  if (!sandbox.ok()) {
+    if (why.empty()) why = strerror(sandbox.error().code());
+    return fail("unable to start container process: " + why);
+  }
+  Loop loop(sandbox->get(), std::move(sync), std::move(signals), std::move(gofer));
+  int code = loop.Run();
+  // Threads of the kernel may still use it; the process ends now.
+  (void)sandbox->release();
+  return code;
+}
+
+}  // namespace sentry

@@ -1,0 +1,144 @@
+#include "sentry/boot/confine.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <seccomp.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "sentry/boot/host_calls.h"
+
+namespace sentry {
+namespace {
+
+constexpr rlim_t kMaxHostTasks = 32768;
+
+bool Fail(std::string* why, const char* step) {
+  *why = std::string(step) + ": " + strerror(errno);
+  return false;
+}
+
+// Decimal digits of `n` at the end of `buffer`; async-signal-safe.
+const char* Digits(long n, char* end) {
+  *--end = '\0';
+  do {
+    *--end = static_cast<char>('0' + n % 10);
+    n /= 10;
+  } while (n > 0);
+  return end;
+}
+
+void OnRefusedCall(int, siginfo_t* info, void*) {
+  char buffer[24];
+  const char* digits = Digits(info->si_syscall, buffer + sizeof(buffer));
+  const char prefix[] = "sentry: refused host call ";
+  [[maybe_unused]] ssize_t n = write(STDERR_FILENO, prefix, sizeof(prefix) - 1);
+  n = write(STDERR_FILENO, digits, strlen(digits));
+  n = write(STDERR_FILENO, "\n", 1);
+  _exit(128 + SIGSYS);
+}
+
+}  // namespace
+
+bool PrepareMounts(std::string* why) {
+  if (getpid() != 1) {
+    *why = "PID namespace: the sentry is not its first process";
+    return false;
+  }
+  if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
+    return Fail(why, "mount namespace: make the mounts private");
+  }
+  // Refused where the host hides parts of its own /proc; what needs it finds out.
+  (void)mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr);
+  return true;
+}
+
+bool EnterEmptyRoot(std::string* why) {
+  constexpr unsigned long kFlags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  if (mount("runsc-root", "/proc", "tmpfs", kFlags, "size=4k,nr_inodes=2,mode=555") != 0) {
+    return Fail(why, "empty root: mount a tmpfs");
+  }
+  if (chdir("/proc") != 0) return Fail(why, "empty root: chdir");
+  if (syscall(SYS_pivot_root, ".", ".") != 0) return Fail(why, "empty root: pivot_root");
+  if (umount2(".", MNT_DETACH) != 0) return Fail(why, "empty root: unmount the old root");
+  if (chdir("/") != 0) return Fail(why, "empty root: chdir to /");
+  if (mount(nullptr, "/", nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | kFlags, nullptr) != 0) {
+    return Fail(why, "empty root: make it read-only");
+  }
+  return true;
+}
+
+bool LimitResources(std::string* why) {
+  rlimit limit{0, 0};
+  if (setrlimit(RLIMIT_CORE, &limit) != 0) return Fail(why, "resource limits: RLIMIT_CORE");
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NOFILE");
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NOFILE");
+  if (getrlimit(RLIMIT_NPROC, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NPROC");
+  limit.rlim_max = std::min(limit.rlim_max, kMaxHostTasks);
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NPROC, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NPROC");
+  return true;
+}
+
+bool CloseFrom(int first, std::string* why) {
+  if (syscall(SYS_close_range, first, ~0U, 0) != 0) return Fail(why, "descriptors: close_range");
+  return true;
+}
+
+bool DropCapabilities(std::string* why) {
+  // With these bits, locked, user id 0 means nothing to exec or to changes of id.
+  constexpr unsigned long kBits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP |
+                                  SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED |
+                                  SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+  if (prctl(PR_SET_SECUREBITS, kBits, 0, 0, 0) != 0) return Fail(why, "capabilities: securebits");
+  for (unsigned long cap = 0; cap < 64; ++cap) {
+    if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) != 0 && errno != EINVAL) {
+      return Fail(why, "capabilities: bounding set");
+    }
+  }
+  if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0) {
+    return Fail(why, "capabilities: ambient set");
+  }
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2] = {};
+  if (syscall(SYS_capset, &header, data) != 0) return Fail(why, "capabilities: capset");
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return Fail(why, "no_new_privs");
+  if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) return Fail(why, "dumpable");
+  return true;
+}
+
+bool InstallFilter(const FilterContribution& contribution, bool diagnose, std::string* why) {
+  if (diagnose) {
+    struct sigaction action{};
+    action.sa_sigaction = OnRefusedCall;
+    action.sa_flags = SA_SIGINFO;
+    if (sigaction(SIGSYS, &action, nullptr) != 0) return Fail(why, "system call filter: sigaction");
+  }
+  auto fail = [&](const char* step, int rc) {
+    errno = -rc;
+    return Fail(why, step);
+  };
+  scmp_filter_ctx filter = seccomp_init(diagnose ? SCMP_ACT_TRAP : SCMP_ACT_KILL_PROCESS);
+  if (filter == nullptr) return fail("system call filter: seccomp_init", -ENOMEM);
+  int rc = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+  // A tree of the numbers instead of a list: the common calls pay a few comparisons, not a hundred.
+  if (rc == 0) rc = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+  if (rc == 0) rc = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+  if (rc == 0) rc = AllowSentryHostCalls(filter);
+  if (rc == 0 && contribution) rc = contribution(filter);
+  if (rc == 0) rc = seccomp_load(filter);
+  seccomp_release(filter);
+  if (rc != 0) return fail("system call filter", rc);
+  return true;
+}
+
+}  // namespace sentry
