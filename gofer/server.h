@@ -27,6 +27,10 @@ struct GoferConfig {
   base::UniqueFd connection;  // one end of a SOCK_SEQPACKET socket pair; the sentry has the other
   base::UniqueFd log;         // where fatal messages go; may be invalid: standard error
   uint32_t threads = 4;       // how many requests are served at once
+  // Keep no capability at all. Otherwise those that let it act on the container's files for any of
+  // the container's users: chown, dac_override, dac_read_search, fowner, fsetid (in the gofer's own
+  // user namespace alone).
+  bool rootless = false;
   // Leaves the process as it is (no new root, capabilities and filter kept). For tests alone.
   bool unconfined = false;
 };

@@ -1,0 +1,70 @@
+#include <fcntl.h>
+#include <malloc.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "absl/base/internal/sysinfo.h"
+#include "gofer/confine.h"
+#include "gofer/server.h"
+
+namespace gofer {
+namespace {
+
+// Descriptors beside handles: one per thread and request for data, one for its reply, and our own.
+constexpr rlim_t kSpareDescriptors = 64;
+constexpr uint32_t kMaxHandles = 256 * 1024;
+
+base::Status Run(GoferConfig config, const char** step) {
+  base::UniqueFd proc;
+  if (config.unconfined) {
+    *step = "open /proc/self/fd";
+    proc.reset(open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!proc.valid() || fchdir(proc.get()) != 0) return base::LastError();
+  } else {
+    TRY(LimitProcess(config, step));
+    proc = TRY(CloneMounts(config, step));
+    TRY(EnterEmptyRoot(proc.get(), step));
+    TRY(DropCapabilities(config.rootless, step));
+  }
+  rlimit files;
+  *step = "read limits";
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return base::LastError();
+  const rlim_t used = kSpareDescriptors + config.mounts.size() + 2 * config.threads;
+  if (files.rlim_cur <= used) return base::Error(EMFILE);
+
+  FilterFds fds = {config.connection.get(), proc.get(), 2, false};
+  for (const MountConfig& mount : config.mounts) fds.connect |= mount.allow_connect;
+  // What the C library and Abseil would ask the host for at a later time is asked now: the number
+  // of processors, by malloc for its arenas (one does for us) and by absl::Mutex when contended.
+  mallopt(M_ARENA_MAX, 1);
+  absl::base_internal::NumCPUs();
+
+  *step = "start threads";
+  Server server({.mounts = std::move(config.mounts),
+                 .connection = std::move(config.connection),
+                 .proc_fd = proc.get(),
+                 .threads = config.threads,
+                 .max_handles = static_cast<uint32_t>(
+                     std::min<rlim_t>(files.rlim_cur - used, kMaxHandles))});
+  server.Start();
+  if (!config.unconfined) TRY(InstallFilter(fds, step));
+  server.Release();
+  server.Join();
+  return base::Ok();
+}
+
+}  // namespace
+
+int RunGofer(GoferConfig config, std::string* error) {
+  const char* step = "";
+  const base::Status status = Run(std::move(config), &step);
+  if (status.ok()) return 0;
+  *error = std::string("gofer: cannot ") + step + ": " + strerror(status.error().code());
+  dprintf(2, "%s\n", error->c_str());
+  return 1;
+}
+
+}  // namespace gofer

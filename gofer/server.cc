@@ -1,0 +1,146 @@
+#include "gofer/server.h"
+
+#include <sys/socket.h>
+
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "gofer/session.h"
+
+namespace gofer {
+namespace {
+
+using Handler = base::Status (*)(Session&, Reader, ReplyBuilder);
+constexpr Handler kHandlers[] = {
+    nullptr,      DoHello,    DoAttach,    DoWalk,        DoStatAt,    DoGetAttr,  DoSetAttr,
+    DoOpen,       DoCreate,   DoMkdir,     DoMknod,       DoSymlink,   DoLink,     DoUnlink,
+    DoRename,     DoReadlink, DoReadDir,   DoStatFs,      DoGetXattr,  DoSetXattr, DoListXattr,
+    DoRemoveXattr, DoFsync,   DoConnect,   DoForget,
+};
+static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
+
+}  // namespace
+
+struct Server::Impl {
+  explicit Impl(Options o)
+      : connection(std::move(o.connection)), threads(o.threads), session(o.proc_fd, o.max_handles) {
+    for (MountConfig& mount : o.mounts) {
+      auto attr = StatFd(mount.fd.get());
+      // A mount whose root cannot be looked at keeps its number and answers every request ENOTDIR.
+      const mode_t type = attr.ok() ? attr->mode & S_IFMT : 0;
+      session.mounts.push_back(
+          {base::MakeRef<FsNode>(std::move(mount.fd), static_cast<uint32_t>(session.mounts.size()),
+                                 type),
+           mount.readonly, mount.allow_connect});
+    }
+  }
+
+  std::string Handle(std::string_view packet, base::UniqueFd* fd);
+  void Serve();
+  bool Send(const std::string& reply, int fd);
+
+  const base::UniqueFd connection;
+  const uint32_t threads;
+  Session session;
+  absl::Notification released;
+  std::vector<std::thread> pool;
+};
+
+std::string Server::Impl::Handle(std::string_view packet, base::UniqueFd* fd) {
+  RequestHeader header;
+  Reader in(packet);
+  if (!in.Read(&header) || header.length != packet.size() || header.reserved != 0) return "";
+  const auto op = static_cast<uint16_t>(header.op);
+  if (op == 0 || op > static_cast<uint16_t>(Op::kMax)) return "";
+  std::string out(sizeof(ReplyHeader), '\0');
+  base::Status status;
+  if (header.op != Op::kHello && !session.greeted.load(std::memory_order_acquire)) {
+    status = base::Error(EPROTO);
+  } else {
+    status = kHandlers[op](session, in, ReplyBuilder{&out, fd});
+  }
+  ReplyHeader reply = {};
+  if (!status.ok()) {
+    out.resize(sizeof(ReplyHeader));
+    fd->reset();
+    reply.error = static_cast<uint32_t>(status.error().code());
+  }
+  reply.length = static_cast<uint32_t>(out.size());
+  reply.op = header.op;
+  reply.fds = fd->valid() ? 1 : 0;
+  reply.id = header.id;
+  memcpy(out.data(), &reply, sizeof(reply));
+  return out;
+}
+
+bool Server::Impl::Send(const std::string& reply, int fd) {
+  iovec iov = {const_cast<char*>(reply.data()), reply.size()};
+  msghdr msg = {};
+  msg.msg_iov = &iov;
+  msg.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (fd >= 0) {
+    msg.msg_control = control;
+    msg.msg_controllen = sizeof(control);
+    cmsghdr* c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof(int));
+  }
+  for (;;) {
+    if (sendmsg(connection.get(), &msg, MSG_NOSIGNAL) >= 0) return true;
+    // ETOOMANYREFS: more descriptors in flight than the limit; the sentry will take some.
+    if (errno != EINTR) return false;
+  }
+}
+
+// Several threads receive from the one socket: a packet goes to exactly one of them, so that a slow
+// request holds up one thread and not the connection.
+void Server::Impl::Serve() {
+  released.WaitForNotification();
+  const auto buffer = std::make_unique_for_overwrite<char[]>(kMaxMessage);
+  for (;;) {
+    iovec iov = {buffer.get(), kMaxMessage};
+    msghdr msg = {};  // no room for control data: descriptors that the sentry sends are dropped
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    const ssize_t n = recvmsg(connection.get(), &msg, 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0 || (msg.msg_flags & MSG_TRUNC) != 0) break;
+    base::UniqueFd fd;
+    const std::string reply = Handle(std::string_view(buffer.get(), static_cast<size_t>(n)), &fd);
+    if (reply.empty() || !Send(reply, fd.get())) break;
+  }
+  // Ends the other threads and tells the peer.
+  shutdown(connection.get(), SHUT_RDWR);
+}
+
+Server::Server(Options options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+
+Server::~Server() {
+  if (!impl_->pool.empty()) {
+    if (!impl_->released.HasBeenNotified()) impl_->released.Notify();
+    shutdown(impl_->connection.get(), SHUT_RDWR);
+    Join();
+  }
+}
+
+void Server::Start() {
+  for (uint32_t i = 0; i < impl_->threads; ++i) {
+    impl_->pool.emplace_back([impl = impl_.get()] { impl->Serve(); });
+  }
+}
+
+void Server::Release() { impl_->released.Notify(); }
+
+void Server::Join() {
+  for (std::thread& t : impl_->pool) t.join();
+  impl_->pool.clear();
+}
+
+std::string Server::HandlePacket(std::string_view packet, base::UniqueFd* fd) {
+  return impl_->Handle(packet, fd);
+}
+
+}  // namespace gofer
