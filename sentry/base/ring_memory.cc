@@ -1,0 +1,70 @@
+#include "sentry/base/ring_memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+namespace base {
+namespace {
+
+// Larger rings are rare and would hold much memory in the pool.
+constexpr size_t kMaxPooledSize = 512 * 1024 + 4096;
+constexpr size_t kMaxPooled = 32;
+
+struct Pooled {
+  Ref<HostFd> file;
+  std::byte* data;
+  size_t size;
+};
+
+struct Pool {
+  absl::Mutex mutex;
+  std::vector<Pooled> entries ABSL_GUARDED_BY(mutex);
+};
+
+Pool& ThePool() {
+  static Pool* pool = new Pool;
+  return *pool;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RingMemory>> RingMemory::New(size_t size) {
+  {
+    Pool& pool = ThePool();
+    absl::MutexLock lock(&pool.mutex);
+    for (size_t i = pool.entries.size(); i-- > 0;) {
+      if (pool.entries[i].size != size) continue;
+      Pooled p = std::move(pool.entries[i]);
+      pool.entries.erase(pool.entries.begin() + static_cast<ptrdiff_t>(i));
+      return std::unique_ptr<RingMemory>(new RingMemory(std::move(p.file), p.data, p.size));
+    }
+  }
+  int fd = memfd_create("ring", MFD_CLOEXEC);
+  if (fd < 0) return LastError();
+  auto file = MakeRef<HostFd>(fd);
+  if (ftruncate(fd, static_cast<off_t>(size)) != 0) return LastError();
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) return LastError();
+  return std::unique_ptr<RingMemory>(
+      new RingMemory(std::move(file), static_cast<std::byte*>(data), size));
+}
+
+RingMemory::~RingMemory() {
+  if (size_ <= kMaxPooledSize) {
+    Pool& pool = ThePool();
+    absl::MutexLock lock(&pool.mutex);
+    if (pool.entries.size() < kMaxPooled) {
+      pool.entries.push_back({std::move(file_), data_, size_});
+      return;
+    }
+  }
+  munmap(data_, size_);
+}
+
+}  // namespace base

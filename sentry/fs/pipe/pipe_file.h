@@ -1,0 +1,50 @@
+// Descriptions of the ends of pipes and FIFOs, and what system calls do with them.
+#pragma once
+
+#include <utility>
+
+#include "sentry/base/result.h"
+#include "sentry/fs/pipe/pipe.h"
+#include "sentry/vfs/file_description.h"
+#include "sentry/vfs/inode.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+
+class PipeFile : public FileDescription {
+ public:
+  // Takes over the ends that Pipe::Open has counted, by the access mode in `flags`.
+  PipeFile(Path path, uint32_t flags, base::Ref<Pipe> pipe, uint32_t writers_seen);
+
+  Pipe& pipe() const { return *pipe_; }
+  // The pipe of a description, or null if it is none.
+  static PipeFile* From(FileDescription& file) { return dynamic_cast<PipeFile*>(&file); }
+
+  base::Result<size_t> Read(IoDest& dst, bool nonblock) override;
+  // Sends SIGPIPE to the current task with EPIPE.
+  base::Result<size_t> Write(IoSource& src, bool nonblock) override;
+  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
+  uint32_t Readiness() override;
+  fiber::WaitQueue* wait_queue() override { return &pipe_->wait_queue(); }
+  std::string Describe() const override;
+
+ private:
+  ~PipeFile() override;
+  bool packet() const;
+
+  const base::Ref<Pipe> pipe_;
+  const uint32_t writers_seen_;
+};
+
+// pipe2(2): the reading and the writing end. flags: O_NONBLOCK, O_DIRECT.
+base::Result<std::pair<base::Ref<FileDescription>, base::Ref<FileDescription>>> NewPipe(
+    Vfs& vfs, const Credentials& creds, uint32_t flags);
+
+// F_GETPIPE_SZ and F_SETPIPE_SZ of fcntl(2); EBADF for what is no pipe. `privileged`:
+// CAP_SYS_RESOURCE.
+base::Result<uint64_t> PipeFcntl(FileDescription& file, int cmd, uint64_t arg, bool privileged);
+
+// Lets the VFS open FIFOs.
+void RegisterFifos(Vfs& vfs);
+
+}  // namespace sentry
