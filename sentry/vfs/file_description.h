@@ -1,6 +1,7 @@
 // FileDescription: an open file (Linux: struct file).
 #pragma once
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 
 #include <atomic>
@@ -10,12 +11,16 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/base/user_memory.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/wait_queue.h"
+#include "sentry/vfs/dentry.h"
+#include "sentry/vfs/mount.h"
 #include "sentry/vfs/types.h"
 
 namespace sentry {
@@ -54,11 +59,22 @@ class FileDescription : public base::RefCounted {
   const Path& path() const { return path_; }
   Inode* inode() const;  // null only for descriptions without a path
   uint32_t flags() const { return flags_.load(std::memory_order_relaxed); }
-  bool nonblock() const { return (flags() & O_NONBLOCK_) != 0; }
+  bool nonblock() const { return (flags() & O_NONBLOCK) != 0; }
+  // Opened with O_PATH: every operation on it but those on its path is EBADF.
+  bool is_path() const { return path_only_; }
   bool readable() const { return readable_; }
   bool writable() const { return writable_; }
-  // F_SETFL: changes O_APPEND, O_NONBLOCK, O_ASYNC, O_DIRECT, O_NOATIME. EINVAL/EPERM as Linux.
+  // F_SETFL: changes O_APPEND, O_NONBLOCK, O_ASYNC, O_DIRECT, O_NOATIME and leaves other bits.
+  // EINVAL as Linux; the caller has checked who may set O_NOATIME.
   virtual base::Status SetStatusFlags(uint32_t flags);
+  // F_SETOWN, F_SETOWN_EX, F_SETSIG: kept, and read back.
+  struct AsyncOwner {
+    int type = 0;   // F_OWNER_TID, F_OWNER_PID, F_OWNER_PGRP
+    int id = 0;     // in the root PID namespace; 0: none
+    int signo = 0;  // 0: SIGIO
+  };
+  AsyncOwner async_owner() const;
+  void set_async_owner(const AsyncOwner& owner);
 
   // --- data. The generic layer has checked readable()/writable(), lengths and offsets. ---
   // At the file position (locked and advanced by the generic helpers of seekable files).
@@ -79,9 +95,19 @@ class FileDescription : public base::RefCounted {
   virtual base::Status SetAttr(const AttrChange& change);
 
   // --- readiness: EPOLL* bits that are true now, and the queue that is woken when one comes. ---
+  // Default: EPOLLIN, EPOLLOUT with their RDNORM and WRNORM forms, as files without poll.
   virtual uint32_t Readiness();
+  // False: epoll_ctl(EPOLL_CTL_ADD) fails with EPERM (regular files and directories).
+  virtual bool CanPoll() const { return true; }
   // Null: readiness never changes. The queue lives as long as this.
   virtual fiber::WaitQueue* wait_queue();
+
+  // F_GETPIPE_SZ, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS and whatever else a kind of file answers;
+  // EINVAL.
+  virtual base::Result<uint64_t> Fcntl(int cmd, uint64_t arg);
+
+  // The VFS took write access to the inode for it (ETXTBSY), to be dropped at the end.
+  void set_holds_write_access() { holds_write_access_ = true; }
 
   // The last descriptor of one table went (flush); errors are close(2)'s.
   virtual base::Status OnClose() { return base::Ok(); }
@@ -90,31 +116,56 @@ class FileDescription : public base::RefCounted {
   // Further lines of /proc/PID/fdinfo/N.
   virtual std::string FdInfo() const { return ""; }
 
+  // Epoll instances hold no reference to the files they watch; they are told when the last one goes,
+  // before anything of the description is torn down (Linux: eventpoll_release).
+  using ReleaseHook = void (*)(FileDescription&);
+  void WatchRelease(ReleaseHook hook) { release_hook_.store(hook, std::memory_order_release); }
+
  protected:
+  void OnZeroRefs() override {
+    if (ReleaseHook hook = release_hook_.load(std::memory_order_acquire)) hook(*this);
+    delete this;
+  }
   ~FileDescription() override;  // releases write access and locks of the description
   // For seekable files: the position and its lock (Linux: f_pos_lock).
   fiber::Mutex pos_mutex_;
   uint64_t pos_ = 0;
 
  private:
-  static constexpr uint32_t O_NONBLOCK_ = 04000;
   const Path path_;
   std::atomic<uint32_t> flags_;
+  std::atomic<ReleaseHook> release_hook_{nullptr};
+  const bool path_only_;
   const bool readable_, writable_;
+  bool holds_write_access_ = false;
+  mutable absl::Mutex owner_mutex_;
+  AsyncOwner async_owner_ ABSL_GUARDED_BY(owner_mutex_);
 };
 
 // A description whose Read and Write go through PRead and PWrite at the position (regular files,
-// most proc files). O_APPEND is the subclass's matter in PWriteAppend.
+// most proc files).
 class SeekableFile : public FileDescription {
  public:
   using FileDescription::FileDescription;
   base::Result<size_t> Read(IoDest& dst, bool nonblock) override;
   base::Result<size_t> Write(IoSource& src, bool nonblock) override;
   base::Result<int64_t> Seek(int64_t offset, int whence) override;
-  // Appends atomically and says where the write began.
-  virtual base::Result<size_t> PWriteAppend(IoSource& src, uint64_t* offset);
+  // With O_APPEND: appends atomically and says where the write began. The default writes at the
+  // size that GetAttr tells.
+  virtual base::Result<size_t> PWriteAppend(IoSource& src, uint64_t* offset, bool nonblock);
+  bool CanPoll() const override { return false; }
+
+ protected:
+  // Greatest position that Seek may reach.
+  virtual uint64_t max_offset() const { return kMaxFileSize; }
+  // SEEK_DATA and SEEK_HOLE from `offset` below the size; by default all is data.
+  virtual base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data);
 };
 
-// An open directory over a full listing taken at open or rewind (small synthetic directories), or
-// the base for filesystems that stream.
+// What open(O_PATH) makes.
+class PathOnlyFile : public FileDescription {
+ public:
+  explicit PathOnlyFile(Path path) : FileDescription(std::move(path), O_PATH) {}
+};
+
 }  // namespace sentry

@@ -70,6 +70,14 @@ base::Result<uint64_t> PipeFile::Ioctl(const IoctlArgs& args) {
   return uint64_t{0};
 }
 
+base::Result<uint64_t> PipeFile::Fcntl(int cmd, uint64_t arg) {
+  if (cmd == F_GETPIPE_SZ) return uint64_t{pipe_->size()};
+  if (cmd != F_SETPIPE_SZ) return base::Error(EINVAL);
+  Task* t = Task::Current();
+  bool privileged = t != nullptr && t->HasCap(CAP_SYS_RESOURCE);
+  return uint64_t{TRY(pipe_->SetSize(static_cast<uint32_t>(arg), privileged))};
+}
+
 uint32_t PipeFile::Readiness() { return pipe_->Readiness(readable(), writable(), writers_seen_); }
 
 std::string PipeFile::Describe() const {
@@ -91,13 +99,6 @@ base::Result<std::pair<base::Ref<FileDescription>, base::Ref<FileDescription>>> 
   base::Ref<FileDescription> writer =
       base::MakeRef<PipeFile>(path, O_WRONLY | (flags & (O_NONBLOCK | O_DIRECT)), pipe, seen);
   return std::pair(std::move(reader), std::move(writer));
-}
-
-base::Result<uint64_t> PipeFcntl(FileDescription& file, int cmd, uint64_t arg, bool privileged) {
-  PipeFile* pipe = PipeFile::From(file);
-  if (pipe == nullptr) return base::Error(EBADF);
-  if (cmd == F_GETPIPE_SZ) return uint64_t{pipe->pipe().size()};
-  return uint64_t{TRY(pipe->pipe().SetSize(static_cast<uint32_t>(arg), privileged))};
 }
 
 void RegisterFifos(Vfs& vfs) { vfs.special_files().set_fifo(OpenFifo); }

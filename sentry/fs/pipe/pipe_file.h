@@ -24,6 +24,7 @@ class PipeFile : public FileDescription {
   // Sends SIGPIPE to the current task with EPIPE.
   base::Result<size_t> Write(IoSource& src, bool nonblock) override;
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
+  base::Result<uint64_t> Fcntl(int cmd, uint64_t arg) override;  // F_GETPIPE_SZ, F_SETPIPE_SZ
   uint32_t Readiness() override;
   fiber::WaitQueue* wait_queue() override { return &pipe_->wait_queue(); }
   std::string Describe() const override;
@@ -39,10 +40,6 @@ class PipeFile : public FileDescription {
 // pipe2(2): the reading and the writing end. flags: O_NONBLOCK, O_DIRECT.
 base::Result<std::pair<base::Ref<FileDescription>, base::Ref<FileDescription>>> NewPipe(
     Vfs& vfs, const Credentials& creds, uint32_t flags);
-
-// F_GETPIPE_SZ and F_SETPIPE_SZ of fcntl(2); EBADF for what is no pipe. `privileged`:
-// CAP_SYS_RESOURCE.
-base::Result<uint64_t> PipeFcntl(FileDescription& file, int cmd, uint64_t arg, bool privileged);
 
 // Lets the VFS open FIFOs.
 void RegisterFifos(Vfs& vfs);

@@ -1,0 +1,89 @@
+// epoll(7). Follows fs/eventpoll.c.
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <compare>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/base/result.h"
+#include "sentry/fiber/mutex.h"
+#include "sentry/fiber/wait_queue.h"
+#include "sentry/fs/anon/anon.h"
+
+namespace sentry {
+
+// struct epoll_event as the system call has it (packed).
+struct EpollEvent {
+  uint32_t events;
+  uint64_t data;
+} __attribute__((packed));
+static_assert(sizeof(EpollEvent) == 12);
+
+// An epoll instance. It holds no references to the files it watches; FileDescription::WatchRelease
+// tells it when one goes.
+class EventPoll : public AnonFile {
+ public:
+  EventPoll(Vfs& vfs, uint32_t flags);
+  static EventPoll* From(FileDescription& file) { return dynamic_cast<EventPoll*>(&file); }
+
+  // epoll_ctl(2); `fd` is a part of the key, as in Linux.
+  base::Status Add(int fd, const base::Ref<FileDescription>& file, const EpollEvent& event);
+  base::Status Modify(int fd, FileDescription& file, const EpollEvent& event);
+  base::Status Remove(int fd, FileDescription& file);
+
+  // epoll_wait(2): waits for the first event until `deadline_ns` (CLOCK_MONOTONIC; 0: does not
+  // wait) and hands up to `max` to `emit`, which copies them out; when that fails they stay ready.
+  // Returns their number; EINTR, or what emit says. Costs are by what is ready, not by what is
+  // watched.
+  using Emit = std::function<base::Status(std::span<const EpollEvent>)>;
+  base::Result<size_t> Wait(size_t max, int64_t deadline_ns, const Emit& emit);
+
+  uint32_t Readiness() override;
+  fiber::WaitQueue* wait_queue() override { return &queue_; }
+  std::string FdInfo() const override;
+
+ private:
+  class Item;
+  struct Key {
+    FileDescription* file;
+    int fd;
+    friend auto operator<=>(const Key&, const Key&) = default;
+  };
+  class Registry;
+
+  ~EventPoll() override = default;
+  void OnZeroRefs() override;
+  // Called by Item's waiter: puts it on the ready list and wakes who waits here.
+  void MarkReady(Item& item);
+  Item* PopReady();
+  void PushReady(Item& item);
+  void DropReady(Item& item);
+  bool HasReady() const;
+  size_t ready_count() const;
+  // Looks at ready items; takes up to `max` events. Level-triggered ones stay on the list.
+  base::Result<size_t> Collect(size_t max, const Emit& emit);
+  void Erase(const Key& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void OnFileRelease(FileDescription& file);
+  // Longest chain of instances below this one; *loop if `sought` is among them.
+  int DepthBelow(const EventPoll* sought, int depth, bool* loop);
+  // Longest chain of instances that watch this one.
+  int DepthAbove(int depth);
+
+  mutable fiber::Mutex mutex_;  // the interest list
+  std::map<Key, base::Ref<Item>> items_ ABSL_GUARDED_BY(mutex_);
+  mutable absl::Mutex ready_mutex_;  // taken in wait queue callbacks: a leaf
+  // The ready list, linked through the items.
+  Item* ready_head_ ABSL_GUARDED_BY(ready_mutex_) = nullptr;
+  Item* ready_tail_ ABSL_GUARDED_BY(ready_mutex_) = nullptr;
+  size_t ready_count_ ABSL_GUARDED_BY(ready_mutex_) = 0;
+  fiber::WaitQueue queue_;
+};
+
+}  // namespace sentry
