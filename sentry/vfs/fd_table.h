@@ -1,8 +1,8 @@
 // FdTable: descriptors of a process (Linux: files_struct), shared with CLONE_FILES.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -28,8 +28,13 @@ class FdTable : public base::RefCounted {
   base::Status InstallAt(int fd, base::Ref<FileDescription> file, bool cloexec, uint64_t limit);
   // Removes and returns it (caller calls OnClose and releases POSIX locks); null: EBADF.
   base::Ref<FileDescription> Remove(int fd);
+  // close(2): Remove, release of the table's POSIX locks on the file, OnClose. EBADF.
+  base::Status Close(int fd);
+  // What close(2) does with a description that was removed from this table.
+  base::Status Finish(const base::Ref<FileDescription>& file);
   base::Status SetCloexec(int fd, bool cloexec);
   // Removes all with close-on-exec (exec), or all in a range (close_range), or everything (exit).
+  // The caller passes each to Finish.
   std::vector<base::Ref<FileDescription>> RemoveCloexec();
   std::vector<base::Ref<FileDescription>> RemoveRange(uint32_t first, uint32_t last);
   void SetCloexecRange(uint32_t first, uint32_t last);
@@ -44,10 +49,12 @@ class FdTable : public base::RefCounted {
     base::Ref<FileDescription> file;
     bool cloexec = false;
   };
-  ~FdTable() override = default;
+  ~FdTable() override;  // closes all
+  std::vector<base::Ref<FileDescription>> TakeLocked(size_t first, size_t last, bool cloexec_only)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   mutable absl::Mutex mutex_;
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mutex_);
-  int next_free_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t next_free_ ABSL_GUARDED_BY(mutex_) = 0;  // none is free below
   std::atomic<uint64_t> version_{0};
 };
 

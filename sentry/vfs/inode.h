@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,6 +35,18 @@ class Filesystem : public base::RefCounted {
   // True if directory entries can change without this kernel's doing (a shared host directory):
   // cached dentries are then passed through Inode::Revalidate at each use.
   virtual bool needs_revalidation() const { return false; }
+  // True if a lookup is as cheap as the dentry cache, which then keeps no negative entries.
+  virtual bool cheap_lookup() const { return false; }
+
+  // Linux's s_vfs_rename_mutex: held over a rename between directories.
+  fiber::Mutex& rename_mutex() { return rename_mutex_; }
+  // Counts changes of names that this kernel makes, raised before each: what was learnt without the
+  // directory's lock is dropped if it moved.
+  uint64_t change_sequence() const { return change_sequence_.load(std::memory_order_seq_cst); }
+  void BeginChange() { change_sequence_.fetch_add(1, std::memory_order_seq_cst); }
+  // Mounts of it in any namespace; when the last goes, cached dentries are dropped.
+  void AddMount() { mounts_.fetch_add(1, std::memory_order_relaxed); }
+  bool RemoveMount() { return mounts_.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
  protected:
   ~Filesystem() override;
@@ -42,7 +55,25 @@ class Filesystem : public base::RefCounted {
   const std::string type_name_;
   const uint64_t magic_;
   const dev_t dev_;
+  fiber::Mutex rename_mutex_;
+  std::atomic<uint64_t> change_sequence_{0};
+  std::atomic<int> mounts_{0};
 };
+
+// Owner and permissions, all that a permission check needs.
+struct InodePerm {
+  mode_t mode;
+  uid_t uid;
+  gid_t gid;
+};
+// Linux: generic_permission. EACCES.
+base::Status GenericPermission(const Credentials& creds, const InodePerm& perm, int may);
+// Linux: capable_wrt_inode_uidgid.
+bool CapableOver(const Credentials& creds, int cap, uid_t uid, gid_t gid);
+// Linux: inode_owner_or_capable.
+bool OwnerOrCapable(const Credentials& creds, uid_t uid, gid_t gid);
+// CLOCK_REALTIME at the granularity that Linux stamps inodes with.
+timespec CurrentTime();
 
 // What creates an inode: owner and permissions as Linux's inode_init_owner would choose them; the
 // VFS has applied the umask and the set-group-id rule before.
@@ -81,13 +112,18 @@ class Inode : public base::RefCounted {
   virtual base::Status SetAttr(const AttrChange& change) = 0;
   // May `creds` do `may` (kMay*)? Default: Linux's generic_permission with GetAttr; EACCES.
   virtual base::Status CheckPermission(const Credentials& creds, int may);
+  // Owner and permissions: from what CachePerm left, else by GetAttr.
+  base::Result<InodePerm> GetPerm();
 
   // --- directories ---
   // ENOENT if there is none (the VFS then caches a negative dentry).
   virtual base::Result<base::Ref<Inode>> Lookup(std::string_view name);
   // Looks up a run of names at once; result i belongs to names[i]; shorter when a name is missing
   // (last result null), not a directory, or a symbolic link. Default: one Lookup.
-  virtual base::Result<std::vector<base::Ref<Inode>>> LookupMany(std::span<const std::string_view> names);
+  virtual base::Result<std::vector<base::Ref<Inode>>> LookupMany(
+      std::span<const std::string_view> names);
+  // True if LookupMany does better than one Lookup.
+  virtual bool looks_up_many() const { return false; }
   // Regular files, FIFOs, sockets and devices by new_inode.mode, and directories and links.
   virtual base::Result<base::Ref<Inode>> Create(std::string_view name, const NewInode& new_inode);
   virtual base::Result<base::Ref<Inode>> Mkdir(std::string_view name, const NewInode& new_inode);
@@ -100,6 +136,9 @@ class Inode : public base::RefCounted {
   // RENAME_WHITEOUT.
   virtual base::Status Rename(std::string_view name, Inode& moved, Inode& new_dir,
                               std::string_view new_name, Inode* replaced, uint32_t flags);
+  // The directory was removed: nothing can be made in it (Linux: S_DEAD). Set under lock().
+  bool dead() const { return dead_.load(std::memory_order_acquire); }
+  void SetDead() { dead_.store(true, std::memory_order_release); }
   // Is the cached entry name -> child (null: negative) still right? Only if fs().needs_revalidation().
   virtual bool Revalidate(std::string_view name, Inode* child);
   // O_TMPFILE.
@@ -125,6 +164,7 @@ class Inode : public base::RefCounted {
 
   // POSIX, OFD and flock locks; made on first use.
   FileLocks& locks();
+  FileLocks* locks_if_any() const { return locks_.load(std::memory_order_acquire); }
   // State that a kind of special file keys by its inode (a FIFO's pipe, a bound AF_UNIX socket);
   // made by the special file's code under special_mutex.
   class Special : public base::RefCounted {};
@@ -133,14 +173,21 @@ class Inode : public base::RefCounted {
   base::Ref<Special> SetSpecialIfNone(base::Ref<Special> special);
   void ClearSpecial();
 
-  // Writers and executors, for ETXTBSY (Linux: i_writecount): EBUSY-free counters.
-  base::Status AllowWriteAccess();   // ETXTBSY while it is executed
+  // Writers and executors, for ETXTBSY (Linux: i_writecount).
+  base::Status GetWriteAccess();  // ETXTBSY while it is executed
   void DropWriteAccess();
-  base::Status DenyWriteAccess();    // ETXTBSY while it is written
-  void AllowWriteAgain();
+  base::Status DenyWriteAccess();  // ETXTBSY while it is open for writing
+  void AllowWriteAccess();         // undoes DenyWriteAccess
+
+  // inotify's watches of this inode; null while there are none. See notify.h.
+  InodeWatches* watches() const { return watches_.load(std::memory_order_acquire); }
+  InodeWatches& MakeWatches();
 
  protected:
   ~Inode() override;
+  // For filesystems whose attributes only this kernel changes: leaves owner and mode where
+  // permission checks find them. Called at construction and after each change.
+  void CachePerm(mode_t mode, uid_t uid, gid_t gid);
 
  private:
   const base::Ref<Filesystem> fs_;
@@ -148,8 +195,13 @@ class Inode : public base::RefCounted {
   const mode_t type_;
   fiber::SharedMutex lock_;
   std::atomic<int> write_count_{0};
+  std::atomic<bool> dead_{false};
+  std::atomic<bool> perm_cached_{false};
+  std::atomic<mode_t> perm_mode_{0};
+  std::atomic<uint64_t> perm_ids_{0};
   std::atomic<FileLocks*> locks_{nullptr};
-  mutable std::atomic<Special*> special_{nullptr};
+  std::atomic<InodeWatches*> watches_{nullptr};
+  Special* special_ = nullptr;  // under a mutex chosen by the inode's address
 };
 
 // A kind of filesystem that mount(2) can make.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "sentry/auth/credentials.h"
@@ -33,15 +34,7 @@ struct WalkFlags {
   bool follow_last = true;       // follow a symbolic link in the last component
   bool allow_empty = false;      // AT_EMPTY_PATH: "" names `start`
   bool need_dir = false;         // ENOTDIR otherwise
-};
-
-// A parent directory and a last name, for create, unlink and rename. `name` is never empty, "." or
-// ".." unless `last_special`; a trailing slash is told by must_be_dir.
-struct ParentWalk {
-  Path parent;
-  std::string name;
-  bool must_be_dir = false;
-  bool last_special = false;
+  bool exec_check = false;       // kMayExec on a directory found, as chdir(2) needs: EACCES
 };
 
 // The registries of what is opened by type rather than by filesystem; filled at boot.
@@ -70,7 +63,6 @@ class Vfs {
 
   // --- walks ---
   base::Result<Path> Walk(const WalkContext& ctx, std::string_view path, WalkFlags flags);
-  base::Result<ParentWalk> WalkParent(const WalkContext& ctx, std::string_view path);
   // Absolute path of `path` as seen from `root` (Linux: d_path), with " (deleted)" for unlinked
   // ones and "(unreachable)" in front of places outside of `root`.
   std::string PathName(MountNamespace& ns, const Path& root, const Path& path);
@@ -81,9 +73,13 @@ class Vfs {
   // Opens an inode that is already walked to (exec, /proc/self/fd, core).
   base::Result<base::Ref<FileDescription>> OpenPath(const WalkContext& ctx, const Path& path,
                                                     uint32_t flags);
+  // For execve(2): the path must name a regular file that may be executed, on a mount without
+  // MS_NOEXEC (EACCES). Read permission is not asked for. The caller denies write access to it.
+  base::Result<base::Ref<FileDescription>> OpenExec(const WalkContext& ctx, std::string_view path,
+                                                    WalkFlags flags = {});
   base::Status Mkdir(const WalkContext& ctx, std::string_view path, mode_t mode);
   base::Status Mknod(const WalkContext& ctx, std::string_view path, mode_t mode, dev_t dev);
-  // mknod of a socket for bind(2): also returns where it is.
+  // As Mknod, for the kernel's own use: bind(2) of a socket. Also returns where it is.
   base::Result<Path> MknodAt(const WalkContext& ctx, std::string_view path, mode_t mode, dev_t dev);
   base::Status Symlink(const WalkContext& ctx, std::string_view target, std::string_view path);
   base::Status Link(const WalkContext& old_ctx, std::string_view old_path, WalkFlags old_flags,
@@ -97,7 +93,16 @@ class Vfs {
 
   // --- on places that are already walked to, with permission checks of the caller's identity ---
   base::Result<InodeAttr> GetAttr(const Path& path);
+  // chmod, chown, utimes (Linux: notify_change, setattr_prepare). Not for set_size.
   base::Status SetAttr(const Credentials& creds, const Path& path, AttrChange change);
+  // truncate(2): EISDIR, EINVAL, EROFS, EACCES, ETXTBSY.
+  base::Status Truncate(const Credentials& creds, const Path& path, uint64_t size);
+  // ftruncate(2): through a description that is open for writing.
+  base::Status Truncate(const Credentials& creds, FileDescription& file, uint64_t size);
+  // After a write by `creds`: set-id bits go unless the writer may keep them (Linux:
+  // file_remove_privs).
+  base::Status RemovePrivs(const Credentials& creds, Inode& inode);
+  // Permission as access(2) checks it, read-only mounts and MS_NOEXEC included.
   base::Status Access(const Credentials& creds, const Path& path, int may);
   base::Result<std::string> ReadLink(const Credentials& creds, const Path& path);
   base::Result<std::string> GetXattr(const Credentials& creds, const Path& path, std::string_view name);
@@ -109,21 +114,30 @@ class Vfs {
 
   // --- mounts ---
   base::Result<base::Ref<Mount>> MakeMount(std::string_view fs_type, const MountArgs& args);
-  // Bind mount of `what` (recursive with MS_REC) on `where`.
+  // Bind mount of `what` (recursive with MS_REC in flags; MS_RDONLY and the like are added) on `where`.
   base::Status Bind(MountNamespace& ns, const Path& what, const Path& where, uint64_t flags);
-
-  // Drops cached dentries beyond the bound; called by the cache itself.
-  size_t cached_dentries() const;
 
   // A description without a place in the tree needs an inode and path all the same (pipes,
   // sockets, eventfd, memfd): an anonymous dentry on the kernel's internal mount.
   Path AnonymousPath(base::Ref<Inode> inode, std::string name);
+  // The filesystem that such inodes belong to.
+  const base::Ref<Filesystem>& anonymous_filesystem() const;
+  // A mount of a filesystem's root that is in no namespace yet. Mounts of one root inode share its
+  // dentries.
+  static base::Ref<Mount> NewMount(const base::Ref<Inode>& root, uint64_t flags, std::string source);
 
   Vfs();
   ~Vfs();
 
  private:
   struct Impl;
+  base::Result<base::Ref<FileDescription>> OpenAt(const WalkContext& ctx, Path path, uint32_t flags,
+                                                  bool created);
+  base::Result<base::Ref<FileDescription>> OpenCreate(const WalkContext& ctx, std::string_view path,
+                                                      uint32_t flags, mode_t mode);
+  base::Result<base::Ref<FileDescription>> OpenTmpfile(const WalkContext& ctx,
+                                                       std::string_view path, uint32_t flags,
+                                                       mode_t mode);
   std::unique_ptr<Impl> impl_;
   SpecialFiles special_;
 };
@@ -132,6 +146,7 @@ class Vfs {
 class AnonInode : public Inode {
  public:
   AnonInode(Filesystem* fs, mode_t mode, uid_t uid, gid_t gid);
+  static uint64_t NextIno();
   base::Result<InodeAttr> GetAttr() override;
   base::Status SetAttr(const AttrChange& change) override;
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;  // ENXIO

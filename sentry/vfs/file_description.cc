@@ -1,0 +1,157 @@
+#include "sentry/vfs/file_description.h"
+
+#include "sentry/vfs/dentry.h"
+#include "sentry/vfs/file_locks.h"
+#include "sentry/vfs/inode.h"
+#include "sentry/vfs/notify.h"
+
+namespace sentry {
+namespace {
+
+constexpr uint32_t kCreationFlags = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC;
+constexpr uint32_t kSettableFlags = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;
+
+// O_PATH takes part with O_DIRECTORY and O_NOFOLLOW alone.
+uint32_t KeptFlags(uint32_t flags) {
+  if ((flags & O_PATH) != 0) return flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW);
+  return flags & ~(kCreationFlags | O_CLOEXEC);
+}
+
+bool CanRead(uint32_t flags) { return (flags & O_ACCMODE) == O_RDONLY || (flags & O_ACCMODE) == O_RDWR; }
+bool CanWrite(uint32_t flags) {
+  return (flags & O_ACCMODE) == O_WRONLY || (flags & O_ACCMODE) == O_RDWR;
+}
+
+}  // namespace
+
+FileDescription::FileDescription(Path path, uint32_t flags)
+    : path_(std::move(path)),
+      flags_(KeptFlags(flags)),
+      path_only_((flags & O_PATH) != 0),
+      readable_(!path_only_ && CanRead(flags)),
+      writable_(!path_only_ && CanWrite(flags)) {}
+
+FileDescription::~FileDescription() {
+  Inode* i = inode();
+  if (i == nullptr) return;
+  if (FileLocks* locks = i->locks_if_any(); locks != nullptr && locks->any()) {
+    locks->Unflock(this);
+    locks->ReleaseRecords(this);
+  }
+  if (holds_write_access_) i->DropWriteAccess();
+  if (!path_only_) NotifyDentry(*path_.dentry, writable_ ? IN_CLOSE_WRITE : IN_CLOSE_NOWRITE);
+}
+
+Inode* FileDescription::inode() const { return path_.dentry ? path_.dentry->inode_ptr() : nullptr; }
+
+base::Status FileDescription::SetStatusFlags(uint32_t flags) {
+  uint32_t old = flags_.load(std::memory_order_relaxed);
+  uint32_t wanted;
+  do {
+    wanted = (old & ~kSettableFlags) | (flags & kSettableFlags);
+  } while (!flags_.compare_exchange_weak(old, wanted, std::memory_order_relaxed));
+  return base::Ok();
+}
+
+FileDescription::AsyncOwner FileDescription::async_owner() const {
+  absl::MutexLock l(&owner_mutex_);
+  return async_owner_;
+}
+
+void FileDescription::set_async_owner(const AsyncOwner& owner) {
+  absl::MutexLock l(&owner_mutex_);
+  async_owner_ = owner;
+}
+
+base::Result<size_t> FileDescription::Read(IoDest&, bool) { return base::Error(EINVAL); }
+base::Result<size_t> FileDescription::Write(IoSource&, bool) { return base::Error(EINVAL); }
+base::Result<size_t> FileDescription::PRead(IoDest&, uint64_t, bool) { return base::Error(ESPIPE); }
+base::Result<size_t> FileDescription::PWrite(IoSource&, uint64_t, bool) {
+  return base::Error(ESPIPE);
+}
+base::Result<int64_t> FileDescription::Seek(int64_t, int) { return base::Error(ESPIPE); }
+base::Status FileDescription::GetDents(const DirEmit&) { return base::Error(ENOTDIR); }
+base::Result<uint64_t> FileDescription::Ioctl(const IoctlArgs&) { return base::Error(ENOTTY); }
+base::Status FileDescription::Sync(bool) { return base::Error(EINVAL); }
+base::Status FileDescription::Allocate(int, uint64_t, uint64_t) { return base::Error(ENODEV); }
+base::Status FileDescription::Truncate(uint64_t) { return base::Error(EINVAL); }
+base::Result<HostMapping> FileDescription::Mmap(uint64_t, uint64_t, int, bool) {
+  return base::Error(ENODEV);
+}
+base::Result<InodeAttr> FileDescription::GetAttr() {
+  Inode* i = inode();
+  if (i == nullptr) return base::Error(EBADF);
+  return i->GetAttr();
+}
+base::Status FileDescription::SetAttr(const AttrChange& change) {
+  Inode* i = inode();
+  if (i == nullptr) return base::Error(EBADF);
+  return i->SetAttr(change);
+}
+uint32_t FileDescription::Readiness() { return EPOLLIN | EPOLLOUT | EPOLLRDNORM | EPOLLWRNORM; }
+fiber::WaitQueue* FileDescription::wait_queue() { return nullptr; }
+base::Result<uint64_t> FileDescription::Fcntl(int, uint64_t) { return base::Error(EINVAL); }
+std::string FileDescription::Describe() const {
+  return path_.dentry ? path_.dentry->name() : std::string();
+}
+
+base::Result<size_t> SeekableFile::Read(IoDest& dst, bool nonblock) {
+  fiber::MutexLock l(&pos_mutex_);
+  const size_t n = TRY(PRead(dst, pos_, nonblock));
+  pos_ += n;
+  return n;
+}
+
+base::Result<size_t> SeekableFile::Write(IoSource& src, bool nonblock) {
+  fiber::MutexLock l(&pos_mutex_);
+  if ((flags() & O_APPEND) != 0) {
+    uint64_t offset = pos_;
+    const size_t n = TRY(PWriteAppend(src, &offset, nonblock));
+    if (n > 0) pos_ = offset + n;
+    return n;
+  }
+  const size_t n = TRY(PWrite(src, pos_, nonblock));
+  pos_ += n;
+  return n;
+}
+
+base::Result<size_t> SeekableFile::PWriteAppend(IoSource& src, uint64_t* offset, bool nonblock) {
+  *offset = TRY(GetAttr()).size;
+  return PWrite(src, *offset, nonblock);
+}
+
+base::Result<int64_t> SeekableFile::SeekDataOrHole(uint64_t offset, uint64_t size, bool data) {
+  return static_cast<int64_t>(data ? offset : size);
+}
+
+base::Result<int64_t> SeekableFile::Seek(int64_t offset, int whence) {
+  fiber::MutexLock l(&pos_mutex_);
+  int64_t base_offset = 0;
+  switch (whence) {
+    case SEEK_SET:
+      break;
+    case SEEK_CUR:
+      if (offset == 0) return static_cast<int64_t>(pos_);
+      base_offset = static_cast<int64_t>(pos_);
+      break;
+    case SEEK_END:
+      base_offset = static_cast<int64_t>(TRY(GetAttr()).size);
+      break;
+    case SEEK_DATA:
+    case SEEK_HOLE: {
+      const uint64_t size = TRY(GetAttr()).size;
+      if (offset < 0 || static_cast<uint64_t>(offset) >= size) return base::Error(ENXIO);
+      offset = TRY(SeekDataOrHole(static_cast<uint64_t>(offset), size, whence == SEEK_DATA));
+      break;
+    }
+    default:
+      return base::Error(EINVAL);
+  }
+  int64_t target;
+  if (__builtin_add_overflow(base_offset, offset, &target)) return base::Error(EINVAL);
+  if (target < 0 || static_cast<uint64_t>(target) > max_offset()) return base::Error(EINVAL);
+  pos_ = static_cast<uint64_t>(target);
+  return target;
+}
+
+}  // namespace sentry
