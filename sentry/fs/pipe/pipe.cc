@@ -164,6 +164,16 @@ void Pipe::Discard(size_t n) {
   queue_.Wake(EPOLLOUT | EPOLLWRNORM);
 }
 
+base::Result<size_t> Pipe::WaitForRoom(bool nonblock) {
+  fiber::MutexLock lock(&mutex_);
+  while (true) {
+    if (readers_.load() == 0) return base::Error(EPIPE);
+    if (!Full()) return size_t{slots_.load() - used_.load()} * kPageSize;
+    if (nonblock) return base::Error(EAGAIN);
+    TRY(WaitWritable());
+  }
+}
+
 // The last bytes of a write go behind what the last slot holds if they fit there.
 base::Result<size_t> Pipe::MergeIntoLast(IoSource& src) {
   size_t part = src.remaining() & (kPageSize - 1);

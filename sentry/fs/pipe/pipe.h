@@ -41,6 +41,9 @@ class Pipe : public Inode::Special {
   // if the caller is the only one).
   base::Result<size_t> Peek(IoDest& dst, bool nonblock);
   void Discard(size_t n);
+  // Bytes that a write could put into free pages now, after waiting for the first unless `nonblock`
+  // (EAGAIN). EPIPE, ERESTARTSYS.
+  base::Result<size_t> WaitForRoom(bool nonblock);
 
   // FIONREAD.
   size_t BytesReadable();

@@ -52,14 +52,16 @@ base::Result<size_t> PipeFile::Read(IoDest& dst, bool nonblock) { return pipe_->
 base::Result<size_t> PipeFile::Write(IoSource& src, bool nonblock) {
   bool broken = false;
   base::Result<size_t> n = pipe_->Write(src, nonblock, packet(), &broken);
-  if (broken) {
-    if (Task* t = Task::Current()) {
-      siginfo_t info = MakeSiginfo(SIGPIPE, SI_USER);
-      SetSender(&info, *t, *t);
-      t->SendSignal(info);
-    }
-  }
+  if (broken) RaiseSigpipe();
   return n;
+}
+
+void RaiseSigpipe() {
+  Task* t = Task::Current();
+  if (t == nullptr) return;
+  siginfo_t info = MakeSiginfo(SIGPIPE, SI_USER);
+  SetSender(&info, *t, *t);
+  t->SendSignal(info);
 }
 
 base::Result<uint64_t> PipeFile::Ioctl(const IoctlArgs& args) {

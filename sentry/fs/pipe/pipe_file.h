@@ -37,6 +37,9 @@ class PipeFile : public FileDescription {
   const uint32_t writers_seen_;
 };
 
+// SIGPIPE to the current task, as a write without readers raises it.
+void RaiseSigpipe();
+
 // pipe2(2): the reading and the writing end. flags: O_NONBLOCK, O_DIRECT.
 base::Result<std::pair<base::Ref<FileDescription>, base::Ref<FileDescription>>> NewPipe(
     Vfs& vfs, const Credentials& creds, uint32_t flags);
