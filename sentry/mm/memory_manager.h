@@ -57,7 +57,8 @@ struct Vma {
 inline constexpr uint32_t kVmaGrowsDown = 1, kVmaLocked = 2, kVmaNoReserve = 4, kVmaDontFork = 8,
                           kVmaWipeOnFork = 16, kVmaDontDump = 32, kVmaStack = 64, kVmaHeap = 128,
                           kVmaHugePage = 256, kVmaNoHugePage = 512, kVmaLockOnFault = 1024,
-                          kVmaSeqRead = 2048, kVmaRandRead = 4096, kVmaMergeable = 8192;
+                          kVmaSeqRead = 2048, kVmaRandRead = 4096, kVmaMergeable = 8192,
+                          kVmaAccount = 16384;  // counted as committed memory (VM_ACCOUNT)
 
 struct MmapArgs {
   uint64_t addr = 0, length = 0;
@@ -146,6 +147,8 @@ class MemoryManager : public base::RefCounted {
                               uint64_t pgoff, int flags);
   // True if all of [addr, addr + length) is mapped (for calls that only check: mbind, move_pages).
   bool IsMapped(uint64_t addr, uint64_t length);
+  // True if any of it is mapped.
+  bool IsAnyMapped(uint64_t addr, uint64_t length);
 
   // Decides about a kFault trap.
   FaultOutcome HandleFault(OrderRunner& runner, const platform::Trap& trap);
@@ -186,7 +189,6 @@ class MemoryManager : public base::RefCounted {
   ~MemoryManager() override;
   template <typename T, typename... Args>
   friend base::Ref<T> base::MakeRef(Args&&...);
-  friend struct MmOps;
   std::unique_ptr<platform::AddressSpace> as_;
   std::unique_ptr<Impl> impl_;
 };
