@@ -1,6 +1,7 @@
 // Host calls that may block, away from the workers.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <type_traits>
 #include <utility>

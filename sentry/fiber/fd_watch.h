@@ -26,7 +26,7 @@ class FdWatch {
   // EPOLLHUP always reported): short, no park; it may Rearm, Unpark fibers and Wake queues.
   using Callback = std::function<void(uint32_t events)>;
 
-  FdWatch() = default;
+  FdWatch();
   ~FdWatch();
   FdWatch(const FdWatch&) = delete;
   FdWatch& operator=(const FdWatch&) = delete;

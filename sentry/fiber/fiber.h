@@ -21,7 +21,7 @@
 
 namespace fiber {
 
-class Scheduler;
+class SchedulerImpl;
 class Worker;
 struct Stack;
 
@@ -72,40 +72,42 @@ class Fiber : public base::RefCounted {
   bool parked() const { return state_.load(std::memory_order_relaxed) & kParkedBit; }
 
  private:
-  friend class Scheduler;
+  friend class SchedulerImpl;
+  friend class RunQueue;
   friend class Worker;
   friend WakeReason Park(const ParkOptions& options);
+  friend base::Ref<Fiber> Spawn(std::string name, std::function<void()> fn, void* user_data);
 
-  // state_: flags below, and in the upper 32 bits the number of the current park, by which a timer
-  // that is late recognises that its park is over.
-  static constexpr uint64_t kPermitBit = 1;
-  static constexpr uint64_t kInterruptedBit = 2;
-  static constexpr uint64_t kParkedBit = 4;         // its context is saved; a waker may queue it
-  static constexpr uint64_t kInterruptibleBit = 8;  // of the current park
-  static constexpr uint64_t kReasonShift = 4;       // two bits: WakeReason of the last park
-  static constexpr uint64_t kReasonMask = 3 << kReasonShift;
-  static constexpr uint64_t kDoneBit = 64;
-  static constexpr uint64_t kParkUnit = uint64_t{1} << 32;
+  // state_ is a set of these. A fiber whose kParkedBit is set is in no queue; whoever clears the
+  // bit, with the reason, queues it.
+  static constexpr uint32_t kPermitBit = 1;
+  static constexpr uint32_t kInterruptedBit = 2;
+  static constexpr uint32_t kParkedBit = 4;         // the context is saved
+  static constexpr uint32_t kInterruptibleBit = 8;  // of the current park
+  static constexpr uint32_t kTimeoutBit = 16;       // the deadline passed before kParkedBit was set
+  static constexpr uint32_t kDoneBit = 32;
+  static constexpr uint32_t kReasonShift = 6;  // two bits: the WakeReason of the last park
+  static constexpr uint32_t kReasonMask = 3 << kReasonShift;
 
   Fiber(std::string name, std::function<void()> fn, void* user_data);
   ~Fiber() override;
-  // Queues the fiber with `reason` if it is parked and `wants` accepts the state.
-  void Timeout(uint32_t park);
   static void OnTimer(TimerNode* node);
-  static WakeReason ReasonOf(uint64_t state) {
-    return static_cast<WakeReason>((state & kReasonMask) >> kReasonShift);
+  // The state of a fiber that is woken from `state` for `reason`.
+  static constexpr uint32_t Woken(uint32_t state, WakeReason reason) {
+    return (state & ~(kParkedBit | kInterruptibleBit | kReasonMask)) |
+           static_cast<uint32_t>(reason) << kReasonShift;
   }
 
-  std::atomic<uint64_t> state_{0};
-  void* context_ = nullptr;  // saved fcontext; the worker's that runs it
-  Fiber* next_ = nullptr;    // run queue; the queue's lock
+  std::atomic<uint32_t> state_{0};
+  bool in_guest_ = false;    // of the current park
+  void* context_ = nullptr;  // saved registers, while it does not run
+  Fiber* next_ = nullptr;    // in a run queue, under its lock
   std::atomic<void*> user_data_;
   Stack* stack_ = nullptr;
   std::function<void()> fn_;
   const std::string name_;
-  TimerNode timer_;             // of the current park
-  uint32_t timer_park_ = 0;     // the park that timer_ belongs to
-  void* sanitizer_ = nullptr;   // TSAN's fiber, or ASAN's fake stack
+  TimerNode timer_;            // of the current park
+  void* sanitizer_ = nullptr;  // TSAN's fiber, or ASAN's fake stack
 };
 
 // Starts a fiber on the process's Scheduler. Any thread.

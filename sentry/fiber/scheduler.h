@@ -42,8 +42,8 @@ class Scheduler {
 
   // Blocks the calling host thread (no fiber) until no fiber is left.
   void WaitForAll();
-  // Stops the workers, helpers and the epoll thread. Fibers that have not ended are abandoned with
-  // their stacks: call WaitForAll first, or exit the process.
+  // Stops the workers. Fibers that have not ended are abandoned with their stacks: call WaitForAll
+  // first, or exit the process. (Helper threads end when idle; the epoll thread stays.)
   void Shutdown();
 
   int workers() const;

@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <functional>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "sentry/fiber/timer_heap.h"
 
 namespace fiber {
 
-// A one-shot timer. Thread-safe, but the owner serialises Arm and Cancel. The destructor cancels.
+// A one-shot timer. Thread-safe. The destructor cancels.
 class Timer {
  public:
   Timer();
@@ -18,24 +20,24 @@ class Timer {
 
   // Calls `callback` once, at or soon after CLOCK_MONOTONIC reaches deadline_ns. It runs on a
   // worker, outside any fiber: it must be short and not park; it may Arm this timer again, Unpark
-  // fibers and Wake queues. Arming an armed timer replaces deadline and callback.
-  void Arm(int64_t deadline_ns, std::function<void()> callback);
+  // fibers and Wake queues. Arming an armed timer replaces deadline and callback; a callback that
+  // runs already is not waited for. Allowed with locks held that the callback takes.
+  void Arm(int64_t deadline_ns, std::function<void()> callback) ABSL_LOCKS_EXCLUDED(mu_);
+  // Like Cancel, but does not wait: the callback may still be running. Allowed with locks held that
+  // the callback takes.
+  bool Disarm() ABSL_LOCKS_EXCLUDED(mu_);
   // After it returns the callback neither runs nor will run (called from within the callback: it
   // only prevents later ones). Must not be called with a lock held that the callback takes.
-  // Returns true if the timer was armed and had not expired.
-  bool Cancel();
-  // The deadline of the last Arm.
-  int64_t deadline_ns() const { return node_.base.deadline_ns; }
+  // Returns true if the timer was armed and its callback will not run.
+  bool Cancel() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  struct Node {
-    TimerNode base;  // first: a TimerNode* is a Node*
-    Timer* timer;
-  };
   static void Expire(TimerNode* node);
 
-  Node node_;
-  std::function<void()> callback_;
+  TimerNode node_;
+  absl::Mutex mu_;  // before the heap's
+  std::function<void()> callback_ ABSL_GUARDED_BY(mu_);  // empty: not armed
+  int64_t deadline_ns_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace fiber

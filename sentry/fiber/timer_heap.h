@@ -18,6 +18,7 @@ struct TimerNode {
   size_t index = kNotQueued;
   // Called without locks by the thread that runs expired timers.
   void (*expire)(TimerNode*) = nullptr;
+  void* owner = nullptr;
 
   static constexpr size_t kNotQueued = static_cast<size_t>(-1);
 };

@@ -78,7 +78,7 @@ class FiberWaiter : public Waiter {
   void OnEvent(uint32_t events) override { TryEvent(events); }
   bool TryEvent(uint32_t events) override;
   // Forgets what has been signalled; call it before looking at the condition.
-  void Reset() { signaled_.store(false, std::memory_order_seq_cst); }
+  void Reset() { signaled_.exchange(false, std::memory_order_seq_cst); }
   bool signaled() const { return signaled_.load(std::memory_order_seq_cst); }
 
  private:
