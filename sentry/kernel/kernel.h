@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/synchronization/mutex.h"
 #include "sentry/auth/credentials.h"
 #include "sentry/base/ref.h"
@@ -45,6 +47,8 @@ class Kernel {
 
   platform::Platform& platform() { return *platform_; }
   Vfs& vfs() { return *vfs_; }
+  // A place for a description that has no file (anon_inode).
+  Path AnonPath(std::string name);
   const Options& options() const { return options_; }
   void set_dispatch(Dispatch dispatch) { dispatch_ = dispatch; }
   Dispatch dispatch() const { return dispatch_; }
@@ -94,6 +98,15 @@ class Kernel {
   // Calls `done(status)` once when the group has ended: now, or from a fiber later.
   void OnExit(ThreadGroup& process, std::function<void(int status)> done);
 
+  // Takes task_mutex: no member has a parent in another group of the same session (POSIX: its stop
+  // signals from the terminal are ignored).
+  bool IsOrphanedGroup(ThreadGroup& process);
+  // Under task_mutex.
+  bool IsOrphanedLocked(ProcessGroup& pgrp, ThreadGroup* ignored);
+  bool SignalGroupLocked(ProcessGroup& pgrp, const siginfo_t& info);
+  // Counts of a user, shared by all that have this real uid.
+  base::Ref<UserCount> CountOfUser(uid_t kuid);
+
   // --- clocks (nanoseconds) ---
   int64_t MonotonicNs() const;
   int64_t RealtimeNs() const;
@@ -114,13 +127,21 @@ class Kernel {
  private:
   friend class Task;
   friend class ThreadGroup;
-  friend class CloneCode;
-  friend class ExitCode;
-  friend class ExecCode;
   struct ExitWatch {
     ThreadGroup* group;
     std::function<void(int)> done;
   };
+
+  // clone.cc. Under task_mutex. ENOMEM if the PID namespace has lost its init.
+  base::Status LinkGroup(ThreadGroup& group, Task& leader, Task* parent,
+                         const base::Ref<ProcessGroup>& pgrp);
+  // exit.cc
+  Task* FindReaper(Task& dying);
+  void Reparent(Task& dying, Deferred* later);
+  void HangUpIfOrphaned(ProcessGroup& pgrp, ThreadGroup* child, ThreadGroup* leaver);
+  void ZapNamespace(Task& init);
+  void ExitNotify(Task& t, bool last);
+  void RunExitWatches(ThreadGroup& group, int status, Deferred* later);
 
   const std::unique_ptr<platform::Platform> platform_;
   const Options options_;
@@ -132,7 +153,12 @@ class Kernel {
   const base::Ref<IpcNamespace> root_ipc_ns_;
   const base::Ref<NetNamespace> root_net_ns_;
   const base::Ref<CgroupNamespace> root_cgroup_ns_;
+  absl::Mutex users_mutex_;
+  absl::flat_hash_map<uid_t, base::Ref<UserCount>> users_ ABSL_GUARDED_BY(users_mutex_);
   absl::Mutex task_mutex_;
+  // All that are not reaped; each holds a reference.
+  absl::flat_hash_set<ThreadGroup*> groups_ ABSL_GUARDED_BY(task_mutex_);
+  fiber::WaitQueue groups_queue_;  // woken when a group has ended
   std::vector<ExitWatch> exit_watches_ ABSL_GUARDED_BY(task_mutex_);
   std::atomic<int> task_count_{0};
   int64_t boot_monotonic_ns_ = 0, boot_realtime_ns_ = 0;

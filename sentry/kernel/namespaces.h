@@ -139,4 +139,8 @@ class PidNamespace : public Namespace {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+// unshare and clone with CLONE_NEWUSER: `creds` get a new user namespace with all capabilities in it
+// (Linux: create_user_ns). EPERM if their ids have no mapping, ENOSPC beyond 32 levels.
+base::Status EnterNewUserNamespace(Credentials& creds);
+
 }  // namespace sentry

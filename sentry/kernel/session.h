@@ -16,17 +16,18 @@ class Kernel;
 class Tty;
 struct OpenArgs;
 
-// Fields are guarded by Kernel::task_mutex(). Lives while a member does.
+// Fields are guarded by Kernel::task_mutex(). Unlinked from everything when its last group goes.
 class Session : public base::RefCounted {
  public:
-  explicit Session(base::Ref<Pid> pid) : pid_(std::move(pid)) {}
+  // Under Kernel::task_mutex(), as the other constructor below.
+  explicit Session(base::Ref<Pid> pid) : pid_(std::move(pid)) { pid_->session = this; }
   const base::Ref<Pid>& pid() const { return pid_; }
   ThreadGroup* leader = nullptr;         // null once it has exited
   base::Ref<Tty> tty;                    // the controlling terminal
   std::vector<ProcessGroup*> groups;
 
  private:
-  ~Session() override;
+  ~Session() override = default;
   const base::Ref<Pid> pid_;
 };
 
@@ -35,11 +36,15 @@ class ProcessGroup : public base::RefCounted {
   ProcessGroup(base::Ref<Pid> pid, base::Ref<Session> session);
   const base::Ref<Pid>& pid() const { return pid_; }
   const base::Ref<Session>& session() const { return session_; }
-  // Guarded by Kernel::task_mutex().
+  // All that follows under Kernel::task_mutex().
   std::vector<ThreadGroup*> members;
+  void Join(ThreadGroup& member);
+  // The last member unlinks the group, and perhaps the session, which gives up its terminal: the
+  // caller drops that reference without locks.
+  base::Ref<Tty> Leave(ThreadGroup& member);
 
  private:
-  ~ProcessGroup() override;
+  ~ProcessGroup() override = default;
   const base::Ref<Pid> pid_;
   const base::Ref<Session> session_;
 };
@@ -86,13 +91,15 @@ class Tty : public base::RefCounted {
   ~Tty() override;
 
  private:
-  friend class ThreadGroup;
   friend class Kernel;
-  // Session leader's exit, or TIOCNOTTY by it (Linux: disassociate_ctty).
-  void Disassociate(bool hangup_foreground);
+  friend class ProcessGroup;
+  friend class Session;
+  // Require Kernel::task_mutex(). The caller keeps a reference to this beyond the lock.
+  void DropSession();
+  void ForgetGroup(ProcessGroup* group);
   Kernel* const kernel_;
-  Session* session_ = nullptr;              // cleared before the session goes
-  base::Ref<ProcessGroup> foreground_;
+  Session* session_ = nullptr;         // cleared before the session goes
+  ProcessGroup* foreground_ = nullptr;  // cleared when the group goes
 };
 
 }  // namespace sentry

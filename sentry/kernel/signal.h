@@ -4,6 +4,7 @@
 
 #include <signal.h>
 
+#include <atomic>
 #include <cstdint>
 #include <list>
 #include <optional>
@@ -14,7 +15,6 @@
 
 namespace sentry {
 
-class PidNamespace;
 class Task;
 
 inline constexpr int kNumSignals = 64;       // _NSIG
@@ -72,25 +72,36 @@ class SignalHandlers : public base::RefCounted {
   SigAction actions_[kNumSignals + 1] ABSL_GUARDED_BY(mutex_);
 };
 
+// What a user (a real uid) has, for RLIMIT_SIGPENDING and RLIMIT_NPROC (Linux: struct ucounts).
+struct UserCount : base::RefCounted {
+  std::atomic<int64_t> pending_signals{0};
+  std::atomic<int64_t> processes{0};
+};
+
 // Signals that wait for delivery, of a task or shared by its group (Linux: struct sigpending).
 // Guarded by ThreadGroup::signal_mutex().
 class PendingSignals {
  public:
   SigSet set() const { return set_; }
-  // Queues `info`; a standard signal that is pending already is dropped (false).
-  bool Add(const siginfo_t& info);
+  // Queues `info`, counted for `user`; a standard signal that is pending already is dropped (false).
+  bool Add(const siginfo_t& info, base::Ref<UserCount> user);
   // Sets the bit without details: the queue is full and the signal was sent by kill(2).
   void AddBare(int signo);
   // Takes the next signal of `allowed` (synchronous ones first, then the lowest number).
   std::optional<siginfo_t> Take(SigSet allowed);
+  // Adds to the overrun count of the queued signal of a POSIX timer; false if there is none.
+  bool AddOverrun(int timer_id, int count);
   // Drops all of `signals`.
   void Flush(SigSet signals);
   size_t count() const { return queue_.size(); }
-  const std::list<siginfo_t>& queue() const { return queue_; }
 
  private:
   SigSet set_ = 0;
-  std::list<siginfo_t> queue_;
+  struct Queued {
+    siginfo_t info;
+    base::Ref<UserCount> user;
+  };
+  std::list<Queued> queue_;
 };
 
 // sigaltstack(2)'s stack_t.

@@ -1,6 +1,7 @@
 // Task: a thread of a guest process (Linux: task_struct). Its system calls run on its fiber.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/base/user_memory.h"
+#include "sentry/fiber/fiber.h"
 #include "sentry/kernel/fs_context.h"
 #include "sentry/kernel/namespaces.h"
 #include "sentry/kernel/signal.h"
@@ -25,13 +27,24 @@
 #include "sentry/vfs/mount.h"
 #include "sentry/vfs/vfs.h"
 
-namespace fiber {
-class Fiber;
-}  // namespace fiber
-
 namespace sentry {
 
+namespace loader {
+class ExecArgs;
+struct ExecImage;
+}  // namespace loader
 class Kernel;
+struct LoadedProgram;
+
+// What clone3(2) is asked for.
+struct CloneArgs {
+  uint64_t flags = 0;       // CLONE_*, without the signal
+  int exit_signal = 0;
+  uint64_t stack = 0;       // top of the child's stack; 0: as the parent's
+  uint64_t tls = 0;
+  uint64_t parent_tid = 0, child_tid = 0, pidfd = 0;  // guest addresses
+  std::vector<int> set_tid;
+};
 
 // Where a task is, for /proc and for waking it.
 enum class TaskState : uint8_t {
@@ -119,12 +132,16 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void QueueOrders(std::vector<platform::Order> orders,
                    std::function<int64_t(int error)> on_failure) override;
   bool CanQueue() const override;
+  bool MayLockMemory() const override { return creds_->HasCap(CAP_IPC_LOCK); }
 
   // --- signals ---
   // [any] Thread-directed. False if it was dropped (ignored, or pending already).
-  bool SendSignal(const siginfo_t& info);
+  // `*queue_full`: a real-time signal met RLIMIT_SIGPENDING (EAGAIN).
+  bool SendSignal(const siginfo_t& info, bool* queue_full = nullptr);
   // [any] As if the instruction at hand raised it: unblocks and un-ignores (Linux: force_sig_info).
   void ForceSignal(const siginfo_t& info);
+  // rt_sigreturn(2): the registers, mask and FPU state of the frame below the stack pointer.
+  base::Result<uint64_t> SigReturn();
   // True if a system call that would wait has to return ERESTARTSYS (or what it has).
   bool SignalPending() const { return signal_pending_.load(std::memory_order_acquire); }
   SigSet signal_mask() const { return blocked_.load(std::memory_order_relaxed); }  // [any]
@@ -143,6 +160,21 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // May `this` send `signo` to `target` (Linux: check_kill_permission)? EPERM.
   base::Status CheckKill(Task& target, int signo) const;
 
+  // --- life (clone.cc, exec.cc, exit.cc, wait.cc) ---
+  // The child's thread id as the caller sees it.
+  base::Result<uint64_t> Clone(const CloneArgs& args);
+  // On success the registers are those of the new program.
+  // `flags`: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW.
+  base::Result<uint64_t> Exec(int dirfd, const std::string& path, int flags, loader::ExecArgs args);
+  // exit(2): this thread ends when the call returns. `status` as wait4 encodes it.
+  void Exit(int status);
+  base::Result<WaitResult> Wait(const WaitOptions& options);
+  // True once it has to die whatever it does: killable waits end.
+  bool FatalPending() const {
+    return must_die_.load(std::memory_order_acquire) || group_->exiting();
+  }
+  // (A killable wait is one that is not interruptible with the predicate `done || FatalPending()`.)
+
   // --- restart_syscall(2) ---
   // Sets what it will do; the call then returns kERESTART_RESTARTBLOCK.
   void SetRestartBlock(std::function<base::Result<uint64_t>(Task&)> block) {
@@ -159,9 +191,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   int64_t CpuTimeNs() const;           // [any]
   int64_t start_time_ns() const { return start_time_ns_; }  // CLOCK_MONOTONIC
   int current_syscall() const { return syscall_nr_.load(std::memory_order_relaxed); }  // [any] -1: none
-  bool exiting() const { return exit_pending_.load(std::memory_order_acquire); }
   bool is_leader() const;              // [any]
-  bool is_kernel_visible() const { return true; }
 
   // Attributes of prctl(2), sched_*(2), ioprio and the like. Each is read by others for /proc.
   std::atomic<bool> no_new_privs{false};
@@ -172,6 +202,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::atomic<int> io_priority{0};
   std::atomic<uint32_t> personality{0};
   std::atomic<uint64_t> timer_slack_ns{50000};
+  // sched_setaffinity(2): bit n for processor n.
+  std::array<std::atomic<uint64_t>, 2> cpu_mask_words{~uint64_t{0}, ~uint64_t{0}};
   std::atomic<int> thp_disable{0};
   std::atomic<int> mce_kill{2};
   // Words of the guest: clear_child_tid and the robust list.
@@ -182,13 +214,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   friend class Kernel;
   friend class ThreadGroup;
   friend class Tty;
-  friend class Waiter;
-  friend class SignalCode;
-  friend class CloneCode;
-  friend class ExecCode;
-  friend class ExitCode;
 
-  struct Shared;  // what clone hands over
   Task(Kernel* kernel, base::Ref<ThreadGroup> group, base::Ref<Pid> pid);
   ~Task() override;
   template <typename T, typename... Args>
@@ -198,15 +224,65 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void OnTrap() override;
 
   // The fiber's main function and its parts (run.cc).
+  void Start();
   void Main();
   void RunGuest();
+  void ResumeAndPark(platform::ResumeMode mode);
   void HandleTrap();
   void HandleSyscall();
   void HandleFault();
-  bool FlushQueuedOrders();
+  void SubmitQueued();
+  void FlushQueuedOrders();
   void HandleFailedOrder(size_t index, int error);
-  void ParkForTrap();
-  void Kick();  // [any] makes it look at its signals: out of the guest, or out of its wait
+
+  void PublishIdentity();
+
+  // signal_delivery.cc, signal_frame.cc, stop.cc
+  void DeliverSignals();
+  void NoteTaken(const siginfo_t& info);
+  void HandleDefault(const siginfo_t& info);
+  void SetupFrame(const siginfo_t& info, const SigAction& action);
+  void FrameFailed(int signo);
+  bool OnAltStack(uint64_t sp) const;
+  void PrepareRestart(bool handler, uint64_t sa_flags);
+  void StopGroup(int signo);
+  void StopSelf();
+  // Require group_->signal_mutex().
+  void RecalcPending();
+  void Kick();
+  void KickFatal();
+  bool Wants(int signo) const;
+  void SetMaskLocked(SigSet mask);
+
+  // exit.cc
+  void FinishExit();
+  void ReleaseMemory();
+  void WalkRobustList();
+  void ReleaseResources();
+  void CompleteVfork();
+
+  // clone.cc
+  void CopyTo(Task& child, const CloneArgs& args);
+  base::Status CloneNamespaces(uint64_t flags, Task& child);
+  base::Status CloneMemory(const CloneArgs& args, Task& child);
+  base::Status LinkChild(const CloneArgs& args, Task& child);
+  void DropUnstarted();
+  base::Status CheckProcessLimits();
+
+  // exec.cc
+  base::Status KillOtherThreads();
+  void BecomeLeader();
+  void Adopt(LoadedProgram program);
+
+  // Of a vfork: the child no longer uses its parent's memory.
+  struct VforkDone : base::RefCounted {
+    std::atomic<bool> done{false};
+    fiber::WaitQueue queue;
+  };
+  // How many tasks use one MemoryManager (Linux: mm_users).
+  struct MmUsers : base::RefCounted {
+    std::atomic<int> tasks{1};
+  };
 
   Kernel* const kernel_;
   const base::Ref<ThreadGroup> group_;
@@ -216,7 +292,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<Pid> pid_;
   base::Ref<PidNamespace> pid_ns_, child_pid_ns_;
   base::Ref<const Credentials> creds_;
+  base::Ref<UserCount> user_count_;  // of creds_->ruid
   base::Ref<MemoryManager> mm_;
+  base::Ref<MmUsers> mm_users_;
   base::Ref<FsContext> fs_;
   base::Ref<FdTable> fds_;
   base::Ref<MountNamespace> mount_ns_;
@@ -225,29 +303,35 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<NetNamespace> net_ns_;
   base::Ref<CgroupNamespace> cgroup_ns_;
   std::string comm_;
-  std::unique_ptr<platform::Context> context_;  // changed under mutex_ too
+  std::unique_ptr<platform::Context> context_;  // changed under mutex_ and the signal mutex
 
-  fiber::Fiber* fiber_ = nullptr;
+  base::Ref<fiber::Fiber> fiber_;               // set under the signal mutex
+  std::atomic<fiber::Fiber*> trap_fiber_{nullptr};
+  std::atomic<bool> trapped_{false};
   std::atomic<TaskState> state_{TaskState::kRunning};
   std::atomic<bool> in_guest_{false};
-  std::atomic<bool> trapped_{false};
   std::atomic<int> syscall_nr_{-1};
+  bool gone_ = false;                           // the host thread is dead
 
   // Signals. Guarded by group_->signal_mutex(), except what only current touches.
   std::atomic<bool> signal_pending_{false};
   std::atomic<SigSet> blocked_{0};
   PendingSignals pending_;
-  SigSet waited_for_ = 0;             // by sigtimedwait: arrivals wake it though blocked
+  SigSet forced_ = 0;                 // of pending_: raised by ForceSignal
   bool stop_counted_ = false;         // this task still has to stop
+  bool stop_dequeued_ = false;        // it took a stop signal and no SIGCONT came since
+  bool dead_ = false;                 // on its way out: gets no signals
   std::optional<SigSet> saved_mask_;  // of SetTemporaryMask
   AltStack alt_stack_;
   std::function<base::Result<uint64_t>(Task&)> restart_block_;
+  int restart_code_ = 0;              // the current call's result, if it asks for a restart
+  uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 
   // Exit.
-  std::atomic<bool> exit_pending_{false};
-  int exit_code_ = 0;
-  base::Ref<Task> vfork_parent_;
-  std::atomic<bool> vfork_done_{false};
+  std::atomic<bool> must_die_{false};  // exec by another thread
+  bool exit_pending_ = false;
+  int exit_status_ = 0;
+  base::Ref<VforkDone> vfork_;  // of the parent that waits; guarded by mutex_
 
   // Orders left for the way back to the guest.
   struct QueuedGroup {
@@ -257,7 +341,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::vector<platform::Order> queued_orders_;
   std::vector<QueuedGroup> queued_groups_;
 
-  int64_t cpu_base_ns_ = 0;  // CPU time of contexts that exec replaced
+  int64_t cpu_base_ns_ = 0;  // CPU time of contexts that exec replaced; under mutex_
   std::atomic<int64_t> system_ns_{0};
   std::atomic<int64_t> voluntary_switches_{0}, min_faults_{0}, maj_faults_{0};
 };

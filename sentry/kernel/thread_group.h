@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -66,6 +67,16 @@ struct WaitResult {
   Usage usage;
 };
 
+// What is dropped or called once the locks are given up: declared before the lock is taken.
+struct Deferred {
+  std::vector<base::Ref<Tty>> ttys;
+  std::vector<base::Ref<Task>> tasks;
+  std::vector<base::Ref<ThreadGroup>> groups;
+  std::vector<std::function<void()>> calls;
+  Deferred();
+  ~Deferred();  // makes the calls
+};
+
 class ThreadGroup : public base::RefCounted {
  public:
   ThreadGroup(Kernel* kernel, base::Ref<SignalHandlers> handlers);
@@ -83,13 +94,19 @@ class ThreadGroup : public base::RefCounted {
   base::Ref<Tty> tty() const;  // the session's, or null
   base::Ref<Task> leader() const;
   std::vector<base::Ref<Task>> Threads() const;   // live ones
+  // True once all threads are gone. Under Kernel::task_mutex().
+  bool is_zombie() const { return zombie_; }
+  bool is_pid_ns_init() const { return unkillable_; }
   int thread_count() const { return live_threads_.load(std::memory_order_acquire); }
   // Parent's id in `ns`: 0 if it is outside of it or there is none.
   int ParentPidIn(const PidNamespace& ns) const;
   int64_t start_time_ns() const { return start_time_ns_; }  // CLOCK_MONOTONIC (boot time)
 
   // Group-directed signal; false if it was ignored. Takes the signal mutex.
-  bool SendSignal(const siginfo_t& info);
+  bool SendSignal(const siginfo_t& info, bool* queue_full = nullptr);
+  // Of a POSIX timer, to `thread` (null: the group): if its last one has not been taken yet, that
+  // one's overrun count grows instead.
+  void SendTimerSignal(const siginfo_t& info, Task* thread);
   // From the kernel (SI_KERNEL).
   bool SendKernelSignal(int signo) { return SendSignal(MakeSiginfo(signo, SI_KERNEL)); }
   const base::Ref<SignalHandlers>& handlers() const { return handlers_; }  // of this group's tasks
@@ -122,12 +139,29 @@ class ThreadGroup : public base::RefCounted {
   friend class Kernel;
   friend class Task;
   friend class Tty;
-  friend class Waiter;
-  friend class SignalCode;
   ~ThreadGroup() override;
+
+  // Require signal_mutex_ (signal_send.cc).
+  bool SendLocked(const siginfo_t& info, Task* target, bool* queue_full)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
+  bool Prepare(int signo, const Task& probe, bool force) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
+  bool IsIgnoredBy(const Task& task, int signo, bool force) const;
+  void Complete(int signo, Task* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
+  void BeginExitLocked(int status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
+  void Retarget(const Task* from, SigSet signals) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
+  // Tells the parent of a stop or continuation (takes Kernel::task_mutex()).
+  void NotifyStop(int code);
+  // Require Kernel::task_mutex() (exit.cc, wait.cc).
+  void NotifyExit(Deferred* later);
+  void Reap(Deferred* later);
+  siginfo_t ChildInfo(int code, int status, const Task& receiver) const;
+  bool HasLiveThread() const;
+  bool TryWait(Task& waiter, const WaitOptions& options, WaitResult* result, Deferred* later);
 
   Kernel* const kernel_;
   const int64_t start_time_ns_;
+  mutable absl::Mutex pid_mutex_;       // a leaf
+  base::Ref<Pid> pid_ ABSL_GUARDED_BY(pid_mutex_);
   Rlimits rlimits_;
   std::unique_ptr<PosixTimers> timers_;
   fiber::WaitQueue signal_queue_;
@@ -137,10 +171,10 @@ class ThreadGroup : public base::RefCounted {
   std::atomic<bool> exiting_{false};
   std::atomic<int> exit_status_{0};
 
+  // Changed under both Kernel::task_mutex() and signal_mutex_, read under either. References are
+  // held. The leader stays, as a zombie, until the group is reaped.
+  std::vector<base::Ref<Task>> tasks_;
   // Guarded by Kernel::task_mutex().
-  std::vector<Task*> tasks_;            // the leader first, even as a zombie
-  Task* leader_ = nullptr;
-  base::Ref<Pid> pid_;
   base::Ref<ProcessGroup> pgrp_;
   Task* parent_ = nullptr;              // the thread that made this (or adopted it); null: none
   std::vector<ThreadGroup*> children_;  // of any thread of this
@@ -148,7 +182,7 @@ class ThreadGroup : public base::RefCounted {
   bool zombie_ = false;                 // all threads are gone; waits to be reaped
   bool reaped_ = false;
   Usage dead_usage_, children_usage_;
-  base::Ref<ThreadGroup> self_;         // kept while it is in the tables
+  bool unkillable_ = false;             // init of a PID namespace
 
   mutable absl::Mutex signal_mutex_;
   base::Ref<SignalHandlers> handlers_;  // changed by exec alone, when single-threaded
@@ -160,6 +194,9 @@ class ThreadGroup : public base::RefCounted {
   int stop_wait_ ABSL_GUARDED_BY(signal_mutex_) = 0;          // tasks that have not stopped yet
   bool report_stop_ ABSL_GUARDED_BY(signal_mutex_) = false;       // not yet waited for
   bool report_continue_ ABSL_GUARDED_BY(signal_mutex_) = false;
+  Task* exec_task_ ABSL_GUARDED_BY(signal_mutex_) = nullptr;  // it is making the others exit
+  int live_left_ ABSL_GUARDED_BY(signal_mutex_) = 0;  // threads that have not begun to exit
+  bool notify_continue_ ABSL_GUARDED_BY(signal_mutex_) = false;   // the next task to run tells the parent
   fiber::WaitQueue continue_queue_;
 };
 

@@ -1,0 +1,60 @@
+// What execve(2) and the start of a process share.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "platform/platform.h"
+#include "sentry/auth/credentials.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/loader/loader.h"
+#include "sentry/mm/memory_manager.h"
+
+namespace sentry {
+
+class Kernel;
+
+// Carries out a loader's orders on a context that no task runs yet. Runs on a fiber.
+class ContextRunner : public OrderRunner, private platform::TrapListener {
+ public:
+  // Limits are those of `limits`; both outlive this.
+  ContextRunner(platform::Context& context, const OrderRunner& limits);
+  base::Result<std::vector<uint64_t>> RunOrders(std::vector<platform::Order> orders) override;
+  void QueueOrders(std::vector<platform::Order> orders,
+                   std::function<int64_t(int error)> on_failure) override;
+  bool CanQueue() const override { return false; }
+  uint64_t Rlimit(int resource) const override { return limits_.Rlimit(resource); }
+  bool MayLockMemory() const override { return limits_.MayLockMemory(); }
+
+ private:
+  void OnTrap() override;
+  platform::Context& context_;
+  const OrderRunner& limits_;
+  std::atomic<bool> trapped_{false};
+  base::Ref<fiber::Fiber> fiber_;
+};
+
+// A program in a fresh address space, and who it runs as.
+struct LoadedProgram {
+  base::Ref<MemoryManager> mm;
+  std::unique_ptr<platform::Context> context;
+  base::Ref<Credentials> creds;
+  std::string comm;
+  bool set_id = false;   // ids or capabilities grew: AT_SECURE
+  bool id_changed = false;  // a set-user-ID or set-group-ID bit took effect
+};
+
+// Linux: bprm_fill_uid and cap_bprm_creds_from_file, with capability extended attributes.
+// EPERM: the file's effective capabilities are out of reach.
+base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, bool no_new_privs,
+                                                        Vfs& vfs, const Path& path,
+                                                        const InodeAttr& attr, bool* secure,
+                                                        bool* id_changed);
+
+// Fills a fresh address space with `image`.
+base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
+                                        const Credentials& old, bool no_new_privs,
+                                        uint32_t personality, const OrderRunner& limits);
+
+}  // namespace sentry

@@ -1,0 +1,214 @@
+// Task's main loop: resume the guest, park until it traps, answer, deliver signals.
+#include <utility>
+
+#include "platform/platform.h"
+#include "sentry/base/log.h"
+#include "sentry/base/time.h"
+#include "sentry/kernel/kernel.h"
+#include "sentry/kernel/task.h"
+
+namespace sentry {
+
+Task* Task::Current() {
+  fiber::Fiber* f = fiber::Current();
+  return f ? static_cast<Task*>(f->user_data()) : nullptr;
+}
+
+void Task::OnTrap() {
+  // The fiber may run on and even end as soon as trapped_ is seen, so take it first.
+  fiber::Fiber* f = trap_fiber_.load(std::memory_order_acquire);
+  base::Ref<fiber::Fiber> keep(f);
+  trapped_.store(true, std::memory_order_release);
+  keep->Unpark();
+}
+
+void Task::Start() {
+  IncRef();  // held by the fiber until Main returns
+  base::Ref<fiber::Fiber> f = fiber::Spawn(
+      comm(),
+      [this] {
+        Main();
+        fiber::Current()->set_user_data(nullptr);
+        DecRef();
+      },
+      this);
+}
+
+void Task::Main() {
+  {
+    absl::MutexLock l(&group_->signal_mutex());
+    fiber_ = base::Ref<fiber::Fiber>(fiber::Current());
+    if (signal_pending_.load(std::memory_order_relaxed)) fiber_->Interrupt();
+  }
+  while (true) {
+    if (signal_pending_.load(std::memory_order_acquire) || restart_code_ != 0 || saved_mask_) {
+      DeliverSignals();
+    }
+    if (exit_pending_) break;
+    RunGuest();
+  }
+  FinishExit();
+}
+
+void Task::ResumeAndPark(platform::ResumeMode mode) {
+  trap_fiber_.store(fiber::Current(), std::memory_order_release);
+  context_->Resume(mode);
+  while (!trapped_.exchange(false, std::memory_order_acquire)) fiber::Park({.in_guest = true});
+}
+
+void Task::RunGuest() {
+  in_guest_.store(true, std::memory_order_seq_cst);
+  // Whoever sets signal_pending_ looks at in_guest_ after it: one of the two sees the other.
+  if (signal_pending_.load(std::memory_order_seq_cst)) {
+    in_guest_.store(false, std::memory_order_relaxed);
+    return;
+  }
+  SubmitQueued();
+  ResumeAndPark(platform::ResumeMode::kGuest);
+  in_guest_.store(false, std::memory_order_relaxed);
+  HandleTrap();
+}
+
+void Task::HandleTrap() {
+  const platform::Trap& trap = context_->trap();
+  if (trap.kind == platform::TrapKind::kOrderFailed) {
+    HandleFailedOrder(trap.order_index, trap.error);
+    return;
+  }
+  queued_orders_.clear();
+  queued_groups_.clear();
+  switch (trap.kind) {
+    case platform::TrapKind::kSyscall:
+      HandleSyscall();
+      break;
+    case platform::TrapKind::kFault:
+      HandleFault();
+      break;
+    case platform::TrapKind::kGone:
+      gone_ = true;
+      group_->BeginExit(SIGKILL);
+      break;
+    case platform::TrapKind::kInterrupt:
+    case platform::TrapKind::kOrdersDone:
+    case platform::TrapKind::kOrderFailed:
+      break;
+  }
+}
+
+void Task::HandleSyscall() {
+  int nr = static_cast<int>(regs().orig_rax);
+  syscall_nr_.store(nr, std::memory_order_relaxed);
+  restart_code_ = 0;
+  base::Result<uint64_t> result = kernel_->dispatch()(*this, nr);
+  syscall_nr_.store(-1, std::memory_order_relaxed);
+  if (exit_pending_) return;
+  platform::Regs& r = regs();
+  if (result.ok()) {
+    r.rax = *result;
+    return;
+  }
+  int code = result.error().code();
+  switch (code) {
+    case base::kERESTARTSYS:
+    case base::kERESTARTNOINTR:
+    case base::kERESTARTNOHAND:
+    case base::kERESTART_RESTARTBLOCK:
+      restart_code_ = code;
+      r.rax = -EINTR;
+      break;
+    default:
+      r.rax = static_cast<uint64_t>(-static_cast<int64_t>(code));
+      break;
+  }
+}
+
+void Task::HandleFault() {
+  platform::Trap trap = context_->trap();
+  kernel_->faults.fetch_add(1, std::memory_order_relaxed);
+  min_faults_.fetch_add(1, std::memory_order_relaxed);
+  FaultOutcome outcome = mm_->HandleFault(*this, trap);
+  if (outcome.retry) return;
+  fault_trapno_ = trap.trapno;
+  fault_error_ = trap.error_code;
+  fault_addr_ = trap.fault_addr;
+  siginfo_t info = MakeSiginfo(outcome.signo, outcome.si_code);
+  bool about_instruction = outcome.signo == SIGTRAP || outcome.signo == SIGILL || outcome.signo == SIGFPE;
+  info.si_addr = reinterpret_cast<void*>(about_instruction && trap.fault_addr == 0 ? regs().rip
+                                                                                   : trap.fault_addr);
+  ForceSignal(info);
+}
+
+// --- orders ---
+
+bool Task::CanQueue() const { return mm_users_ && mm_users_->tasks.load(std::memory_order_acquire) == 1; }
+
+void Task::QueueOrders(std::vector<platform::Order> orders, std::function<int64_t(int)> on_failure) {
+  queued_groups_.push_back({queued_orders_.size(), orders.size(), std::move(on_failure)});
+  for (platform::Order& order : orders) queued_orders_.push_back(std::move(order));
+}
+
+void Task::SubmitQueued() {
+  for (const platform::Order& order : queued_orders_) context_->QueueOrder(order);
+}
+
+void Task::FlushQueuedOrders() {
+  while (!queued_orders_.empty() && !gone_) {
+    SubmitQueued();
+    ResumeAndPark(platform::ResumeMode::kOrdersOnly);
+    const platform::Trap& trap = context_->trap();
+    if (trap.kind == platform::TrapKind::kOrderFailed) {
+      HandleFailedOrder(trap.order_index, trap.error);
+      continue;
+    }
+    if (trap.kind == platform::TrapKind::kGone) {
+      gone_ = true;
+      group_->BeginExit(SIGKILL);
+    }
+    queued_orders_.clear();
+    queued_groups_.clear();
+  }
+}
+
+void Task::HandleFailedOrder(size_t index, int error) {
+  // The whole group of the failed order is dropped, what was queued after it stays queued.
+  std::vector<QueuedGroup> groups = std::exchange(queued_groups_, {});
+  std::vector<platform::Order> orders = std::exchange(queued_orders_, {});
+  std::function<int64_t(int)> on_failure;
+  bool copy_out_failed = index == SIZE_MAX;
+  for (QueuedGroup& group : groups) {
+    if (!copy_out_failed && group.first + group.count <= index) continue;  // done
+    if (!copy_out_failed && group.first <= index) {
+      on_failure = std::move(group.on_failure);
+      continue;
+    }
+    std::vector<platform::Order> rest;
+    for (size_t i = 0; i < group.count; ++i) rest.push_back(std::move(orders[group.first + i]));
+    QueueOrders(std::move(rest), std::move(group.on_failure));
+  }
+  if (copy_out_failed) {
+    regs().rax = static_cast<uint64_t>(-static_cast<int64_t>(error));
+  } else if (on_failure) {
+    int64_t result = on_failure(error);
+    if (result < 0) regs().rax = static_cast<uint64_t>(result);
+  }
+}
+
+base::Result<std::vector<uint64_t>> Task::RunOrders(std::vector<platform::Order> orders) {
+  FlushQueuedOrders();
+  if (gone_) return base::Error(ESRCH);
+  for (platform::Order& order : orders) context_->QueueOrder(std::move(order));
+  ResumeAndPark(platform::ResumeMode::kOrdersOnly);
+  const platform::Trap& trap = context_->trap();
+  switch (trap.kind) {
+    case platform::TrapKind::kOrdersDone:
+      return trap.results;
+    case platform::TrapKind::kOrderFailed:
+      return base::Error(trap.error > 0 ? trap.error : EFAULT);
+    default:
+      gone_ = true;
+      group_->BeginExit(SIGKILL);
+      return base::Error(ESRCH);
+  }
+}
+
+}  // namespace sentry

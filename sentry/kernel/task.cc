@@ -1,0 +1,192 @@
+#include "sentry/kernel/task.h"
+
+#include <fcntl.h>
+
+#include <utility>
+
+#include "sentry/kernel/kernel.h"
+
+namespace sentry {
+
+Task::Task(Kernel* kernel, base::Ref<ThreadGroup> group, base::Ref<Pid> pid)
+    : kernel_(kernel),
+      group_(std::move(group)),
+      start_time_ns_(kernel->MonotonicNs()),
+      pid_(std::move(pid)) {
+  pid_ns_ = child_pid_ns_ = pid_->ns();
+  kernel_->task_count_.fetch_add(1, std::memory_order_relaxed);
+}
+
+Task::~Task() { kernel_->task_count_.fetch_sub(1, std::memory_order_relaxed); }
+
+// --- references that others may read ---
+
+base::Ref<MemoryManager> Task::mm_ref() const {
+  absl::MutexLock l(&mutex_);
+  return mm_;
+}
+base::Ref<const Credentials> Task::credentials() const {
+  absl::MutexLock l(&mutex_);
+  return creds_;
+}
+void Task::SetCredentials(base::Ref<const Credentials> creds) {
+  base::Ref<UserCount> count = kernel_->CountOfUser(creds->ruid);
+  count->processes.fetch_add(1, std::memory_order_relaxed);
+  {
+    absl::MutexLock l(&mutex_);
+    std::swap(creds_, creds);
+    std::swap(user_count_, count);
+  }
+  if (count) count->processes.fetch_sub(1, std::memory_order_relaxed);
+  PublishIdentity();
+}
+base::Ref<Pid> Task::pid_ref() const {
+  absl::MutexLock l(&mutex_);
+  return pid_;
+}
+base::Ref<FsContext> Task::fs_context_ref() const {
+  absl::MutexLock l(&mutex_);
+  return fs_;
+}
+base::Ref<FdTable> Task::fd_table_ref() const {
+  absl::MutexLock l(&mutex_);
+  return fds_;
+}
+base::Ref<MountNamespace> Task::mount_namespace_ref() const {
+  absl::MutexLock l(&mutex_);
+  return mount_ns_;
+}
+base::Ref<UtsNamespace> Task::uts_namespace_ref() const {
+  absl::MutexLock l(&mutex_);
+  return uts_ns_;
+}
+base::Ref<IpcNamespace> Task::ipc_namespace_ref() const {
+  absl::MutexLock l(&mutex_);
+  return ipc_ns_;
+}
+base::Ref<NetNamespace> Task::net_namespace_ref() const {
+  absl::MutexLock l(&mutex_);
+  return net_ns_;
+}
+base::Ref<CgroupNamespace> Task::cgroup_namespace_ref() const {
+  absl::MutexLock l(&mutex_);
+  return cgroup_ns_;
+}
+void Task::SetFsContext(base::Ref<FsContext> fs) {
+  absl::MutexLock l(&mutex_);
+  std::swap(fs_, fs);
+}
+void Task::SetFdTable(base::Ref<FdTable> fds) {
+  absl::MutexLock l(&mutex_);
+  std::swap(fds_, fds);
+}
+void Task::SetMountNamespace(base::Ref<MountNamespace> ns) {
+  absl::MutexLock l(&mutex_);
+  std::swap(mount_ns_, ns);
+}
+void Task::SetUtsNamespace(base::Ref<UtsNamespace> ns) {
+  absl::MutexLock l(&mutex_);
+  std::swap(uts_ns_, ns);
+}
+void Task::SetIpcNamespace(base::Ref<IpcNamespace> ns) {
+  absl::MutexLock l(&mutex_);
+  std::swap(ipc_ns_, ns);
+}
+void Task::SetNetNamespace(base::Ref<NetNamespace> ns) {
+  absl::MutexLock l(&mutex_);
+  std::swap(net_ns_, ns);
+}
+std::string Task::comm() const {
+  absl::MutexLock l(&mutex_);
+  return comm_;
+}
+void Task::SetComm(std::string_view comm) {
+  absl::MutexLock l(&mutex_);
+  comm_ = comm.substr(0, 15);
+}
+
+// --- identity ---
+
+int Task::Tid() const { return pid_->NumberIn(*pid_ns_); }
+int Task::Pid_() const { return group_->PidIn(*pid_ns_); }
+
+void Task::PublishIdentity() {
+  if (!context_) return;
+  const UserNamespace& ns = *creds_->user_ns;
+  context_->Publish({.pid = Pid_(),
+                     .tid = Tid(),
+                     .ppid = group_->ParentPidIn(*pid_ns_),
+                     .uid = ns.MapUidOut(creds_->ruid),
+                     .euid = ns.MapUidOut(creds_->euid),
+                     .gid = ns.MapGidOut(creds_->rgid),
+                     .egid = ns.MapGidOut(creds_->egid)});
+}
+
+bool Task::is_leader() const { return pid_ref() == group_->pid(); }
+
+char Task::StateChar() const {
+  switch (state()) {
+    case TaskState::kStopped:
+      return 'T';
+    case TaskState::kZombie:
+      return 'Z';
+    case TaskState::kDead:
+      return 'X';
+    default:
+      break;
+  }
+  absl::MutexLock l(&group_->signal_mutex());
+  if (in_guest_.load(std::memory_order_relaxed)) {
+    return context_ && context_->WaitsInFutex() ? 'S' : 'R';
+  }
+  return fiber_ && fiber_->parked() ? 'S' : 'R';
+}
+
+int64_t Task::CpuTimeNs() const {
+  absl::MutexLock l(&mutex_);
+  return cpu_base_ns_ + (context_ ? context_->CpuTimeNs() : 0);
+}
+
+Usage Task::usage() const {
+  Usage u;
+  u.user_ns = CpuTimeNs();
+  u.system_ns = system_ns_.load(std::memory_order_relaxed);
+  u.min_faults = min_faults_.load(std::memory_order_relaxed);
+  u.maj_faults = maj_faults_.load(std::memory_order_relaxed);
+  u.voluntary_switches = voluntary_switches_.load(std::memory_order_relaxed);
+  if (base::Ref<MemoryManager> mm = mm_ref()) u.max_rss_kb = mm->ResidentBytes() / 1024;
+  return u;
+}
+
+// --- files ---
+
+base::Result<base::Ref<FileDescription>> Task::GetFile(int fd) const {
+  base::Ref<FileDescription> file = fds_->Get(fd);
+  if (!file) return base::Error(EBADF);
+  return file;
+}
+
+base::Result<int> Task::InstallFile(base::Ref<FileDescription> file, bool cloexec, int min) {
+  return fds_->Install(std::move(file), cloexec, min, Rlimit(RLIMIT_NOFILE));
+}
+
+base::Result<WalkContext> Task::Walk(int dirfd, std::string_view path, const Credentials* creds) {
+  WalkContext ctx{.creds = creds ? *creds : *creds_,
+                  .ns = *mount_ns_,
+                  .root = fs_->root(),
+                  .start = {},
+                  .umask = fs_->umask(),
+                  .resolve = 0};
+  if (path.starts_with('/') || dirfd == AT_FDCWD) {
+    ctx.start = fs_->cwd();
+    return ctx;
+  }
+  base::Ref<FileDescription> dir = fds_->Get(dirfd);
+  if (!dir) return base::Error(EBADF);
+  Inode* inode = dir->inode();
+  if (!path.empty() && (!inode || !inode->IsDir())) return base::Error(ENOTDIR);
+  ctx.start = dir->path();
+  return ctx;
+}
+
+}  // namespace sentry
