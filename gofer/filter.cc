@@ -49,8 +49,8 @@ void FileRules(const FilterFds& fds, std::vector<Rule>* rules) {
   // Create: a handle for the file just made.
   add(SYS_openat, {Fd(0, fds.proc), Within(2, O_PATH | O_CLOEXEC)});
   // Create: nothing but a new file, and no link followed.
-  add(SYS_openat, {NotCwd(0), Masked(2, O_CREAT | O_EXCL | O_NOFOLLOW, O_CREAT | O_EXCL | O_NOFOLLOW),
-                   Within(2, O_ACCMODE | O_CREAT | O_EXCL | O_NOFOLLOW | kOpenBase)});
+  add(SYS_openat, {NotCwd(0), Masked(2, 0xffffffffu & ~(O_ACCMODE | kOpenBase),
+                                     O_CREAT | O_EXCL | O_NOFOLLOW)});
   add(SYS_close, {});  // Forget, and what was opened for one request
   // Attributes, of a handle or of a name without following it.
   add(SYS_statx, {NotCwd(0), Masked(2, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_NOFOLLOW)});
@@ -98,13 +98,10 @@ void ProcessRules(const FilterFds& fds, std::vector<Rule>* rules) {
   add(SYS_munmap, {});
   add(SYS_brk, {});
   add(SYS_madvise, {Equal(2, MADV_DONTNEED)});  // malloc trims; a thread's stack when it ends
-  add(SYS_sched_yield, {});                     // absl::Mutex when contended
-  add(SYS_clock_nanosleep, {});               // the same, later
-  add(SYS_gettid, {});            // absl's thread identity
+  add(SYS_sched_yield, {});                     // std::latch
   add(SYS_rt_sigprocmask, {});    // a thread that ends
   add(SYS_exit, {});              // a thread ends
   add(SYS_exit_group, {});        // the process ends
-  add(SYS_restart_syscall, {});   // a wait goes on after a stop signal
 }
 
 std::vector<Rule> Rules(const FilterFds& fds) {

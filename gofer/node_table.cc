@@ -3,7 +3,7 @@
 namespace gofer {
 
 base::Result<Handle> NodeTable::Add(base::Ref<FsNode> node) {
-  absl::MutexLock lock(&mutex_);
+  HostMutexLock lock(&mutex_);
   uint32_t index;
   if (!free_.empty()) {
     index = free_.back();
@@ -19,7 +19,7 @@ base::Result<Handle> NodeTable::Add(base::Ref<FsNode> node) {
 
 base::Result<base::Ref<FsNode>> NodeTable::Get(Handle handle) const {
   const auto index = static_cast<uint32_t>(handle);
-  absl::MutexLock lock(&mutex_);
+  HostMutexLock lock(&mutex_);
   if (index >= slots_.size() || slots_[index].generation != handle >> 32 || !slots_[index].node) {
     return base::Error(EBADF);
   }
@@ -29,7 +29,7 @@ base::Result<base::Ref<FsNode>> NodeTable::Get(Handle handle) const {
 void NodeTable::Forget(Handle handle) {
   base::Ref<FsNode> node;  // closed after the lock is released
   const auto index = static_cast<uint32_t>(handle);
-  absl::MutexLock lock(&mutex_);
+  HostMutexLock lock(&mutex_);
   if (index >= slots_.size() || slots_[index].generation != handle >> 32 || !slots_[index].node) {
     return;
   }
@@ -39,7 +39,7 @@ void NodeTable::Forget(Handle handle) {
 }
 
 uint32_t NodeTable::size() const {
-  absl::MutexLock lock(&mutex_);
+  HostMutexLock lock(&mutex_);
   return static_cast<uint32_t>(slots_.size() - free_.size());
 }
 

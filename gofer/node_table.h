@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "gofer/host_mutex.h"
 #include "gofer/protocol.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
@@ -51,7 +51,7 @@ class NodeTable {
     uint32_t generation = 1;
   };
   const uint32_t max_;
-  mutable absl::Mutex mutex_;
+  mutable HostMutex mutex_;
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mutex_);
 };

@@ -6,7 +6,6 @@
 
 #include <cstdio>
 
-#include "absl/base/internal/sysinfo.h"
 #include "gofer/confine.h"
 #include "gofer/server.h"
 
@@ -37,10 +36,8 @@ base::Status Run(GoferConfig config, const char** step) {
 
   FilterFds fds = {config.connection.get(), proc.get(), 2, false};
   for (const MountConfig& mount : config.mounts) fds.connect |= mount.allow_connect;
-  // What the C library and Abseil would ask the host for at a later time is asked now: the number
-  // of processors, by malloc for its arenas (one does for us) and by absl::Mutex when contended.
+  // One arena for malloc: before it makes more it reads the number of processors from /sys.
   mallopt(M_ARENA_MAX, 1);
-  absl::base_internal::NumCPUs();
 
   *step = "start threads";
   Server server({.mounts = std::move(config.mounts),

@@ -2,9 +2,9 @@
 
 #include <sys/socket.h>
 
+#include <latch>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
 #include "gofer/session.h"
 
 namespace gofer {
@@ -23,7 +23,10 @@ static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
 
 struct Server::Impl {
   explicit Impl(Options o)
-      : connection(std::move(o.connection)), threads(o.threads), session(o.proc_fd, o.max_handles) {
+      : connection(std::move(o.connection)),
+        threads(o.threads),
+        session(o.proc_fd, o.max_handles),
+        started(o.threads) {
     for (MountConfig& mount : o.mounts) {
       auto attr = StatFd(mount.fd.get());
       // A mount whose root cannot be looked at keeps its number and answers every request ENOTDIR.
@@ -42,7 +45,8 @@ struct Server::Impl {
   const base::UniqueFd connection;
   const uint32_t threads;
   Session session;
-  absl::Notification released;
+  std::latch started;
+  std::latch released{1};
   std::vector<std::thread> pool;
 };
 
@@ -98,7 +102,8 @@ bool Server::Impl::Send(const std::string& reply, int fd) {
 // Several threads receive from the one socket: a packet goes to exactly one of them, so that a slow
 // request holds up one thread and not the connection.
 void Server::Impl::Serve() {
-  released.WaitForNotification();
+  started.count_down();
+  released.wait();
   const auto buffer = std::make_unique_for_overwrite<char[]>(kMaxMessage);
   for (;;) {
     iovec iov = {buffer.get(), kMaxMessage};
@@ -120,7 +125,7 @@ Server::Server(Options options) : impl_(std::make_unique<Impl>(std::move(options
 
 Server::~Server() {
   if (!impl_->pool.empty()) {
-    if (!impl_->released.HasBeenNotified()) impl_->released.Notify();
+    if (!impl_->released.try_wait()) impl_->released.count_down();
     shutdown(impl_->connection.get(), SHUT_RDWR);
     Join();
   }
@@ -130,9 +135,10 @@ void Server::Start() {
   for (uint32_t i = 0; i < impl_->threads; ++i) {
     impl_->pool.emplace_back([impl = impl_.get()] { impl->Serve(); });
   }
+  impl_->started.wait();
 }
 
-void Server::Release() { impl_->released.Notify(); }
+void Server::Release() { impl_->released.count_down(); }
 
 void Server::Join() {
   for (std::thread& t : impl_->pool) t.join();

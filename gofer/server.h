@@ -58,7 +58,7 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Starts the threads; they wait until Release().
+  // Starts the threads; they have made the host calls of a starting thread and wait for Release().
   void Start();
   void Release();
   // Returns when the peer has closed the connection or broken the protocol.
