@@ -1,0 +1,228 @@
+// The memory that the sentry and the stubs share, and the protocol they speak through it. Compiled
+// into both; freestanding.
+//
+// One memory file per guest address space (the mailbox) is mapped by its stub and by the sentry
+// only: a header and kMaxSlots slots, one per guest thread. One more file, written by the sentry and
+// mapped read-only in every stub, holds the doorbell and what stubs must know of the machine.
+//
+// The guest owns its stub's memory, so the sentry treats every word of a mailbox as hostile: it
+// reads a value once into memory of its own and checks it there.
+//
+// A round: the sentry writes an answer and then `answer_seq`; the stub carries it out, runs the
+// guest until the next trap, writes the request and then `request_seq = answer_seq`, sets its bit in
+// the header's `ready` words and, if the doorbell says that the sentry sleeps, wakes it. The sentry
+// alone counts rounds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace platform {
+
+// ---- Where things stand in a stub's address space -------------------------------------------
+
+inline constexpr uint64_t kPageSize = 4096;
+// The stub's region: the last 4 GiB of the 47-bit space. Everything below is the guest's.
+inline constexpr uint64_t kRegionBase = 0x7fff'0000'0000;
+inline constexpr uint64_t kRegionEnd = 0x7fff'ffff'f000;
+inline constexpr uint64_t kStubBase = kRegionBase;  // the stub's own image
+inline constexpr uint64_t kStubTextMax = 0x4'0000;  // its text lies in the first 256 KiB
+inline constexpr uint64_t kStubMax = 0x10'0000;
+inline constexpr uint64_t kSharedBase = kRegionBase + 0x100'0000;  // struct Shared, read-only
+inline constexpr uint64_t kVvarBase = kRegionBase + 0x200'0000;    // vvar pages, then the vDSO
+inline constexpr uint64_t kVvarMax = 0x10'0000;
+inline constexpr uint64_t kMailboxBase = kRegionBase + 0x4000'0000;
+
+inline constexpr uint32_t kMaxSlots = 8192;
+inline constexpr uint64_t kSlotSize = 0x1'0000;
+inline constexpr uint64_t kMailboxSize = (kMaxSlots + 1) * kSlotSize;  // the header takes one place
+
+// ---- The shared read-only file ----------------------------------------------------------------
+
+inline constexpr size_t kMaxFilter = 512;
+
+struct Shared {
+  // Doorbell: 1 while the sentry's poller sleeps in FUTEX_WAIT on this word.
+  alignas(64) uint32_t sleeping;
+  // How long a stub may spin for an answer before it sleeps, in TSC ticks. 0: not at all.
+  alignas(64) uint32_t spin_ticks;
+  // Of the machine; constant after start.
+  alignas(kPageSize) uint32_t has_fsgsbase;
+  uint32_t xsave_size;  // bytes of an XSAVE image of all enabled user features; 0 without XSAVE
+  uint64_t xfeatures;   // XCR0
+  uint32_t mxcsr_mask;
+  uint32_t filter_length;
+  uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
+  uint32_t pad;
+  uint64_t filter[kMaxFilter];  // struct sock_filter
+};
+inline constexpr uint64_t kSharedSize = 3 * kPageSize;
+static_assert(sizeof(Shared) <= kSharedSize);
+
+// ---- Slots ------------------------------------------------------------------------------------
+
+// What a stub reports.
+enum class RequestKind : uint32_t {
+  kReady = 1,    // a forked child has its own mailbox now
+  kSyscall,
+  kFault,
+  kInterrupt,
+  kOrdersDone,
+  kOrderFailed,  // order_index (kCopyOutIndex: the copy-out) and order_error tell
+};
+inline constexpr uint32_t kCopyOutIndex = 0xffff'ffff;
+
+// What an answer says.
+enum AnswerFlag : uint32_t {
+  kAnswerRegs = 1,        // load every register from the slot; else only rax, from answer_rax
+  kAnswerOrdersOnly = 2,  // report kOrdersDone and do not enter the guest
+  kAnswerExit = 4,        // the thread ends
+};
+
+enum class OrderOp : uint32_t {
+  kMmap = 1,     // a: addr, b: length, c: prot, d: flags, e: offset, fd: index in the message or -1
+  kMunmap,       // a, b
+  kMprotect,     // a, b, c: prot
+  kMadvise,      // a, b, c: advice
+  kMremap,       // a: old, b: old length, c: new, d: new length
+  kSaveFpu,      // a
+  kRestoreFpu,   // a
+  kWrite,        // a: addr, b: length, c: offset in the slot's out area
+  kFutexWake,    // a: addr, b: count, c: private
+  kCloneThread,  // a: slot index; result: host thread id
+  kFork,         // fd: index of the mailbox; its socket follows. result: host process id
+};
+
+struct OrderEntry {
+  OrderOp op;
+  int32_t fd;
+  uint64_t a, b, c, d, e;
+  uint64_t result;
+  uint64_t pad;
+};
+static_assert(sizeof(OrderEntry) == 64);
+
+// Bytes copied between guest memory and the slot's areas.
+struct CopyEntry {
+  uint64_t addr;
+  uint32_t length;
+  uint32_t offset;  // in the in or the out area
+};
+
+inline constexpr uint32_t kMaxOrders = 32;
+inline constexpr uint32_t kMaxOrderFds = 16;
+inline constexpr uint32_t kMaxCopies = 12;
+inline constexpr uint32_t kCopyInSize = 8192;
+inline constexpr uint32_t kCopyOutSize = 8192;
+
+// How the guest's state is held while its thread is in the stub.
+enum StubMode : uint32_t {
+  kModeDirect = 0,  // registers in the slot, FPU state in the CPU
+  kModeFrame = 1,   // registers and FPU state in the host's signal frame at `frame`
+};
+
+struct Slot {
+  // Line 0: the request, with what most calls need. Registers are the guest's.
+  alignas(64) uint32_t request_seq;
+  RequestKind kind;
+  uint64_t rax, rdi, rsi, rdx, r10, r8, r9;
+  // Lines 1 and 2: the other registers.
+  uint64_t rip, rsp, eflags, rbx, rbp, r12, r13, r14;
+  uint64_t r15, rcx, r11, fs_base, gs_base;
+  uint32_t signo;
+  int32_t si_code;
+  uint64_t fault_addr, trapno;
+  // Line 3: more about the request.
+  uint64_t error_code;
+  uint32_t order_index;
+  int32_t order_error;
+  uint32_t futex_interrupted;
+  uint32_t copy_in_count;
+  int64_t remaining_ns;
+
+  // Line 4: the answer, written by the sentry.
+  alignas(64) uint32_t answer_seq;
+  uint32_t answer_flags;
+  uint64_t answer_rax;
+  uint32_t order_count;
+  uint32_t copy_out_count;
+  uint32_t fd_ticket;  // turn in which this batch takes its descriptors from the socket
+  uint32_t fd_count;   // descriptors of this batch; 0: none, and no turn
+
+  // Line 5: set by the sentry before it sends the interrupt signal.
+  alignas(64) uint32_t interrupt;
+
+  // Line 6: written by the stub when it is slow anyway.
+  alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
+  uint32_t in_futex;              // the guest waits natively in futex(2)
+  uint32_t host_tid;              // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
+  int64_t cpu_ns;
+
+  // Line 7: the stub's own.
+  alignas(64) uint64_t self;
+  StubMode mode;
+  uint32_t gs_owned;  // the guest uses GS; its value is in gs_base
+  uint64_t frame;     // ucontext in kModeFrame
+  uint64_t fpu_frame_in_guest;
+  uint32_t spin_average;  // learned: ticks that answers take
+  uint32_t spin_misses;
+  uint32_t step;          // a single-step trap is owed to the guest
+
+  // Line 8: identity, written by the sentry. Forging it deceives only the forger.
+  alignas(64) int32_t pid;
+  int32_t tid, ppid;
+  uint32_t uid, euid, gid, egid;
+  uint32_t has_identity;
+
+  alignas(64) CopyEntry copy_in[kMaxCopies];
+  CopyEntry copy_out[kMaxCopies];
+
+  alignas(kPageSize) OrderEntry orders[kMaxOrders];
+  alignas(kPageSize) unsigned char in_area[kCopyInSize];
+  unsigned char out_area[kCopyOutSize];
+  // The stub's stack, which is the thread's signal stack too.
+  unsigned char stack[kSlotSize - 2 * kPageSize - kCopyInSize - kCopyOutSize];
+};
+static_assert(sizeof(Slot) == kSlotSize);
+static_assert(offsetof(Slot, answer_seq) == 256);
+static_assert(offsetof(Slot, orders) == kPageSize);
+
+inline constexpr uint32_t kReadyWords = kMaxSlots / 64;
+
+struct MailboxHeader {
+  alignas(64) uint64_t ready[kReadyWords];  // a bit per slot: has handed off
+  alignas(64) uint32_t fd_turn;             // whose turn it is at the socket
+  uint32_t fd_waiters;
+  int32_t socket;                           // the stub's descriptor
+  // A number of the sentry's by which it knows that a process has mapped this mailbox.
+  alignas(64) uint64_t nonce[2];
+};
+static_assert(sizeof(MailboxHeader) <= kSlotSize);
+
+inline constexpr uint64_t SlotAddress(uint32_t index) {
+  return kMailboxBase + (index + 1ull) * kSlotSize;
+}
+
+// ---- The zygote's messages ----------------------------------------------------------------------
+
+struct ZygoteHello {
+  uint64_t vdso_base;  // 0: the vDSO could not be moved
+  int32_t error;
+};
+struct ZygoteRequest {  // comes with two descriptors: the mailbox and the stub's socket
+  uint32_t slot;
+};
+struct ZygoteReply {
+  int32_t pid;  // or -errno
+};
+
+// ---- Host calls that both sides must agree on -------------------------------------------------
+
+inline constexpr int kInterruptSignal = 32;  // SIGRTMIN of the host's kernel
+// CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | CHILD_SETTID | CHILD_CLEARTID
+inline constexpr uint64_t kThreadCloneFlags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 |
+                                              0x1000000 | 0x200000;
+// CLONE_PARENT | CHILD_CLEARTID, SIGCHLD
+inline constexpr uint64_t kForkCloneFlags = 0x8000 | 0x200000 | 17;
+
+}  // namespace platform

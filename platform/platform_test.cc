@@ -1,0 +1,361 @@
+// The systrap platform with real stubs and a small guest program.
+#include "platform/platform.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "platform/test_guest.h"
+
+namespace platform {
+namespace {
+
+using test::Anonymous;
+using test::Await;
+using test::Guest;
+using test::RunGuest;
+using test::Thread;
+
+class PlatformTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why;
+    auto p = CreateSystrap(options_, &why);
+    ASSERT_TRUE(p.ok()) << why;
+    platform_ = std::move(*p);
+  }
+  Options options_;
+  std::unique_ptr<Platform> platform_;
+};
+
+TEST_F(PlatformTest, SyscallRoundTrip) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_site);
+  Regs& r = g.main.context->regs();
+  r.rax = 140;
+  r.rdi = 1;
+  r.rsi = 2;
+  r.rdx = 3;
+  r.r10 = 4;
+  r.r8 = 5;
+  r.r9 = 6;
+  r.rbx = 7;
+  r.rbp = 8;
+  r.r12 = 12;
+  r.r13 = 13;
+  r.r14 = 14;
+  r.r15 = 15;
+  const Trap& trap = RunGuest(*platform_, g.main);
+  ASSERT_EQ(trap.kind, TrapKind::kSyscall);
+  EXPECT_EQ(r.orig_rax, 140u);
+  EXPECT_EQ(static_cast<int64_t>(r.rax), -ENOSYS);
+  EXPECT_EQ(r.rdi, 1u);
+  EXPECT_EQ(r.rsi, 2u);
+  EXPECT_EQ(r.rdx, 3u);
+  EXPECT_EQ(r.r10, 4u);
+  EXPECT_EQ(r.r8, 5u);
+  EXPECT_EQ(r.r9, 6u);
+  EXPECT_EQ(r.rbx, 7u);
+  EXPECT_EQ(r.rbp, 8u);
+  EXPECT_EQ(r.r12, 12u);
+  EXPECT_EQ(r.r15, 15u);
+  EXPECT_EQ(r.rip, test::GuestAddr(guest_site) + 3);
+  EXPECT_EQ(r.rsp, test::kStack + test::kStackSize - 64);
+  r.rax = 20;
+  const Trap& next = RunGuest(*platform_, g.main);
+  ASSERT_EQ(next.kind, TrapKind::kFault);
+  EXPECT_EQ(next.signo, SIGILL);
+  EXPECT_EQ(r.rax, 20u);
+  EXPECT_EQ(r.rip, test::GuestAddr(guest_site) + 3);
+}
+
+TEST_F(PlatformTest, ManyCalls) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_counter);
+  Regs& r = g.main.context->regs();
+  r.rdi = 20000;
+  uint64_t calls = 0, sum = 0;
+  for (;;) {
+    ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+    if (r.orig_rax == 60) break;
+    ASSERT_EQ(r.orig_rax, 140u);
+    calls++;
+    sum += calls * 3;
+    r.rax = calls * 3;
+  }
+  EXPECT_EQ(calls, 20000u);
+  EXPECT_EQ(r.rbx, 20000u);
+  EXPECT_EQ(r.r12, sum);
+}
+
+TEST_F(PlatformTest, OrdersFailAsInTheHost) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  Context& c = *g.main.context;
+  c.QueueOrder(Anonymous(0x2000000, 0x1000, PROT_READ));
+  c.QueueOrder(order::Mprotect{0x3000000, 0x1000, PROT_READ});  // not mapped
+  c.QueueOrder(Anonymous(0x2001000, 0x1000, PROT_READ));
+  const Trap& trap = RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly);
+  ASSERT_EQ(trap.kind, TrapKind::kOrderFailed);
+  EXPECT_EQ(trap.order_index, 1u);
+  EXPECT_EQ(trap.error, ENOMEM);
+  uint32_t word;
+  EXPECT_TRUE(g.space->Read(0x2000000, std::as_writable_bytes(std::span(&word, 1))).ok());
+  EXPECT_FALSE(g.space->Read(0x2001000, std::as_writable_bytes(std::span(&word, 1))).ok());
+}
+
+TEST_F(PlatformTest, OrdersOutsideTheGuestAreRefused) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  Context& c = *g.main.context;
+  uint64_t end = g.space->limits().max_address;
+  c.QueueOrder(Anonymous(0x2000000, 0x1000, PROT_READ));
+  c.QueueOrder(order::Munmap{end - 0x1000, 0x2000});
+  const Trap& trap = RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly);
+  ASSERT_EQ(trap.kind, TrapKind::kOrderFailed);
+  EXPECT_EQ(trap.order_index, 1u);
+  EXPECT_EQ(trap.error, EINVAL);
+}
+
+TEST_F(PlatformTest, ManyOrdersInOneBatch) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  Context& c = *g.main.context;
+  for (uint64_t i = 0; i < 200; i++) {
+    c.QueueOrder(Anonymous(0x10000000 + i * 0x2000, 0x1000, PROT_READ | PROT_WRITE));
+    c.QueueOrder(order::Write{0x10000000 + i * 0x2000, std::vector<std::byte>(4096, std::byte(i))});
+  }
+  const Trap& trap = RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly);
+  ASSERT_EQ(trap.kind, TrapKind::kOrdersDone);
+  EXPECT_EQ(trap.results.size(), 400u);
+  for (uint64_t i = 0; i < 200; i++) {
+    unsigned char byte = 0;
+    ASSERT_TRUE(g.space
+                    ->Read(0x10000000 + i * 0x2000 + 4095, std::as_writable_bytes(std::span(&byte, 1)))
+                    .ok());
+    EXPECT_EQ(byte, i % 256);
+  }
+}
+
+TEST_F(PlatformTest, FilesAreMapped) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  Context& c = *g.main.context;
+  for (int i = 0; i < 40; i++) {
+    int fd = memfd_create("test", MFD_CLOEXEC);
+    ASSERT_EQ(pwrite(fd, &i, sizeof(i), 4096), static_cast<ssize_t>(sizeof(i)));
+    ASSERT_EQ(ftruncate(fd, 8192), 0);
+    order::Mmap m = Anonymous(0x20000000 + i * 0x10000ull, 0x1000, PROT_READ);
+    m.file = base::MakeRef<base::HostFd>(fd);
+    m.offset = 4096;
+    m.shared = i % 2;
+    c.QueueOrder(m);
+  }
+  ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+  for (int i = 0; i < 40; i++) {
+    int value = -1;
+    ASSERT_TRUE(g.space
+                    ->Read(0x20000000 + i * 0x10000ull, std::as_writable_bytes(std::span(&value, 1)))
+                    .ok());
+    EXPECT_EQ(value, i);
+  }
+}
+
+TEST_F(PlatformTest, UserMemory) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  Context& c = *g.main.context;
+  std::vector<std::byte> buf(8192, std::byte{7});
+  ASSERT_TRUE(c.Write(test::kData + 100, buf).ok());
+  std::vector<std::byte> back(8192);
+  ASSERT_TRUE(g.space->Read(test::kData + 100, back).ok());
+  EXPECT_EQ(buf, back);
+  // Up to the end of the mapping.
+  auto n = c.ReadPartial(test::kData + test::kDataSize - 100, back);
+  ASSERT_TRUE(n.ok());
+  EXPECT_EQ(*n, 100u);
+  EXPECT_EQ(c.ReadPartial(0x66000000, back).error().code(), EFAULT);
+  // Code is not writable.
+  EXPECT_EQ(c.WritePartial(test::kCode, buf).error().code(), EFAULT);
+}
+
+TEST_F(PlatformTest, Faults) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  Regs& r = g.main.context->regs();
+  g.SetEntry(guest_fault);
+  r.rdi = 0x7000008;
+  const Trap& trap = RunGuest(*platform_, g.main);
+  ASSERT_EQ(trap.kind, TrapKind::kFault);
+  EXPECT_EQ(trap.signo, SIGSEGV);
+  EXPECT_EQ(trap.si_code, SEGV_MAPERR);
+  EXPECT_EQ(trap.fault_addr, 0x7000008u);
+  EXPECT_EQ(trap.trapno, 14u);
+  EXPECT_EQ(trap.error_code, 4u);
+  EXPECT_EQ(r.rip, test::GuestAddr(guest_fault));
+  // Mended by an order, the instruction is tried again.
+  g.main.context->QueueOrder(Anonymous(0x7000000, 0x1000, PROT_READ));
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  EXPECT_EQ(r.orig_rax, 39u);
+
+  g.SetEntry(guest_divide);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(trap.signo, SIGFPE);
+  g.SetEntry(guest_trap);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(trap.signo, SIGTRAP);
+  g.SetEntry(guest_int80);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(trap.signo, SIGSEGV);
+  EXPECT_EQ(r.rip, test::GuestAddr(guest_int80) + 5);
+  // An address that is not canonical.
+  g.SetEntry(guest_site);
+  r.rip = 0x8000000000000000;
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(trap.signo, SIGSEGV);
+}
+
+TEST_F(PlatformTest, InterruptOfRunningGuest) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_spin);
+  for (int i = 0; i < 100; i++) {
+    g.main.trapped = false;
+    g.main.context->Resume(ResumeMode::kGuest);
+    if (i % 2) usleep(100);
+    g.main.context->Interrupt();
+    ASSERT_EQ(Await(*platform_, g.main).kind, TrapKind::kInterrupt);
+  }
+  EXPECT_GT(g.main.context->regs().rbx, 0u);
+}
+
+TEST_F(PlatformTest, InterruptOfStoppedContextIsKept) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_site);
+  g.main.context->Interrupt();
+  uint64_t rip = g.main.context->regs().rip;
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kInterrupt);
+  EXPECT_EQ(g.main.context->regs().rip, rip);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+}
+
+TEST_F(PlatformTest, KilledStubIsGone) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_spin);
+  g.main.trapped = false;
+  g.main.context->Resume(ResumeMode::kGuest);
+  usleep(1000);
+  kill(g.space->host_pid(), SIGKILL);
+  EXPECT_EQ(Await(*platform_, g.main).kind, TrapKind::kGone);
+  EXPECT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kGone);
+  // Others are not concerned.
+  Guest other;
+  ASSERT_TRUE(other.Load(*platform_));
+}
+
+TEST_F(PlatformTest, Threads) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  constexpr int kThreads = 40;
+  std::vector<Thread> threads(kThreads);
+  for (int i = 0; i < kThreads; i++) {
+    auto made = g.space->PrepareThread();
+    ASSERT_TRUE(made.ok());
+    threads[i].context = std::move(*made);
+    threads[i].context->set_listener(&threads[i]);
+    Regs& r = threads[i].context->regs();
+    r = Regs{};
+    r.rip = test::GuestAddr(guest_counter);
+    r.rsp = test::kStack + 0x1000 * (i + 1);
+    r.rdi = 100 + i;
+    r.fs_base = 0x1000 * i;
+    g.main.context->QueueOrder(order::CloneThread{threads[i].context.get()});
+  }
+  ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+  for (Thread& t : threads) t.context->Resume(ResumeMode::kGuest);
+  int left = kThreads;
+  std::vector<uint64_t> calls(kThreads);
+  while (left > 0) {
+    test::PollOnce(*platform_);
+    for (int i = 0; i < kThreads; i++) {
+      if (!threads[i].trapped) continue;
+      threads[i].trapped = false;
+      Regs& r = threads[i].context->regs();
+      ASSERT_EQ(threads[i].context->trap().kind, TrapKind::kSyscall);
+      EXPECT_EQ(r.fs_base, 0x1000u * i);
+      if (r.orig_rax == 60) {
+        EXPECT_EQ(calls[i], 100u + i);
+        left--;
+        threads[i].context->Exit();
+        continue;
+      }
+      calls[i]++;
+      r.rax = 0;
+      threads[i].context->Resume(ResumeMode::kGuest);
+    }
+  }
+  // The main thread still runs, and slots are used again.
+  threads.clear();
+  usleep(10000);
+  for (int i = 0; i < 300; i++) {
+    auto made = g.space->PrepareThread();
+    ASSERT_TRUE(made.ok());
+    Thread t;
+    t.context = std::move(*made);
+    t.context->set_listener(&t);
+    t.context->regs().rip = test::GuestAddr(guest_site);
+    t.context->regs().rax = 39;
+    g.main.context->QueueOrder(order::CloneThread{t.context.get()});
+    ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+    ASSERT_EQ(RunGuest(*platform_, t).kind, TrapKind::kSyscall);
+    t.context->Exit();
+  }
+}
+
+TEST_F(PlatformTest, Fork) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  int value = 42;
+  ASSERT_TRUE(g.space->Write(test::kData, std::as_bytes(std::span(&value, 1))).ok());
+  for (int i = 0; i < 20; i++) {
+    auto prepared = g.space->PrepareFork();
+    ASSERT_TRUE(prepared.ok());
+    std::unique_ptr<AddressSpace> child = std::move(*prepared);
+    g.main.context->QueueOrder(order::Fork{child.get()});
+    const Trap& trap = RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly);
+    ASSERT_EQ(trap.kind, TrapKind::kOrdersDone) << trap.error;
+    Thread t;
+    t.context = child->TakeMainContext();
+    ASSERT_TRUE(t.context);
+    t.context->set_listener(&t);
+    int seen = 0;
+    ASSERT_TRUE(child->Read(test::kData, std::as_writable_bytes(std::span(&seen, 1))).ok());
+    EXPECT_EQ(seen, 42);
+    int other = 43 + i;
+    ASSERT_TRUE(child->Write(test::kData, std::as_bytes(std::span(&other, 1))).ok());
+    ASSERT_TRUE(g.space->Read(test::kData, std::as_writable_bytes(std::span(&seen, 1))).ok());
+    EXPECT_EQ(seen, 42);
+    t.context->regs() = Regs{};
+    t.context->regs().rip = test::GuestAddr(guest_site);
+    t.context->regs().rax = 57;
+    ASSERT_EQ(RunGuest(*platform_, t).kind, TrapKind::kSyscall);
+    EXPECT_EQ(t.context->regs().orig_rax, 57u);
+    // And a grandchild.
+    auto grand = child->PrepareFork();
+    ASSERT_TRUE(grand.ok());
+    t.context->QueueOrder(order::Fork{grand->get()});
+    ASSERT_EQ(RunGuest(*platform_, t, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+    g.SetEntry(guest_site);
+    ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  }
+}
+
+}  // namespace
+}  // namespace platform

@@ -1,0 +1,243 @@
+// Ways into and out of the stub's C++ code. Offsets come from the structs, so that nothing here can
+// disagree with mailbox.h.
+#include "platform/stub/stub.h"
+#include "platform/stub/sys.h"
+
+namespace platform::stub {
+
+#define NAKED __attribute__((naked, noinline, used))
+#define OFF(field) [field] "i"(offsetof(Slot, field))
+
+extern "C" {
+
+// The kernel calls this on the slot's stack: rsp points to the return address of the frame, the
+// ucontext follows. GS is the guest's or ours; ours is found from the stack.
+//
+// From kSigreturnBegin to the end of the syscall instruction runs the restartable section: if the
+// interrupt signal arrives inside it, its handler moves rip back to kSigreturnBegin, where the flag
+// is looked at again. rbx holds the slot, rsp the ucontext.
+NAKED void StubSignalEntry(int, SigInfo*, UContext*) {
+  __asm__ volatile(
+      "mov %%rsp, %%rcx\n\t"
+      "and %[mask], %%rcx\n\t"
+      "mov %%rcx, %%rbx\n\t"
+      "mov %%rsp, %%rbp\n\t"
+      "and $-16, %%rsp\n\t"
+      "call StubHandleSignal\n\t"
+      "lea 8(%%rbp), %%rsp\n\t"
+      "test %%al, %%al\n\t"
+      "jz 3f\n\t"
+      ".globl kSigreturnBegin\n\t"
+      "kSigreturnBegin:\n\t"
+      "cmpl $0, %c[interrupt](%%rbx)\n\t"
+      "jne 2f\n\t"
+      "cmpl $0, %c[gs_owned](%%rbx)\n\t"
+      "jne 4f\n\t"
+      "1: mov $15, %%eax\n\t"
+      "syscall\n\t"
+      // A guest that owns GS: load it. (Without FSGSBASE the C++ code has done so.)
+      "4: mov %[shared], %%rax\n\t"
+      "cmpl $0, %c[has_fsgsbase](%%rax)\n\t"
+      "je 5f\n\t"
+      "mov %c[gs_base](%%rbx), %%rax\n\t"
+      "wrgsbase %%rax\n\t"
+      "jmp 1b\n\t"
+      "5: mov $158, %%eax\n\t"
+      "mov $0x1001, %%edi\n\t"
+      "mov %c[gs_base](%%rbx), %%rsi\n\t"
+      "syscall\n\t"
+      "jmp 1b\n\t"
+      ".globl kSigreturnEnd\n\t"
+      "kSigreturnEnd:\n\t"
+      "2: mov %%rsp, %%rdi\n\t"
+      "mov %%rbx, %%rsi\n\t"
+      "mov %%rsp, %%rbp\n\t"
+      "and $-16, %%rsp\n\t"
+      "call StubInterruptedFrame\n\t"
+      "mov %%rbp, %%rsp\n\t"
+      "jmp kSigreturnBegin\n\t"
+      // Back into the stub's own code.
+      "3: mov $15, %%eax\n\t"
+      "syscall\n\t"
+      :
+      : [mask] "i"(-static_cast<int>(kSlotSize)), OFF(interrupt), OFF(gs_owned), OFF(gs_base),
+        [shared] "i"(kSharedBase), [has_fsgsbase] "i"(offsetof(Shared, has_fsgsbase)));
+}
+
+// Direct mode: all registers from the slot, the flags and rip by iretq. The restartable section is
+// [kEnterBegin, kEnterEnd); it needs only the slot, which the interrupt's handler gives it again in
+// rdi.
+NAKED void StubEnterGuest(Slot*) {
+  __asm__ volatile(
+      ".globl kEnterBegin\n\t"
+      "kEnterBegin:\n\t"
+      "cmpl $0, %c[interrupt](%%rdi)\n\t"
+      "jne 1f\n\t"
+      "lea %c[stack_end](%%rdi), %%rsp\n\t"
+      "mov %%ss, %%eax\n\t"
+      "push %%rax\n\t"
+      "pushq %c[rsp](%%rdi)\n\t"
+      "pushq %c[eflags](%%rdi)\n\t"
+      "mov %%cs, %%eax\n\t"
+      "push %%rax\n\t"
+      "pushq %c[rip](%%rdi)\n\t"
+      "cmpl $0, %c[gs_owned](%%rdi)\n\t"
+      "jne 3f\n\t"
+      "2: mov %c[rax](%%rdi), %%rax\n\t"
+      "mov %c[rbx](%%rdi), %%rbx\n\t"
+      "mov %c[rcx](%%rdi), %%rcx\n\t"
+      "mov %c[rdx](%%rdi), %%rdx\n\t"
+      "mov %c[rsi](%%rdi), %%rsi\n\t"
+      "mov %c[rbp](%%rdi), %%rbp\n\t"
+      "mov %c[r8](%%rdi), %%r8\n\t"
+      "mov %c[r9](%%rdi), %%r9\n\t"
+      "mov %c[r10](%%rdi), %%r10\n\t"
+      "mov %c[r11](%%rdi), %%r11\n\t"
+      "mov %c[r12](%%rdi), %%r12\n\t"
+      "mov %c[r13](%%rdi), %%r13\n\t"
+      "mov %c[r14](%%rdi), %%r14\n\t"
+      "mov %c[r15](%%rdi), %%r15\n\t"
+      "mov %c[rdi](%%rdi), %%rdi\n\t"
+      "iretq\n\t"
+      "3: mov %[shared], %%rax\n\t"
+      "cmpl $0, %c[has_fsgsbase](%%rax)\n\t"
+      "je 4f\n\t"
+      "mov %c[gs_base](%%rdi), %%rax\n\t"
+      "wrgsbase %%rax\n\t"
+      "jmp 2b\n\t"
+      "4: mov %%rdi, %%rbx\n\t"
+      "mov $158, %%eax\n\t"
+      "mov $0x1001, %%edi\n\t"
+      "mov %c[gs_base](%%rbx), %%rsi\n\t"
+      "syscall\n\t"
+      "mov %%rbx, %%rdi\n\t"
+      "jmp 2b\n\t"
+      ".globl kEnterEnd\n\t"
+      "kEnterEnd:\n\t"
+      "1: lea %c[stack_end](%%rdi), %%rsp\n\t"
+      "mov %%rdi, %%rbx\n\t"
+      "call StubInterruptedDirect\n\t"
+      "mov %%rbx, %%rdi\n\t"
+      "jmp kEnterBegin\n\t"
+      :
+      : OFF(interrupt), OFF(gs_owned), OFF(gs_base), OFF(rip), OFF(rsp), OFF(eflags), OFF(rax),
+        OFF(rbx), OFF(rcx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10),
+        OFF(r11), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotSize - 64),
+        [shared] "i"(kSharedBase), [has_fsgsbase] "i"(offsetof(Shared, has_fsgsbase)));
+}
+
+NAKED long StubCloneThread(Slot*) {
+  __asm__ volatile(
+      "push %%rbx\n\t"
+      "mov %%rdi, %%rbx\n\t"
+      "lea %c[stack_end](%%rbx), %%rsi\n\t"
+      "lea %c[host_tid](%%rbx), %%r10\n\t"
+      "mov $%c[flags], %%edi\n\t"
+      "xor %%edx, %%edx\n\t"
+      "xor %%r8d, %%r8d\n\t"
+      "mov $56, %%eax\n\t"
+      "syscall\n\t"
+      "test %%rax, %%rax\n\t"
+      "jz 1f\n\t"
+      "pop %%rbx\n\t"
+      "ret\n\t"
+      "1: xor %%ebp, %%ebp\n\t"
+      "mov %%rbx, %%rdi\n\t"
+      "call StubThreadMain\n\t"
+      "ud2\n\t"
+      :
+      : [stack_end] "i"(kSlotSize - 64), OFF(host_tid), [flags] "i"(kThreadCloneFlags));
+}
+
+// The child shares the parent's mailbox, and with it the stack under its feet, until it has mapped
+// its own: till then it uses registers alone.
+NAKED long StubFork(Slot*, int, int, int) {
+  __asm__ volatile(
+      "push %%rbx\n\t"
+      "push %%r12\n\t"
+      "push %%r13\n\t"
+      "push %%r14\n\t"
+      "mov %%rdi, %%rbx\n\t"
+      "mov %%esi, %%r12d\n\t"
+      "mov %%edx, %%r13d\n\t"
+      "mov %%ecx, %%r14d\n\t"
+      "mov $%c[flags], %%edi\n\t"
+      "xor %%esi, %%esi\n\t"
+      "xor %%edx, %%edx\n\t"
+      "lea %c[host_tid](%%rbx), %%r10\n\t"
+      "xor %%r8d, %%r8d\n\t"
+      "mov $56, %%eax\n\t"
+      "syscall\n\t"
+      "test %%rax, %%rax\n\t"
+      "jz 1f\n\t"
+      "pop %%r14\n\t"
+      "pop %%r13\n\t"
+      "pop %%r12\n\t"
+      "pop %%rbx\n\t"
+      "ret\n\t"
+      "1: mov %[base], %%rdi\n\t"
+      "mov $%c[size], %%esi\n\t"
+      "mov $3, %%edx\n\t"
+      "mov $0x11, %%r10d\n\t"  // MAP_SHARED | MAP_FIXED
+      "mov %%r12d, %%r8d\n\t"
+      "xor %%r9d, %%r9d\n\t"
+      "mov $9, %%eax\n\t"
+      "syscall\n\t"
+      "test %%rax, %%rax\n\t"
+      "js 2f\n\t"
+      "lea %c[stack_end](%%rbx), %%rsp\n\t"
+      "xor %%ebp, %%ebp\n\t"
+      "mov %%rbx, %%rdi\n\t"
+      "mov %%r12d, %%esi\n\t"
+      "mov %%r13d, %%edx\n\t"
+      "mov %%r14d, %%ecx\n\t"
+      "call StubForkChild\n\t"
+      "2: mov $1, %%edi\n\t"
+      "mov $60, %%eax\n\t"
+      "syscall\n\t"
+      "ud2\n\t"
+      :
+      : [stack_end] "i"(kSlotSize - 64), OFF(host_tid), [flags] "i"(kForkCloneFlags),
+        [base] "i"(kMailboxBase), [size] "i"(kMailboxSize));
+}
+
+// A fault at kStubCopyFault leaves the number of bytes that remain in rcx.
+NAKED size_t StubCopy(void*, const void*, size_t) {
+  __asm__ volatile(
+      "mov %%rdx, %%rcx\n\t"
+      "cld\n\t"
+      ".globl kStubCopyFault\n\t"
+      "kStubCopyFault: rep movsb\n\t"
+      ".globl kStubCopyFixup\n\t"
+      "kStubCopyFixup: mov %%rcx, %%rax\n\t"
+      "ret\n\t" ::);
+}
+
+NAKED bool StubXsave(void*, uint64_t) {
+  __asm__ volatile(
+      "mov %%esi, %%eax\n\t"
+      "mov %%rsi, %%rdx\n\t"
+      "shr $32, %%rdx\n\t"
+      ".globl kStubXsaveFault\n\t"
+      "kStubXsaveFault: xsave64 (%%rdi)\n\t"
+      "mov $1, %%eax\n\t"
+      "ret\n\t" ::);
+}
+
+NAKED bool StubXrstor(const void*, uint64_t) {
+  __asm__ volatile(
+      "mov %%esi, %%eax\n\t"
+      "mov %%rsi, %%rdx\n\t"
+      "shr $32, %%rdx\n\t"
+      ".globl kStubXrstorFault\n\t"
+      "kStubXrstorFault: xrstor64 (%%rdi)\n\t"
+      "mov $1, %%eax\n\t"
+      "ret\n\t"
+      ".globl kStubXFixup\n\t"
+      "kStubXFixup: xor %%eax, %%eax\n\t"
+      "ret\n\t" ::);
+}
+
+}  // extern "C"
+
+}  // namespace platform::stub

@@ -1,0 +1,161 @@
+// Work on the address space, ordered by the sentry.
+#include "platform/stub/stub.h"
+#include "platform/stub/sys.h"
+
+namespace platform::stub {
+namespace {
+
+constexpr int kEio = 5;
+constexpr int kEfault = 14;
+constexpr int kEinval = 22;
+
+struct IoVec {
+  uint64_t base, length;
+};
+struct MsgHdr {
+  uint64_t name;
+  uint32_t name_length;
+  uint64_t iov, iov_length, control, control_length;
+  int32_t flags;
+};
+struct ControlHeader {
+  uint64_t length;
+  int32_t level, type;
+};
+
+// Takes this batch's turn at the socket.
+void TakeTurn(uint32_t ticket) {
+  MailboxHeader* h = Header();
+  for (;;) {
+    uint32_t now = Load(&h->fd_turn);
+    if (now == ticket) return;
+    for (int i = 0; i < 100 && Load(&h->fd_turn) == now; i++) Pause();
+    __atomic_fetch_add(&h->fd_waiters, 1, __ATOMIC_SEQ_CST);
+    if (Load(&h->fd_turn) == now) FutexWait(&h->fd_turn, now);
+    __atomic_fetch_sub(&h->fd_waiters, 1, __ATOMIC_SEQ_CST);
+  }
+}
+
+void EndTurn(uint32_t ticket) {
+  MailboxHeader* h = Header();
+  Store(&h->fd_turn, ticket + 1);
+  if (Load(&h->fd_waiters)) FutexWake(&h->fd_turn, 0x7fffffff);
+}
+
+// Receives the batch's descriptors, which the sentry has sent before it answered.
+bool ReceiveFds(int* fds, uint32_t count) {
+  struct {
+    ControlHeader header;
+    int32_t fds[kMaxOrderFds];
+  } control;
+  char byte;
+  IoVec iov{Addr(&byte), 1};
+  MsgHdr msg{};
+  msg.iov = Addr(&iov);
+  msg.iov_length = 1;
+  msg.control = Addr(&control);
+  msg.control_length = sizeof(control);
+  long n = Syscall(kSysRecvmsg, static_cast<uint64_t>(Header()->socket), Addr(&msg), 0);
+  if (n != 1 || msg.control_length < sizeof(ControlHeader)) return false;
+  uint64_t got = (control.header.length - sizeof(ControlHeader)) / sizeof(int32_t);
+  for (uint32_t i = 0; i < got && i < kMaxOrderFds; i++) {
+    if (i < count) {
+      fds[i] = control.fds[i];
+    } else {
+      Syscall(kSysClose, static_cast<uint64_t>(control.fds[i]));
+    }
+  }
+  return got == count;
+}
+
+long RunFork(Slot* s, const int* fds) {
+  LoadFpuForClone(s);
+  long pid = StubFork(s, fds[0], fds[1], Header()->socket);
+  return pid;
+}
+
+long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
+  uint32_t fd_index = static_cast<uint32_t>(o.fd);
+  switch (o.op) {
+    case OrderOp::kMmap: {
+      int fd = o.fd < 0 ? -1 : fd_index < fd_count ? fds[fd_index] : -1;
+      long r = Syscall(kSysMmap, o.a, o.b, o.c, o.d, static_cast<uint64_t>(fd), o.e);
+      return r < 0 && r > -4096 ? r : 0;
+    }
+    case OrderOp::kMunmap:
+      return Syscall(kSysMunmap, o.a, o.b);
+    case OrderOp::kMprotect:
+      return Syscall(kSysMprotect, o.a, o.b, o.c);
+    case OrderOp::kMadvise:
+      return Syscall(kSysMadvise, o.a, o.b, o.c);
+    case OrderOp::kMremap:
+      return Syscall(kSysMremap, o.a, o.b, o.d, 3 /* MREMAP_MAYMOVE | MREMAP_FIXED */, o.c);
+    case OrderOp::kSaveFpu:
+      return SaveFpu(s, o.a);
+    case OrderOp::kRestoreFpu:
+      return RestoreFpu(s, o.a);
+    case OrderOp::kWrite: {
+      if (o.c > kCopyOutSize || o.b > kCopyOutSize - o.c) return -kEinval;
+      return StubCopy(reinterpret_cast<void*>(o.a), s->out_area + o.c, o.b) == 0 ? 0 : -kEfault;
+    }
+    case OrderOp::kFutexWake:
+      return Syscall(kSysFutex, o.a, o.c ? FUTEX_WAKE | FUTEX_PRIVATE_FLAG : FUTEX_WAKE, o.b);
+    case OrderOp::kCloneThread:
+      if (o.a >= kMaxSlots) return -kEinval;
+      LoadFpuForClone(s);
+      return StubCloneThread(SlotAt(static_cast<uint32_t>(o.a)));
+    case OrderOp::kFork:
+      if (fd_count != 2) return -kEinval;
+      return RunFork(s, fds);
+  }
+  return -kEinval;
+}
+
+}  // namespace
+
+bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
+  int fds[kMaxOrderFds];
+  uint32_t ticket = s->fd_ticket;
+  if (count > kMaxOrders) count = kMaxOrders;
+  if (fd_count > kMaxOrderFds) fd_count = kMaxOrderFds;
+  bool ok = true;
+  if (fd_count != 0) {
+    for (uint32_t i = 0; i < fd_count; i++) fds[i] = -1;
+    TakeTurn(ticket);
+    ok = ReceiveFds(fds, fd_count);
+    if (!ok) {
+      s->order_index = 0;
+      s->order_error = kEio;
+    }
+  }
+  for (uint32_t i = 0; ok && i < count; i++) {
+    long r = RunOrder(s, s->orders[i], fds, fd_count);
+    s->orders[i].result = static_cast<uint64_t>(r);
+    if (r < 0 && r > -4096) {
+      s->order_index = i;
+      s->order_error = static_cast<int32_t>(-r);
+      ok = false;
+    }
+  }
+  if (fd_count != 0) {
+    for (uint32_t i = 0; i < fd_count; i++) {
+      if (fds[i] >= 0) Syscall(kSysClose, static_cast<uint64_t>(fds[i]));
+    }
+    EndTurn(ticket);
+  }
+  return ok;
+}
+
+bool RunCopyOut(Slot* s, uint32_t count) {
+  if (count > kMaxCopies) count = kMaxCopies;
+  for (uint32_t i = 0; i < count; i++) {
+    CopyEntry e = s->copy_out[i];
+    if (e.offset > kCopyOutSize || e.length > kCopyOutSize - e.offset) return false;
+    if (StubCopy(reinterpret_cast<void*>(e.addr), s->out_area + e.offset, e.length) != 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace platform::stub

@@ -1,0 +1,105 @@
+// The parts of the stub and how they call one another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "platform/mailbox.h"
+
+namespace platform::stub {
+
+// ---- Host signal frame (arch/x86/include/uapi/asm/{ucontext,sigcontext}.h) ----
+
+struct SigContext {
+  uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip;
+  uint64_t eflags;
+  uint16_t cs, gs, fs, ss;
+  uint64_t err, trapno, oldmask, cr2;
+  uint64_t fpstate;
+  uint64_t reserved[8];
+};
+struct UContext {
+  uint64_t flags, link;
+  uint64_t stack_sp;
+  int32_t stack_flags;
+  uint64_t stack_size;
+  SigContext mc;
+  uint64_t mask;
+};
+struct SigInfo {
+  int32_t signo, error, code, pad;
+  uint64_t addr;     // faults; SIGSYS: the address after the call
+  int32_t syscall;   // SIGSYS
+  uint32_t arch;     // SIGSYS
+};
+
+// Everything is one image: no reference goes through a table of addresses.
+#pragma GCC visibility push(hidden)
+
+extern "C" {
+
+// ---- entry.cc (assembly) ----
+
+// The handler of every host signal of the stub.
+void StubSignalEntry(int signo, SigInfo* info, UContext* uc);
+// Enters the guest with the registers of the slot that GS points to; does not return. `fast`: all
+// but rax, rcx, rip and the flags are in place... (see entry.cc)
+[[noreturn]] void StubEnterGuest(Slot* slot);
+// Starts a host thread on `slot`; returns clone's result.
+long StubCloneThread(Slot* slot);
+// Forks; the child maps `mailbox_fd` over the mailbox and calls StubForkChild.
+long StubFork(Slot* slot, int mailbox_fd, int socket_fd, int old_socket_fd);
+// Copies `n` bytes, either side being guest memory; returns how many were not copied because of a
+// fault.
+size_t StubCopy(void* dst, const void* src, size_t n);
+// XSAVE / XRSTOR at `image` (64-byte aligned); false if a fault stopped it.
+bool StubXsave(void* image, uint64_t features);
+bool StubXrstor(const void* image, uint64_t features);
+// Loads a 32-bit word of the guest; false after a fault.
+extern const char kStubCopyFault[], kStubCopyFixup[];
+extern const char kStubXsaveFault[], kStubXrstorFault[], kStubXFixup[];
+extern const char kSigreturnBegin[], kSigreturnEnd[];
+extern const char kEnterBegin[], kEnterEnd[];
+
+// ---- trap.cc ----
+
+// Handles a host signal. Returns true if the frame leads into the guest, so that the interrupt flag
+// must be looked at on the way.
+bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* slot);
+// The way into the guest found the interrupt flag set: hands off (frame and direct mode).
+void StubInterruptedFrame(UContext* uc, Slot* slot);
+void StubInterruptedDirect(Slot* slot);
+// First code of a new host thread, on its slot's stack.
+[[noreturn]] void StubThreadMain(Slot* slot);
+// First code of a forked child, on its slot's stack in its own mailbox.
+[[noreturn]] void StubForkChild(Slot* slot, int mailbox_fd, int socket_fd, int old_socket_fd);
+
+}  // extern "C"
+
+// ---- trap.cc ----
+
+// Reports `kind` and does what the answers say until the guest is to be entered; the slot then holds
+// its registers.
+void HandOff(Slot* slot, RequestKind kind);
+// Waits for the answer to round `seq` (its answer_seq is another).
+void AwaitAnswer(Slot* slot, uint32_t seq);
+
+// ---- orders.cc ----
+
+// Carries out the answer's orders. Returns false after one that failed (index and error in the slot).
+bool RunOrders(Slot* slot, uint32_t count, uint32_t fd_count);
+// Copies the answer's pending writes out to the guest; false after a fault.
+bool RunCopyOut(Slot* slot, uint32_t count);
+
+// ---- fpu.cc ----
+
+// Writes the guest's FPU state to guest memory as a signal frame holds it. 0 or -errno.
+long SaveFpu(Slot* slot, uint64_t addr);
+// Loads it from there; addr 0: the initial state.
+long RestoreFpu(Slot* slot, uint64_t addr);
+// Loads the guest's FPU state into the CPU, so that a clone inherits it.
+void LoadFpuForClone(Slot* slot);
+
+#pragma GCC visibility pop
+
+}  // namespace platform::stub

@@ -1,0 +1,287 @@
+// The stub's side of a round: how a trap is reported, and what is done with the answer.
+#include "platform/stub/stub.h"
+#include "platform/stub/sys.h"
+
+namespace platform::stub {
+namespace {
+
+enum : int { kSigIll = 4, kSigTrap = 5, kSigBus = 7, kSigFpe = 8, kSigSegv = 11, kSigSys = 31 };
+constexpr int32_t kTrapTrace = 2;        // TRAP_TRACE
+constexpr int32_t kSiKernel = 0x80;      // SI_KERNEL
+constexpr uint32_t kAuditArchX8664 = 0xc000003e;
+constexpr uint64_t kTrapFlag = 0x100;
+constexpr uint64_t kTrapGeneralProtection = 13;
+constexpr uint64_t kInt80ErrorCode = 0x80 * 8 + 2;  // the IDT entry that a 64-bit kernel may lack
+
+bool InStubText(uint64_t rip) { return rip >= kStubBase && rip < kStubBase + kStubTextMax; }
+bool InRange(uint64_t rip, const char* begin, const char* end) {
+  return rip >= Addr(begin) && rip < Addr(end);
+}
+
+// Guest registers: host frame -> slot.
+void LoadFrame(Slot* s, UContext* uc) {
+  const SigContext& m = uc->mc;
+  s->rax = m.rax;
+  s->rdi = m.rdi;
+  s->rsi = m.rsi;
+  s->rdx = m.rdx;
+  s->r10 = m.r10;
+  s->r8 = m.r8;
+  s->r9 = m.r9;
+  s->rip = m.rip;
+  s->rsp = m.rsp;
+  s->eflags = m.eflags;
+  s->rbx = m.rbx;
+  s->rbp = m.rbp;
+  s->r12 = m.r12;
+  s->r13 = m.r13;
+  s->r14 = m.r14;
+  s->r15 = m.r15;
+  s->rcx = m.rcx;
+  s->r11 = m.r11;
+  s->fs_base = ReadFsBase();
+  uint64_t gs = ReadGsBase();
+  s->gs_owned = gs != Addr(s);
+  s->gs_base = s->gs_owned ? gs : 0;
+  s->mode = kModeFrame;
+  s->frame = Addr(uc);
+}
+
+// Slot -> host frame.
+void StoreFrame(UContext* uc, const Slot* s) {
+  SigContext& m = uc->mc;
+  m.rax = s->rax;
+  m.rdi = s->rdi;
+  m.rsi = s->rsi;
+  m.rdx = s->rdx;
+  m.r10 = s->r10;
+  m.r8 = s->r8;
+  m.r9 = s->r9;
+  m.rip = s->rip;
+  m.rsp = s->rsp;
+  m.eflags = s->eflags;
+  m.rbx = s->rbx;
+  m.rbp = s->rbp;
+  m.r12 = s->r12;
+  m.r13 = s->r13;
+  m.r14 = s->r14;
+  m.r15 = s->r15;
+  m.rcx = s->rcx;
+  m.r11 = s->r11;
+}
+
+// Wakes the sentry's poller if it sleeps. The doorbell is read-only here, so a wake that comes
+// between the poller's last look and its FUTEX_WAIT finds nobody; then it is tried again. Returns
+// false if the poller was still on its way to sleep after many tries.
+bool Ring(const Slot* s, uint32_t seq) {
+  const uint32_t* bell = &SharedPage()->sleeping;
+  for (int i = 0; i < 64; i++) {
+    if (Load(bell) == 0 || Load(&s->answer_seq) != seq) return true;
+    if (FutexWake(bell, 1) > 0) return true;
+    Pause();
+  }
+  return false;
+}
+
+constexpr uint64_t kRingAgainNs = 200'000;
+
+// Returns what is to be reported next, or 0 if the guest is to be entered.
+uint32_t HandleAnswer(Slot* s) {
+  uint32_t flags = s->answer_flags;
+  if (flags & kAnswerExit) {
+    for (;;) Syscall(kSysExit, 0);
+  }
+  if (flags & kAnswerRegs) {
+    if (s->fs_base != ReadFsBase()) WriteFsBase(s->fs_base);
+    s->gs_owned = s->gs_base != 0;
+    if (!s->gs_owned && ReadGsBase() != Addr(s)) WriteGsBase(Addr(s));
+  } else {
+    s->rax = s->answer_rax;
+  }
+  uint32_t copies = s->copy_out_count;
+  if (copies != 0 && !RunCopyOut(s, copies)) {
+    s->order_index = kCopyOutIndex;
+    s->order_error = 14;  // EFAULT
+    return static_cast<uint32_t>(RequestKind::kOrderFailed);
+  }
+  uint32_t orders = s->order_count;
+  if (orders != 0 && !RunOrders(s, orders, s->fd_count)) {
+    return static_cast<uint32_t>(RequestKind::kOrderFailed);
+  }
+  if (flags & kAnswerOrdersOnly) return static_cast<uint32_t>(RequestKind::kOrdersDone);
+  if (Load(&s->interrupt)) return static_cast<uint32_t>(RequestKind::kInterrupt);
+  return 0;
+}
+
+void FirstAnswer(Slot* s) {
+  AwaitAnswer(s, 0);
+  if (uint32_t kind = HandleAnswer(s)) HandOff(s, static_cast<RequestKind>(kind));
+}
+
+// A fault inside the stub. Returns true if it was foreseen and the frame is mended.
+bool RecoverFault(UContext* uc) {
+  uint64_t rip = uc->mc.rip;
+  if (rip == Addr(kStubCopyFault)) {
+    uc->mc.rip = Addr(kStubCopyFixup);
+    return true;
+  }
+  if (rip == Addr(kStubXsaveFault) || rip == Addr(kStubXrstorFault)) {
+    uc->mc.rip = Addr(kStubXFixup);
+    return true;
+  }
+  return false;
+}
+
+void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
+  s->signo = static_cast<uint32_t>(signo);
+  s->si_code = info->code;
+  s->fault_addr = info->addr;
+  s->trapno = uc->mc.trapno;
+  s->error_code = uc->mc.err;
+}
+
+}  // namespace
+
+void AwaitAnswer(Slot* s, uint32_t seq) {
+  uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
+  bool rung = Ring(s, seq);
+  uint64_t start = Ticks();
+  if (budget != 0 && (s->spin_average <= budget || (++s->spin_misses & 15) == 0)) {
+    uint64_t spent = 0;
+    do {
+      if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) != seq) {
+        s->spin_average = s->spin_average - s->spin_average / 8 + static_cast<uint32_t>(spent / 8);
+        return;
+      }
+      Pause();
+      spent = Ticks() - start;
+    } while (spent < budget);
+  }
+  Store(&s->sleeping, 1u);
+  while (Load(&s->answer_seq) == seq) {
+    if (rung) {
+      FutexWait(&s->answer_seq, seq);
+    } else {
+      __kernel_timespec timeout{0, kRingAgainNs};
+      Syscall(kSysFutex, Addr(&s->answer_seq), FUTEX_WAIT, seq, Addr(&timeout));
+      rung = Ring(s, seq);
+    }
+  }
+  Store(&s->sleeping, 0u);
+  uint64_t spent = Ticks() - start;
+  if (spent > 0x4000'0000) spent = 0x4000'0000;
+  s->spin_average = s->spin_average - s->spin_average / 8 + static_cast<uint32_t>(spent / 8);
+}
+
+void HandOff(Slot* s, RequestKind kind) {
+  for (;;) {
+    uint32_t seq = s->answer_seq;
+    uint32_t index = SlotIndex(s);
+    s->kind = kind;
+    __atomic_store_n(&s->request_seq, seq, __ATOMIC_RELEASE);
+    __atomic_fetch_or(&Header()->ready[index / 64], 1ull << (index % 64), __ATOMIC_SEQ_CST);
+    AwaitAnswer(s, seq);
+    uint32_t next = HandleAnswer(s);
+    if (next == 0) return;
+    kind = static_cast<RequestKind>(next);
+  }
+}
+
+extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s) {
+  uint64_t rip = uc->mc.rip;
+  if (signo == kInterruptSignal) {
+    if (InStubText(rip)) {
+      if (InRange(rip, kSigreturnBegin, kSigreturnEnd)) {
+        uc->mc.rip = Addr(kSigreturnBegin);
+      } else if (InRange(rip, kEnterBegin, kEnterEnd)) {
+        uc->mc.rip = Addr(kEnterBegin);
+        uc->mc.rdi = Addr(s);
+      }
+      return false;
+    }
+    if (!Load(&s->interrupt)) return false;  // a trap has answered it since
+    LoadFrame(s, uc);
+    HandOff(s, RequestKind::kInterrupt);
+    StoreFrame(uc, s);
+    return true;
+  }
+  if (signo == kSigSys) {
+    LoadFrame(s, uc);
+    if (info->arch == kAuditArchX8664) {
+      HandOff(s, RequestKind::kSyscall);
+    } else {
+      // int $0x80: as on a kernel without 32-bit entry points, a general protection fault.
+      s->rip -= 2;
+      s->signo = kSigSegv;
+      s->si_code = kSiKernel;
+      s->fault_addr = 0;
+      s->trapno = kTrapGeneralProtection;
+      s->error_code = kInt80ErrorCode;
+      HandOff(s, RequestKind::kFault);
+    }
+    StoreFrame(uc, s);
+    return true;
+  }
+  if (InStubText(rip)) {
+    if (signo == kSigTrap && info->code == kTrapTrace) {
+      // The guest steps into us: it owes the trap after its next instruction.
+      uc->mc.eflags &= ~kTrapFlag;
+      s->step = 1;
+      return false;
+    }
+    if (RecoverFault(uc)) return false;
+    // The way into the guest faulted (an address that is not canonical): the guest's registers are
+    // in the slot.
+    if (InRange(rip, kEnterBegin, kEnterEnd)) StoreFrame(uc, s);
+  }
+  LoadFrame(s, uc);
+  FillFault(s, signo, info, uc);
+  HandOff(s, RequestKind::kFault);
+  StoreFrame(uc, s);
+  return true;
+}
+
+extern "C" void StubInterruptedFrame(UContext* uc, Slot* s) {
+  HandOff(s, RequestKind::kInterrupt);
+  StoreFrame(uc, s);
+}
+
+extern "C" void StubInterruptedDirect(Slot* s) { HandOff(s, RequestKind::kInterrupt); }
+
+namespace {
+
+struct StackT {
+  uint64_t sp;
+  int32_t flags;
+  uint64_t size;
+};
+
+void Prepare(Slot* s) {
+  s->self = Addr(s);
+  s->mode = kModeDirect;
+  s->gs_owned = 0;
+  WriteGsBase(Addr(s));
+}
+
+}  // namespace
+
+extern "C" void StubThreadMain(Slot* s) {
+  Prepare(s);
+  StackT stack{Addr(s->stack), 0, sizeof(s->stack)};
+  // We run on that very stack, but not yet as a signal stack, which is all that the host asks.
+  Syscall(kSysSigaltstack, Addr(&stack), 0);
+  FirstAnswer(s);
+  StubEnterGuest(s);
+}
+
+extern "C" void StubForkChild(Slot* s, int mailbox_fd, int socket_fd, int old_socket_fd) {
+  Syscall(kSysClose, static_cast<uint64_t>(mailbox_fd));
+  Syscall(kSysClose, static_cast<uint64_t>(old_socket_fd));
+  Header()->socket = socket_fd;
+  Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9 /* SIGKILL */);
+  Prepare(s);
+  HandOff(s, RequestKind::kReady);
+  StubEnterGuest(s);
+}
+
+}  // namespace platform::stub

@@ -1,0 +1,213 @@
+// Start of the zygote, and how it makes stubs. It is started by execveat with its socket to the
+// sentry as descriptor 0 and the shared file as descriptor 1, and nothing else.
+#include "platform/stub/stub.h"
+#include "platform/stub/sys.h"
+
+namespace platform::stub {
+namespace {
+
+constexpr int kSocket = 0;
+constexpr int kSharedFd = 1;
+constexpr uint64_t kAtSysinfoEhdr = 33;
+constexpr uint64_t kTemporary = 0x10'0000;  // where the vDSO waits while the region is cleared
+constexpr uint64_t kMaxVdsoPages = 32;
+
+alignas(64) unsigned char g_stack[16384];
+
+bool IsError(long r) { return r < 0 && r > -4096; }
+
+bool IsMapped(uint64_t addr) {
+  unsigned char residency;
+  return Syscall(kSysMincore, addr, kPageSize, Addr(&residency)) == 0;
+}
+
+// Moves the mapped pages [from, from + pages) to `to`. The special mappings of the vDSO can only be
+// moved whole, and where one ends is known by trying.
+bool MovePages(uint64_t from, uint64_t pages, uint64_t to) {
+  while (pages != 0) {
+    uint64_t n = 1;
+    for (; n <= pages; n++) {
+      long r = Syscall(kSysMremap, from, n * kPageSize, n * kPageSize, 3, to);
+      if (!IsError(r)) break;
+    }
+    if (n > pages) return false;
+    from += n * kPageSize;
+    to += n * kPageSize;
+    pages -= n;
+  }
+  return true;
+}
+
+void Unmap(uint64_t begin, uint64_t end) {
+  if (begin < end) Syscall(kSysMunmap, begin, end - begin);
+}
+
+// Unmaps all that the host's exec left but our image, and moves the vDSO with its data pages into
+// the region. Returns where the vDSO is then, or 0.
+uint64_t ClearAddressSpace(uint64_t vdso) {
+  uint64_t pages = 0, first = vdso;
+  bool moved = false;
+  if (vdso != 0) {
+    uint64_t end = vdso;
+    while (end < vdso + kMaxVdsoPages * kPageSize && IsMapped(end)) end += kPageSize;
+    while (first > vdso - kMaxVdsoPages * kPageSize && IsMapped(first - kPageSize)) {
+      first -= kPageSize;
+    }
+    pages = (end - first) / kPageSize;
+    moved = MovePages(first, pages, kTemporary);
+  }
+  if (moved) {
+    Unmap(0, kTemporary);
+    Unmap(kTemporary + pages * kPageSize, kStubBase);
+  } else {
+    Unmap(0, kStubBase);
+  }
+  Unmap(kStubBase + kStubMax, kRegionEnd);
+  if (!moved || !MovePages(kTemporary, pages, kVvarBase)) {
+    Unmap(0, kStubBase);
+    return 0;
+  }
+  return kVvarBase + (vdso - first);
+}
+
+struct IoVec {
+  uint64_t base, length;
+};
+struct MsgHdr {
+  uint64_t name;
+  uint32_t name_length;
+  uint64_t iov, iov_length, control, control_length;
+  int32_t flags;
+};
+struct Control {
+  uint64_t length;
+  int32_t level, type;
+  int32_t fds[2];
+};
+
+struct FilterProgram {
+  uint16_t length;
+  uint64_t instructions;
+};
+struct StackT {
+  uint64_t sp;
+  int32_t flags;
+  uint64_t size;
+};
+
+constexpr uint64_t kStubStackEnd = kSlotSize - 64;
+
+[[noreturn]] void Die() {
+  for (;;) Syscall(kSysExit, 1);
+}
+
+// The child: becomes the stub of an address space with its first thread in slot 0.
+[[noreturn]] void BecomeStub(int mailbox_fd, int socket_fd) {
+  Syscall(kSysClose, kSocket);
+  if (IsError(Syscall(kSysMmap, kMailboxBase, kMailboxSize, 3, 0x11, // MAP_SHARED | MAP_FIXED
+                      static_cast<uint64_t>(mailbox_fd), 0))) {
+    Die();
+  }
+  Syscall(kSysClose, static_cast<uint64_t>(mailbox_fd));
+  Header()->socket = socket_fd;
+  if (Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9) != 0) Die();
+  const Shared* shared = SharedPage();
+  FilterProgram program{static_cast<uint16_t>(shared->filter_length), Addr(shared->filter)};
+  if (Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) Die();
+  Slot* slot = SlotAt(0);
+  __asm__ volatile(
+      "mov %0, %%rsp\n\t"
+      "xor %%ebp, %%ebp\n\t"
+      "mov %1, %%rdi\n\t"
+      "call StubThreadMain\n\t"
+      "ud2"
+      :
+      : "r"(Addr(slot) + kStubStackEnd), "r"(slot)
+      : "memory", "rdi");
+  __builtin_unreachable();
+}
+
+void Serve() {
+  for (;;) {
+    ZygoteRequest request{};
+    Control control{};
+    IoVec iov{Addr(&request), sizeof(request)};
+    MsgHdr msg{};
+    msg.iov = Addr(&iov);
+    msg.iov_length = 1;
+    msg.control = Addr(&control);
+    msg.control_length = sizeof(control);
+    long n = Syscall(kSysRecvmsg, kSocket, Addr(&msg), 0);
+    if (n == -4) continue;  // EINTR
+    if (n != sizeof(request) || msg.control_length != sizeof(control)) Die();
+    long pid = Syscall(kSysClone, kForkCloneFlags, 0, 0, Addr(&SlotAt(0)->host_tid), 0);
+    if (pid == 0) BecomeStub(control.fds[0], control.fds[1]);
+    Syscall(kSysClose, static_cast<uint64_t>(control.fds[0]));
+    Syscall(kSysClose, static_cast<uint64_t>(control.fds[1]));
+    ZygoteReply reply{static_cast<int32_t>(pid)};
+    Syscall(kSysSendto, kSocket, Addr(&reply), sizeof(reply), 0x4000 /* MSG_NOSIGNAL */);
+  }
+}
+
+struct KernelSigaction {
+  uint64_t handler, flags, restorer, mask;
+};
+
+void InstallHandlers() {
+  // SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTORER; the frame is left by our own code.
+  KernelSigaction action{Addr(reinterpret_cast<const void*>(&StubSignalEntry)),
+                         0x4 | 0x08000000 | 0x40000000 | 0x04000000, kStubBase, 0};
+  // ILL, TRAP, BUS, FPE, SEGV, SYS and the interrupt.
+  const int signals[] = {4, 5, 7, 8, 11, 31, kInterruptSignal};
+  for (int signo : signals) {
+    Syscall(kSysRtSigaction, static_cast<uint64_t>(signo), Addr(&action), 0, 8);
+  }
+}
+
+}  // namespace
+
+extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
+  // argc, argv, NULL, envp, NULL, auxv
+  const uint64_t* p = stack + 1 + stack[0] + 1;
+  while (*p != 0) p++;
+  uint64_t vdso = 0;
+  for (p++; p[0] != 0; p += 2) {
+    if (p[0] == kAtSysinfoEhdr) vdso = p[1];
+  }
+  ZygoteHello hello{};
+  hello.vdso_base = ClearAddressSpace(vdso);
+  long r = Syscall(kSysMmap, kSharedBase, kSharedSize, 1, 0x11, kSharedFd, 0);
+  if (IsError(r)) hello.error = static_cast<int32_t>(-r);
+  Syscall(kSysClose, kSharedFd);
+  InstallHandlers();
+  Syscall(kSysSendto, kSocket, Addr(&hello), sizeof(hello), 0x4000);
+  if (hello.error != 0) Die();
+  Serve();
+  Die();
+}
+
+extern "C" __attribute__((naked, used)) void _start() {
+  __asm__ volatile(
+      "mov %%rsp, %%rdi\n\t"
+      "lea %[stack], %%rsp\n\t"
+      "add %[size], %%rsp\n\t"
+      "xor %%ebp, %%ebp\n\t"
+      "call ZygoteMain\n\t"
+      "ud2\n\t"
+      :
+      : [stack] "m"(g_stack), [size] "i"(sizeof(g_stack)));
+}
+
+}  // namespace platform::stub
+
+// What the compiler may call on its own.
+extern "C" __attribute__((used)) void* memset(void* p, int c, unsigned long n) {
+  void* d = p;
+  __asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(c) : "memory");
+  return p;
+}
+extern "C" __attribute__((used)) void* memcpy(void* p, const void* q, unsigned long n) {
+  void* d = p;
+  __asm__ volatile("rep movsb" : "+D"(d), "+S"(q), "+c"(n) : : "memory");
+  return p;
+}

@@ -1,0 +1,61 @@
+#include "platform/systrap/address_space.h"
+
+#include <utility>
+
+#include "platform/systrap/platform.h"
+
+namespace platform {
+
+SystrapAddressSpace::~SystrapAddressSpace() {
+  main_.reset();
+  process_->Kill();
+}
+
+void SystrapAddressSpace::PrepareMain(uint32_t index) {
+  main_index_ = index;
+  process_->slot(index)->answer_seq = 1;
+}
+
+ThreadContext* SystrapAddressSpace::MakeMain() {
+  process_->ReserveSlot(main_index_);
+  main_ = std::make_unique<ThreadContext>(process_, this, main_index_);
+  main_->Start(process_->pid());
+  process_->slot(main_index_)->host_tid = static_cast<uint32_t>(process_->pid());
+  return main_.get();
+}
+
+base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
+  uint32_t index = TRY(process_->AllocateSlot());
+  auto context = std::make_unique<ThreadContext>(process_, this, index);
+  process_->platform().AddContext(context.get());
+  return std::unique_ptr<Context>(std::move(context));
+}
+
+base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
+  base::Ref<StubProcess> child = TRY(StubProcess::Create(&process_->platform()));
+  return std::unique_ptr<AddressSpace>(
+      std::make_unique<SystrapAddressSpace>(std::move(child), limits_));
+}
+
+base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
+  return process_->ReadMemory(addr, dst);
+}
+
+base::Result<size_t> SystrapAddressSpace::WritePartial(uint64_t addr,
+                                                       std::span<const std::byte> src) {
+  return process_->WriteMemory(addr, src);
+}
+
+// The host offers no more than this without /proc or ptrace.
+base::Result<size_t> SystrapAddressSpace::ForcedRead(uint64_t addr, std::span<std::byte> dst) {
+  return process_->ReadMemory(addr, dst);
+}
+
+base::Result<size_t> SystrapAddressSpace::ForcedWrite(uint64_t addr,
+                                                      std::span<const std::byte> src) {
+  return process_->WriteMemory(addr, src);
+}
+
+int64_t SystrapAddressSpace::ResidentBytes() const { return -1; }
+
+}  // namespace platform

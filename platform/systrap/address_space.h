@@ -1,0 +1,46 @@
+// A guest address space of the systrap platform.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "platform/platform.h"
+#include "platform/systrap/context.h"
+#include "platform/systrap/stub_process.h"
+#include "sentry/base/ref.h"
+
+namespace platform {
+
+class SystrapAddressSpace final : public AddressSpace {
+ public:
+  // `process` has a host process already, with its first thread in slot 0, or gets one by a fork.
+  SystrapAddressSpace(base::Ref<StubProcess> process, const Limits& limits)
+      : process_(std::move(process)), limits_(limits) {}
+  ~SystrapAddressSpace() override;
+
+  const Limits& limits() const override { return limits_; }
+  base::Result<std::unique_ptr<Context>> PrepareThread() override;
+  base::Result<std::unique_ptr<AddressSpace>> PrepareFork() override;
+  std::unique_ptr<Context> TakeMainContext() override { return std::move(main_); }
+  base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) override;
+  base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) override;
+  int64_t ResidentBytes() const override;
+  int host_pid() const override { return process_->pid(); }
+  base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
+  base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
+
+  // The first thread will be in slot `index`, after a fork.
+  void PrepareMain(uint32_t index);
+  // The process exists: makes its first context, which the caller adds to the platform.
+  ThreadContext* MakeMain();
+  ThreadContext* main() const { return main_.get(); }
+  StubProcess& process() const { return *process_; }
+
+ private:
+  const base::Ref<StubProcess> process_;
+  const Limits limits_;
+  uint32_t main_index_ = 0;
+  std::unique_ptr<ThreadContext> main_;
+};
+
+}  // namespace platform

@@ -1,0 +1,119 @@
+// One guest thread of the systrap platform.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "platform/mailbox.h"
+#include "platform/platform.h"
+#include "platform/systrap/stub_process.h"
+#include "sentry/base/ref.h"
+
+namespace platform {
+
+class SystrapAddressSpace;
+
+// States: stopped, or running from Resume until its trap is taken by the poller. The owner uses the
+// object while it is stopped, the poller while it is running; Interrupt alone comes from anywhere.
+class ThreadContext final : public Context {
+ public:
+  // Takes over slot `index`, which the caller has allocated.
+  ThreadContext(base::Ref<StubProcess> process, AddressSpace* space, uint32_t index);
+  ~ThreadContext() override;
+
+  void set_listener(TrapListener* listener) override { listener_ = listener; }
+  Regs& regs() override { return regs_; }
+  const Trap& trap() const override { return trap_; }
+  AddressSpace& address_space() override { return *space_; }
+  void QueueOrder(Order order) override { orders_.push_back(std::move(order)); }
+  void Resume(ResumeMode mode) override;
+  void Interrupt() override;
+  bool WaitsInFutex() const override;
+  size_t fpu_frame_size() const override;
+  int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }
+  int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
+  base::Status FlushWrites() override;
+  void Exit() override;
+  void Publish(const Identity& identity) override;
+  base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
+  base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
+
+  // ---- For the platform, under its poll lock ----
+
+  bool running() const { return (state_.load(std::memory_order_acquire) & kRunning) != 0; }
+  // The stub has answered the round that is under way.
+  bool HasRequest() const {
+    return running() && __atomic_load_n(&slot_->request_seq, __ATOMIC_ACQUIRE) == seq_;
+  }
+  // Takes the request. True if the listener is to be told; false if the round goes on inside the
+  // platform.
+  bool Take();
+  // The process has died: becomes kGone if it was running.
+  bool TakeDeath();
+  void Deliver();
+  StubProcess& process() const { return *process_; }
+  // The host thread exists (first thread of a process, or a clone).
+  void Start(int tid);
+  // A forked child: waits for its stub to report before `parent` is told of its order's success.
+  void AwaitFork(ThreadContext* parent);
+  // The child that this one's order has forked has reported, or will not. True if the listener is to
+  // be told.
+  bool ForkDone(bool good);
+  // Ends the running state without telling the listener.
+  void Stop();
+  bool posted() const { return posted_; }
+  uint32_t index() const { return index_; }
+
+  int hot_index = -1;  // place in the platform's hot list
+
+ private:
+  friend class SystrapPlatform;
+  enum State : uint32_t { kStopped = 0, kRunning = 1, kInterrupted = 2 };
+
+  // Encodes the next orders that fit and publishes the answer. Goes with a new seq_, which the
+  // poller must not see together with an old request.
+  void StartRound();
+  struct Batch;
+  bool Encode(const Order& order, Batch* batch);
+  base::Status Check(const Order& order) const;
+  void SendAnswer(uint32_t flags);
+  void LoadRegs();
+  void StoreRegs();
+  bool OnlyRaxChanged() const;
+  bool OrdersFinished();
+  bool ContinueOrders();
+  bool FinishClones();
+  void FailOrder(size_t index, int error);
+  // Makes the poller deliver trap_ without a round.
+  void Post();
+
+  const base::Ref<StubProcess> process_;
+  AddressSpace* const space_;
+  const uint32_t index_;
+  Slot* const slot_;
+  TrapListener* listener_ = nullptr;
+  Regs regs_{};
+  Regs slot_regs_{};  // what the slot holds, as far as the guest is honest
+  Trap trap_{};
+  std::atomic<uint32_t> state_{kStopped};
+  std::atomic<int> tid_{0};
+  uint32_t seq_ = 0;
+  std::atomic<bool> posted_{false};
+  bool exited_ = false;
+  bool counted_ = false;  // in process_->running
+  ResumeMode mode_ = ResumeMode::kGuest;
+
+  std::vector<Order> orders_;
+  size_t batch_begin_ = 0, batch_end_ = 0;  // orders of the round under way
+  int refused_ = 0;                         // errno of order batch_end_, which was not sent
+  std::vector<uint64_t> results_;
+
+  ThreadContext* fork_parent_ = nullptr;  // told when this child reports
+  uint32_t forks_pending_ = 0;
+  size_t fork_order_ = 0;
+};
+
+}  // namespace platform

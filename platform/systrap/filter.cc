@@ -1,0 +1,213 @@
+#include "platform/systrap/filter.h"
+
+#include <asm/prctl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/futex.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <cstddef>
+#include <cstring>
+#include <initializer_list>
+
+#include "platform/mailbox.h"
+
+namespace platform {
+namespace {
+
+// Assembles rules one behind the other. Every call that no rule admits raises SIGSYS, which is how
+// the guest's own calls reach the sentry. The place of the instruction decides only whether a call
+// is the stub's or the guest's, never whether it is harmless: hostile code can jump into the stub.
+class Assembler {
+ public:
+  void Load(uint32_t offset) { Emit(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset); }
+  void Return(uint32_t action) { Emit(BPF_RET | BPF_K, 0, 0, action); }
+
+  // Continues if A == k; else goes to the end of the rule, where the call is trapped.
+  void RequireEqual(uint32_t k) { RequireFalseExit(BPF_JEQ, k); }
+  void RequireBelow(uint32_t k) {
+    exits_true_.push_back(program_.size());
+    Emit(BPF_JMP | BPF_JGE | BPF_K, 0, 0, k);
+  }
+  void And(uint32_t k) { Emit(BPF_ALU | BPF_AND | BPF_K, 0, 0, k); }
+
+  // A rule for call `nr`: skipped for others.
+  void BeginRule(uint32_t nr) {
+    Load(offsetof(seccomp_data, nr));
+    skip_ = program_.size();
+    Emit(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, nr);
+  }
+  void EndRule() {
+    Return(SECCOMP_RET_ALLOW);
+    EndTrap();
+    program_[skip_].jf = static_cast<uint8_t>(program_.size() - skip_ - 1);
+  }
+  // What did not meet the requirements so far is trapped.
+  void EndTrap() {
+    size_t here = program_.size();
+    for (size_t at : exits_false_) program_[at].jf = static_cast<uint8_t>(here - at - 1);
+    for (size_t at : exits_true_) program_[at].jt = static_cast<uint8_t>(here - at - 1);
+    exits_false_.clear();
+    exits_true_.clear();
+    Return(SECCOMP_RET_TRAP);
+  }
+  // The requirements so far hold: go past the trap.
+  void EndPreamble() {
+    size_t jump = program_.size();
+    Emit(BPF_JMP | BPF_JA, 0, 0, 1);
+    EndTrap();
+    static_cast<void>(jump);
+  }
+
+  // Argument `index` is exactly `value`.
+  void ArgEquals(int index, uint64_t value) {
+    Load(ArgOffset(index));
+    RequireEqual(static_cast<uint32_t>(value));
+    Load(ArgOffset(index) + 4);
+    RequireEqual(static_cast<uint32_t>(value >> 32));
+  }
+  // Argument `index` has no bits outside `mask` (32 bits).
+  void ArgWithin(int index, uint32_t mask) {
+    Load(ArgOffset(index) + 4);
+    RequireEqual(0);
+    Load(ArgOffset(index));
+    And(~mask);
+    RequireEqual(0);
+  }
+  // Argument `index` without the bits of `ignore` is one of `values`.
+  void ArgOneOf(int index, uint32_t ignore, std::initializer_list<uint32_t> values) {
+    Load(ArgOffset(index) + 4);
+    RequireEqual(0);
+    Load(ArgOffset(index));
+    if (ignore != 0) And(~ignore);
+    size_t left = values.size();
+    for (uint32_t v : values) {
+      left--;
+      if (left == 0) {
+        RequireEqual(v);
+      } else {
+        Emit(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint8_t>(left), 0, v);
+      }
+    }
+  }
+
+  std::vector<uint64_t> Take() {
+    std::vector<uint64_t> words(program_.size());
+    static_assert(sizeof(sock_filter) == sizeof(uint64_t));
+    memcpy(words.data(), program_.data(), words.size() * sizeof(uint64_t));
+    return words;
+  }
+
+ private:
+  static uint32_t ArgOffset(int index) {
+    return static_cast<uint32_t>(offsetof(seccomp_data, args) + 8 * index);
+  }
+  void Emit(int code, uint8_t jt, uint8_t jf, uint32_t k) {
+    program_.push_back(sock_filter{static_cast<uint16_t>(code), jt, jf, k});
+  }
+  void RequireFalseExit(int op, uint32_t k) {
+    exits_false_.push_back(program_.size());
+    Emit(BPF_JMP | op | BPF_K, 0, 0, k);
+  }
+
+  std::vector<sock_filter> program_;
+  std::vector<size_t> exits_false_, exits_true_;
+  size_t skip_ = 0;
+};
+
+void MemoryRules(Assembler& a) {
+  // Memory of its own, or of a descriptor that the sentry sent; never at an address of the host's
+  // choice, never populated, locked or in huge pages.
+  a.BeginRule(SYS_mmap);
+  a.ArgWithin(2, PROT_READ | PROT_WRITE | PROT_EXEC);
+  a.ArgOneOf(3, MAP_NORESERVE,
+             {MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, MAP_PRIVATE | MAP_FIXED,
+              MAP_SHARED | MAP_FIXED});
+  a.EndRule();
+  // Only its own address space.
+  a.BeginRule(SYS_munmap);
+  a.EndRule();
+  a.BeginRule(SYS_mprotect);
+  a.ArgWithin(2, PROT_READ | PROT_WRITE | PROT_EXEC);
+  a.EndRule();
+  // Advice about its own pages that neither reaches files nor pins memory.
+  a.BeginRule(SYS_madvise);
+  a.ArgOneOf(2, 0,
+             {MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_FREE,
+              MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD,
+              MADV_PAGEOUT, MADV_WIPEONFORK, MADV_KEEPONFORK});
+  a.EndRule();
+  // Moves its own pages to a fixed place.
+  a.BeginRule(SYS_mremap);
+  a.ArgEquals(3, MREMAP_MAYMOVE | MREMAP_FIXED);
+  a.EndRule();
+}
+
+void ThreadRules(Assembler& a) {
+  // A thread or a child as the stub makes them: under this filter too, in no new namespace, and
+  // bounded by the limits on processes.
+  a.BeginRule(SYS_clone);
+  a.ArgOneOf(0, 0, {static_cast<uint32_t>(kThreadCloneFlags), static_cast<uint32_t>(kForkCloneFlags)});
+  a.EndRule();
+  // Ends the calling thread.
+  a.BeginRule(SYS_exit);
+  a.EndRule();
+  // A new thread's signal stack.
+  a.BeginRule(SYS_sigaltstack);
+  a.EndRule();
+  // A forked child dies with the sentry.
+  a.BeginRule(SYS_prctl);
+  a.ArgEquals(0, PR_SET_PDEATHSIG);
+  a.ArgEquals(1, SIGKILL);
+  a.EndRule();
+}
+
+}  // namespace
+
+std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
+  Assembler a;
+  // 64-bit entry, from the stub's text; the rest is the guest's call.
+  a.Load(offsetof(seccomp_data, arch));
+  a.RequireEqual(AUDIT_ARCH_X86_64);
+  a.Load(offsetof(seccomp_data, instruction_pointer) + 4);
+  a.RequireEqual(static_cast<uint32_t>(kStubBase >> 32));
+  a.Load(offsetof(seccomp_data, instruction_pointer));
+  a.RequireBelow(static_cast<uint32_t>(kStubTextMax));
+  a.EndPreamble();
+
+  // Restores registers of the caller.
+  a.BeginRule(SYS_rt_sigreturn);
+  a.EndRule();
+  // Waits and wakes on memory that it can address; no priority inheritance, which would touch other
+  // threads' scheduling.
+  a.BeginRule(SYS_futex);
+  a.ArgOneOf(1, FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME,
+             {FUTEX_WAIT, FUTEX_WAKE, FUTEX_REQUEUE, FUTEX_CMP_REQUEUE, FUTEX_WAKE_OP,
+              FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET});
+  a.EndRule();
+  MemoryRules(a);
+  // Its one socket, on which the sentry alone sends; and the descriptors that came through it.
+  a.BeginRule(SYS_recvmsg);
+  a.EndRule();
+  a.BeginRule(SYS_close);
+  a.EndRule();
+  ThreadRules(a);
+  // CPU time of the caller's own thread and process.
+  a.BeginRule(SYS_clock_gettime);
+  a.ArgOneOf(0, 0, {CLOCK_THREAD_CPUTIME_ID, CLOCK_PROCESS_CPUTIME_ID});
+  a.EndRule();
+  if (!has_fsgsbase) {
+    // Segment bases of the caller's own thread.
+    a.BeginRule(SYS_arch_prctl);
+    a.ArgOneOf(0, 0, {ARCH_SET_FS, ARCH_GET_FS, ARCH_SET_GS, ARCH_GET_GS});
+    a.EndRule();
+  }
+  a.Return(SECCOMP_RET_TRAP);
+  return a.Take();
+}
+
+}  // namespace platform

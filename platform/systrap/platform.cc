@@ -1,0 +1,415 @@
+#include "platform/systrap/platform.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "platform/systrap/address_space.h"
+#include "platform/systrap/context.h"
+#include "platform/systrap/filter.h"
+
+namespace platform {
+namespace {
+
+constexpr uint32_t kScanEvery = 64;  // polls between looks at the ready bits of all processes
+
+}  // namespace
+
+void FutexWakeShared(uint32_t* word, int count) {
+  syscall(SYS_futex, word, FUTEX_WAKE, count, nullptr, nullptr, 0);
+}
+
+base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, std::string* why) {
+  auto p = std::make_unique<SystrapPlatform>(options);
+  TRY(p->Start(why));
+  return std::unique_ptr<Platform>(std::move(p));
+}
+
+// ---- Start and end ------------------------------------------------------------------------------
+
+base::Status SystrapPlatform::MapShared(std::string* why) {
+  auto fail = [&](const char* what) {
+    *why = std::string(what) + ": " + strerror(errno);
+    return base::LastError();
+  };
+  int fd = memfd_create("runsc-shared", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return fail("memory file for the doorbell");
+  shared_fd_.reset(fd);
+  if (ftruncate(fd, kSharedSize) != 0) return fail("size of the doorbell's file");
+  void* map = mmap(nullptr, kSharedSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (map == MAP_FAILED) return fail("mapping of the doorbell");
+  shared_ = static_cast<Shared*>(map);
+  // From here on nobody can map it writable; this mapping stays as it is.
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) != 0) {
+    return fail("seal of the doorbell");
+  }
+  std::vector<uint64_t> filter = BuildStubFilter(machine_.has_fsgsbase);
+  if (filter.size() > kMaxFilter) return base::Error(E2BIG);
+  memcpy(shared_->filter, filter.data(), filter.size() * sizeof(uint64_t));
+  shared_->filter_length = static_cast<uint32_t>(filter.size());
+  shared_->has_fsgsbase = machine_.has_fsgsbase;
+  shared_->xsave_size = machine_.xsave_size;
+  shared_->xfeatures = machine_.xfeatures;
+  shared_->mxcsr_mask = machine_.mxcsr_mask;
+  shared_->pkru_offset = machine_.pkru_offset;
+  return {};
+}
+
+base::Status SystrapPlatform::Start(std::string* why) {
+  machine_ = TRY(ProbeMachine(why));
+  TRY(MapShared(why));
+  epoll_fd_.reset(epoll_create1(EPOLL_CLOEXEC));
+  kick_fd_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!epoll_fd_.valid() || !kick_fd_.valid()) {
+    *why = std::string("epoll for the keeper: ") + strerror(errno);
+    return base::LastError();
+  }
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = nullptr}};
+  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, kick_fd_.get(), &event);
+  base::Status started;
+  absl::Notification done;
+  keeper_ = std::thread([&] { KeeperMain(&started, why, &done); });
+  done.WaitForNotification();
+  return started;
+}
+
+SystrapPlatform::~SystrapPlatform() {
+  stopping_ = true;
+  if (kick_fd_.valid()) KickKeeper();
+  if (keeper_.joinable()) keeper_.join();
+  {
+    absl::MutexLock lock(&watch_mu_);
+    for (const auto& p : watched_) p->Kill();
+    for (const auto& p : watched_) {
+      // Its end is near; the pidfd tells.
+      siginfo_t info;
+      waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(p->pidfd()), &info, WEXITED);
+    }
+    watched_.clear();
+  }
+  {
+    absl::MutexLock lock(&pool_mu_);
+    pool_.clear();
+  }
+  if (shared_) munmap(shared_, kSharedSize);
+}
+
+// ---- The keeper ---------------------------------------------------------------------------------
+
+void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
+                                 absl::Notification* done) {
+  pthread_setname_np(pthread_self(), "stub-keeper");
+  base::Status status = zygote_.Start(shared_fd_.get(), why);
+  if (status.ok()) {
+    limits_.min_address = machine_.mmap_min_addr;
+    limits_.max_address = kRegionBase;
+    limits_.vdso_base = zygote_.vdso_base();
+  }
+  *started = status;
+  bool ok = status.ok();
+  done->Notify();
+  if (ok) RunKeeper();
+}
+
+void SystrapPlatform::RunKeeper() {
+  FillPool();
+  epoll_event events[32];
+  while (!stopping_) {
+    int n = epoll_wait(epoll_fd_.get(), events, 32, -1);
+    for (int i = 0; i < n; i++) {
+      if (events[i].data.ptr == nullptr) {
+        uint64_t count;
+        if (read(kick_fd_.get(), &count, sizeof(count)) < 0) continue;
+        FillPool();
+      } else {
+        ReapOne(static_cast<StubProcess*>(events[i].data.ptr));
+      }
+    }
+  }
+}
+
+void SystrapPlatform::KickKeeper() {
+  uint64_t one = 1;
+  if (write(kick_fd_.get(), &one, sizeof(one)) < 0) return;  // full: it will come anyway
+}
+
+void SystrapPlatform::FillPool() {
+  while (!stopping_) {
+    {
+      absl::MutexLock lock(&pool_mu_);
+      if (pool_.size() >= static_cast<size_t>(std::max(options_.pool_size, 0))) return;
+    }
+    base::Result<base::Ref<StubProcess>> process = MakeProcess();
+    if (!process.ok()) return;  // NewAddressSpace will meet the error and report it
+    absl::MutexLock lock(&pool_mu_);
+    pool_.push_back(std::move(*process));
+  }
+}
+
+base::Result<base::Ref<StubProcess>> SystrapPlatform::MakeProcess() {
+  base::Ref<StubProcess> process = TRY(StubProcess::Create(this));
+  int pid = TRY(zygote_.MakeStub(process->mailbox_fd(), process->stub_socket()));
+  TRY(process->Attach(pid));
+  process->set_verified();
+  Watch(process);
+  return process;
+}
+
+void SystrapPlatform::Watch(const base::Ref<StubProcess>& process) {
+  {
+    absl::MutexLock lock(&watch_mu_);
+    watched_.push_back(process);
+  }
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = process.get()}};
+  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, process->pidfd(), &event);
+}
+
+void SystrapPlatform::ReapOne(StubProcess* process) {
+  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, process->pidfd(), nullptr);
+  process->Reap();
+  base::Ref<StubProcess> ref(process);
+  {
+    absl::MutexLock lock(&watch_mu_);
+    watched_.erase(std::remove(watched_.begin(), watched_.end(), ref), watched_.end());
+  }
+  {
+    absl::MutexLock lock(&pool_mu_);
+    pool_.erase(std::remove(pool_.begin(), pool_.end(), ref), pool_.end());
+  }
+  {
+    absl::MutexLock lock(&posted_mu_);
+    died_.push_back(std::move(ref));
+    has_posted_.store(true, std::memory_order_release);
+  }
+  Wake();
+}
+
+bool SystrapPlatform::IsClaimed(int pid) {
+  if (pid == zygote_.pid()) return true;
+  absl::MutexLock lock(&watch_mu_);
+  return std::any_of(watched_.begin(), watched_.end(), [&](const auto& p) { return p->pid() == pid; });
+}
+
+base::Result<std::unique_ptr<AddressSpace>> SystrapPlatform::NewAddressSpace() {
+  base::Ref<StubProcess> process;
+  {
+    absl::MutexLock lock(&pool_mu_);
+    while (!pool_.empty() && !process) {
+      process = std::move(pool_.back());
+      pool_.pop_back();
+      if (process->dead()) process.reset();
+    }
+  }
+  KickKeeper();
+  if (!process) process = TRY(MakeProcess());
+  auto space = std::make_unique<SystrapAddressSpace>(std::move(process), limits_);
+  AddContext(space->MakeMain());
+  return std::unique_ptr<AddressSpace>(std::move(space));
+}
+
+// ---- Contexts -----------------------------------------------------------------------------------
+
+void SystrapPlatform::AddContext(ThreadContext* context) {
+  absl::MutexLock lock(&poll_mu_);
+  AddContextLocked(context);
+}
+
+void SystrapPlatform::AddContextLocked(ThreadContext* context) {
+  StubProcess& process = context->process();
+  if (process.context_count() == 0) processes_.push_back(&process);
+  process.set_context(context->index(), context);
+}
+
+void SystrapPlatform::RemoveContext(ThreadContext* context) {
+  absl::MutexLock lock(&poll_mu_);
+  StubProcess& process = context->process();
+  if (process.context(context->index()) == context) {
+    process.set_context(context->index(), nullptr);
+    if (process.context_count() == 0) {
+      processes_.erase(std::remove(processes_.begin(), processes_.end(), &process),
+                       processes_.end());
+    }
+  }
+  for (auto& hot : hot_) {
+    ThreadContext* expected = context;
+    hot.compare_exchange_strong(expected, nullptr);
+  }
+  absl::MutexLock posted_lock(&posted_mu_);
+  posted_.erase(std::remove_if(posted_.begin(), posted_.end(),
+                               [&](const Posted& p) { return p.context == context; }),
+                posted_.end());
+}
+
+void SystrapPlatform::NoteResume(ThreadContext* context) {
+  int index = context->hot_index;
+  if (index >= 0 && hot_[static_cast<size_t>(index)].load(std::memory_order_acquire) == context) {
+    return;
+  }
+  for (size_t i = 0; i < kHot; i++) {
+    ThreadContext* expected = nullptr;
+    if (hot_[i].load(std::memory_order_relaxed) == nullptr &&
+        hot_[i].compare_exchange_strong(expected, context)) {
+      context->hot_index = static_cast<int>(i);
+      return;
+    }
+  }
+  overflow_.store(true, std::memory_order_relaxed);
+}
+
+void SystrapPlatform::Post(ThreadContext* context) {
+  {
+    absl::MutexLock lock(&posted_mu_);
+    posted_.push_back({context, false});
+    has_posted_.store(true, std::memory_order_release);
+  }
+  Wake();
+}
+
+void SystrapPlatform::NoteGone(ThreadContext* context) {
+  {
+    absl::MutexLock lock(&posted_mu_);
+    posted_.push_back({context, true});
+    has_posted_.store(true, std::memory_order_release);
+  }
+  Wake();
+}
+
+base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, int pid) {
+  if (IsClaimed(pid)) return base::Error(EAGAIN);
+  StubProcess& process = child->process();
+  TRY(process.Attach(pid));
+  Watch(base::Ref<StubProcess>(&process));
+  AddContextLocked(child->MakeMain());
+  return {};
+}
+
+void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bool good) {
+  if (good) child->process().set_verified();
+  child->Stop();
+  if (parent->ForkDone(good)) parent->Deliver();
+}
+
+// ---- Polling ------------------------------------------------------------------------------------
+
+size_t SystrapPlatform::Poll() {
+  absl::MutexLock lock(&poll_mu_);
+  size_t n = PollLocked(false);
+  if (n != 0) NoteEvent();
+  return n;
+}
+
+bool SystrapPlatform::TakeLocked(ThreadContext* context) {
+  if (!context->Take()) return false;
+  context->Deliver();
+  return true;
+}
+
+size_t SystrapPlatform::PollLocked(bool full) {
+  size_t n = 0;
+  if (has_posted_.load(std::memory_order_acquire)) n += TakePostedLocked();
+  for (auto& hot : hot_) {
+    ThreadContext* context = hot.load(std::memory_order_acquire);
+    if (context && context->HasRequest()) n += TakeLocked(context);
+  }
+  bool scan = full || overflow_.load(std::memory_order_relaxed) || ++poll_count_ % kScanEvery == 0;
+  if (scan) n += ScanLocked();
+  return n;
+}
+
+size_t SystrapPlatform::TakePostedLocked() {
+  std::vector<Posted> posted;
+  std::vector<base::Ref<StubProcess>> died;
+  {
+    absl::MutexLock lock(&posted_mu_);
+    posted.swap(posted_);
+    died.swap(died_);
+    has_posted_.store(false, std::memory_order_relaxed);
+  }
+  size_t n = 0;
+  for (const Posted& p : posted) {
+    bool deliver = p.gone ? p.context->TakeDeath() : p.context->running() && p.context->posted();
+    if (!deliver) continue;
+    p.context->Deliver();
+    n++;
+  }
+  for (const auto& process : died) {
+    for (uint32_t i = 0; i < process->slot_limit(); i++) {
+      ThreadContext* context = process->context(i);
+      if (!context || !context->TakeDeath()) continue;
+      context->Deliver();
+      n++;
+    }
+  }
+  return n;
+}
+
+// Looks at the ready bits of every process with running threads. Bits of what was found directly are
+// stale and do no harm.
+size_t SystrapPlatform::ScanLocked() {
+  size_t n = 0;
+  for (size_t p = 0; p < processes_.size(); p++) {
+    StubProcess* process = processes_[p];
+    if (process->running.load(std::memory_order_relaxed) == 0) continue;
+    uint32_t words = (process->slot_limit() + 63) / 64;
+    for (uint32_t w = 0; w < words; w++) {
+      uint64_t* word = &process->header()->ready[w];
+      if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == 0) continue;
+      uint64_t bits = __atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST);
+      for (; bits != 0; bits &= bits - 1) {
+        uint32_t index = w * 64 + static_cast<uint32_t>(__builtin_ctzll(bits));
+        ThreadContext* context = process->context(index);
+        if (context && context->HasRequest()) n += TakeLocked(context);
+      }
+    }
+  }
+  // Make room among the hot ones for those that run now.
+  if (overflow_.exchange(false)) {
+    for (auto& hot : hot_) {
+      ThreadContext* context = hot.load(std::memory_order_acquire);
+      if (context && !context->running()) hot.compare_exchange_strong(context, nullptr);
+    }
+    if (n != 0) overflow_.store(true);
+  }
+  return n;
+}
+
+void SystrapPlatform::Wait(int64_t deadline_ns) {
+  if (wake_pending_.exchange(false)) return;
+  __atomic_store_n(&shared_->sleeping, 1u, __ATOMIC_SEQ_CST);
+  size_t n;
+  {
+    absl::MutexLock lock(&poll_mu_);
+    n = PollLocked(true);
+    if (n != 0) NoteEvent();
+  }
+  if (n == 0 && !wake_pending_.load()) {
+    timespec deadline{deadline_ns / 1'000'000'000, deadline_ns % 1'000'000'000};
+    syscall(SYS_futex, &shared_->sleeping, FUTEX_WAIT_BITSET, 1,
+            deadline_ns == INT64_MAX ? nullptr : &deadline, nullptr, FUTEX_BITSET_MATCH_ANY);
+  }
+  __atomic_store_n(&shared_->sleeping, 0u, __ATOMIC_SEQ_CST);
+  wake_pending_.store(false);
+}
+
+void SystrapPlatform::Wake() {
+  wake_pending_.store(true);
+  if (__atomic_load_n(&shared_->sleeping, __ATOMIC_SEQ_CST) != 0) {
+    __atomic_store_n(&shared_->sleeping, 0u, __ATOMIC_SEQ_CST);
+    FutexWakeShared(&shared_->sleeping, 1);
+  }
+}
+
+}  // namespace platform

@@ -1,0 +1,134 @@
+// The systrap platform: stubs trapped by seccomp's SIGSYS, reached through mailboxes.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "platform/mailbox.h"
+#include "platform/platform.h"
+#include "platform/systrap/machine.h"
+#include "platform/systrap/stub_process.h"
+#include "platform/systrap/zygote.h"
+#include "sentry/base/host_fd.h"
+
+namespace platform {
+
+class SystrapAddressSpace;
+class ThreadContext;
+
+// FUTEX_WAKE on a word that other processes share.
+void FutexWakeShared(uint32_t* word, int count);
+
+class SystrapPlatform final : public Platform {
+ public:
+  explicit SystrapPlatform(const Options& options) : options_(options) {}
+  ~SystrapPlatform() override;
+
+  base::Status Start(std::string* why);
+
+  const char* name() const override { return "systrap"; }
+  base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() override;
+  size_t Poll() override;
+  bool ShouldSpin() override;
+  void Wait(int64_t deadline_ns) override;
+  void Wake() override;
+
+  const Machine& machine() const { return machine_; }
+
+  // ---- For contexts and processes ----
+
+  void AddContext(ThreadContext* context);
+  void RemoveContext(ThreadContext* context);
+  // A context has been resumed: the poller is to look at it.
+  void NoteResume(ThreadContext* context);
+  // Its trap is set and is to be delivered by the next Poll.
+  void Post(ThreadContext* context);
+  // The host thread of a running context is gone.
+  void NoteGone(ThreadContext* context);
+  // The forked process `pid` belongs to `child`. Under the poll lock.
+  base::Status AdoptFork(SystrapAddressSpace* child, int pid) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  // The forked child's stub has reported (or died, or is not what it should be). Under the poll lock.
+  void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  // To state where the poll lock is held.
+  void AssertPolling() const ABSL_ASSERT_EXCLUSIVE_LOCK(poll_mu_) { poll_mu_.AssertHeld(); }
+
+ private:
+  static constexpr size_t kHot = 16;
+
+  // The keeper: a thread that starts the zygote, keeps the pool filled, and reaps. It lives as long
+  // as the platform, since the host kills the zygote's clones when the thread that made it ends.
+  void KeeperMain(base::Status* started, std::string* why, absl::Notification* done);
+  void FillPool();
+  void RunKeeper();
+  void KickKeeper();
+  base::Result<base::Ref<StubProcess>> MakeProcess();
+  void Watch(const base::Ref<StubProcess>& process);
+  void ReapOne(StubProcess* process);
+
+  size_t PollLocked(bool full) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  size_t ScanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  size_t TakePostedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  bool TakeLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  base::Status MapShared(std::string* why);
+  void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  bool IsClaimed(int pid);
+  uint32_t CountRunning();
+  void NoteEvent();
+  void AllowStubSpin(bool allowed);
+
+  const Options options_;
+  Machine machine_;
+  Limits limits_{};
+  Zygote zygote_;
+  base::UniqueFd shared_fd_;
+  Shared* shared_ = nullptr;
+
+  std::thread keeper_;
+  base::UniqueFd epoll_fd_, kick_fd_;
+  std::atomic<bool> stopping_{false};
+
+  absl::Mutex pool_mu_;
+  std::vector<base::Ref<StubProcess>> pool_ ABSL_GUARDED_BY(pool_mu_);
+
+  // Processes whose pidfd the keeper watches.
+  absl::Mutex watch_mu_;
+  std::vector<base::Ref<StubProcess>> watched_ ABSL_GUARDED_BY(watch_mu_);
+
+  // Held by the poller, and by who adds or removes contexts. Taken before every other lock here.
+  absl::Mutex poll_mu_;
+  std::vector<StubProcess*> processes_ ABSL_GUARDED_BY(poll_mu_);  // those with contexts
+  uint32_t poll_count_ ABSL_GUARDED_BY(poll_mu_) = 0;
+  // Contexts whose request word the poller looks at directly; the others are found by their bits.
+  std::array<std::atomic<ThreadContext*>, kHot> hot_{};
+  std::atomic<bool> overflow_{false};  // a running context is not among the hot ones
+
+  absl::Mutex posted_mu_;
+  struct Posted {
+    ThreadContext* context;
+    bool gone;
+  };
+  std::vector<Posted> posted_ ABSL_GUARDED_BY(posted_mu_);
+  std::vector<base::Ref<StubProcess>> died_ ABSL_GUARDED_BY(posted_mu_);
+  std::atomic<bool> has_posted_{false};
+
+  std::atomic<bool> wake_pending_{false};
+
+  // Learned spinning; touched by the polling thread alone.
+  uint64_t idle_since_ = 0;      // ticks: since when nothing has come in
+  uint64_t gap_average_ = 0;     // ticks between events
+  uint64_t last_spin_check_ = 0;
+  uint64_t no_spin_until_ = 0;
+  uint64_t backoff_ = 0;
+  uint32_t probes_ = 0;
+};
+
+}  // namespace platform

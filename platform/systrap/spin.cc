@@ -1,0 +1,80 @@
+// When polling pays: learned from how soon events come, and given up when the cores are needed.
+#include <x86intrin.h>
+
+#include <algorithm>
+
+#include "platform/systrap/context.h"
+#include "platform/systrap/platform.h"
+
+namespace platform {
+namespace {
+
+constexpr uint64_t kMaxSpinUs = 50;        // longer than this a sleep and its wake-up cost less
+constexpr uint64_t kStubSpinUs = 20;
+constexpr uint64_t kPreemptedUs = 200;     // a gap in our own spinning: somebody else ran here
+constexpr uint64_t kFirstBackoffUs = 2'000;
+constexpr uint64_t kMaxBackoffUs = 200'000;
+constexpr uint32_t kProbeEvery = 64;       // sleeps between tries to spin though it did not pay
+
+}  // namespace
+
+// Guest threads that use a core now. Those beyond the hot list are taken to run.
+uint32_t SystrapPlatform::CountRunning() {
+  uint32_t n = overflow_.load(std::memory_order_relaxed) ? kHot : 0;
+  absl::MutexLock lock(&poll_mu_);
+  for (auto& hot : hot_) {
+    ThreadContext* context = hot.load(std::memory_order_acquire);
+    if (context && context->running() && !context->WaitsInFutex()) n++;
+  }
+  return n;
+}
+
+void SystrapPlatform::AllowStubSpin(bool allowed) {
+  uint32_t ticks = allowed ? static_cast<uint32_t>(kStubSpinUs * machine_.ticks_per_us) : 0;
+  if (__atomic_load_n(&shared_->spin_ticks, __ATOMIC_RELAXED) != ticks) {
+    __atomic_store_n(&shared_->spin_ticks, ticks, __ATOMIC_RELAXED);
+  }
+}
+
+void SystrapPlatform::NoteEvent() {
+  uint64_t now = __rdtsc();
+  uint64_t max = kMaxSpinUs * machine_.ticks_per_us;
+  uint64_t gap = std::min(now - idle_since_, 4 * max);
+  gap_average_ = gap_average_ - gap_average_ / 8 + gap / 8;
+  idle_since_ = now;
+  last_spin_check_ = now;
+}
+
+bool SystrapPlatform::ShouldSpin() {
+  if (options_.spin_ns == 0) return false;
+  uint64_t now = __rdtsc();
+  uint64_t us = machine_.ticks_per_us;
+  uint32_t running = CountRunning();
+  // The poller takes one core; a stub that waits for its answer leaves another free.
+  bool cores_free = running < static_cast<uint32_t>(machine_.cores);
+  AllowStubSpin(cores_free && now >= no_spin_until_);
+  if (running == 0 || !cores_free || now < no_spin_until_) {
+    last_spin_check_ = 0;
+    return false;
+  }
+  if (last_spin_check_ != 0 && now - last_spin_check_ > kPreemptedUs * us) {
+    backoff_ = std::clamp(backoff_ * 2, kFirstBackoffUs * us, kMaxBackoffUs * us);
+    no_spin_until_ = now + backoff_;
+    last_spin_check_ = 0;
+    return false;
+  }
+  last_spin_check_ = now;
+  uint64_t max = options_.spin_ns > 0 ? static_cast<uint64_t>(options_.spin_ns) * us / 1000
+                                      : kMaxSpinUs * us;
+  bool pays = gap_average_ < max || options_.spin_ns > 0;
+  bool spin = now - idle_since_ < max && (pays || probes_ % kProbeEvery == 0);
+  if (!spin) {
+    probes_++;
+    last_spin_check_ = 0;
+  } else if (backoff_ > 0 && now - no_spin_until_ > kMaxBackoffUs * us) {
+    backoff_ = 0;
+  }
+  return spin;
+}
+
+}  // namespace platform

@@ -1,0 +1,191 @@
+#include "platform/systrap/stub_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "platform/systrap/fds.h"
+#include "platform/systrap/platform.h"
+
+namespace platform {
+namespace {
+
+// The kernel's clock id for a process's CPU time (include/linux/posix-timers_types.h).
+clockid_t ProcessCpuClock(int pid) { return static_cast<clockid_t>(~static_cast<unsigned>(pid) << 3 | 2); }
+
+}  // namespace
+
+base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platform) {
+  auto p = base::Ref<StubProcess>::Adopt(new StubProcess(platform));
+  int fd = memfd_create("runsc-mailbox", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return base::LastError();
+  p->mailbox_fd_.reset(fd);
+  if (ftruncate(fd, static_cast<off_t>(kMailboxSize)) != 0) return base::LastError();
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+    return base::LastError();
+  }
+  void* map = mmap(nullptr, kMailboxSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (map == MAP_FAILED) return base::LastError();
+  p->mailbox_ = static_cast<unsigned char*>(map);
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return base::LastError();
+  p->socket_.reset(pair[0]);
+  p->stub_socket_.reset(pair[1]);
+  if (getrandom(p->nonce_, sizeof(p->nonce_), 0) != sizeof(p->nonce_)) return base::Error(EIO);
+  memcpy(p->header()->nonce, p->nonce_, sizeof(p->nonce_));
+  return p;
+}
+
+StubProcess::~StubProcess() {
+  if (mailbox_) munmap(mailbox_, kMailboxSize);
+}
+
+base::Status StubProcess::Attach(int pid) {
+  int fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  if (fd < 0) return base::LastError();
+  pidfd_.reset(fd);
+  // ECHILD unless it is a child of ours.
+  siginfo_t info;
+  if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(fd), &info,
+             WEXITED | WNOHANG | WNOWAIT) != 0) {
+    return base::LastError();
+  }
+  mailbox_fd_.reset();
+  stub_socket_.reset();
+  pid_.store(pid, std::memory_order_release);
+  AddThread(pid);
+  return {};
+}
+
+bool StubProcess::OwnsMailbox() {
+  uint64_t seen[2] = {};
+  base::Result<size_t> n = ReadMemory(kMailboxBase + offsetof(MailboxHeader, nonce),
+                                      std::as_writable_bytes(std::span(seen)));
+  return n.ok() && *n == sizeof(seen) && memcmp(seen, nonce_, sizeof(seen)) == 0;
+}
+
+void StubProcess::Kill() {
+  if (verified_ && pidfd_.valid()) syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
+}
+
+void StubProcess::Reap() {
+  absl::MutexLock lock(&pid_mu_);
+  dead_.store(true, std::memory_order_release);
+  tids_.clear();
+  siginfo_t info;
+  waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info, WEXITED | WNOHANG);
+}
+
+base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst) {
+  if (dst.empty()) return size_t{0};
+  absl::ReaderMutexLock lock(&pid_mu_);
+  iovec local{dst.data(), dst.size()};
+  iovec remote{reinterpret_cast<void*>(addr), dst.size()};
+  for (int tid : tids_) {
+    ssize_t n = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+    if (n > 0) return static_cast<size_t>(n);
+    if (n == 0 || errno != ESRCH) break;
+  }
+  return base::Error(EFAULT);
+}
+
+base::Result<size_t> StubProcess::WriteMemory(uint64_t addr, std::span<const std::byte> src) {
+  if (src.empty()) return size_t{0};
+  absl::ReaderMutexLock lock(&pid_mu_);
+  iovec local{const_cast<std::byte*>(src.data()), src.size()};
+  iovec remote{reinterpret_cast<void*>(addr), src.size()};
+  for (int tid : tids_) {
+    ssize_t n = process_vm_writev(tid, &local, 1, &remote, 1, 0);
+    if (n > 0) return static_cast<size_t>(n);
+    if (n == 0 || errno != ESRCH) break;
+  }
+  return base::Error(EFAULT);
+}
+
+base::Status StubProcess::Signal(int tid) {
+  absl::ReaderMutexLock lock(&pid_mu_);
+  if (dead()) return base::Error(ESRCH);
+  if (syscall(SYS_tgkill, pid(), tid, kInterruptSignal) != 0) return base::LastError();
+  return {};
+}
+
+int64_t StubProcess::CpuTimeNs() const {
+  timespec t;
+  if (dead() || clock_gettime(ProcessCpuClock(pid()), &t) != 0) return 0;
+  return t.tv_sec * 1'000'000'000ll + t.tv_nsec;
+}
+
+base::Result<uint32_t> StubProcess::SendBatchFds(std::span<const int> fds) {
+  absl::MutexLock lock(&fd_mu_);
+  char byte = 0;
+  TRY(SendWithFds(socket_.get(), &byte, 1, fds));
+  return next_ticket_++;
+}
+
+base::Result<uint32_t> StubProcess::AllocateSlot() {
+  absl::MutexLock lock(&slot_mu_);
+  for (size_t i = 0; i < zombie_slots_.size();) {
+    if (__atomic_load_n(&slot(zombie_slots_[i])->host_tid, __ATOMIC_ACQUIRE) == 0) {
+      free_slots_.push_back(zombie_slots_[i]);
+      zombie_slots_[i] = zombie_slots_.back();
+      zombie_slots_.pop_back();
+    } else {
+      i++;
+    }
+  }
+  uint32_t index;
+  if (!free_slots_.empty()) {
+    index = free_slots_.back();
+    free_slots_.pop_back();
+    memset(static_cast<void*>(slot(index)), 0, kPageSize);
+  } else if (next_slot_ < kMaxSlots) {
+    index = next_slot_++;
+    slot_limit_.store(next_slot_, std::memory_order_release);
+  } else {
+    return base::Error(EAGAIN);
+  }
+  return index;
+}
+
+void StubProcess::ReserveSlot(uint32_t index) {
+  absl::MutexLock lock(&slot_mu_);
+  while (next_slot_ <= index) {
+    if (next_slot_ != index) free_slots_.push_back(next_slot_);
+    next_slot_++;
+  }
+  slot_limit_.store(next_slot_, std::memory_order_release);
+}
+
+void StubProcess::ReleaseSlot(uint32_t index, bool started) {
+  absl::MutexLock lock(&slot_mu_);
+  (started ? zombie_slots_ : free_slots_).push_back(index);
+}
+
+void StubProcess::set_context(uint32_t index, ThreadContext* context) {
+  if (index >= contexts_.size()) contexts_.resize(std::max<size_t>(index + 1, 8));
+  if (contexts_[index]) context_count_--;
+  if (context) context_count_++;
+  contexts_[index] = context;
+}
+
+void StubProcess::AddThread(int tid) {
+  absl::MutexLock lock(&pid_mu_);
+  if (!dead()) tids_.push_back(tid);
+}
+
+void StubProcess::RemoveThread(int tid) {
+  absl::MutexLock lock(&pid_mu_);
+  tids_.erase(std::remove(tids_.begin(), tids_.end(), tid), tids_.end());
+}
+
+}  // namespace platform

@@ -1,0 +1,113 @@
+// The host process behind one guest address space, with its mailbox.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "platform/mailbox.h"
+#include "sentry/base/host_fd.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+
+namespace platform {
+
+class SystrapPlatform;
+class ThreadContext;
+
+// Counted: the address space, its contexts, the keeper and the poller share it.
+class StubProcess : public base::RefCounted {
+ public:
+  // A mailbox and a socket, without a process so far.
+  static base::Result<base::Ref<StubProcess>> Create(SystrapPlatform* platform);
+  ~StubProcess() override;
+
+  SystrapPlatform& platform() const { return *platform_; }
+  Slot* slot(uint32_t index) const {
+    return reinterpret_cast<Slot*>(mailbox_ + (index + 1) * kSlotSize);
+  }
+  MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(mailbox_); }
+  int mailbox_fd() const { return mailbox_fd_.get(); }
+  int stub_socket() const { return stub_socket_.get(); }
+
+  // The process exists: `pid` is a child of ours that nobody else has claimed. Opens its pidfd.
+  // Our copies of what was the stub's are closed.
+  base::Status Attach(int pid);
+  // Whether the memory of the attached process holds this mailbox: the proof that a pid reported by
+  // another stub is the one it should be.
+  bool OwnsMailbox();
+  // The process is known to be ours to kill. (Without proof a false pid could be another's.)
+  void set_verified() { verified_ = true; }
+
+  int pid() const { return pid_.load(std::memory_order_acquire); }
+  int pidfd() const { return pidfd_.get(); }
+  bool dead() const { return dead_.load(std::memory_order_acquire); }
+  void Kill();
+  // By the keeper: the process has ended; reaps it.
+  void Reap();
+
+  // Guest memory by process_vm_readv/writev; as base::UserMemory's *Partial.
+  base::Result<size_t> ReadMemory(uint64_t addr, std::span<std::byte> dst);
+  base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src);
+  // Sends the interrupt signal. ESRCH if the thread is gone.
+  base::Status Signal(int tid);
+  int64_t CpuTimeNs() const;
+
+  // Sends a batch's descriptors to the stub; returns the batch's turn.
+  base::Result<uint32_t> SendBatchFds(std::span<const int> fds);
+
+  // A free slot, zeroed. EAGAIN if there is none.
+  base::Result<uint32_t> AllocateSlot();
+  void ReserveSlot(uint32_t index);
+  // The slot's thread has been told to exit (or never began).
+  void ReleaseSlot(uint32_t index, bool started);
+  // Slots that have ever been in use are below this.
+  uint32_t slot_limit() const { return slot_limit_.load(std::memory_order_acquire); }
+
+  // Contexts by slot; changed and read by the poller under the platform's poll lock.
+  ThreadContext* context(uint32_t index) const {
+    return index < contexts_.size() ? contexts_[index] : nullptr;
+  }
+  void set_context(uint32_t index, ThreadContext* context);
+  uint32_t context_count() const { return context_count_; }
+
+  // Host threads that may serve for process_vm_*: those that have begun and not been told to exit.
+  void AddThread(int tid);
+  void RemoveThread(int tid);
+
+  // How many contexts are running; the poller looks into the mailbox only if some are.
+  std::atomic<uint32_t> running{0};
+
+ private:
+  explicit StubProcess(SystrapPlatform* platform) : platform_(platform) {}
+
+  SystrapPlatform* const platform_;
+  base::UniqueFd mailbox_fd_, stub_socket_, socket_, pidfd_;
+  unsigned char* mailbox_ = nullptr;
+  uint64_t nonce_[2] = {};
+  std::atomic<int> pid_{0};
+  std::atomic<bool> dead_{false};
+  std::atomic<bool> verified_{false};
+  std::atomic<uint32_t> slot_limit_{0};
+  std::vector<ThreadContext*> contexts_;
+  uint32_t context_count_ = 0;
+
+  // Held shared while a pid or tid is used, exclusively while the process is reaped, so that no
+  // call can reach a later process of the same number.
+  absl::Mutex pid_mu_;
+  std::vector<int> tids_ ABSL_GUARDED_BY(pid_mu_);
+
+  absl::Mutex fd_mu_;
+  uint32_t next_ticket_ ABSL_GUARDED_BY(fd_mu_) = 0;
+
+  absl::Mutex slot_mu_;
+  std::vector<uint32_t> free_slots_ ABSL_GUARDED_BY(slot_mu_);
+  std::vector<uint32_t> zombie_slots_ ABSL_GUARDED_BY(slot_mu_);  // the host thread still leaves
+  uint32_t next_slot_ ABSL_GUARDED_BY(slot_mu_) = 0;
+};
+
+}  // namespace platform

@@ -1,0 +1,161 @@
+#include "platform/systrap/zygote.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "platform/mailbox.h"
+#include "platform/systrap/fds.h"
+
+extern "C" const unsigned char kRunscStubImage[];
+extern "C" const unsigned char kRunscStubImageEnd[];
+
+namespace platform {
+namespace {
+
+// The host puts an exec's stack at a random place, which once in a hundred thousand times is where
+// the stub's image wants to be; then the exec fails and is tried again.
+constexpr int kStartAttempts = 8;
+constexpr rlim_t kStubMaxFds = 64;
+constexpr rlim_t kStubStack = 8 << 20;
+
+base::Result<int> MakeImageFd() {
+  unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x0010U
+#endif
+  int fd = memfd_create("runsc-stub", flags | MFD_EXEC);
+  if (fd < 0 && errno == EINVAL) fd = memfd_create("runsc-stub", flags);  // before Linux 6.3
+  if (fd < 0) return base::LastError();
+  const unsigned char* p = kRunscStubImage;
+  while (p < kRunscStubImageEnd) {
+    ssize_t n = write(fd, p, static_cast<size_t>(kRunscStubImageEnd - p));
+    if (n <= 0) {
+      base::Error error = base::LastError();
+      close(fd);
+      return error;
+    }
+    p += n;
+  }
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) != 0) {
+    base::Error error = base::LastError();
+    close(fd);
+    return error;
+  }
+  return fd;
+}
+
+// In the child, before the exec: descriptors 0 (socket), 1 (shared) and the image alone, no
+// privilege, no way to gain any, own session (a terminal's signals are not for stubs).
+void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
+  int exe = fcntl(exe_fd, F_DUPFD, 10);
+  int socket = fcntl(socket_fd, F_DUPFD, 10);
+  int shared = fcntl(shared_fd, F_DUPFD, 10);
+  if (exe < 0 || socket < 0 || shared < 0) return;
+  if (dup2(socket, 0) < 0 || dup2(shared, 1) < 0 || dup3(exe, 2, O_CLOEXEC) < 0) return;
+  if (syscall(SYS_close_range, 3u, ~0u, 0u) != 0) return;
+  setsid();
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  for (int signo : {SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS}) signal(signo, SIG_DFL);
+  rlimit fds{kStubMaxFds, kStubMaxFds}, core{0, 0}, stack{kStubStack, kStubStack};
+  if (setrlimit(RLIMIT_NOFILE, &fds) != 0 || setrlimit(RLIMIT_CORE, &core) != 0) return;
+  setrlimit(RLIMIT_STACK, &stack);
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return;
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2] = {};
+  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+  if (syscall(SYS_capset, &header, data) != 0) return;
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) return;
+  char name[] = "runsc-stub";
+  char* argv[] = {name, nullptr};
+  char* envp[] = {nullptr};
+  syscall(SYS_execveat, 2, "", argv, envp, AT_EMPTY_PATH);
+}
+
+}  // namespace
+
+Zygote::~Zygote() {
+  if (pid_ <= 0) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+}
+
+base::Status Zygote::Start(int shared_fd, std::string* why) {
+  base::Result<int> image = MakeImageFd();
+  if (!image.ok()) {
+    *why = "memory file for the stub's image: " + std::string(strerror(image.error().code()));
+    return image.error();
+  }
+  base::UniqueFd exe_fd(*image);
+  base::Status status = base::Error(EIO);
+  for (int i = 0; i < kStartAttempts; i++) {
+    status = StartOnce(exe_fd.get(), shared_fd, why);
+    if (status.ok()) break;
+  }
+  return status;
+}
+
+base::Status Zygote::StartOnce(int exe_fd, int shared_fd, std::string* why) {
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+    *why = "socket pair for the zygote: " + std::string(strerror(errno));
+    return base::LastError();
+  }
+  base::UniqueFd ours(pair[0]), theirs(pair[1]);
+  pid_t pid = fork();
+  if (pid < 0) {
+    *why = "fork of the zygote: " + std::string(strerror(errno));
+    return base::LastError();
+  }
+  if (pid == 0) {
+    ExecZygote(exe_fd, theirs.get(), shared_fd);
+    _exit(127);
+  }
+  theirs.reset();
+  ZygoteHello hello{};
+  ssize_t n;
+  do {
+    n = recv(ours.get(), &hello, sizeof(hello), 0);
+  } while (n < 0 && errno == EINTR);
+  if (n != sizeof(hello) || hello.error != 0) {
+    kill(pid, SIGKILL);
+    int status = 0;
+    waitpid(pid, &status, 0);
+    *why = n == sizeof(hello)
+               ? "the zygote could not map the shared page: " + std::string(strerror(hello.error))
+               : "the zygote did not start (wait status " + std::to_string(status) + ")";
+    return base::Error(n == sizeof(hello) ? hello.error : EIO);
+  }
+  pid_ = pid;
+  vdso_base_ = hello.vdso_base;
+  socket_ = std::move(ours);
+  return {};
+}
+
+base::Result<int> Zygote::MakeStub(int mailbox_fd, int socket_fd) {
+  absl::MutexLock lock(&mu_);
+  ZygoteRequest request{0};
+  int fds[2] = {mailbox_fd, socket_fd};
+  TRY(SendWithFds(socket_.get(), &request, sizeof(request), fds));
+  ZygoteReply reply{};
+  ssize_t n;
+  do {
+    n = recv(socket_.get(), &reply, sizeof(reply), 0);
+  } while (n < 0 && errno == EINTR);
+  if (n != sizeof(reply)) return base::Error(EIO);
+  if (reply.pid <= 0) return base::Error(reply.pid == 0 ? EIO : -reply.pid);
+  return reply.pid;
+}
+
+}  // namespace platform

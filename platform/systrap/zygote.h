@@ -1,0 +1,43 @@
+// The process of which every stub is a clone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/base/host_fd.h"
+#include "sentry/base/result.h"
+
+namespace platform {
+
+class Zygote {
+ public:
+  Zygote() = default;
+  ~Zygote();  // kills it
+  Zygote(const Zygote&) = delete;
+  Zygote& operator=(const Zygote&) = delete;
+
+  // Starts it from the embedded image with `shared_fd` (the sealed shared file). The host kills it
+  // and its clones when the calling thread ends. On an error `why` says which step failed.
+  base::Status Start(int shared_fd, std::string* why);
+
+  // Makes a stub with the given mailbox and socket, which become its only descriptors; returns its
+  // process id. It is a child of this process. Thread-safe; takes about a hundred microseconds.
+  base::Result<int> MakeStub(int mailbox_fd, int socket_fd);
+
+  // Where stubs have the vDSO; 0: nowhere.
+  uint64_t vdso_base() const { return vdso_base_; }
+  int pid() const { return pid_; }
+
+ private:
+  base::Status StartOnce(int exe_fd, int shared_fd, std::string* why);
+
+  absl::Mutex mu_;
+  base::UniqueFd socket_;  // set by Start; used under mu_
+  int pid_ = -1;
+  uint64_t vdso_base_ = 0;
+};
+
+}  // namespace platform

@@ -1,0 +1,99 @@
+// Guest programs of platform_test.cc and the trap path benchmark.
+    .section .rodata
+    .balign 4096
+    .globl guest_begin, guest_end, guest_syscall_loop, guest_fault, guest_spin, guest_avx
+    .globl guest_counter, guest_site, guest_divide, guest_int80, guest_trap, guest_set_gs, guest_hostile
+guest_begin:
+// getpriority for ever, each with its number right before the call.
+guest_syscall_loop:
+    mov $140, %eax
+    syscall
+    jmp guest_syscall_loop
+
+// One call whose number is not set right before it, with marked registers; then ud2.
+guest_site:
+    nop
+    syscall
+    ud2
+
+guest_fault:
+    mov (%rdi), %rax
+    mov $39, %eax
+    syscall
+    ud2
+
+guest_divide:
+    xor %edx, %edx
+    xor %ecx, %ecx
+    div %ecx
+    ud2
+
+guest_int80:
+    mov $20, %eax
+    int $0x80
+    ud2
+
+guest_trap:
+    int3
+    ud2
+
+guest_spin:
+    inc %rbx
+    jmp guest_spin
+
+// Counts to rdi in rbx with a call at each step; the call's result is added to r12.
+guest_counter:
+    xor %ebx, %ebx
+    xor %r12d, %r12d
+1:  mov $140, %eax
+    syscall
+    add %rax, %r12
+    inc %rbx
+    cmp %rdi, %rbx
+    jb 1b
+    mov $60, %eax
+    syscall
+    ud2
+
+// Fills ymm0-15 from rdi (16 bytes each, doubled) and then calls, spins or both until the memory at rsi is nonzero;
+// stores them at rdx.
+guest_avx:
+    mov %rsi, %r13
+    mov %rdx, %r14
+    vbroadcastf128 0(%rdi), %ymm0
+    vbroadcastf128 16(%rdi), %ymm1
+    vbroadcastf128 32(%rdi), %ymm7
+    vbroadcastf128 48(%rdi), %ymm15
+1:  mov $140, %eax
+    syscall
+    mov $100, %ecx
+2:  dec %ecx
+    jnz 2b
+    cmpl $0, (%r13)
+    je 1b
+    vmovdqu %ymm0, 0(%r14)
+    vmovdqu %ymm1, 32(%r14)
+    vmovdqu %ymm7, 64(%r14)
+    vmovdqu %ymm15, 96(%r14)
+    mov $60, %eax
+    syscall
+    ud2
+
+// GS is the guest's: base rdi. Reads through it after calls.
+guest_set_gs:
+    wrgsbase %rdi
+    mov $140, %eax
+    syscall
+    mov %gs:0, %rbx
+    mov $140, %eax
+    syscall
+    mov %gs:8, %r12
+    mov $60, %eax
+    syscall
+    ud2
+
+// Jumps to rdi with registers as they are.
+guest_hostile:
+    jmp *%r11
+guest_end:
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,98 @@
+// Guest programs and a small driver for tests and benchmarks of the platform.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "platform/platform.h"
+
+// Code of the guest, in test_guest.S; position-independent, at most one page.
+extern "C" const char guest_begin[], guest_end[];
+extern "C" const char guest_syscall_loop[], guest_fault[], guest_spin[], guest_avx[], guest_counter[],
+    guest_site[], guest_divide[], guest_int80[], guest_trap[], guest_set_gs[], guest_hostile[];
+
+namespace platform::test {
+
+inline constexpr uint64_t kCode = 0x400000;
+inline constexpr uint64_t kStack = 0x800000;
+inline constexpr uint64_t kStackSize = 0x100000;
+inline constexpr uint64_t kData = 0xa00000;
+inline constexpr uint64_t kDataSize = 0x10000;
+
+inline uint64_t GuestAddr(const char* symbol) {
+  return kCode + static_cast<uint64_t>(symbol - guest_begin);
+}
+
+// One guest thread and its listener.
+struct Thread : TrapListener {
+  void OnTrap() override { trapped = true; }
+  std::unique_ptr<Context> context;
+  bool trapped = false;
+};
+
+// Polls as the scheduler does.
+inline void PollOnce(Platform& p, int64_t wait_ns = 0) {
+  if (p.Poll() == 0 && !p.ShouldSpin()) {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    p.Wait(t.tv_sec * 1'000'000'000ll + t.tv_nsec + (wait_ns ? wait_ns : 1'000'000'000));
+  }
+}
+
+inline const Trap& Await(Platform& p, Thread& t) {
+  while (!t.trapped) PollOnce(p);
+  return t.context->trap();
+}
+
+inline const Trap& RunGuest(Platform& p, Thread& t, ResumeMode mode = ResumeMode::kGuest) {
+  t.trapped = false;
+  t.context->Resume(mode);
+  return Await(p, t);
+}
+
+inline std::vector<std::byte> GuestCode() {
+  const auto* b = reinterpret_cast<const std::byte*>(guest_begin);
+  return std::vector<std::byte>(b, b + (guest_end - guest_begin));
+}
+
+inline order::Mmap Anonymous(uint64_t addr, uint64_t length, int prot) {
+  order::Mmap m{};
+  m.addr = addr;
+  m.length = length;
+  m.prot = prot;
+  return m;
+}
+
+// A fresh address space with code, stack and data; its main thread at `entry`.
+struct Guest {
+  std::unique_ptr<AddressSpace> space;
+  Thread main;
+
+  bool Load(Platform& p) {
+    auto made = p.NewAddressSpace();
+    if (!made.ok()) return false;
+    space = std::move(*made);
+    main.context = space->TakeMainContext();
+    main.context->set_listener(&main);
+    Context& c = *main.context;
+    c.QueueOrder(Anonymous(kCode, 0x1000, PROT_READ | PROT_WRITE));
+    c.QueueOrder(Anonymous(kStack, kStackSize, PROT_READ | PROT_WRITE));
+    c.QueueOrder(Anonymous(kData, kDataSize, PROT_READ | PROT_WRITE));
+    c.QueueOrder(order::Write{kCode, GuestCode()});
+    c.QueueOrder(order::Mprotect{kCode, 0x1000, PROT_READ | PROT_EXEC});
+    return RunGuest(p, main, ResumeMode::kOrdersOnly).kind == TrapKind::kOrdersDone;
+  }
+  void SetEntry(const char* entry) {
+    Regs& r = main.context->regs();
+    r = Regs{};
+    r.rip = GuestAddr(entry);
+    r.rsp = kStack + kStackSize - 64;
+  }
+};
+
+}  // namespace platform::test
