@@ -32,6 +32,8 @@ class Filesystem : public base::RefCounted {
   // Options after "rw," in /proc/mounts, e.g. ",size=64k"; empty if none.
   virtual std::string ShowOptions() const { return ""; }
   virtual base::Status Sync() { return base::Ok(); }
+  // mount(MS_REMOUNT) with new options; EINVAL for bad ones.
+  virtual base::Status Reconfigure(std::string_view) { return base::Ok(); }
   // True if directory entries can change without this kernel's doing (a shared host directory):
   // cached dentries are then passed through Inode::Revalidate at each use.
   virtual bool needs_revalidation() const { return false; }

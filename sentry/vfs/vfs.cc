@@ -212,7 +212,7 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenTmpfile(const WalkContext& ctx
   }
   // A name as Linux shows it, of a file that never had one.
   auto dentry = Dentry::NewRoot(file, "/#" + std::to_string(file->ino()) + " (deleted)");
-  return OpenAt(ctx, Path{dir.mount, std::move(dentry)}, flags & ~uint32_t{O_TRUNC | O_DIRECTORY},
+  return OpenAt(ctx, Path{dir.mount, std::move(dentry)}, flags & ~uint32_t{O_TRUNC},
                 /*created=*/true);
 }
 
