@@ -1,8 +1,5 @@
 // What an exec checks before the old program is given up: fs/exec.c, fs/binfmt_script.c and the
 // first half of load_elf_binary.
-#include <fcntl.h>
-#include <sys/mount.h>
-
 #include <array>
 #include <cstring>
 #include <optional>
@@ -10,7 +7,6 @@
 #include "sentry/loader/elf_file.h"
 #include "sentry/loader/loader.h"
 #include "sentry/vfs/inode.h"
-#include "sentry/vfs/mount.h"
 
 namespace sentry::loader {
 
@@ -107,15 +103,7 @@ Executable::~Executable() {
 
 base::Result<Executable> OpenExecutable(Vfs& vfs, const WalkContext& ctx, std::string_view path,
                                         WalkFlags flags) {
-  const Path found = TRY(vfs.Walk(ctx, path, flags));
-  const base::Ref<Inode> inode = found.dentry->inode();
-  if (!inode) return base::Error(ENOENT);
-  if (inode->IsSymlink()) return base::Error(ELOOP);
-  if (!inode->IsReg()) return base::Error(EACCES);
-  if (found.mount && (found.mount->flags() & MS_NOEXEC)) return base::Error(EACCES);
-  TRY(vfs.Access(ctx.creds, found, kMayExec));
-  // Not through Vfs::OpenPath: a program may be executed without being readable.
-  base::Ref<FileDescription> file = TRY(inode->Open(OpenArgs{found, O_RDONLY, ctx.creds}));
+  base::Ref<FileDescription> file = TRY(vfs.OpenExec(ctx, path, flags));
   Inode* opened = file->inode();
   if (opened != nullptr) TRY(opened->DenyWriteAccess());
   return Executable(std::move(file));
