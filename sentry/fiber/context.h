@@ -20,6 +20,7 @@
 #endif
 
 #ifdef FIBER_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef FIBER_TSAN
@@ -41,6 +42,12 @@ inline Transfer SwitchContext(ContextHandle to, void* data) {
   return boost::context::detail::jump_fcontext(to, data);
 }
 
+// Forgets the frames of a fiber that has ended, whose stack another one gets.
+inline void UnpoisonStack([[maybe_unused]] std::byte* bottom, [[maybe_unused]] size_t size) {
+#ifdef FIBER_ASAN
+  __asan_unpoison_memory_region(bottom, size);
+#endif
+}
 inline void* CreateSanitizerFiber() {
 #ifdef FIBER_TSAN
   return __tsan_create_fiber(0);

@@ -27,7 +27,7 @@ base::Ref<Fiber> Spawn(std::string name, std::function<void()> fn, void* user_da
   auto fiber = base::Ref<Fiber>::Adopt(new Fiber(std::move(name), std::move(fn), user_data));
   fiber->IncRef();  // the scheduler's, dropped by Worker::Finish
   scheduler->FiberStarted();
-  scheduler->Enqueue(fiber.get());
+  SchedulerImpl::Enqueue(fiber.get());
   return fiber;
 }
 
@@ -47,7 +47,7 @@ void Fiber::Unpark() {
                                       std::memory_order_relaxed)) {
       continue;
     }
-    if (parked) SchedulerImpl::Get()->Enqueue(this);
+    if (parked) SchedulerImpl::Enqueue(this);
     return;
   }
 }
@@ -62,7 +62,7 @@ void Fiber::Interrupt() {
                                       std::memory_order_relaxed)) {
       continue;
     }
-    if (wake) SchedulerImpl::Get()->Enqueue(this);
+    if (wake) SchedulerImpl::Enqueue(this);
     return;
   }
 }
@@ -79,7 +79,7 @@ void Fiber::OnTimer(TimerNode* node) {
                                              std::memory_order_relaxed)) {
       continue;
     }
-    if (parked) SchedulerImpl::Get()->Enqueue(fiber);
+    if (parked) SchedulerImpl::Enqueue(fiber);
     return;
   }
 }

@@ -22,6 +22,8 @@ namespace fiber {
 namespace {
 
 std::atomic<SchedulerImpl*> g_scheduler{nullptr};
+// Threads that are no workers and are in Enqueue.
+std::atomic<int> g_entered{0};
 
 // Nothing to poll: Wait is a sleep.
 class NullPoller : public Poller {
@@ -131,7 +133,8 @@ void SchedulerImpl::Stop() {
   poller_->Wake();
   for (const auto& worker : workers_) worker->Notify(Worker::kWake);
   for (const auto& worker : workers_) worker->thread_.join();
-  g_scheduler.store(nullptr, std::memory_order_release);
+  g_scheduler.store(nullptr, std::memory_order_seq_cst);
+  while (g_entered.load(std::memory_order_acquire) != 0) sched_yield();
 }
 
 void SchedulerImpl::WaitForAll() {
@@ -149,10 +152,14 @@ void SchedulerImpl::FiberEnded() {
 void SchedulerImpl::Enqueue(Fiber* fiber) {
   if (Worker* worker = Worker::Current()) {
     worker->PushLocal(fiber);
-  } else {
-    global_.Push(fiber);
-    NotifyExternal();
+    return;
   }
+  g_entered.fetch_add(1, std::memory_order_seq_cst);
+  if (SchedulerImpl* scheduler = g_scheduler.load(std::memory_order_seq_cst)) {
+    scheduler->global_.Push(fiber);
+    scheduler->NotifyExternal();
+  }
+  g_entered.fetch_sub(1, std::memory_order_release);
 }
 
 void SchedulerImpl::NotifyExternal() {

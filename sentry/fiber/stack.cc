@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/log.h"
+#include "sentry/fiber/context.h"
 #include "sentry/fiber/fiber.h"
 
 namespace fiber {
@@ -46,6 +47,7 @@ Stack* AcquireStack() {
 }
 
 void ReleaseStack(Stack* stack) {
+  UnpoisonStack(stack->bottom, stack->size);
   {
     absl::MutexLock lock(&g_mu);
     if (g_pooled < kMaxPooled) {

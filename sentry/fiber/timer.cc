@@ -41,7 +41,7 @@ bool Timer::Disarm() {
 bool Timer::Cancel() {
   const bool armed = Disarm();
   if (SchedulerImpl* scheduler = SchedulerImpl::Find()) scheduler->timers().Cancel(&node_);
-  return armed;
+  return Disarm() || armed;  // a callback that ran meanwhile may have armed it again
 }
 
 }  // namespace fiber

@@ -77,13 +77,16 @@ bool TimerHeap::Arm(TimerNode* node, int64_t deadline_ns) {
 
 bool TimerHeap::Cancel(TimerNode* node) {
   absl::MutexLock lock(&mu_);
-  const bool queued = node->index != TimerNode::kNotQueued;
-  if (queued) {
-    Remove(node);
-    Publish();
+  bool queued = false;
+  while (true) {
+    if (node->index != TimerNode::kNotQueued) {
+      queued = true;
+      Remove(node);
+      Publish();
+    }
+    if (!RunsElsewhere(node)) return queued;
+    callback_done_.Wait(&mu_);  // the callback may arm it again
   }
-  while (RunsElsewhere(node)) callback_done_.Wait(&mu_);
-  return queued;
 }
 
 size_t TimerHeap::Expire(int64_t now_ns) {

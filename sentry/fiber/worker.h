@@ -134,8 +134,8 @@ class SchedulerImpl {
   void Stop();
   void WaitForAll() ABSL_LOCKS_EXCLUDED(live_mu_);
 
-  // Queues a runnable fiber. Any thread.
-  void Enqueue(Fiber* fiber);
+  // Queues a runnable fiber. Any thread; forgets it if the scheduler has been shut down.
+  static void Enqueue(Fiber* fiber);
   void ArmTimer(TimerNode* node, int64_t deadline_ns);
   TimerHeap& timers() { return timers_; }
   void FiberStarted() { live_.fetch_add(1, std::memory_order_relaxed); }
