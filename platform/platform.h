@@ -107,8 +107,8 @@ enum class ResumeMode {
   kOrdersOnly,  // carry out the orders, then trap with kOrdersDone
 };
 
-// Told of a context's traps. OnTrap runs inside Platform::Poll on the polling thread, must be short
-// and must not call Poll; Context::trap() and regs() are valid from then until the next Resume.
+// Told of a context's traps. OnTrap runs inside Platform::Poll or Wait on the polling thread, under
+// the platform's poll lock: it must be short, and must neither poll nor create or destroy contexts; Context::trap() and regs() are valid from then until the next Resume.
 class TrapListener {
  public:
   virtual ~TrapListener() = default;
@@ -180,7 +180,7 @@ class AddressSpace : public base::UserMemory {
   virtual base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) = 0;
   virtual base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) = 0;
   // The host's view of this address space's resident pages in bytes.
-  virtual int64_t ResidentBytes() const = 0;
+  virtual int64_t ResidentBytes() const = 0;  // -1: the platform cannot tell
   virtual int host_pid() const = 0;
 };
 
@@ -203,7 +203,8 @@ class Platform {
   virtual size_t Poll() = 0;
   // True if it is worth to go on polling rather than to call Wait (guest threads run, cores free).
   virtual bool ShouldSpin() = 0;
-  // Blocks the polling thread until a context hands off, Wake is called, or CLOCK_MONOTONIC reaches
+  // Blocks the polling thread until a context hands off (OnTrap is called in here too, so look at the
+  // run queue after it), Wake is called, or CLOCK_MONOTONIC reaches
   // deadline_ns (INT64_MAX: none).
   virtual void Wait(int64_t deadline_ns) = 0;
   // Ends a Wait that is under way or about to begin. Any thread.

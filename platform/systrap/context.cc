@@ -340,7 +340,10 @@ bool ThreadContext::OrdersFinished() {
     results_.push_back(std::holds_alternative<order::Mremap>(orders_[i]) ? result : 0);
   }
   if (!FinishClones()) return true;
-  if (forks_pending_ != 0) return false;  // goes on when the child has reported
+  if (forks_pending_ != 0) {
+    seq_++;  // this request has been taken; it goes on when the child has reported
+    return false;
+  }
   return ContinueOrders();
 }
 

@@ -92,7 +92,10 @@ SystrapPlatform::~SystrapPlatform() {
   if (keeper_.joinable()) keeper_.join();
   {
     absl::MutexLock lock(&watch_mu_);
-    for (const auto& p : watched_) p->Kill();
+    for (const auto& p : watched_) {
+      p->set_verified();
+      p->Kill();
+    }
     for (const auto& p : watched_) {
       // Its end is near; the pidfd tells.
       siginfo_t info;
@@ -299,7 +302,7 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, int pid) {
 void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bool good) {
   if (good) child->process().set_verified();
   child->Stop();
-  if (parent->ForkDone(good)) parent->Deliver();
+  if (parent->ForkDone(good)) DeliverLocked(parent);
 }
 
 // ---- Polling ------------------------------------------------------------------------------------
@@ -311,25 +314,28 @@ size_t SystrapPlatform::Poll() {
   return n;
 }
 
-bool SystrapPlatform::TakeLocked(ThreadContext* context) {
-  if (!context->Take()) return false;
+void SystrapPlatform::DeliverLocked(ThreadContext* context) {
+  delivered_++;
   context->Deliver();
-  return true;
+}
+
+void SystrapPlatform::TakeLocked(ThreadContext* context) {
+  if (context->Take()) DeliverLocked(context);
 }
 
 size_t SystrapPlatform::PollLocked(bool full) {
-  size_t n = 0;
-  if (has_posted_.load(std::memory_order_acquire)) n += TakePostedLocked();
+  size_t before = delivered_;
+  if (has_posted_.load(std::memory_order_acquire)) TakePostedLocked();
   for (auto& hot : hot_) {
     ThreadContext* context = hot.load(std::memory_order_acquire);
-    if (context && context->HasRequest()) n += TakeLocked(context);
+    if (context && context->HasRequest()) TakeLocked(context);
   }
   bool scan = full || overflow_.load(std::memory_order_relaxed) || ++poll_count_ % kScanEvery == 0;
-  if (scan) n += ScanLocked();
-  return n;
+  if (scan) ScanLocked();
+  return delivered_ - before;
 }
 
-size_t SystrapPlatform::TakePostedLocked() {
+void SystrapPlatform::TakePostedLocked() {
   std::vector<Posted> posted;
   std::vector<base::Ref<StubProcess>> died;
   {
@@ -338,28 +344,22 @@ size_t SystrapPlatform::TakePostedLocked() {
     died.swap(died_);
     has_posted_.store(false, std::memory_order_relaxed);
   }
-  size_t n = 0;
   for (const Posted& p : posted) {
     bool deliver = p.gone ? p.context->TakeDeath() : p.context->running() && p.context->posted();
-    if (!deliver) continue;
-    p.context->Deliver();
-    n++;
+    if (deliver) DeliverLocked(p.context);
   }
   for (const auto& process : died) {
     for (uint32_t i = 0; i < process->slot_limit(); i++) {
       ThreadContext* context = process->context(i);
-      if (!context || !context->TakeDeath()) continue;
-      context->Deliver();
-      n++;
+      if (context && context->TakeDeath()) DeliverLocked(context);
     }
   }
-  return n;
 }
 
 // Looks at the ready bits of every process with running threads. Bits of what was found directly are
 // stale and do no harm.
-size_t SystrapPlatform::ScanLocked() {
-  size_t n = 0;
+void SystrapPlatform::ScanLocked() {
+  size_t before = delivered_;
   for (size_t p = 0; p < processes_.size(); p++) {
     StubProcess* process = processes_[p];
     if (process->running.load(std::memory_order_relaxed) == 0) continue;
@@ -371,7 +371,7 @@ size_t SystrapPlatform::ScanLocked() {
       for (; bits != 0; bits &= bits - 1) {
         uint32_t index = w * 64 + static_cast<uint32_t>(__builtin_ctzll(bits));
         ThreadContext* context = process->context(index);
-        if (context && context->HasRequest()) n += TakeLocked(context);
+        if (context && context->HasRequest()) TakeLocked(context);
       }
     }
   }
@@ -381,9 +381,8 @@ size_t SystrapPlatform::ScanLocked() {
       ThreadContext* context = hot.load(std::memory_order_acquire);
       if (context && !context->running()) hot.compare_exchange_strong(context, nullptr);
     }
-    if (n != 0) overflow_.store(true);
+    if (delivered_ != before) overflow_.store(true);
   }
-  return n;
 }
 
 void SystrapPlatform::Wait(int64_t deadline_ns) {

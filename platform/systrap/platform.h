@@ -75,9 +75,10 @@ class SystrapPlatform final : public Platform {
   void ReapOne(StubProcess* process);
 
   size_t PollLocked(bool full) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  size_t ScanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  size_t TakePostedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  bool TakeLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  void ScanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  void TakePostedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  void DeliverLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  void TakeLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   base::Status MapShared(std::string* why);
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   bool IsClaimed(int pid);
@@ -106,6 +107,7 @@ class SystrapPlatform final : public Platform {
   // Held by the poller, and by who adds or removes contexts. Taken before every other lock here.
   absl::Mutex poll_mu_;
   std::vector<StubProcess*> processes_ ABSL_GUARDED_BY(poll_mu_);  // those with contexts
+  size_t delivered_ ABSL_GUARDED_BY(poll_mu_) = 0;
   uint32_t poll_count_ ABSL_GUARDED_BY(poll_mu_) = 0;
   // Contexts whose request word the poller looks at directly; the others are found by their bits.
   std::array<std::atomic<ThreadContext*>, kHot> hot_{};
