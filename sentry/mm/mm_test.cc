@@ -116,7 +116,7 @@ TEST_F(MmTest, Hints) {
   const uint64_t low = *Map(0, kPg, kRw, kAnon | MAP_32BIT);
   EXPECT_GE(low, 0x40000000u);
   EXPECT_LT(low, 0x80000000u);
-  EXPECT_EQ(*Map(1, kPg), 0x10000u);  // rounded up to mmap_min_addr
+  EXPECT_EQ(*Map(0x1001, kPg), 0x10000u);  // rounded up to mmap_min_addr
   CheckModel();
 }
 
@@ -218,7 +218,7 @@ TEST_F(MmTest, StackGrowsToTheLimitAndNoFurther) {
   EXPECT_FALSE(beyond.retry);
   EXPECT_EQ(beyond.signo, SIGSEGV);
   EXPECT_EQ(beyond.si_code, SEGV_MAPERR);
-  EXPECT_EQ(Vmas().back().start, top - (8 << 20));
+  EXPECT_EQ(Vmas().back().host_start, top - (8 << 20));
 }
 
 TEST_F(MmTest, GrowsDownKeepsTheGuardGap) {
@@ -226,7 +226,7 @@ TEST_F(MmTest, GrowsDownKeepsTheGuardGap) {
   const uint64_t stack = kBase + kStackGuardGap + 10 * kPg;
   ASSERT_TRUE(Map(stack, kPg, kRw, kAnon | MAP_FIXED | MAP_GROWSDOWN).ok());
   EXPECT_TRUE(Fault(stack - 9 * kPg, true).retry);
-  EXPECT_FALSE(Fault(stack - 10 * kPg, true).retry == false);
+  EXPECT_FALSE(Fault(stack - 10 * kPg, true).retry);
   EXPECT_EQ(Fault(stack - 11 * kPg, true).si_code, SEGV_MAPERR);
   CheckModel();
 }

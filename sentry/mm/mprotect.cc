@@ -15,7 +15,12 @@ constexpr int kProtSem = 0x8;  // PROT_SEM: accepted, means nothing
 // The flags and protection of `vma` after mprotect to `prot`.
 void Protect(Vma& vma, int prot) {
   vma.prot = prot;
-  if (!vma.shared && (prot & PROT_WRITE) && !(vma.flags & kVmaNoReserve)) vma.flags |= kVmaAccount;
+  if (vma.shared) return;
+  if (prot & PROT_WRITE) {
+    if (!(vma.flags & kVmaNoReserve)) vma.flags |= kVmaAccount;
+  } else if (!vma.file) {
+    vma.flags &= ~kVmaAccount;  // as of memory that was never touched
+  }
 }
 
 }  // namespace
