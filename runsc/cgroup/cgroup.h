@@ -1,0 +1,61 @@
+// Control groups of a container: the v1 hierarchies, v2, or both side by side ("hybrid": the
+// controllers of v1 and a v2 tree without them).
+#pragma once
+
+#include <sys/types.h>
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runsc/oci/spec.h"
+
+namespace runsc {
+
+// Where the hierarchies are mounted and where this process is in them.
+struct CgroupLayout {
+  std::map<std::string, std::string> v1;      // controller -> mount point
+  std::map<std::string, std::string> v1_own;  // controller -> own path in it, "/..."
+  std::string v2;                             // mount point, or empty
+  std::string v2_own;
+  std::vector<std::string> v2_controllers;    // available at v2's root
+};
+// From the text of /proc/self/mountinfo, /proc/self/cgroup; v2_controllers stays empty.
+CgroupLayout ParseCgroupLayout(std::string_view mountinfo, std::string_view own_cgroups);
+absl::StatusOr<CgroupLayout> ReadCgroupLayout();
+
+// The directory in one hierarchy: an absolute `path` counts from the mount point, a relative one
+// from `own`. InvalidArgument if it holds "..".
+absl::StatusOr<std::string> CgroupDir(const std::string& mount, const std::string& own,
+                                      const std::string& path);
+// linux.cgroupsPath as a path: with `systemd`, "slice:prefix:name" is the path that systemd would
+// use ("/a.slice/a-b.slice/prefix-name.scope").
+absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path, const std::string& id,
+                                       bool systemd);
+
+// A value to write into a file of a controller.
+struct CgroupWrite {
+  std::string controller, file, value;
+};
+// What `resources` asks for, for v1 or v2, in the order of writing.
+std::vector<CgroupWrite> CgroupWrites(const oci::Resources& resources, bool v2);
+
+class Cgroups {
+ public:
+  // Makes what the configuration asks for; nothing if it asks nothing. Each directory made is
+  // appended to `made` (also on error), to be removed with Remove.
+  static absl::StatusOr<Cgroups> Create(const oci::Linux& config, const std::string& id,
+                                        bool systemd, std::vector<std::string>* made);
+  // Moves a process (with its future children) in.
+  absl::Status Add(pid_t pid) const;
+  // Removes directories, the last first. One that other containers use stays, without an error.
+  static absl::Status Remove(const std::vector<std::string>& made);
+
+ private:
+  std::vector<std::string> dirs_;
+};
+
+}  // namespace runsc

@@ -1,0 +1,80 @@
+// runsc ps
+#include <time.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "runsc/cmd/command.h"
+#include "runsc/container/container.h"
+
+namespace runsc {
+namespace {
+
+constexpr int64_t kNsPerSecond = 1'000'000'000;
+
+// As `ps -ef` of procps shows processes; the numbers are those of the container.
+void PrintTable(const std::vector<sentry::ProcessInfo>& processes) {
+  printf("UID        PID  PPID  C STIME TTY          TIME CMD\n");
+  time_t now = time(nullptr);
+  for (const sentry::ProcessInfo& p : processes) {
+    std::string user = p.uid == 0 ? "root" : std::to_string(p.uid);
+    int64_t cpu = p.cpu_ns / kNsPerSecond;
+    int64_t age = std::max<int64_t>(now - p.start_time, 1);
+    int64_t percent = std::min<int64_t>(cpu * 100 / age, 99);
+    time_t start = p.start_time;
+    tm local;
+    localtime_r(&start, &local);
+    char stime[16];
+    strftime(stime, sizeof(stime), now - start < 24 * 3600 ? "%H:%M" : "%b%d", &local);
+    printf("%-8s %5d %5d %2ld %5s %-8s %02ld:%02ld:%02ld %s\n", user.c_str(), p.pid, p.ppid,
+           static_cast<long>(percent), stime, p.tty.empty() ? "?" : p.tty.c_str(),
+           static_cast<long>(cpu / 3600), static_cast<long>(cpu / 60 % 60),
+           static_cast<long>(cpu % 60), p.command.c_str());
+  }
+}
+
+}  // namespace
+
+void AddPsCommand(CLI::App& app, Context& context) {
+  static std::string format = "table";
+  CLI::App* command = app.add_subcommand(
+      "ps", "ps displays the processes running inside a container\n"
+            "The numbers are those of the container's PID namespace. Options of ps are accepted\n"
+            "and ignored.");
+  command->footer("<container-id> [ps options]");
+  command->add_option("--format,-f", format, "select one of: table or json (default: \"table\")");
+  command->prefix_command();
+  command->callback([command, &context] {
+    context.action = [command, &context]() -> absl::StatusOr<int> {
+      std::vector<std::string> args = command->remaining();
+      if (auto s = CheckArgs(*command, args, 1, SIZE_MAX); !s.ok()) return s;
+      if (format != "table" && format != "json") {
+        return absl::InvalidArgumentError("invalid format option");
+      }
+      if (auto s = CheckId(args[0]); !s.ok()) return s;
+      Store store = context.store();
+      auto state = store.Load(args[0]);
+      if (!state.ok()) return state.status();
+      std::vector<sentry::ProcessInfo> processes;
+      // As runc: a stopped container has no processes, which is no error.
+      if (state->CurrentStatus() != ContainerStatus::kStopped) {
+        auto sandbox = ConnectSandbox(store, args[0]);
+        if (!sandbox.ok()) return sandbox.status();
+        auto list = sandbox->Processes();
+        if (!list.ok()) return absl::UnavailableError("the sandbox does not answer");
+        processes = std::move(*list);
+      }
+      if (format == "table") {
+        PrintTable(processes);
+        return 0;
+      }
+      nlohmann::json pids = nlohmann::json::array();
+      for (const sentry::ProcessInfo& p : processes) pids.push_back(p.pid);
+      printf("%s\n", pids.dump().c_str());
+      return 0;
+    };
+  });
+}
+
+}  // namespace runsc

@@ -1,0 +1,173 @@
+#include "runsc/container/boot_spec_builder.h"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdlib.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "runsc/container/state.h"
+#include "runsc/oci/mount_options.h"
+
+namespace runsc {
+namespace {
+
+std::string From(const std::string& bundle, const std::string& path) {
+  return !path.empty() && path[0] == '/' ? path : bundle + "/" + path;
+}
+
+absl::StatusOr<sentry::MountSpec> BuildMount(const oci::Mount& mount, const std::string& bundle,
+                                             std::vector<GoferMount>* gofer_mounts) {
+  oci::MountOptions options = oci::ParseMountOptions(mount.options);
+  sentry::MountSpec out;
+  out.destination = mount.destination;
+  out.type = mount.type;
+  out.source = mount.source;
+  out.flags = options.flags;
+  out.propagation = options.propagation;
+  out.data = options.data;
+  if (!options.bind && mount.type != "bind") return out;
+  out.type = "bind";
+  if (mount.source.empty()) {
+    return absl::InvalidArgumentError("mount of " + mount.destination + ": source is missing");
+  }
+  auto source = ResolvePath(From(bundle, mount.source));
+  if (!source.ok()) {
+    return absl::NotFoundError("mount of " + mount.destination + ": " +
+                               std::string(source.status().message()));
+  }
+  struct stat st;
+  if (stat(source->c_str(), &st) != 0) return ErrnoStatus("stat " + *source);
+  out.source_is_directory = S_ISDIR(st.st_mode);
+  out.gofer_mount = static_cast<int32_t>(gofer_mounts->size());
+  gofer_mounts->push_back({*source, (options.flags & MS_RDONLY) != 0});
+  return out;
+}
+
+// True if each mount's destination is there: either in the root file system, or below an earlier
+// mount, where it is the sentry's affair.
+bool DestinationsExist(const std::string& rootfs, const std::vector<oci::Mount>& mounts) {
+  base::UniqueFd root(open(rootfs.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  for (size_t i = 0; i < mounts.size(); ++i) {
+    const std::string& path = mounts[i].destination;
+    bool below = std::any_of(mounts.begin(), mounts.begin() + i, [&](const oci::Mount& other) {
+      return path.rfind(other.destination + "/", 0) == 0;
+    });
+    if (below) continue;
+    open_how how{};
+    how.flags = O_PATH | O_CLOEXEC;
+    how.resolve = RESOLVE_IN_ROOT;
+    base::UniqueFd fd(
+        static_cast<int>(syscall(SYS_openat2, root.get(), path.c_str(), &how, sizeof(how))));
+    if (!fd.valid()) return false;
+  }
+  return true;
+}
+
+sentry::CapSets BuildCaps(const oci::Capabilities& caps) {
+  return {caps.bounding, caps.effective, caps.inheritable, caps.permitted, caps.ambient};
+}
+
+void BuildLinux(const oci::Linux& config, sentry::BootSpec* boot) {
+  boot->masked_paths = config.masked_paths;
+  boot->readonly_paths = config.readonly_paths;
+  for (const oci::Device& d : config.devices) {
+    boot->devices.push_back({d.path, d.type, d.major, d.minor, d.mode, d.uid, d.gid});
+  }
+  for (const oci::Namespace& ns : config.namespaces) {
+    if (ns.type == "user") boot->new_user_namespace = ns.path.empty();
+    if (ns.type == "cgroup") boot->new_cgroup_namespace = ns.path.empty();
+  }
+  auto ids = [](const std::vector<oci::IdMap>& from, std::vector<sentry::IdMapping>* to) {
+    for (const oci::IdMap& m : from) to->push_back({m.container_id, m.host_id, m.size});
+  };
+  ids(config.uid_mappings, &boot->uid_mappings);
+  ids(config.gid_mappings, &boot->gid_mappings);
+  for (const auto& [name, value] : config.sysctl) boot->sysctls.push_back({name, value});
+  const oci::Resources& r = config.resources;
+  boot->memory_limit = static_cast<uint64_t>(std::max<int64_t>(r.memory_limit.value_or(0), 0));
+  boot->pids_limit = std::max<int64_t>(r.pids_limit.value_or(0), 0);
+  if (r.cpu_quota.value_or(0) > 0) {
+    uint64_t period = r.cpu_period.value_or(0);
+    boot->cpu_limit = static_cast<double>(*r.cpu_quota) /
+                      static_cast<double>(period == 0 ? 100'000 : period);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ResolvePath(const std::string& path) {
+  char* resolved = realpath(path.c_str(), nullptr);
+  if (resolved == nullptr) return ErrnoStatus(path);
+  std::string out = resolved;
+  free(resolved);
+  return out;
+}
+
+sentry::ProcessSpec BuildProcessSpec(const oci::Process& p) {
+  sentry::ProcessSpec out;
+  out.args = p.args;
+  out.env = p.env;
+  out.cwd = p.cwd;
+  out.uid = p.uid;
+  out.gid = p.gid;
+  out.additional_gids = p.additional_gids;
+  out.umask = p.umask ? static_cast<int32_t>(*p.umask) : -1;
+  out.caps = BuildCaps(p.capabilities);
+  for (const oci::Rlimit& r : p.rlimits) out.rlimits.push_back({r.resource, r.soft, r.hard});
+  out.no_new_privileges = p.no_new_privileges;
+  out.oom_score_adj = p.oom_score_adj.value_or(0);
+  out.terminal = p.terminal;
+  out.console_rows = p.console_rows;
+  out.console_cols = p.console_cols;
+  return out;
+}
+
+absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std::string& id,
+                                               const std::string& bundle,
+                                               const SandboxFlags& flags) {
+  SandboxSetup setup;
+  auto rootfs = ResolvePath(From(bundle, spec.root.path));
+  if (!rootfs.ok()) {
+    return absl::NotFoundError("invalid rootfs: " + std::string(rootfs.status().message()));
+  }
+  struct stat st;
+  if (stat(rootfs->c_str(), &st) != 0) return ErrnoStatus("stat " + *rootfs);
+  if (!S_ISDIR(st.st_mode)) {
+    return absl::InvalidArgumentError("invalid rootfs: " + *rootfs + " is not a directory");
+  }
+  setup.rootfs = *rootfs;
+  // With an overlay nothing is ever written through the gofer. A read-only root is written once if
+  // mount points are to be made, and read-only in the sentry then.
+  setup.gofer_mounts.push_back(
+      {*rootfs,
+       flags.overlay || (spec.root.readonly && DestinationsExist(*rootfs, spec.mounts))});
+
+  sentry::BootSpec& boot = setup.boot;
+  boot.container_id = id;
+  boot.hostname = spec.hostname;
+  boot.domainname = spec.domainname;
+  boot.process = BuildProcessSpec(*spec.process);
+  boot.root_readonly = spec.root.readonly;
+  boot.overlay = flags.overlay;
+  for (const oci::Mount& mount : spec.mounts) {
+    auto built = BuildMount(mount, bundle, &setup.gofer_mounts);
+    if (!built.ok()) return built.status();
+    boot.mounts.push_back(std::move(*built));
+  }
+  BuildLinux(spec.linux_, &boot);
+  boot.platform = flags.platform;
+  boot.network = flags.network;
+  boot.strace = flags.strace;
+  boot.strict = flags.strict;
+  boot.debug = flags.debug;
+  boot.spin_ns = flags.spin_ns;
+  return setup;
+}
+
+}  // namespace runsc

@@ -1,0 +1,41 @@
+// From the OCI configuration to what the sentry and the gofer are told.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runsc/oci/spec.h"
+#include "runsc/sandbox/launch.h"
+#include "sentry/boot/boot_spec.h"
+
+namespace runsc {
+
+// Our own global flags that reach the sandbox.
+struct SandboxFlags {
+  std::string platform = "auto";
+  std::string network = "none";
+  bool overlay = false;
+  bool strace = false;
+  bool strict = false;
+  bool debug = false;
+  int64_t spin_ns = -1;
+};
+
+struct SandboxSetup {
+  sentry::BootSpec boot;
+  std::vector<GoferMount> gofer_mounts;  // 0 is the root file system
+  std::string rootfs;                    // absolute, resolved
+};
+
+// Checks that the root file system and the sources of bind mounts exist; relative paths count from
+// `bundle`.
+absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std::string& id,
+                                               const std::string& bundle,
+                                               const SandboxFlags& flags);
+sentry::ProcessSpec BuildProcessSpec(const oci::Process& process);
+
+// The path without links, "." and "..". NotFound etc. with strerror and the path.
+absl::StatusOr<std::string> ResolvePath(const std::string& path);
+
+}  // namespace runsc
