@@ -1,4 +1,5 @@
-// What fibers cost: a switch, a wake, and the trap round (poll, wake the task's fiber, run it, park).
+// What fibers cost: a switch, a wake, and the trap round (poll, wake the task's fiber, run it,
+// park).
 #include <benchmark/benchmark.h>
 
 #include <atomic>

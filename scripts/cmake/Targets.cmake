@@ -20,6 +20,7 @@
 option(RUNSC_PCH "Use precompiled headers" ON)
 option(RUNSC_STATIC "Link the installed programs statically" ON)
 add_custom_target(checkheaders)
+add_custom_target(unit_tests)  # builds the tests with the label unit
 
 if(RUNSC_PCH)
   file(WRITE ${CMAKE_BINARY_DIR}/pch/empty.cc "")
@@ -128,6 +129,9 @@ function(runsc_test)
   _runsc_use_pch(${A_NAME} runsc_test_pch)
   add_test(NAME ${A_NAME} COMMAND ${A_NAME} ${A_ARGS})
   set_tests_properties(${A_NAME} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT})
+  if("unit" IN_LIST A_LABELS)
+    add_dependencies(unit_tests ${A_NAME})
+  endif()
 endfunction()
 
 function(runsc_benchmark)

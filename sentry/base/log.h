@@ -50,8 +50,8 @@ class LogLimiter {
 }  // namespace base
 
 // The arguments are not evaluated when the level is off.
-#define LOG_AT(level, ...)                                       \
-  do {                                                           \
+#define LOG_AT(level, ...)                                          \
+  do {                                                              \
     if (::base::LogEnabled(level)) ::base::Log(level, __VA_ARGS__); \
   } while (0)
 #define LOG_ERROR(...) LOG_AT(::base::LogLevel::kError, __VA_ARGS__)
@@ -60,20 +60,20 @@ class LogLimiter {
 #define LOG_DEBUG(...) LOG_AT(::base::LogLevel::kDebug, __VA_ARGS__)
 
 // Once per place in the source and process.
-#define LOG_ONCE(level, ...)                                                    \
-  do {                                                                          \
-    static std::atomic<bool> log_once_{false};                                  \
+#define LOG_ONCE(level, ...)                                                                     \
+  do {                                                                                           \
+    static std::atomic<bool> log_once_{false};                                                   \
     if (::base::LogEnabled(level) && !log_once_.exchange(true)) ::base::Log(level, __VA_ARGS__); \
   } while (0)
 // At most once per second for this place; says how many were left out.
-#define LOG_LIMITED(level, ...)                                                            \
-  do {                                                                                     \
-    static ::base::LogLimiter log_limiter_{1'000'000'000};                                 \
-    uint64_t log_dropped_ = 0;                                                             \
-    if (::base::LogEnabled(level) && log_limiter_.Allow(&log_dropped_)) {                  \
-      ::base::Log(level, __VA_ARGS__);                                                     \
-      if (log_dropped_ > 0)                                                                \
-        ::base::Log(level, "(%llu such messages left out)",                                \
-                    static_cast<unsigned long long>(log_dropped_));                        \
-    }                                                                                      \
+#define LOG_LIMITED(level, ...)                                           \
+  do {                                                                    \
+    static ::base::LogLimiter log_limiter_{1'000'000'000};                \
+    uint64_t log_dropped_ = 0;                                            \
+    if (::base::LogEnabled(level) && log_limiter_.Allow(&log_dropped_)) { \
+      ::base::Log(level, __VA_ARGS__);                                    \
+      if (log_dropped_ > 0)                                               \
+        ::base::Log(level, "(%llu such messages left out)",               \
+                    static_cast<unsigned long long>(log_dropped_));       \
+    }                                                                     \
   } while (0)

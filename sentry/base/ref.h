@@ -18,7 +18,8 @@ class RefCounted {
   void IncRef() const { refs_.fetch_add(1, std::memory_order_relaxed); }
   // Drops a reference; the last one deletes the object.
   void DecRef() const {
-    if (refs_.fetch_sub(1, std::memory_order_acq_rel) == 1) const_cast<RefCounted*>(this)->OnZeroRefs();
+    if (refs_.fetch_sub(1, std::memory_order_acq_rel) == 1)
+      const_cast<RefCounted*>(this)->OnZeroRefs();
   }
   // Takes a reference unless the count is zero already; for weak tables that hold raw pointers
   // removed by the destructor under the table's lock.

@@ -24,10 +24,10 @@ class [[nodiscard]] Error {
 
 // Codes by which an interrupted system call asks for its restart, as in Linux's
 // include/linux/errno.h. They never reach the application.
-inline constexpr int kERESTARTSYS = 512;             // restart if the handler has SA_RESTART
-inline constexpr int kERESTARTNOINTR = 513;          // restart always
-inline constexpr int kERESTARTNOHAND = 514;          // restart if no handler ran
-inline constexpr int kERESTART_RESTARTBLOCK = 516;   // restart through restart_syscall(2)
+inline constexpr int kERESTARTSYS = 512;            // restart if the handler has SA_RESTART
+inline constexpr int kERESTARTNOINTR = 513;         // restart always
+inline constexpr int kERESTARTNOHAND = 514;         // restart if no handler ran
+inline constexpr int kERESTART_RESTARTBLOCK = 516;  // restart through restart_syscall(2)
 
 // The Error for the calling thread's `errno`.
 inline Error LastError() { return Error(errno); }
@@ -87,9 +87,9 @@ inline Status Ok() { return Status(); }
 }  // namespace base
 
 // Evaluates `expr` (a Result); returns its error from the enclosing function, else is its value.
-#define TRY(expr)                                           \
-  ({                                                        \
-    auto&& try_result_ = (expr);                            \
-    if (!try_result_.ok()) return try_result_.error();      \
-    std::move(try_result_).value();                         \
+#define TRY(expr)                                      \
+  ({                                                   \
+    auto&& try_result_ = (expr);                       \
+    if (!try_result_.ok()) return try_result_.error(); \
+    std::move(try_result_).value();                    \
   })

@@ -56,8 +56,7 @@ void Fiber::Interrupt() {
   uint32_t state = state_.load(std::memory_order_relaxed);
   while (true) {
     const bool wake = (state & kParkedBit) && (state & kInterruptibleBit);
-    const uint32_t next =
-        (wake ? Woken(state, WakeReason::kInterrupted) : state) | kInterruptedBit;
+    const uint32_t next = (wake ? Woken(state, WakeReason::kInterrupted) : state) | kInterruptedBit;
     if (!state_.compare_exchange_weak(state, next, std::memory_order_acq_rel,
                                       std::memory_order_relaxed)) {
       continue;

@@ -94,8 +94,8 @@ class Fiber : public base::RefCounted {
   static void OnTimer(TimerNode* node);
   // The state of a fiber that is woken from `state` for `reason`.
   static constexpr uint32_t Woken(uint32_t state, WakeReason reason) {
-    return (state & ~(kParkedBit | kInterruptibleBit | kReasonMask)) |
-           static_cast<uint32_t>(reason) << kReasonShift;
+    return (state & ~(kParkedBit | kInterruptibleBit | kReasonMask)) | static_cast<uint32_t>(reason)
+                                                                           << kReasonShift;
   }
 
   std::atomic<uint32_t> state_{0};

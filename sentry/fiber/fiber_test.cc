@@ -280,8 +280,7 @@ TEST_P(FiberTest, CondVar) {
   EXPECT_EQ(sum, int64_t{kItems} * (kItems + 1));
   Spawn("timeout", [&] {
     MutexLock lock(&mu);
-    EXPECT_EQ(not_empty.Wait(&mu, {.deadline_ns = MonotonicNs() + kNsPerMs}),
-              WakeReason::kTimeout);
+    EXPECT_EQ(not_empty.Wait(&mu, {.deadline_ns = MonotonicNs() + kNsPerMs}), WakeReason::kTimeout);
     Current()->Interrupt();
     EXPECT_EQ(not_empty.Wait(&mu, {.interruptible = true}), WakeReason::kInterrupted);
   });
@@ -306,9 +305,9 @@ TEST_P(FiberTest, WaitQueueExclusiveLosesNothing) {
     consumers.push_back(Spawn("c", [&] {
       while (true) {
         bool got = false;
-        const WakeReason reason =
-            WaitUntil(queue, EPOLLIN, [&] { return (got = take()) || closed.load(); },
-                      {.interruptible = true}, /*exclusive=*/true);
+        const WakeReason reason = WaitUntil(
+            queue, EPOLLIN, [&] { return (got = take()) || closed.load(); },
+            {.interruptible = true}, /*exclusive=*/true);
         if (got) {
           consumed++;
         } else if (reason == WakeReason::kInterrupted) {
@@ -620,11 +619,11 @@ TEST(Poller, TokenIsTakenFromLongRunner) {
     };
   };
   platform.guests[0].fiber = Spawn("long", serve(0, [&] {
-    const int64_t deadline = MonotonicNs() + 5 * base::kNsPerSec;
-    while (!second_answered && MonotonicNs() < deadline) {
-    }
-    EXPECT_TRUE(second_answered);
-  }));
+                                     const int64_t deadline = MonotonicNs() + 5 * base::kNsPerSec;
+                                     while (!second_answered && MonotonicNs() < deadline) {
+                                     }
+                                     EXPECT_TRUE(second_answered);
+                                   }));
   platform.guests[1].fiber = Spawn("short", serve(1, [&] { second_answered = true; }));
   while (!platform.guests[0].fiber->parked() || !platform.guests[1].fiber->parked()) usleep(100);
   usleep(100000);  // everybody sleeps, the monitor dozes

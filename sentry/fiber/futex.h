@@ -19,9 +19,9 @@ namespace fiber {
 inline bool FutexWait(std::atomic<uint32_t>* word, uint32_t value,
                       int64_t deadline_ns = base::kNever) {
   timespec ts = base::TimespecFromNs(deadline_ns);
-  const long r = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, value,
-                         deadline_ns == base::kNever ? nullptr : &ts, nullptr,
-                         FUTEX_BITSET_MATCH_ANY);
+  const long r =
+      syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, value,
+              deadline_ns == base::kNever ? nullptr : &ts, nullptr, FUTEX_BITSET_MATCH_ANY);
   return r == 0 || errno != ETIMEDOUT;
 }
 

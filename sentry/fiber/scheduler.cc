@@ -124,7 +124,8 @@ void SchedulerImpl::Start() {
     abort();
   }
   for (const auto& worker : workers_) {
-    StartThread("runsc-worker", [w = worker.get()] { w->Loop(); }, &worker->thread_);
+    StartThread(
+        "runsc-worker", [w = worker.get()] { w->Loop(); }, &worker->thread_);
   }
 }
 

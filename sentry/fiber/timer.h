@@ -35,7 +35,7 @@ class Timer {
   static void Expire(TimerNode* node);
 
   TimerNode node_;
-  absl::Mutex mu_;  // before the heap's
+  absl::Mutex mu_;                                       // before the heap's
   std::function<void()> callback_ ABSL_GUARDED_BY(mu_);  // empty: not armed
   int64_t deadline_ns_ ABSL_GUARDED_BY(mu_) = 0;
 };

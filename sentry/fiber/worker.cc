@@ -387,8 +387,8 @@ bool Worker::RelieveStuckWorkers() {
     seen_[i] = runs;
     if (!stuck) continue;
     uint32_t token = s->SoftToken(other);
-    took = took || s->token_.compare_exchange_strong(token, s->SoftToken(*this),
-                                                     std::memory_order_acq_rel);
+    took = took ||
+           s->token_.compare_exchange_strong(token, s->SoftToken(*this), std::memory_order_acq_rel);
     Fiber* fiber = other.queue_.Pop();
     if (fiber == nullptr) fiber = other.lifo_.exchange(nullptr, std::memory_order_acq_rel);
     if (fiber != nullptr) {

@@ -105,13 +105,13 @@ class alignas(64) Worker {
   void* sanitizer_stack_ = nullptr;
   const void* stack_bottom_ = nullptr;
   size_t stack_size_ = 0;
-  uint32_t picks_ = 0;           // fibers picked, for fairness between the queues
+  uint32_t picks_ = 0;  // fibers picked, for fairness between the queues
   uint32_t runs_since_poll_ = 0;
-  uint32_t polls_ = 0;           // for looking at the clock now and then
-  bool after_wait_ = false;      // the next run is the first after a Wait
-  std::vector<uint64_t> seen_;   // as monitor: run_count_ of the workers at the last look
-  int64_t spin_bound_ns_;        // learned
-  int64_t watch_period_ns_;      // of looks at the others while this one waits
+  uint32_t polls_ = 0;          // for looking at the clock now and then
+  bool after_wait_ = false;     // the next run is the first after a Wait
+  std::vector<uint64_t> seen_;  // as monitor: run_count_ of the workers at the last look
+  int64_t spin_bound_ns_;       // learned
+  int64_t watch_period_ns_;     // of looks at the others while this one waits
 
   // Read by other threads.
   std::atomic<Fiber*> lifo_{nullptr};  // runs next; taken by exchange
