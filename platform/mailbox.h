@@ -218,7 +218,8 @@ struct ZygoteReply {
 
 // ---- Host calls that both sides must agree on -------------------------------------------------
 
-inline constexpr int kInterruptSignal = 32;  // SIGRTMIN of the host's kernel
+// SIGUSR1: not a real-time signal, since those queue up and may be refused.
+inline constexpr int kInterruptSignal = 10;
 // CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | CHILD_SETTID | CHILD_CLEARTID
 inline constexpr uint64_t kThreadCloneFlags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 |
                                               0x1000000 | 0x200000;

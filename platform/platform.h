@@ -81,7 +81,9 @@ struct Mmap {  // always MAP_FIXED: replaces what was there
 };
 struct Munmap { uint64_t addr, length; };
 struct Mprotect { uint64_t addr, length; int prot; };
-struct Madvise { uint64_t addr, length; int advice; };  // MADV_DONTNEED and harmless advice alone
+// Advice: NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, (NO)HUGEPAGE, (DO|DONT)DUMP, COLD,
+// PAGEOUT, (WIPE|KEEP)ONFORK, POPULATE_READ, POPULATE_WRITE; others fail with EINVAL.
+struct Madvise { uint64_t addr, length; int advice; };
 struct Mremap { uint64_t old_addr, old_length, new_addr, new_length; };  // moves to new_addr exactly
 // Writes a copy of the thread's FPU state to guest memory as a signal frame holds it: the XSAVE
 // image with Linux's sw_reserved words and end marker (arch/x86/kernel/fpu/signal.c). `addr` is
@@ -108,7 +110,8 @@ enum class ResumeMode {
 };
 
 // Told of a context's traps. OnTrap runs inside Platform::Poll or Wait on the polling thread, under
-// the platform's poll lock: it must be short, and must neither poll nor create or destroy contexts; Context::trap() and regs() are valid from then until the next Resume.
+// the platform's poll lock: it must be short, and must neither poll nor create or destroy contexts.
+// Context::trap() and regs() are valid from then until the next Resume.
 class TrapListener {
  public:
   virtual ~TrapListener() = default;

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <thread>
 
 #include "platform/test_guest.h"
@@ -355,6 +356,198 @@ TEST_F(PlatformTest, Fork) {
     g.SetEntry(guest_site);
     ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
   }
+}
+
+// The 64 bytes that guest_avx loads, and what it stores of them: each 16 twice.
+std::vector<std::byte> AvxPattern() {
+  std::vector<std::byte> v(64);
+  for (size_t i = 0; i < v.size(); i++) v[i] = std::byte(i * 7 + 1);
+  return v;
+}
+void ExpectAvx(base::UserMemory& m, uint64_t addr) {
+  std::vector<std::byte> got(128), in = AvxPattern(), want;
+  for (int i = 0; i < 4; i++) {
+    for (int k = 0; k < 2; k++) want.insert(want.end(), in.begin() + i * 16, in.begin() + i * 16 + 16);
+  }
+  ASSERT_TRUE(m.Read(addr, got).ok());
+  EXPECT_EQ(got, want);
+}
+constexpr uint64_t kFlag = test::kData + 256, kOut = test::kData + 512, kImage = test::kData + 4096;
+
+void StartAvx(Guest& g) {
+  ASSERT_TRUE(g.space->Write(test::kData, AvxPattern()).ok());
+  g.SetEntry(guest_avx);
+  Regs& r = g.main.context->regs();
+  r.rdi = test::kData;
+  r.rsi = kFlag;
+  r.rdx = kOut;
+}
+
+TEST_F(PlatformTest, FpuStateSurvives) {
+  if (!__builtin_cpu_supports("avx")) GTEST_SKIP();
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  StartAvx(g);
+  Context& c = *g.main.context;
+  std::thread interrupter;
+  std::atomic<bool> stop{false};
+  interrupter = std::thread([&] {
+    while (!stop) {
+      c.Interrupt();
+      usleep(20);
+    }
+  });
+  int calls = 0, interrupts = 0;
+  for (int i = 0; i < 5000; i++) {
+    const Trap& trap = RunGuest(*platform_, g.main);
+    if (trap.kind == TrapKind::kSyscall) calls++;
+    if (trap.kind == TrapKind::kInterrupt) interrupts++;
+    if (i % 3 == 0) {
+      // As a guest signal's delivery and return do.
+      c.QueueOrder(order::SaveFpu{kImage});
+      c.QueueOrder(order::RestoreFpu{0});
+      ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+      c.QueueOrder(order::RestoreFpu{kImage});
+    }
+  }
+  stop = true;
+  interrupter.join();
+  EXPECT_GT(calls, 0);
+  EXPECT_GT(interrupts, 0);
+  uint32_t one = 1;
+  ASSERT_TRUE(c.Write(kFlag, std::as_bytes(std::span(&one, 1))).ok());
+  do {
+    RunGuest(*platform_, g.main);
+  } while (c.regs().orig_rax != 60);
+  ExpectAvx(*g.space, kOut);
+}
+
+TEST_F(PlatformTest, ThreadsAndForksInheritFpuState) {
+  if (!__builtin_cpu_supports("avx")) GTEST_SKIP();
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  StartAvx(g);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  Thread t;
+  t.context = std::move(*g.space->PrepareThread());
+  t.context->set_listener(&t);
+  auto child = std::move(*g.space->PrepareFork());
+  g.main.context->QueueOrder(order::CloneThread{t.context.get()});
+  g.main.context->QueueOrder(order::Fork{child.get()});
+  ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+  Thread main;
+  main.context = child->TakeMainContext();
+  main.context->set_listener(&main);
+  for (Thread* p : {&t, &main}) {
+    // Direct mode: saved by XSAVE, lost, and loaded again.
+    p->context->QueueOrder(order::SaveFpu{kImage});
+    p->context->QueueOrder(order::RestoreFpu{0});
+    p->context->QueueOrder(order::RestoreFpu{kImage});
+    p->context->regs() = Regs{};
+    p->context->regs().rip = test::GuestAddr(guest_avx_store);
+    p->context->regs().r14 = kOut;
+    ASSERT_EQ(RunGuest(*platform_, *p).kind, TrapKind::kSyscall);
+    ExpectAvx(p->context->address_space(), kOut);
+  }
+  // The initial state is all zeros.
+  t.context->QueueOrder(order::RestoreFpu{0});
+  t.context->regs().rip = test::GuestAddr(guest_avx_store);
+  ASSERT_EQ(RunGuest(*platform_, t).kind, TrapKind::kSyscall);
+  std::vector<std::byte> got(128);
+  ASSERT_TRUE(g.space->Read(kOut, got).ok());
+  EXPECT_EQ(got, std::vector<std::byte>(128));
+}
+
+TEST_F(PlatformTest, BadFpuImagesDoNoHarm) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_site);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  Context& c = *g.main.context;
+  c.QueueOrder(order::SaveFpu{kImage});
+  ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+  std::vector<std::byte> good(c.fpu_frame_size());
+  ASSERT_TRUE(g.space->Read(kImage, good).ok());
+  uint64_t seed = 1;
+  for (int i = 0; i < 300; i++) {
+    std::vector<std::byte> bad = good;
+    for (int k = 0; k < 20; k++) {
+      seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+      bad[(seed >> 33) % std::min<size_t>(bad.size(), i % 2 ? 600 : bad.size())] = std::byte(seed >> 20);
+    }
+    ASSERT_TRUE(c.Write(kImage, bad).ok());
+    c.QueueOrder(order::RestoreFpu{kImage});
+    g.SetEntry(guest_site);
+    c.regs().rax = 39;
+    TrapKind kind = RunGuest(*platform_, g.main).kind;
+    ASSERT_TRUE(kind == TrapKind::kSyscall || kind == TrapKind::kOrderFailed || kind == TrapKind::kFault);
+  }
+  // One that cannot be read is an error.
+  c.QueueOrder(order::RestoreFpu{0x66000000});
+  const Trap& trap = RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly);
+  ASSERT_EQ(trap.kind, TrapKind::kOrderFailed);
+  EXPECT_EQ(trap.error, EFAULT);
+}
+
+TEST_F(PlatformTest, GuestOwnsGs) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  uint64_t values[2] = {0x1111, 0x2222};
+  ASSERT_TRUE(g.space->Write(test::kData, std::as_bytes(std::span(values))).ok());
+  g.SetEntry(guest_set_gs);
+  Regs& r = g.main.context->regs();
+  r.rdi = test::kData;
+  for (int i = 0; i < 2; i++) {
+    ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+    EXPECT_EQ(r.gs_base, test::kData);
+    r.rax = 0;
+  }
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  EXPECT_EQ(r.orig_rax, 60u);
+  EXPECT_EQ(r.rbx, 0x1111u);
+  EXPECT_EQ(r.r12, 0x2222u);
+  // Set by the kernel for the guest (arch_prctl), and given back.
+  g.SetEntry(guest_site);
+  r.gs_base = test::kData + 8;
+  r.rax = 39;
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  EXPECT_EQ(r.gs_base, test::kData + 8);
+  g.SetEntry(guest_site);
+  r.rax = 39;
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  EXPECT_EQ(r.gs_base, 0u);
+}
+
+TEST_F(PlatformTest, InterruptStormLosesNothing) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  g.SetEntry(guest_counter);
+  Context& c = *g.main.context;
+  c.regs().rdi = 30000;
+  std::atomic<bool> stop{false};
+  std::thread interrupter([&] {
+    for (uint32_t i = 0; !stop; i++) {
+      c.Interrupt();
+      if (i % 16 == 0) usleep(i % 50);
+    }
+  });
+  uint64_t calls = 0, interrupts = 0;
+  for (;;) {
+    const Trap& trap = RunGuest(*platform_, g.main);
+    if (trap.kind == TrapKind::kInterrupt) {
+      interrupts++;
+      continue;
+    }
+    ASSERT_EQ(trap.kind, TrapKind::kSyscall);
+    if (c.regs().orig_rax == 60) break;
+    calls++;
+    c.regs().rax = 5;
+  }
+  stop = true;
+  interrupter.join();
+  EXPECT_EQ(calls, 30000u);
+  EXPECT_EQ(c.regs().r12, calls * 5);
+  EXPECT_GT(interrupts, 0u);
 }
 
 }  // namespace

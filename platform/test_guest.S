@@ -71,6 +71,8 @@ guest_avx:
     jnz 2b
     cmpl $0, (%r13)
     je 1b
+    .globl guest_avx_store
+guest_avx_store:
     vmovdqu %ymm0, 0(%r14)
     vmovdqu %ymm1, 32(%r14)
     vmovdqu %ymm7, 64(%r14)

@@ -14,7 +14,8 @@
 // Code of the guest, in test_guest.S; position-independent, at most one page.
 extern "C" const char guest_begin[], guest_end[];
 extern "C" const char guest_syscall_loop[], guest_fault[], guest_spin[], guest_avx[], guest_counter[],
-    guest_site[], guest_divide[], guest_int80[], guest_trap[], guest_set_gs[], guest_hostile[];
+    guest_site[], guest_divide[], guest_int80[], guest_trap[], guest_set_gs[], guest_hostile[],
+    guest_avx_store[];
 
 namespace platform::test {
 

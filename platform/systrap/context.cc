@@ -20,6 +20,30 @@ constexpr uint64_t kFixedFlags = 0x202;
 constexpr uint64_t kUserSpaceEnd = 1ull << 47;
 constexpr uint64_t kNoOrigRax = ~0ull;
 
+// Those that the stub's filter lets through.
+bool AdviceAllowed(int advice) {
+  switch (advice) {
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+    case MADV_SEQUENTIAL:
+    case MADV_WILLNEED:
+    case MADV_DONTNEED:
+    case MADV_FREE:
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+    case MADV_DONTDUMP:
+    case MADV_DODUMP:
+    case MADV_COLD:
+    case MADV_PAGEOUT:
+    case MADV_WIPEONFORK:
+    case MADV_KEEPONFORK:
+    case MADV_POPULATE_READ:
+    case MADV_POPULATE_WRITE:
+      return true;
+  }
+  return false;
+}
+
 uint64_t CanonicalBase(uint64_t base) { return base < kUserSpaceEnd ? base : 0; }
 
 }  // namespace
@@ -162,7 +186,10 @@ base::Status ThreadContext::Check(const Order& order) const {
     if (o->prot & ~kProtMask) return base::Error(EINVAL);
     return range(o->addr, o->length);
   }
-  if (const auto* o = std::get_if<order::Madvise>(&order)) return range(o->addr, o->length);
+  if (const auto* o = std::get_if<order::Madvise>(&order)) {
+    if (!AdviceAllowed(o->advice)) return base::Error(EINVAL);
+    return range(o->addr, o->length);
+  }
   if (const auto* o = std::get_if<order::Mremap>(&order)) {
     TRY(range(o->old_addr, o->old_length));
     return range(o->new_addr, o->new_length);
@@ -497,7 +524,9 @@ void ThreadContext::Deliver() {
 
 void ThreadContext::Interrupt() {
   uint32_t old = state_.fetch_or(kInterrupted, std::memory_order_acq_rel);
-  if (!(old & kRunning)) return;  // seen by the next Resume
+  // Stopped: the next Resume sees it. Interrupted already: the signal is on its way, and more of them
+  // would only pile up on the stub's stack.
+  if (!(old & kRunning) || (old & kInterrupted)) return;
   __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_SEQ_CST);
   int tid = tid_.load(std::memory_order_acquire);
   if (tid <= 0) return;

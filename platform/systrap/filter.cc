@@ -139,7 +139,8 @@ void MemoryRules(Assembler& a) {
   a.ArgOneOf(2, 0,
              {MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_FREE,
               MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD,
-              MADV_PAGEOUT, MADV_WIPEONFORK, MADV_KEEPONFORK});
+              MADV_PAGEOUT, MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ,
+              MADV_POPULATE_WRITE});
   a.EndRule();
   // Moves its own pages to a fixed place.
   a.BeginRule(SYS_mremap);
