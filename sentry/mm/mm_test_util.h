@@ -29,8 +29,9 @@ struct Page {
 
 class FakeAddressSpace : public platform::AddressSpace {
  public:
-  explicit FakeAddressSpace(uint64_t min = 0x10000, uint64_t max = 0x7fff'0000'0000)
-      : limits_{.min_address = min, .max_address = max} {}
+  explicit FakeAddressSpace(uint64_t min = 0x10000, uint64_t max = 0x7fff'0000'0000,
+                            uint64_t vdso = 0)
+      : limits_{.min_address = min, .max_address = max, .vdso_base = vdso} {}
 
   const platform::Limits& limits() const override { return limits_; }
   base::Result<std::unique_ptr<platform::Context>> PrepareThread() override {
