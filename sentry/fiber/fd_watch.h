@@ -15,7 +15,8 @@ namespace fiber {
 // file) counts as ready. Several waits on one descriptor at a time are allowed.
 WakeReason WaitFd(int fd, uint32_t events, const ParkOptions& options = {});
 
-// A standing watch of one host descriptor. Thread-safe.
+// A standing watch of one host descriptor. The owner serialises the calls; the callback may call
+// Rearm at any time.
 class FdWatch {
  public:
   enum class Mode {

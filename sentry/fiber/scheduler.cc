@@ -123,17 +123,33 @@ void SchedulerImpl::Start() {
     LOG_ERROR("there is a scheduler already");
     abort();
   }
-  for (const auto& worker : workers_) {
-    StartThread(
-        "runsc-worker", [w = worker.get()] { w->Loop(); }, &worker->thread_);
-  }
+  // Two: one to poll, one to look after it.
+  StartWorker();
+  StartWorker();
+}
+
+bool SchedulerImpl::StartWorker() {
+  if (started_.load(std::memory_order_relaxed) == worker_count()) return false;
+  absl::MutexLock lock(&start_mu_);
+  const int index = started_.load(std::memory_order_relaxed);
+  if (index == worker_count() || stop_.load(std::memory_order_relaxed)) return false;
+  Worker* worker = workers_[index].get();
+  StartThread(
+      "runsc-worker", [worker] { worker->Loop(); }, &worker->thread_);
+  started_.store(index + 1, std::memory_order_relaxed);
+  return true;
 }
 
 void SchedulerImpl::Stop() {
-  stop_.store(true, std::memory_order_seq_cst);
+  {
+    absl::MutexLock lock(&start_mu_);
+    stop_.store(true, std::memory_order_seq_cst);
+  }
   poller_->Wake();
   for (const auto& worker : workers_) worker->Notify(Worker::kWake);
-  for (const auto& worker : workers_) worker->thread_.join();
+  for (const auto& worker : workers_) {
+    if (worker->thread_.joinable()) worker->thread_.join();
+  }
   g_scheduler.store(nullptr, std::memory_order_seq_cst);
   while (g_entered.load(std::memory_order_acquire) != 0) sched_yield();
 }
@@ -178,7 +194,7 @@ void SchedulerImpl::ArmTimer(TimerNode* node, int64_t deadline_ns) {
 }
 
 bool SchedulerImpl::WakeIdle() {
-  if (idle_count_.load(std::memory_order_seq_cst) == 0) return false;
+  if (idle_count_.load(std::memory_order_seq_cst) == 0) return StartWorker();
   Worker* worker;
   {
     absl::MutexLock lock(&idle_mu_);

@@ -30,7 +30,7 @@ class Poller {
 class Scheduler {
  public:
   struct Options {
-    int workers = 0;           // 0: as many as the host lets us use cores, at least 2
+    int workers = 0;           // at most; 0: as many as the host lets us use cores, at least 2
     Poller* poller = nullptr;  // null: nothing to poll, workers sleep on a futex. Outlives it
   };
   Scheduler();

@@ -17,7 +17,8 @@ namespace fiber {
 
 namespace {
 
-constexpr size_t kGuard = 4096;
+// Larger than the frames of library code that does not probe the stack.
+constexpr size_t kGuard = 16384;
 // Each holds a few touched pages; beyond this many, stacks are unmapped.
 constexpr size_t kMaxPooled = 128;
 

@@ -5,7 +5,7 @@
 
 namespace fiber {
 
-// A mapped stack: a guard page, then `size` usable bytes.
+// A mapped stack: a guard area, then `size` usable bytes.
 struct Stack {
   std::byte* bottom;  // lowest usable byte
   size_t size;

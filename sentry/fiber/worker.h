@@ -160,8 +160,10 @@ class SchedulerImpl {
   }
   void SoftenToken(const Worker& w) { token_.store(SoftToken(w), std::memory_order_release); }
 
-  // Wakes an idle worker; false if there is none.
-  bool WakeIdle() ABSL_LOCKS_EXCLUDED(idle_mu_);
+  // Wakes an idle worker, or starts one if all are busy. False if there is none.
+  bool WakeIdle() ABSL_LOCKS_EXCLUDED(idle_mu_, start_mu_);
+  // Starts the thread of the next worker; false if all run.
+  bool StartWorker() ABSL_LOCKS_EXCLUDED(start_mu_);
   // Makes sure that a monitor (if a worker is idle) looks after workers that run a fiber for long.
   void KickMonitor() {
     if (dozing_.load(std::memory_order_relaxed) != 0) KickMonitorSlow();
@@ -189,6 +191,11 @@ class SchedulerImpl {
   absl::Mutex idle_mu_;  // leaf
   std::vector<Worker*> idle_ ABSL_GUARDED_BY(idle_mu_);
   std::atomic<int> idle_count_{0};  // written under idle_mu_
+
+  // Threads of workers are started as they are needed: a machine may have many cores, and a
+  // container must start quickly.
+  absl::Mutex start_mu_;         // leaf
+  std::atomic<int> started_{0};  // written under start_mu_
 
   std::atomic<size_t> live_{0};
   absl::Mutex live_mu_;  // leaf
