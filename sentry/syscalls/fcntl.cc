@@ -1,0 +1,306 @@
+// fcntl, flock, ioctl (Linux: fs/fcntl.c, fs/locks.c, fs/ioctl.c).
+#include <linux/fs.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+
+#include "sentry/syscalls/file_util.h"
+#include "sentry/vfs/file_locks.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::UserPtr;
+
+// Linux's struct flock on amd64 and struct f_owner_ex.
+struct GuestFlock {
+  int16_t type, whence;
+  int32_t pad;
+  int64_t start, length;
+  int32_t pid, pad2;
+};
+static_assert(sizeof(GuestFlock) == 32);
+struct GuestOwner {
+  int32_t type, pid;
+};
+
+constexpr int kSetSignal = 10, kGetSignal = 11;       // F_SETSIG, F_GETSIG
+constexpr int kSetOwnerEx = 15, kGetOwnerEx = 16;     // F_SETOWN_EX, F_GETOWN_EX
+constexpr int kOwnerTid = 0, kOwnerPid = 1, kOwnerPgrp = 2;
+
+// Linux: flock_to_posix_lock.
+Result<RecordLock> ToRecord(FileDescription& file, const GuestFlock& in) {
+  int64_t base_offset = 0;
+  switch (in.whence) {
+    case SEEK_SET: break;
+    case SEEK_CUR: {
+      auto pos = file.Seek(0, SEEK_CUR);
+      base_offset = pos.ok() ? *pos : 0;
+      break;
+    }
+    case SEEK_END: base_offset = static_cast<int64_t>(TRY(file.GetAttr()).size); break;
+    default: return Error(EINVAL);
+  }
+  int64_t start;
+  if (__builtin_add_overflow(base_offset, in.start, &start)) return Error(EOVERFLOW);
+  if (start < 0) return Error(EINVAL);
+  RecordLock lock;
+  lock.end = kLockEof;
+  if (in.length > 0) {
+    int64_t end;
+    if (__builtin_add_overflow(start, in.length - 1, &end)) return Error(EOVERFLOW);
+    lock.end = static_cast<uint64_t>(end);
+  } else if (in.length < 0) {
+    if (__builtin_add_overflow(start, in.length, &start) || start < 0) return Error(EINVAL);
+    lock.end = static_cast<uint64_t>(start - in.length - 1);
+  }
+  lock.start = static_cast<uint64_t>(start);
+  lock.write = in.type == F_WRLCK;
+  return lock;
+}
+
+LockOwner OwnerOf(Task& t, FileDescription& file, bool ofd) {
+  if (ofd) return {.id = &file, .ofd = true, .pid = -1};
+  return {.id = &t.fd_table(), .ofd = false,
+          .pid = t.thread_group().PidIn(*t.kernel().root_pid_ns())};
+}
+
+Result<uint64_t> SetLock(Task& t, int fd, FileDescription& file, uint64_t addr, bool ofd,
+                         bool wait) {
+  const auto in = TRY(UserPtr<GuestFlock>(addr).CopyIn(t.memory()));
+  RecordLock lock = TRY(ToRecord(file, in));
+  lock.owner = OwnerOf(t, file, ofd);
+  if (ofd && in.pid != 0) return Error(EINVAL);
+  Inode* inode = file.inode();
+  if (inode == nullptr) return Error(EBADF);
+  switch (in.type) {
+    case F_RDLCK:
+      if (!file.readable()) return Error(EBADF);
+      break;
+    case F_WRLCK:
+      if (!file.writable()) return Error(EBADF);
+      break;
+    case F_UNLCK:
+      if (FileLocks* locks = inode->locks_if_any()) {
+        locks->UnlockRecord(lock.owner, lock.start, lock.end);
+      }
+      return uint64_t{0};
+    default: return Error(EINVAL);
+  }
+  TRY(inode->locks().SetRecord(lock, wait));
+  // A close in another thread may have released the table's locks just before this one was set.
+  if (!ofd && t.fd_table().Get(fd).get() != &file) {
+    inode->locks().UnlockRecord(lock.owner, lock.start, lock.end);
+    return Error(EBADF);
+  }
+  return uint64_t{0};
+}
+
+Result<uint64_t> GetLock(Task& t, FileDescription& file, uint64_t addr, bool ofd) {
+  auto in = TRY(UserPtr<GuestFlock>(addr).CopyIn(t.memory()));
+  if (in.type != F_RDLCK && in.type != F_WRLCK) return Error(EINVAL);
+  RecordLock lock = TRY(ToRecord(file, in));
+  if (ofd && in.pid != 0) return Error(EINVAL);
+  lock.owner = OwnerOf(t, file, ofd);
+  Inode* inode = file.inode();
+  if (inode == nullptr) return Error(EBADF);
+  RecordLock conflict;
+  FileLocks* locks = inode->locks_if_any();
+  if (locks == nullptr || !locks->FindConflict(lock, &conflict)) {
+    in.type = F_UNLCK;
+  } else {
+    in.type = conflict.write ? F_WRLCK : F_RDLCK;
+    in.whence = SEEK_SET;
+    in.start = static_cast<int64_t>(conflict.start);
+    in.length =
+        conflict.end == kLockEof ? 0 : static_cast<int64_t>(conflict.end - conflict.start + 1);
+    in.pid = -1;
+    if (!conflict.owner.ofd) {
+      auto group = t.kernel().FindThreadGroup(*t.kernel().root_pid_ns(), conflict.owner.pid);
+      in.pid = group ? group->PidIn(t.pid_namespace()) : 0;
+    }
+  }
+  TRY(UserPtr<GuestFlock>(addr).CopyOut(t.memory(), in));
+  return uint64_t{0};
+}
+
+Result<uint64_t> SetFlags(Task& t, FileDescription& file, uint32_t flags) {
+  Inode* inode = file.inode();
+  if ((flags & O_NOATIME) != 0 && (file.flags() & O_NOATIME) == 0 && inode != nullptr) {
+    const InodePerm perm = TRY(inode->GetPerm());
+    if (!OwnerOrCapable(t.creds(), perm.uid, perm.gid)) return Error(EPERM);
+  }
+  TRY(file.SetStatusFlags(flags));
+  return uint64_t{0};
+}
+
+// Ids of owners are kept as numbers of the root PID namespace.
+int ToRootId(Task& t, int type, int id) {
+  if (id == 0) return 0;
+  const PidNamespace& root = *t.kernel().root_pid_ns();
+  if (type == kOwnerPgrp) {
+    auto group = t.kernel().FindProcessGroup(t.pid_namespace(), id);
+    return group ? group->pid()->NumberIn(root) : 0;
+  }
+  auto task = t.kernel().FindTask(t.pid_namespace(), id);
+  return task ? task->TidIn(root) : 0;
+}
+
+int FromRootId(Task& t, int type, int id) {
+  if (id == 0) return 0;
+  const PidNamespace& root = *t.kernel().root_pid_ns();
+  if (type == kOwnerPgrp) {
+    auto group = t.kernel().FindProcessGroup(root, id);
+    return group ? group->pid()->NumberIn(t.pid_namespace()) : 0;
+  }
+  auto task = t.kernel().FindTask(root, id);
+  return task ? task->TidIn(t.pid_namespace()) : 0;
+}
+
+Result<uint64_t> SetOwner(Task& t, FileDescription& file, int type, int id) {
+  auto owner = file.async_owner();
+  owner.type = type;
+  owner.id = ToRootId(t, type, id);
+  if (id != 0 && owner.id == 0) return Error(ESRCH);
+  file.set_async_owner(owner);
+  return uint64_t{0};
+}
+
+Result<uint64_t> OwnerCommand(Task& t, FileDescription& file, int cmd, uint64_t arg) {
+  auto owner = file.async_owner();
+  const int id = FromRootId(t, owner.type, owner.id);
+  switch (cmd) {
+    case F_GETOWN: return static_cast<uint64_t>(owner.type == kOwnerPgrp ? -id : id);
+    case F_SETOWN: {
+      const int who = static_cast<int>(arg);
+      if (who == INT32_MIN) return Error(EINVAL);
+      return who < 0 ? SetOwner(t, file, kOwnerPgrp, -who) : SetOwner(t, file, kOwnerPid, who);
+    }
+    case kGetOwnerEx:
+      TRY(UserPtr<GuestOwner>(arg).CopyOut(t.memory(), GuestOwner{owner.type, id}));
+      return uint64_t{0};
+    case kSetOwnerEx: {
+      const auto in = TRY(UserPtr<GuestOwner>(arg).CopyIn(t.memory()));
+      if (in.type < kOwnerTid || in.type > kOwnerPgrp) return Error(EINVAL);
+      return SetOwner(t, file, in.type, in.pid);
+    }
+    case kGetSignal: return static_cast<uint64_t>(owner.signo);
+    default:
+      if (arg > 64) return Error(EINVAL);
+      owner.signo = static_cast<int>(arg);
+      file.set_async_owner(owner);
+      return uint64_t{0};
+  }
+}
+
+// What works on O_PATH descriptors too (Linux: check_fcntl_cmd).
+bool AllowedOnPath(int cmd) {
+  return cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC || cmd == F_GETFD || cmd == F_SETFD ||
+         cmd == F_GETFL;
+}
+
+Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
+  const int fd = args.Int(0), cmd = args.Int(1);
+  const uint64_t arg = args[2];
+  bool cloexec = false;
+  base::Ref<FileDescription> file = t.fd_table().Get(fd, &cloexec);
+  if (!file || (file->is_path() && !AllowedOnPath(cmd))) return Error(EBADF);
+  switch (cmd) {
+    case F_DUPFD:
+    case F_DUPFD_CLOEXEC:
+      if (arg >= t.Rlimit(RLIMIT_NOFILE) || arg > INT32_MAX) return Error(EINVAL);
+      return static_cast<uint64_t>(
+          TRY(t.InstallFile(std::move(file), cmd == F_DUPFD_CLOEXEC, static_cast<int>(arg))));
+    case F_GETFD: return cloexec ? uint64_t{FD_CLOEXEC} : uint64_t{0};
+    case F_SETFD:
+      TRY(t.fd_table().SetCloexec(fd, (arg & FD_CLOEXEC) != 0));
+      return uint64_t{0};
+    case F_GETFL: return uint64_t{file->flags()};
+    case F_SETFL: return SetFlags(t, *file, static_cast<uint32_t>(arg));
+    case F_GETLK: return GetLock(t, *file, arg, /*ofd=*/false);
+    case F_SETLK: return SetLock(t, fd, *file, arg, /*ofd=*/false, /*wait=*/false);
+    case F_SETLKW: return SetLock(t, fd, *file, arg, /*ofd=*/false, /*wait=*/true);
+    case F_OFD_GETLK: return GetLock(t, *file, arg, /*ofd=*/true);
+    case F_OFD_SETLK: return SetLock(t, fd, *file, arg, /*ofd=*/true, /*wait=*/false);
+    case F_OFD_SETLKW: return SetLock(t, fd, *file, arg, /*ofd=*/true, /*wait=*/true);
+    case F_GETOWN:
+    case F_SETOWN:
+    case kGetOwnerEx:
+    case kSetOwnerEx:
+    case kGetSignal:
+    case kSetSignal: return OwnerCommand(t, *file, cmd, arg);
+    case F_GETLEASE: return uint64_t{F_UNLCK};
+    default: return file->Fcntl(cmd, arg);
+  }
+}
+
+// ioctls that Linux answers for every file (do_vfs_ioctl). False: ask the file.
+Result<bool> GenericIoctl(Task& t, int fd, FileDescription& file, uint32_t cmd, uint64_t arg) {
+  Inode* inode = file.inode();
+  const bool regular = inode != nullptr && inode->IsReg();
+  switch (cmd) {
+    case FIOCLEX:
+    case FIONCLEX:
+      TRY(t.fd_table().SetCloexec(fd, cmd == FIOCLEX));
+      return true;
+    case FIONBIO:
+    case FIOASYNC: {
+      const int on = TRY(UserPtr<int>(arg).CopyIn(t.memory()));
+      const uint32_t bit = cmd == FIONBIO ? O_NONBLOCK : O_ASYNC;
+      TRY(file.SetStatusFlags(on != 0 ? file.flags() | bit : file.flags() & ~bit));
+      return true;
+    }
+    case FIOQSIZE: {
+      if (inode == nullptr || !(regular || inode->IsDir() || inode->IsSymlink())) {
+        return Error(ENOTTY);
+      }
+      const auto size = static_cast<int64_t>(TRY(file.GetAttr()).size);
+      TRY(UserPtr<int64_t>(arg).CopyOut(t.memory(), size));
+      return true;
+    }
+    case FIGETBSZ:
+      if (inode == nullptr) return false;
+      TRY(UserPtr<int>(arg).CopyOut(t.memory(), static_cast<int>(TRY(file.GetAttr()).blksize)));
+      return true;
+    case FIONREAD: {
+      if (!regular) return false;
+      const auto size = static_cast<int64_t>(TRY(file.GetAttr()).size);
+      auto pos = file.Seek(0, SEEK_CUR);
+      if (!pos.ok()) return false;
+      TRY(UserPtr<int>(arg).CopyOut(t.memory(), static_cast<int>(size - *pos)));
+      return true;
+    }
+    case FICLONE:
+    case FICLONERANGE:
+    case FIDEDUPERANGE: return Error(EOPNOTSUPP);
+    default: return false;
+  }
+}
+
+}  // namespace
+
+base::Result<uint64_t> SysFcntl(Task& t, const SyscallArgs& args) { return DoFcntl(t, args); }
+
+base::Result<uint64_t> SysFlock(Task& t, const SyscallArgs& args) {
+  const int operation = args.Int(1) & ~LOCK_NB;
+  if (operation != LOCK_SH && operation != LOCK_EX && operation != LOCK_UN) return Error(EINVAL);
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  Inode* inode = file->inode();
+  if (inode == nullptr) return Error(EBADF);
+  if (operation == LOCK_UN) {
+    if (FileLocks* locks = inode->locks_if_any()) locks->Unflock(file.get());
+    return uint64_t{0};
+  }
+  if (!file->readable() && !file->writable()) return Error(EBADF);
+  TRY(inode->locks().Flock(file.get(), operation == LOCK_EX, (args.Int(1) & LOCK_NB) == 0));
+  return uint64_t{0};
+}
+
+base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  if (TRY(GenericIoctl(t, args.Int(0), *file, args.Uint(1), args[2]))) return uint64_t{0};
+  return file->Ioctl({.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()});
+}
+
+}  // namespace sentry

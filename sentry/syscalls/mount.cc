@@ -1,0 +1,125 @@
+// mount, umount2, pivot_root (Linux: fs/namespace.c).
+#include <sys/mount.h>
+
+#include "sentry/syscalls/file_util.h"
+
+#ifndef MS_NOSYMFOLLOW
+#define MS_NOSYMFOLLOW 256
+#endif
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+
+constexpr uint64_t kMagicMask = 0xffff0000, kMagic = 0xC0ED0000;  // MS_MGC_MSK, MS_MGC_VAL
+constexpr uint64_t kInternalFlags = uint64_t{1} << 31;              // MS_NOUSER
+constexpr uint64_t kMountFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME |
+                                 MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME | MS_NOSYMFOLLOW;
+constexpr uint64_t kPropagation = MS_SHARED | MS_PRIVATE | MS_SLAVE | MS_UNBINDABLE;
+constexpr size_t kMaxOptions = 4096;
+
+// Linux: may_mount.
+base::Status MayMount(Task& t) { return t.HasCap(CAP_SYS_ADMIN) ? base::Ok() : Error(EPERM); }
+
+// A string argument that may be NULL.
+Result<std::string> CopyInOptional(Task& t, uint64_t addr, size_t max) {
+  if (addr == 0) return std::string();
+  auto text = t.memory().ReadString(addr, max);
+  if (!text.ok() && text.error().code() == ENAMETOOLONG) return Error(EINVAL);
+  return text;
+}
+
+uint64_t AttachFlags(uint64_t flags) {
+  uint64_t result = flags & kMountFlags;
+  if ((result & (MS_NOATIME | MS_STRICTATIME)) == 0) result |= MS_RELATIME;
+  return result;
+}
+
+bool IsMountRoot(const Path& path) { return path.dentry == path.mount->root(); }
+
+base::Status Remount(const Path& path, uint64_t flags, std::string_view data) {
+  if (!IsMountRoot(path)) return Error(EINVAL);
+  if ((flags & MS_BIND) == 0) TRY(path.mount->fs().Reconfigure(data));
+  path.mount->set_flags(AttachFlags(flags));
+  return base::Ok();
+}
+
+base::Status BindMount(Task& t, const std::string& source, const Path& target, uint64_t flags) {
+  if (source.empty()) return Error(EINVAL);
+  const Path what = TRY(WalkFrom(t, AT_FDCWD, source, {}));
+  return VfsOf(t).Bind(t.mount_namespace(), what, target, flags & MS_REC);
+}
+
+base::Status MoveMount(Task& t, const std::string& source, const Path& target) {
+  if (source.empty()) return Error(EINVAL);
+  const Path what = TRY(WalkFrom(t, AT_FDCWD, source, {}));
+  if (!IsMountRoot(what)) return Error(EINVAL);
+  return t.mount_namespace().Move(what.mount, target);
+}
+
+base::Status NewMount(Task& t, const std::string& source, const Path& target,
+                      const std::string& type, uint64_t flags, const std::string& data) {
+  if (type.empty()) return Error(EINVAL);
+  const MountArgs args{source.empty() ? "none" : source, AttachFlags(flags), data, t.creds()};
+  return t.mount_namespace().Attach(TRY(VfsOf(t).MakeMount(type, args)), target);
+}
+
+}  // namespace
+
+base::Result<uint64_t> SysMount(Task& t, const SyscallArgs& args) {
+  uint64_t flags = args[3];
+  const std::string type = TRY(CopyInOptional(t, args[2], kPathMax));
+  const std::string source = TRY(CopyInOptional(t, args[0], kPathMax));
+  const std::string data = TRY(CopyInOptional(t, args[4], kMaxOptions));
+  const Path target = TRY(WalkArg(t, AT_FDCWD, args[1], {}));
+  if ((flags & kMagicMask) == kMagic) flags &= ~kMagicMask;
+  if ((flags & kInternalFlags) != 0) return Error(EINVAL);
+  TRY(MayMount(t));
+  base::Status status;
+  if ((flags & MS_REMOUNT) != 0) {
+    status = Remount(target, flags, data);
+  } else if ((flags & MS_BIND) != 0) {
+    status = BindMount(t, source, target, flags);
+  } else if ((flags & kPropagation) != 0) {
+    // Mounts of the sandbox propagate nowhere: what asks for that is granted, and sharing is kept
+    // to the namespace.
+    if ((flags & ~(kPropagation | MS_REC | MS_SILENT)) != 0) return Error(EINVAL);
+    if (__builtin_popcountll(flags & kPropagation) != 1 || !IsMountRoot(target)) {
+      return Error(EINVAL);
+    }
+  } else if ((flags & MS_MOVE) != 0) {
+    status = MoveMount(t, source, target);
+  } else {
+    status = NewMount(t, source, target, type, flags, data);
+  }
+  if (!status.ok()) return status.error();
+  return uint64_t{0};
+}
+
+base::Result<uint64_t> SysUmount2(Task& t, const SyscallArgs& args) {
+  const int flags = args.Int(1);
+  if ((flags & ~(MNT_FORCE | MNT_DETACH | MNT_EXPIRE | UMOUNT_NOFOLLOW)) != 0) return Error(EINVAL);
+  if ((flags & MNT_EXPIRE) != 0 && (flags & (MNT_FORCE | MNT_DETACH)) != 0) return Error(EINVAL);
+  const Path path =
+      TRY(WalkArg(t, AT_FDCWD, args[0], {.follow_last = (flags & UMOUNT_NOFOLLOW) == 0}));
+  TRY(MayMount(t));
+  if (!IsMountRoot(path)) return Error(EINVAL);
+  TRY(t.mount_namespace().Detach(path.mount, flags));
+  return uint64_t{0};
+}
+
+base::Result<uint64_t> SysPivotRoot(Task& t, const SyscallArgs& args) {
+  TRY(MayMount(t));
+  const Path new_root = TRY(WalkArg(t, AT_FDCWD, args[0], {.need_dir = true}));
+  const Path put_old = TRY(WalkArg(t, AT_FDCWD, args[1], {.need_dir = true}));
+  const Path old_root = t.fs_context().root();
+  TRY(t.mount_namespace().PivotRoot(old_root, new_root, put_old));
+  for (const base::Ref<Task>& task : t.kernel().Tasks(*t.kernel().root_pid_ns())) {
+    if (base::Ref<FsContext> fs = task->fs_context_ref()) fs->Replace(old_root, new_root);
+  }
+  return uint64_t{0};
+}
+
+}  // namespace sentry

@@ -1,0 +1,183 @@
+// read, write and their vectored and positioned forms, lseek (Linux: fs/read_write.c).
+#include <sys/uio.h>
+
+#include "sentry/syscalls/file_util.h"
+
+#ifndef RWF_NOAPPEND
+#define RWF_NOAPPEND 0x00000020
+#endif
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+
+constexpr int kReadFlags = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT;
+constexpr int kWriteFlags = kReadFlags | RWF_APPEND | RWF_NOAPPEND;
+
+Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
+  base::Ref<FileDescription> file = t.fd_table().Get(fd);
+  if (!file || !file->readable()) return Error(EBADF);
+  return file;
+}
+
+Result<base::Ref<FileDescription>> GetWritable(Task& t, int fd) {
+  base::Ref<FileDescription> file = t.fd_table().Get(fd);
+  if (!file || !file->writable()) return Error(EBADF);
+  return file;
+}
+
+// Linux: access_ok and rw_verify_area. The length that is moved at most.
+Result<uint64_t> CheckBuffer(uint64_t addr, uint64_t length) {
+  if (static_cast<int64_t>(length) < 0) return Error(EINVAL);
+  TRY(CheckUserRange(addr, length));
+  return std::min(length, kMaxRwCount);
+}
+
+uint64_t FinishRead(FileDescription& file, size_t n) {
+  if (n > 0 && AnyWatches() && file.path()) NotifyDentry(*file.path().dentry, IN_ACCESS);
+  return n;
+}
+
+// `offset` -1 of preadv2 and pwritev2: the file position.
+Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, int64_t offset,
+                            int flags) {
+  base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
+  if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
+  UserIoDest dst(t.memory(), TRY(ImportIovec(t.memory(), args[1], args[2])));
+  const bool nonblock = file->nonblock() || (flags & RWF_NOWAIT) != 0;
+  const size_t n = TRY(at_offset ? file->PRead(dst, static_cast<uint64_t>(offset), nonblock)
+                                 : file->Read(dst, nonblock));
+  return FinishRead(*file, n);
+}
+
+Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, int64_t offset,
+                             int flags) {
+  base::Ref<FileDescription> file = TRY(GetWritable(t, args.Int(0)));
+  if ((flags & ~kWriteFlags) != 0) return Error(EOPNOTSUPP);
+  if ((flags & RWF_APPEND) != 0 && (flags & RWF_NOAPPEND) != 0) return Error(EINVAL);
+  UserIoSource src(t.memory(), TRY(ImportIovec(t.memory(), args[1], args[2])));
+  return TRY(WriteFileChecked(t, *file, src,
+                              {.at_offset = at_offset,
+                               .offset = static_cast<uint64_t>(offset),
+                               .append = (flags & RWF_APPEND) != 0,
+                               .nonblock = (flags & RWF_NOWAIT) != 0,
+                               .sync = (flags & RWF_SYNC) != 0,
+                               .data_sync = (flags & RWF_DSYNC) != 0}));
+}
+
+}  // namespace
+
+base::Result<uint64_t> CheckFileSizeLimit(Task& t, uint64_t offset, uint64_t length) {
+  const uint64_t limit = t.Rlimit(RLIMIT_FSIZE);
+  if (limit == RLIM_INFINITY) return length;
+  if (offset >= limit) {
+    t.SendSignal(MakeSiginfo(SIGXFSZ, SI_KERNEL));
+    return Error(EFBIG);
+  }
+  return std::min(length, limit - offset);
+}
+
+base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& src,
+                                      const WritePosition& at) {
+  Inode* inode = file.inode();
+  const bool regular = inode != nullptr && inode->IsReg();
+  const bool nonblock = at.nonblock || file.nonblock();
+  auto* seekable = regular ? dynamic_cast<SeekableFile*>(&file) : nullptr;
+  const bool append = seekable != nullptr && (at.append || (file.flags() & O_APPEND) != 0);
+  uint64_t limit = src.remaining();
+  if (regular && limit > 0) {
+    TRY(VfsOf(t).RemovePrivs(t.creds(), *inode));
+    if (t.Rlimit(RLIMIT_FSIZE) != RLIM_INFINITY) {
+      uint64_t position = at.offset;
+      if (append) {
+        position = TRY(file.GetAttr()).size;
+      } else if (!at.at_offset) {
+        position = static_cast<uint64_t>(TRY(file.Seek(0, SEEK_CUR)));
+      }
+      limit = TRY(CheckFileSizeLimit(t, position, limit));
+    }
+  }
+  LimitedSource limited(src, limit);
+  IoSource& from = limit < src.remaining() ? static_cast<IoSource&>(limited) : src;
+  size_t n;
+  if (append && (at.at_offset || at.append)) {
+    uint64_t offset = 0;
+    n = TRY(seekable->PWriteAppend(from, &offset, nonblock));
+  } else if (at.at_offset) {
+    n = TRY(file.PWrite(from, at.offset, nonblock));
+  } else {
+    n = TRY(file.Write(from, nonblock));
+  }
+  if (n > 0) {
+    if (regular && (at.sync || at.data_sync || (file.flags() & O_DSYNC) != 0)) {
+      TRY(file.Sync(!at.sync && (file.flags() & O_SYNC) != O_SYNC));
+    }
+    if (AnyWatches() && file.path()) NotifyDentry(*file.path().dentry, IN_MODIFY);
+  }
+  return n;
+}
+
+base::Result<uint64_t> SysRead(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
+  UserBufferDest dst(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  return FinishRead(*file, TRY(file->Read(dst, file->nonblock())));
+}
+
+base::Result<uint64_t> SysWrite(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetWritable(t, args.Int(0)));
+  UserBufferSource src(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  return TRY(WriteFileChecked(t, *file, src, {}));
+}
+
+base::Result<uint64_t> SysPread64(Task& t, const SyscallArgs& args) {
+  if (args.Long(3) < 0) return Error(EINVAL);
+  base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
+  UserBufferDest dst(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  return FinishRead(*file, TRY(file->PRead(dst, args[3], file->nonblock())));
+}
+
+base::Result<uint64_t> SysPwrite64(Task& t, const SyscallArgs& args) {
+  if (args.Long(3) < 0) return Error(EINVAL);
+  base::Ref<FileDescription> file = TRY(GetWritable(t, args.Int(0)));
+  UserBufferSource src(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  return TRY(WriteFileChecked(t, *file, src, {.at_offset = true, .offset = args[3]}));
+}
+
+base::Result<uint64_t> SysReadv(Task& t, const SyscallArgs& args) {
+  return ReadVector(t, args, false, 0, 0);
+}
+
+base::Result<uint64_t> SysWritev(Task& t, const SyscallArgs& args) {
+  return WriteVector(t, args, false, 0, 0);
+}
+
+// On a 64-bit kernel the low half of the position is all of it.
+base::Result<uint64_t> SysPreadv(Task& t, const SyscallArgs& args) {
+  if (args.Long(3) < 0) return Error(EINVAL);
+  return ReadVector(t, args, true, args.Long(3), 0);
+}
+
+base::Result<uint64_t> SysPwritev(Task& t, const SyscallArgs& args) {
+  if (args.Long(3) < 0) return Error(EINVAL);
+  return WriteVector(t, args, true, args.Long(3), 0);
+}
+
+base::Result<uint64_t> SysPreadv2(Task& t, const SyscallArgs& args) {
+  if (args.Long(3) < -1) return Error(EINVAL);
+  return ReadVector(t, args, args.Long(3) != -1, args.Long(3), args.Int(5));
+}
+
+base::Result<uint64_t> SysPwritev2(Task& t, const SyscallArgs& args) {
+  if (args.Long(3) < -1) return Error(EINVAL);
+  return WriteVector(t, args, args.Long(3) != -1, args.Long(3), args.Int(5));
+}
+
+base::Result<uint64_t> SysLseek(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  if (args.Uint(2) > SEEK_HOLE) return Error(EINVAL);
+  return static_cast<uint64_t>(TRY(file->Seek(args.Long(1), args.Int(2))));
+}
+
+}  // namespace sentry

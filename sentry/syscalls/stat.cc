@@ -1,0 +1,234 @@
+// stat and its forms, access, readlink, statfs (Linux: fs/stat.c, fs/open.c, fs/statfs.c).
+#include <linux/securebits.h>
+#include <linux/stat.h>
+#include <sys/stat.h>
+
+#include <cstring>
+
+#include "sentry/syscalls/file_util.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::UserPtr;
+
+struct stat ToStat(const UserNamespace& ns, const InodeAttr& attr) {
+  struct stat st;
+  memset(&st, 0, sizeof(st));
+  st.st_dev = attr.dev;
+  st.st_ino = attr.ino;
+  st.st_nlink = attr.nlink;
+  st.st_mode = attr.mode;
+  st.st_uid = ns.MapUidOut(attr.uid);
+  st.st_gid = ns.MapGidOut(attr.gid);
+  st.st_rdev = attr.rdev;
+  st.st_size = static_cast<off_t>(attr.size);
+  st.st_blksize = attr.blksize;
+  st.st_blocks = static_cast<blkcnt_t>(attr.blocks);
+  st.st_atim = attr.atime;
+  st.st_mtim = attr.mtime;
+  st.st_ctim = attr.ctime;
+  return st;
+}
+
+Result<uint64_t> CopyOutStat(Task& t, uint64_t addr, const InodeAttr& attr) {
+  TRY(UserPtr<struct stat>(addr).CopyOut(t.memory(), ToStat(t.user_ns(), attr)));
+  return uint64_t{0};
+}
+
+Result<uint64_t> StatPath(Task& t, int dirfd, uint64_t path, uint64_t out, WalkFlags flags) {
+  const Path found = TRY(WalkArg(t, dirfd, path, flags));
+  return CopyOutStat(t, out, TRY(VfsOf(t).GetAttr(found)));
+}
+
+Result<uint64_t> StatFd(Task& t, int fd, uint64_t out) {
+  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  return CopyOutStat(t, out, TRY(file->GetAttr()));
+}
+
+// For AT_EMPTY_PATH: true if the path is the empty string, or NULL as Linux 6.11 allows.
+Result<bool> IsEmptyPath(Task& t, uint64_t addr) {
+  if (addr == 0) return true;
+  char first;
+  TRY(t.memory().Read(addr, std::as_writable_bytes(std::span(&first, 1))));
+  return first == '\0';
+}
+
+statx_timestamp ToStatx(const timespec& ts) {
+  statx_timestamp out = {};
+  out.tv_sec = ts.tv_sec;
+  out.tv_nsec = static_cast<uint32_t>(ts.tv_nsec);
+  return out;
+}
+
+Result<uint64_t> CopyOutStatx(Task& t, uint64_t addr, const InodeAttr& attr, const Path& path) {
+  struct statx st;
+  memset(&st, 0, sizeof(st));
+  st.stx_mask = STATX_BASIC_STATS;
+  st.stx_blksize = attr.blksize;
+  st.stx_nlink = attr.nlink;
+  st.stx_uid = t.user_ns().MapUidOut(attr.uid);
+  st.stx_gid = t.user_ns().MapGidOut(attr.gid);
+  st.stx_mode = static_cast<uint16_t>(attr.mode);
+  st.stx_ino = attr.ino;
+  st.stx_size = attr.size;
+  st.stx_blocks = attr.blocks;
+  st.stx_atime = ToStatx(attr.atime);
+  st.stx_ctime = ToStatx(attr.ctime);
+  st.stx_mtime = ToStatx(attr.mtime);
+  if (attr.btime.tv_sec != 0) {
+    st.stx_btime = ToStatx(attr.btime);
+    st.stx_mask |= STATX_BTIME;
+  }
+  st.stx_rdev_major = major(attr.rdev);
+  st.stx_rdev_minor = minor(attr.rdev);
+  st.stx_dev_major = major(attr.dev);
+  st.stx_dev_minor = minor(attr.dev);
+  if (path.mount) {
+    st.stx_mnt_id = static_cast<uint64_t>(path.mount->id());
+    st.stx_mask |= STATX_MNT_ID;
+    st.stx_attributes_mask |= STATX_ATTR_MOUNT_ROOT;
+    if (path.dentry == path.mount->root()) st.stx_attributes |= STATX_ATTR_MOUNT_ROOT;
+  }
+  TRY(t.memory().Write(addr, std::as_bytes(std::span(&st, 1))));
+  return uint64_t{0};
+}
+
+// access(2) looks with the real ids and with what capabilities they would give (Linux:
+// access_override_creds). Null: the task's own will do.
+base::Ref<Credentials> RealCredentials(const Credentials& creds) {
+  CapSet effective = creds.effective;
+  if ((creds.securebits & SECBIT_NO_SETUID_FIXUP) == 0) {
+    const bool root = creds.user_ns ? creds.user_ns->MapUidOut(creds.ruid) == 0 : creds.ruid == 0;
+    effective = root ? creds.permitted : 0;
+  }
+  if (creds.fsuid == creds.ruid && creds.fsgid == creds.rgid && effective == creds.effective) {
+    return nullptr;
+  }
+  base::Ref<Credentials> real = creds.Clone();
+  real->fsuid = creds.ruid;
+  real->fsgid = creds.rgid;
+  real->effective = effective;
+  return real;
+}
+
+Result<uint64_t> DoAccess(Task& t, int dirfd, uint64_t path, int mode, int flags) {
+  if ((mode & ~7) != 0) return Error(EINVAL);
+  if ((flags & ~(AT_EACCESS | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
+  base::Ref<Credentials> real;
+  if ((flags & AT_EACCESS) == 0) real = RealCredentials(t.creds());
+  const Credentials& creds = real ? *real : t.creds();
+  const Path found = TRY(WalkArg(t, dirfd, path, AtFlags(flags), &creds));
+  TRY(VfsOf(t).Access(creds, found, mode));
+  return uint64_t{0};
+}
+
+Result<uint64_t> DoReadlink(Task& t, int dirfd, uint64_t path_addr, uint64_t out, int size) {
+  if (size <= 0) return Error(EINVAL);
+  const std::string path = TRY(t.CopyInPath(path_addr));
+  const Path found =
+      TRY(WalkFrom(t, dirfd, path, {.follow_last = false, .allow_empty = true}));
+  if (path.empty() && !found.dentry->inode_ptr()->IsSymlink()) return Error(ENOENT);
+  const std::string target = TRY(VfsOf(t).ReadLink(t.creds(), found));
+  const size_t n = std::min(target.size(), static_cast<size_t>(size));
+  TRY(t.memory().Write(out, std::as_bytes(std::span(target.data(), n))));
+  return n;
+}
+
+Result<uint64_t> CopyOutStatfs(Task& t, uint64_t addr, const Path& path) {
+  TRY(UserPtr<struct statfs>(addr).CopyOut(t.memory(), TRY(VfsOf(t).StatFs(path))));
+  return uint64_t{0};
+}
+
+}  // namespace
+
+base::Result<uint64_t> SysStat(Task& t, const SyscallArgs& args) {
+  return StatPath(t, AT_FDCWD, args[0], args[1], {});
+}
+
+base::Result<uint64_t> SysLstat(Task& t, const SyscallArgs& args) {
+  return StatPath(t, AT_FDCWD, args[0], args[1], {.follow_last = false});
+}
+
+base::Result<uint64_t> SysFstat(Task& t, const SyscallArgs& args) {
+  return StatFd(t, args.Int(0), args[1]);
+}
+
+base::Result<uint64_t> SysNewfstatat(Task& t, const SyscallArgs& args) {
+  const int flags = args.Int(3);
+  if ((flags & ~(AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
+  if ((flags & AT_EMPTY_PATH) != 0 && args.Int(0) >= 0 && TRY(IsEmptyPath(t, args[1]))) {
+    return StatFd(t, args.Int(0), args[2]);
+  }
+  return StatPath(t, args.Int(0), args[1], args[2], AtFlags(flags));
+}
+
+base::Result<uint64_t> SysStatx(Task& t, const SyscallArgs& args) {
+  const int flags = args.Int(2);
+  constexpr int kValid =
+      AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE;
+  if ((args.Uint(3) & STATX__RESERVED) != 0) return Error(EINVAL);
+  if ((flags & ~kValid) != 0 || (flags & AT_STATX_SYNC_TYPE) == AT_STATX_SYNC_TYPE) {
+    return Error(EINVAL);
+  }
+  if ((flags & AT_EMPTY_PATH) != 0 && args.Int(0) >= 0 && TRY(IsEmptyPath(t, args[1]))) {
+    base::Ref<FileDescription> file = TRY(t.GetFile(args.Int(0)));
+    return CopyOutStatx(t, args[4], TRY(file->GetAttr()), file->path());
+  }
+  const Path found = TRY(WalkArg(t, args.Int(0), args[1], AtFlags(flags)));
+  return CopyOutStatx(t, args[4], TRY(VfsOf(t).GetAttr(found)), found);
+}
+
+base::Result<uint64_t> SysAccess(Task& t, const SyscallArgs& args) {
+  return DoAccess(t, AT_FDCWD, args[0], args.Int(1), 0);
+}
+
+base::Result<uint64_t> SysFaccessat(Task& t, const SyscallArgs& args) {
+  return DoAccess(t, args.Int(0), args[1], args.Int(2), 0);
+}
+
+base::Result<uint64_t> SysFaccessat2(Task& t, const SyscallArgs& args) {
+  return DoAccess(t, args.Int(0), args[1], args.Int(2), args.Int(3));
+}
+
+base::Result<uint64_t> SysReadlink(Task& t, const SyscallArgs& args) {
+  return DoReadlink(t, AT_FDCWD, args[0], args[1], args.Int(2));
+}
+
+base::Result<uint64_t> SysReadlinkat(Task& t, const SyscallArgs& args) {
+  return DoReadlink(t, args.Int(0), args[1], args[2], args.Int(3));
+}
+
+base::Result<uint64_t> SysStatfs(Task& t, const SyscallArgs& args) {
+  return CopyOutStatfs(t, args[1], TRY(WalkArg(t, AT_FDCWD, args[0], {})));
+}
+
+base::Result<uint64_t> SysFstatfs(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(t.GetFile(args.Int(0)));
+  if (!file->path()) return Error(EBADF);
+  return CopyOutStatfs(t, args[1], file->path());
+}
+
+base::Result<uint64_t> SysUstat(Task& t, const SyscallArgs& args) {
+  struct Ustat {
+    int32_t free_blocks;
+    uint64_t free_inodes;
+    char name[6], pack[6];
+  };
+  const dev_t dev = args.Uint(0);
+  for (const base::Ref<Mount>& mount : t.mount_namespace().Mounts()) {
+    if (mount->fs().dev() != dev) continue;
+    const struct statfs fs = TRY(VfsOf(t).StatFs(Path{mount, mount->root()}));
+    Ustat out;
+    memset(&out, 0, sizeof(out));
+    out.free_blocks = static_cast<int32_t>(fs.f_bfree);
+    out.free_inodes = fs.f_ffree;
+    TRY(t.memory().Write(args[1], std::as_bytes(std::span(&out, 1))));
+    return uint64_t{0};
+  }
+  return Error(EINVAL);
+}
+
+}  // namespace sentry

@@ -1,0 +1,95 @@
+// sync and its forms, readahead, fadvise, file handles (Linux: fs/sync.c, mm/fadvise.c, fs/fhandle.c).
+#include <fcntl.h>
+
+#include <set>
+
+#include "sentry/syscalls/file_util.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+
+Result<uint64_t> SyncFile(Task& t, int fd, bool data_only) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
+  TRY(file->Sync(data_only));
+  return uint64_t{0};
+}
+
+}  // namespace
+
+base::Result<uint64_t> SysFsync(Task& t, const SyscallArgs& args) {
+  return SyncFile(t, args.Int(0), /*data_only=*/false);
+}
+
+base::Result<uint64_t> SysFdatasync(Task& t, const SyscallArgs& args) {
+  return SyncFile(t, args.Int(0), /*data_only=*/true);
+}
+
+base::Result<uint64_t> SysSync(Task& t, const SyscallArgs&) {
+  std::set<Filesystem*> done;
+  for (const base::Ref<Mount>& mount : t.mount_namespace().Mounts()) {
+    if (done.insert(&mount->fs()).second) (void)mount->fs().Sync();  // sync(2) tells no errors
+  }
+  return uint64_t{0};
+}
+
+base::Result<uint64_t> SysSyncfs(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  if (!file->path()) return Error(EBADF);
+  TRY(file->path().mount->fs().Sync());
+  return uint64_t{0};
+}
+
+base::Result<uint64_t> SysSyncFileRange(Task& t, const SyscallArgs& args) {
+  constexpr uint32_t kFlags =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  int64_t end;
+  if ((args.Uint(3) & ~kFlags) != 0 || args.Long(1) < 0 || args.Long(2) < 0 ||
+      __builtin_add_overflow(args.Long(1), args.Long(2), &end)) {
+    return Error(EINVAL);
+  }
+  Inode* inode = file->inode();
+  if (inode == nullptr || !(inode->IsReg() || inode->IsDir() || inode->IsSymlink() ||
+                            S_ISBLK(inode->type()))) {
+    return Error(ESPIPE);
+  }
+  if (args.Uint(3) != 0) TRY(file->Sync(/*data_only=*/true));
+  return uint64_t{0};
+}
+
+// Pages come from the host's page cache, which reads ahead itself.
+base::Result<uint64_t> SysReadahead(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  if (!file->readable()) return Error(EBADF);
+  Inode* inode = file->inode();
+  if (inode == nullptr || !(inode->IsReg() || S_ISBLK(inode->type()))) return Error(EINVAL);
+  return uint64_t{0};
+}
+
+base::Result<uint64_t> SysFadvise64(Task& t, const SyscallArgs& args) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  Inode* inode = file->inode();
+  if (inode != nullptr && S_ISFIFO(inode->type())) return Error(ESPIPE);
+  if (args.Long(2) < 0) return Error(EINVAL);
+  if (args.Uint(3) > POSIX_FADV_NOREUSE) return Error(EINVAL);
+  return uint64_t{0};
+}
+
+// As a filesystem that cannot export handles answers.
+base::Result<uint64_t> SysNameToHandleAt(Task& t, const SyscallArgs& args) {
+  const int flags = args.Int(4);
+  if ((flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
+  TRY(WalkArg(t, args.Int(0), args[1],
+              {.follow_last = (flags & AT_SYMLINK_FOLLOW) != 0,
+               .allow_empty = (flags & AT_EMPTY_PATH) != 0}));
+  return Error(EOPNOTSUPP);
+}
+
+base::Result<uint64_t> SysOpenByHandleAt(Task& t, const SyscallArgs&) {
+  return Error(t.HasCap(CAP_DAC_READ_SEARCH) ? ESTALE : EPERM);
+}
+
+}  // namespace sentry
