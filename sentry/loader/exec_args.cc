@@ -41,8 +41,8 @@ base::Status ExecArgs::CopyIn(base::UserMemory& memory, uint64_t argv_addr, uint
   const std::vector<uint64_t> arg_pointers = TRY(CopyInPointers(memory, argv_addr, room));
   room -= std::min<uint64_t>(room, std::max<size_t>(arg_pointers.size(), 1));
   const std::vector<uint64_t> env_pointers = TRY(CopyInPointers(memory, envp_addr, room));
-  uint64_t budget = limit_ - (std::max<size_t>(arg_pointers.size(), 1) + env_pointers.size()) *
-                                 sizeof(uint64_t);
+  uint64_t budget =
+      limit_ - (std::max<size_t>(arg_pointers.size(), 1) + env_pointers.size()) * sizeof(uint64_t);
   for (auto [pointers, strings] : {std::pair(&env_pointers, &envp), {&arg_pointers, &argv}}) {
     strings->clear();
     strings->reserve(pointers->size());

@@ -22,7 +22,7 @@ constexpr uint64_t kPieBase = kTaskSize / 3 * 2;          // ELF_ET_DYN_BASE
 constexpr uint64_t kMmapRandomPages = uint64_t{1} << 28;  // vm.mmap_rnd_bits
 constexpr uint64_t kStackRandomPages = 0x3fffff;
 constexpr uint64_t kBrkRandom = uint64_t{1} << 30;
-constexpr uint64_t kStackExpand = 128 << 10;              // setup_arg_pages
+constexpr uint64_t kStackExpand = 128 << 10;  // setup_arg_pages
 // Host memory that a stack has from the start; below it grows by faults.
 constexpr uint64_t kStackReadyMax = 64 << 20;
 // An initial stack larger than this is written directly, not by orders.
@@ -82,7 +82,9 @@ int ProtOf(const Elf64_Phdr& segment) {
 
 base::Status Mapper::MapAnonymous(uint64_t start, uint64_t end, int prot) {
   if (start >= end) return base::Ok();
-  MmapArgs args{.addr = start, .length = end - start, .prot = prot,
+  MmapArgs args{.addr = start,
+                .length = end - start,
+                .prot = prot,
                 .flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED};
   TRY(mm_.Mmap(batch_, args));
   return base::Ok();
@@ -102,8 +104,11 @@ base::Status Mapper::MapSegment(const Elf64_Phdr& segment) {
   const uint64_t file_end = vaddr + segment.p_filesz;
   uint64_t zero_from = Down(vaddr);
   if (segment.p_filesz != 0) {
-    MmapArgs args{.addr = Down(vaddr), .length = segment.p_filesz + in_page, .prot = prot,
-                  .flags = MAP_PRIVATE | MAP_FIXED, .file = file_,
+    MmapArgs args{.addr = Down(vaddr),
+                  .length = segment.p_filesz + in_page,
+                  .prot = prot,
+                  .flags = MAP_PRIVATE | MAP_FIXED,
+                  .file = file_,
                   .offset = segment.p_offset - in_page};
     if (args.offset % kPage != 0) return base::Error(EINVAL);
     TRY(mm_.Mmap(batch_, args));
@@ -137,7 +142,8 @@ base::Status Mapper::Map(uint64_t bias, bool check) {
     first = false;
     TRY(MapSegment(segment));
     const Elf64_Ehdr& header = elf_.header;
-    if (segment.p_offset <= header.e_phoff && header.e_phoff - segment.p_offset < segment.p_filesz) {
+    if (segment.p_offset <= header.e_phoff &&
+        header.e_phoff - segment.p_offset < segment.p_filesz) {
       headers_vaddr_ = header.e_phoff - segment.p_offset + segment.p_vaddr;
     }
     const uint64_t file_end = vaddr + segment.p_filesz;

@@ -61,12 +61,12 @@ base::Result<Executable> OpenExecutable(Vfs& vfs, const WalkContext& ctx, std::s
 
 // What PrepareExec has found out.
 struct ExecImage {
-  Executable file;          // the ELF file: for a script, its interpreter
-  Executable interpreter;   // of PT_INTERP, or none
-  InodeAttr attr;           // of `file`: set-user-ID and set-group-ID bits, owner
+  Executable file;                      // the ELF file: for a script, its interpreter
+  Executable interpreter;               // of PT_INTERP, or none
+  InodeAttr attr;                       // of `file`: set-user-ID and set-group-ID bits, owner
   std::vector<std::string> argv, envp;  // as the program gets them
-  std::string filename;     // AT_EXECFN and comm: the path that was asked for
-  std::string comm;         // at most 15 bytes
+  std::string filename;                 // AT_EXECFN and comm: the path that was asked for
+  std::string comm;                     // at most 15 bytes
   struct Elf;
   std::shared_ptr<const Elf> elf;  // checked headers
 };
@@ -90,8 +90,8 @@ struct LoadArgs {
   ExecImage& image;
   ExecIdentity identity;
   uint32_t personality = 0;
-  MemoryManager& mm;        // fresh
-  OrderRunner& runner;      // of the new main context: RunOrders is called, once or twice
+  MemoryManager& mm;    // fresh
+  OrderRunner& runner;  // of the new main context: RunOrders is called, once or twice
 };
 
 // Registers of the new program; all others are zero.

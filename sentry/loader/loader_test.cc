@@ -43,8 +43,14 @@ struct ElfBuilder {
     Load(0x1000, 0x401000, 0x100, 0x3000, PF_R | PF_W);
   }
   void Load(uint64_t offset, uint64_t vaddr, uint64_t filesz, uint64_t memsz, uint32_t flags) {
-    segments.push_back({.p_type = PT_LOAD, .p_flags = flags, .p_offset = offset, .p_vaddr = vaddr,
-                        .p_paddr = vaddr, .p_filesz = filesz, .p_memsz = memsz, .p_align = 4096});
+    segments.push_back({.p_type = PT_LOAD,
+                        .p_flags = flags,
+                        .p_offset = offset,
+                        .p_vaddr = vaddr,
+                        .p_paddr = vaddr,
+                        .p_filesz = filesz,
+                        .p_memsz = memsz,
+                        .p_align = 4096});
   }
   std::string Build() {
     header.e_phnum = segments.size();
@@ -106,8 +112,7 @@ TEST_F(LoaderTest, Scripts) {
   };
   using V = std::vector<std::string>;
   EXPECT_EQ(args_of("#!/bin/p\n", {"x", "y"}), (V{"/bin/p", "/bin/s", "y"}));
-  EXPECT_EQ(args_of("#! \t/bin/p  -a b\tc \t\nrest", {"x"}),
-            (V{"/bin/p", "-a b\tc", "/bin/s"}));
+  EXPECT_EQ(args_of("#! \t/bin/p  -a b\tc \t\nrest", {"x"}), (V{"/bin/p", "-a b\tc", "/bin/s"}));
   EXPECT_EQ(args_of("#!/bin/p", {}), (V{"/bin/p", "/bin/s"}));
   EXPECT_EQ(args_of("#!/bin/p " + std::string(300, 'q'), {"x"}),
             (V{"/bin/p", std::string(246, 'q'), "/bin/s"}));
@@ -172,15 +177,16 @@ TEST_F(LoaderTest, HeaderChecks) {
 TEST_F(LoaderTest, Interpreters) {
   auto with_interpreter = [&](std::string name) {
     ElfBuilder elf;
-    elf.segments.push_back(
-        {.p_type = PT_INTERP, .p_offset = 0x1800, .p_filesz = name.size() + 1});
+    elf.segments.push_back({.p_type = PT_INTERP, .p_offset = 0x1800, .p_filesz = name.size() + 1});
     std::string content = elf.Build();
     memcpy(content.data() + 0x1800, name.c_str(), name.size() + 1);
     return LoadError(content);
   };
   EXPECT_EQ(with_interpreter("/lib64/missing"), ENOENT);
   EXPECT_EQ(with_interpreter("/lib64"), EACCES);
-  world_.Add("/lib64/short", "\x7f" "ELF");
+  world_.Add("/lib64/short",
+             "\x7f"
+             "ELF");
   EXPECT_EQ(with_interpreter("/lib64/short"), EIO);
   world_.Add("/lib64/text", std::string(1000, 'x'));
   EXPECT_EQ(with_interpreter("/lib64/text"), ELIBBAD);
@@ -239,10 +245,10 @@ TEST_F(LoaderTest, InitialStack) {
   auto big = world_.Prepare("/bin/p", std::vector<std::string>(100, std::string(1000, 'x')));
   auto loaded_big = world_.Load(*big);
   ASSERT_TRUE(loaded_big.result.ok());
-  EXPECT_EQ(*loaded_big.as->ReadString(
-                *base::UserPtr<uint64_t>(loaded_big.result->rsp + 8 * 100).CopyIn(*loaded_big.as),
-                4096),
-            std::string(1000, 'x'));
+  EXPECT_EQ(
+      *loaded_big.as->ReadString(
+          *base::UserPtr<uint64_t>(loaded_big.result->rsp + 8 * 100).CopyIn(*loaded_big.as), 4096),
+      std::string(1000, 'x'));
 }
 
 TEST_F(LoaderTest, DamagedFiles) {
@@ -288,7 +294,9 @@ std::string RunOnHost(LoaderWorld& world, const std::string& path, std::vector<s
       }
     }
     asm volatile("mov %0, %%rsp\n xor %%edx, %%edx\n xor %%ebp, %%ebp\n jmp *%1"
-                 : : "r"(loaded.result->rsp), "r"(loaded.result->rip) : "memory", "rdx");
+                 :
+                 : "r"(loaded.result->rsp), "r"(loaded.result->rip)
+                 : "memory", "rdx");
     __builtin_unreachable();
   }
   close(out[1]);

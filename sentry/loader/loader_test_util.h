@@ -55,8 +55,8 @@ class LoaderWorld {
     loaded.as = new test::FakeAddressSpace(0x10000, max, vdso);
     loaded.mm = MemoryManager::NewOn(std::unique_ptr<platform::AddressSpace>(loaded.as));
     loaded.runner = std::make_unique<test::FakeRunner>(loaded.as);
-    loaded.result = LoadExec({.image = image, .personality = personality, .mm = *loaded.mm,
-                              .runner = *loaded.runner});
+    loaded.result = LoadExec(
+        {.image = image, .personality = personality, .mm = *loaded.mm, .runner = *loaded.runner});
     return loaded;
   }
 

@@ -11,7 +11,7 @@ namespace sentry {
 
 namespace {
 
-constexpr uint64_t kPageFault = 14;                       // x86 exception number
+constexpr uint64_t kPageFault = 14;  // x86 exception number
 constexpr uint64_t kErrorWrite = 1 << 1, kErrorFetch = 1 << 4;
 // Host memory made ready below a stack when it grows, so that a deep recursion asks seldom.
 constexpr uint64_t kGrowChunk = 128 << 10;
@@ -51,8 +51,10 @@ bool MemoryManager::Impl::GrowDown(OrderRunner& runner, uint64_t addr) {
     low = std::max({low, floor, vma.end - std::min(PageDown(stack_limit), vma.end)});
     low = std::min(low, page);
     Orders orders;
-    orders.emplace_back(platform::order::Mmap{.addr = low, .length = vma.host_start - low,
-                                              .prot = vma.prot, .shared = false,
+    orders.emplace_back(platform::order::Mmap{.addr = low,
+                                              .length = vma.host_start - low,
+                                              .prot = vma.prot,
+                                              .shared = false,
                                               .noreserve = true});
     if (!runner.RunOrders(std::move(orders)).ok()) return false;
     vma.host_start = low;

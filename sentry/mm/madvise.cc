@@ -69,23 +69,35 @@ Kind KindOf(int advice) {
 base::Result<uint32_t> NewFlags(const Vma& vma, int advice) {
   const uint32_t flags = vma.flags;
   switch (advice) {
-    case MADV_NORMAL: return flags & ~(kVmaRandRead | kVmaSeqRead);
-    case MADV_RANDOM: return (flags & ~kVmaSeqRead) | kVmaRandRead;
-    case MADV_SEQUENTIAL: return (flags & ~kVmaRandRead) | kVmaSeqRead;
-    case MADV_DONTFORK: return flags | kVmaDontFork;
-    case MADV_DOFORK: return flags & ~kVmaDontFork;
+    case MADV_NORMAL:
+      return flags & ~(kVmaRandRead | kVmaSeqRead);
+    case MADV_RANDOM:
+      return (flags & ~kVmaSeqRead) | kVmaRandRead;
+    case MADV_SEQUENTIAL:
+      return (flags & ~kVmaRandRead) | kVmaSeqRead;
+    case MADV_DONTFORK:
+      return flags | kVmaDontFork;
+    case MADV_DOFORK:
+      return flags & ~kVmaDontFork;
     case MADV_WIPEONFORK:
       if (vma.file || vma.shared) return base::Error(EINVAL);
       return flags | kVmaWipeOnFork;
-    case MADV_KEEPONFORK: return flags & ~kVmaWipeOnFork;
-    case MADV_DONTDUMP: return flags | kVmaDontDump;
-    case MADV_DODUMP: return flags & ~kVmaDontDump;
-    case MADV_HUGEPAGE: return (flags & ~kVmaNoHugePage) | kVmaHugePage;
-    case MADV_NOHUGEPAGE: return (flags & ~kVmaHugePage) | kVmaNoHugePage;
+    case MADV_KEEPONFORK:
+      return flags & ~kVmaWipeOnFork;
+    case MADV_DONTDUMP:
+      return flags | kVmaDontDump;
+    case MADV_DODUMP:
+      return flags & ~kVmaDontDump;
+    case MADV_HUGEPAGE:
+      return (flags & ~kVmaNoHugePage) | kVmaHugePage;
+    case MADV_NOHUGEPAGE:
+      return (flags & ~kVmaHugePage) | kVmaNoHugePage;
     case MADV_MERGEABLE:
       return vma.shared ? flags : flags | kVmaMergeable;
-    case MADV_UNMERGEABLE: return flags & ~kVmaMergeable;
-    default: return flags;
+    case MADV_UNMERGEABLE:
+      return flags & ~kVmaMergeable;
+    default:
+      return flags;
   }
 }
 

@@ -134,13 +134,14 @@ base::Status MemoryManager::Impl::Commit(OrderRunner& runner, Orders orders, Und
   ++changes;
   if (orders.empty()) return base::Ok();
   if (runner.CanQueue()) {
-    runner.QueueOrders(std::move(orders), [mm = base::Ref<MemoryManager>(self),
-                                           undo = std::move(undo)](int error) mutable -> int64_t {
-      Impl& impl = *mm->impl_;
-      fiber::MutexLock lock(&impl.mutex);
-      impl.TakeBack(undo);
-      return undo.result.value_or(-error);
-    });
+    runner.QueueOrders(std::move(orders),
+                       [mm = base::Ref<MemoryManager>(self),
+                        undo = std::move(undo)](int error) mutable -> int64_t {
+                         Impl& impl = *mm->impl_;
+                         fiber::MutexLock lock(&impl.mutex);
+                         impl.TakeBack(undo);
+                         return undo.result.value_or(-error);
+                       });
     return base::Ok();
   }
   auto done = runner.RunOrders(std::move(orders));
@@ -150,8 +151,8 @@ base::Status MemoryManager::Impl::Commit(OrderRunner& runner, Orders orders, Und
 }
 
 void MemoryManager::Impl::AddMapOrder(Orders& orders, const Vma& vma) {
-  platform::order::Mmap map{.addr = vma.start, .length = vma.size(), .prot = vma.prot,
-                            .shared = vma.shared};
+  platform::order::Mmap map{
+      .addr = vma.start, .length = vma.size(), .prot = vma.prot, .shared = vma.shared};
   map.noreserve = (vma.flags & kVmaNoReserve) != 0;
   map.file = vma.host.file;
   map.offset = vma.host.offset;

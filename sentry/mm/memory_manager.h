@@ -38,10 +38,10 @@ class OrderRunner {
 // One mapping. [start, end) page-aligned.
 struct Vma {
   uint64_t start = 0, end = 0;
-  int prot = 0;          // PROT_*
+  int prot = 0;  // PROT_*
   int max_prot = 7;
-  bool shared = false;   // MAP_SHARED
-  uint32_t flags = 0;    // kVma* bits below
+  bool shared = false;              // MAP_SHARED
+  uint32_t flags = 0;               // kVma* bits below
   base::Ref<FileDescription> file;  // null: anonymous
   uint64_t offset = 0;              // of `start` in the file
   HostMapping host;                 // what the stub maps; shared anonymous memory has a memory file
@@ -50,7 +50,7 @@ struct Vma {
   std::string name;
   // A mapping that grows down has host memory ready from here on, at or below `start`.
   uint64_t host_start = 0;
-  uint64_t shm_id = 0;              // of a shared anonymous object: its inode number in maps
+  uint64_t shm_id = 0;  // of a shared anonymous object: its inode number in maps
 
   uint64_t size() const { return end - start; }
 };
@@ -66,7 +66,7 @@ struct MmapArgs {
   int flags = 0;                    // MAP_*
   base::Ref<FileDescription> file;  // null with MAP_ANONYMOUS
   uint64_t offset = 0;
-  bool read_implies_exec = false;   // personality(2)
+  bool read_implies_exec = false;  // personality(2)
 };
 
 // What a fault turned out to be.
@@ -84,7 +84,8 @@ struct MmLayout {
 };
 
 struct MmStats {
-  uint64_t total_vm = 0, shared_vm = 0, exec_vm = 0, stack_vm = 0, data_vm = 0, locked_vm = 0;  // bytes
+  uint64_t total_vm = 0, shared_vm = 0, exec_vm = 0, stack_vm = 0, data_vm = 0,
+           locked_vm = 0;  // bytes
   uint64_t peak_vm = 0;
 };
 
@@ -178,7 +179,8 @@ class MemoryManager : public base::RefCounted {
   uint64_t StackTop() const;
   // The main stack's mapping [low, top), with host memory down to `host_low`, where it may grow to
   // without asking; `top` as from StackTop less the randomisation.
-  base::Status MapStack(OrderRunner& runner, uint64_t low, uint64_t top, uint64_t host_low, int prot);
+  base::Status MapStack(OrderRunner& runner, uint64_t low, uint64_t top, uint64_t host_low,
+                        int prot);
   // Where an mmap of `length` bytes without a hint would go, to an address that is a multiple of
   // `align` (a power of two, at least a page). ENOMEM.
   base::Result<uint64_t> FindUnmapped(uint64_t length, uint64_t align);

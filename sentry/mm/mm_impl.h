@@ -47,7 +47,7 @@ struct MemoryManager::Impl {
   mutable fiber::Mutex mutex;
   VmaSet vmas ABSL_GUARDED_BY(mutex);
   Orders pending ABSL_GUARDED_BY(mutex);
-  uint64_t mmap_base ABSL_GUARDED_BY(mutex) = 0;   // mappings go below it
+  uint64_t mmap_base ABSL_GUARDED_BY(mutex) = 0;    // mappings go below it
   uint64_t legacy_base ABSL_GUARDED_BY(mutex) = 0;  // bottom-up layout starts here
   bool bottom_up ABSL_GUARDED_BY(mutex) = false;
   bool randomize ABSL_GUARDED_BY(mutex) = true;

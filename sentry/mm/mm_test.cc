@@ -36,8 +36,12 @@ class MmTest : public testing::Test {
   }
   base::Result<uint64_t> Map(uint64_t addr, uint64_t length, int prot = kRw, int flags = kAnon,
                              base::Ref<FileDescription> file = nullptr, uint64_t offset = 0) {
-    return mm_->Mmap(runner_, {.addr = addr, .length = length, .prot = prot, .flags = flags,
-                               .file = std::move(file), .offset = offset});
+    return mm_->Mmap(runner_, {.addr = addr,
+                               .length = length,
+                               .prot = prot,
+                               .flags = flags,
+                               .file = std::move(file),
+                               .offset = offset});
   }
   int MapError(uint64_t addr, uint64_t length, int prot, int flags,
                base::Ref<FileDescription> file = nullptr, uint64_t offset = 0) {
@@ -236,8 +240,9 @@ TEST_F(MmTest, MappingOverReadyStackMemory) {
   ASSERT_TRUE(mm_->MapStack(runner_, top - 10 * kPg, top, top - 100 * kPg, kRw).ok());
   ASSERT_TRUE(Map(top - 50 * kPg, kPg, PROT_READ, kAnon | MAP_FIXED).ok());
   CheckModel();
-  EXPECT_TRUE(mm_->Mprotect(runner_, top - kPg, kPg, PROT_READ | PROT_WRITE | PROT_EXEC |
-                                                         PROT_GROWSDOWN).ok());
+  EXPECT_TRUE(
+      mm_->Mprotect(runner_, top - kPg, kPg, PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN)
+          .ok());
   CheckModel();
   EXPECT_TRUE(mm_->Munmap(runner_, top - 10 * kPg, 5 * kPg).ok());
   CheckModel();
@@ -432,8 +437,8 @@ TEST_P(HostComparison, RandomCalls) {
         what = "mremap";
         theirs = host(mremap(at, length, new_length, MREMAP_MAYMOVE | MREMAP_FIXED,
                              reinterpret_cast<void*>(to)));
-        ours = value(mm_->Mremap(runner_, addr, length, new_length,
-                                 MREMAP_MAYMOVE | MREMAP_FIXED, to));
+        ours = value(
+            mm_->Mremap(runner_, addr, length, new_length, MREMAP_MAYMOVE | MREMAP_FIXED, to));
         break;
       }
       case 7: {
@@ -444,9 +449,9 @@ TEST_P(HostComparison, RandomCalls) {
         break;
       }
       case 8: {
-        const int advices[] = {MADV_DONTFORK,  MADV_DOFORK,   MADV_WIPEONFORK, MADV_KEEPONFORK,
-                               MADV_DONTDUMP,  MADV_DODUMP,   MADV_DONTNEED,   MADV_NORMAL,
-                               MADV_SEQUENTIAL, MADV_FREE,    MADV_WILLNEED};
+        const int advices[] = {MADV_DONTFORK,   MADV_DOFORK, MADV_WIPEONFORK, MADV_KEEPONFORK,
+                               MADV_DONTDUMP,   MADV_DODUMP, MADV_DONTNEED,   MADV_NORMAL,
+                               MADV_SEQUENTIAL, MADV_FREE,   MADV_WILLNEED};
         const int advice = advices[rnd(std::size(advices))];
         what = "madvise " + std::to_string(advice);
         theirs = host(madvise(at, length, advice));
@@ -457,8 +462,8 @@ TEST_P(HostComparison, RandomCalls) {
     runner_.Flush();
     ASSERT_EQ(ours, theirs) << what << " step " << step << std::hex << " addr " << addr
                             << " length " << length << " prot " << prot;
-    ASSERT_EQ(OurMaps(lo, hi), HostMaps(lo, hi)) << what << " step " << step << std::hex
-                                                 << " addr " << addr << " length " << length;
+    ASSERT_EQ(OurMaps(lo, hi), HostMaps(lo, hi))
+        << what << " step " << step << std::hex << " addr " << addr << " length " << length;
     CheckModel();
     if (HasFatalFailure()) return;
   }

@@ -281,8 +281,11 @@ base::Status MemoryManager::MapStack(OrderRunner& runner, uint64_t low, uint64_t
   vma.flags = kVmaGrowsDown | kVmaAccount;
   if (!impl.MayExpand(runner, prot, false, vma.flags, vma.size())) return base::Error(ENOMEM);
   Orders orders;
-  orders.emplace_back(platform::order::Mmap{.addr = host_low, .length = top - host_low,
-                                            .prot = prot, .shared = false, .noreserve = true});
+  orders.emplace_back(platform::order::Mmap{.addr = host_low,
+                                            .length = top - host_low,
+                                            .prot = prot,
+                                            .shared = false,
+                                            .noreserve = true});
   impl.vmas.Insert(std::move(vma));
   Undo undo;
   undo.Add(low, top, {});

@@ -171,8 +171,7 @@ void MemoryManager::MunlockAll() {
   Impl& impl = *impl_;
   fiber::MutexLock lock(&impl.mutex);
   impl.default_flags = 0;
-  impl.vmas.Update(0, UINT64_MAX,
-                   [](Vma& vma) { vma.flags &= ~(kVmaLocked | kVmaLockOnFault); });
+  impl.vmas.Update(0, UINT64_MAX, [](Vma& vma) { vma.flags &= ~(kVmaLocked | kVmaLockOnFault); });
 }
 
 }  // namespace sentry

@@ -71,21 +71,20 @@ base::Result<uint64_t> MemoryManager::Mremap(OrderRunner& runner, uint64_t old_a
       return base::Error(ENOMEM);
     }
   }
-  if (old_length > found->end - old_addr && !(moves && old_length > new_length &&
-                                              new_length <= found->end - old_addr)) {
+  if (old_length > found->end - old_addr &&
+      !(moves && old_length > new_length && new_length <= found->end - old_addr)) {
     return base::Error(EFAULT);
   }
   const uint64_t grow = new_length > old_length ? new_length - old_length : 0;
   if (grow > 0) {
-    if (old_length != 0 && found->file && found->offset + (old_addr - found->start) + new_length <
-                                              found->offset) {
+    if (old_length != 0 && found->file &&
+        found->offset + (old_addr - found->start) + new_length < found->offset) {
       return base::Error(EINVAL);
     }
     if ((found->flags & kVmaLocked) && !impl.MayLock(runner, grow)) return base::Error(EAGAIN);
   }
   const uint64_t added = (flags & MREMAP_DONTUNMAP) ? new_length : grow;
-  if (added > 0 &&
-      !impl.MayExpand(runner, found->prot, found->shared, found->flags, added)) {
+  if (added > 0 && !impl.MayExpand(runner, found->prot, found->shared, found->flags, added)) {
     return base::Error(ENOMEM);
   }
 

@@ -46,8 +46,12 @@ Result<uint64_t> DoMprotect(Task& t, uint64_t addr, uint64_t length, uint64_t pr
 }  // namespace
 
 Result<uint64_t> SysMmap(Task& t, const SyscallArgs& args) {
-  MmapArgs mmap{.addr = args[0], .length = args[1], .prot = args.Int(2), .flags = args.Int(3),
-                .offset = args[5], .read_implies_exec = ReadImpliesExec(t)};
+  MmapArgs mmap{.addr = args[0],
+                .length = args[1],
+                .prot = args.Int(2),
+                .flags = args.Int(3),
+                .offset = args[5],
+                .read_implies_exec = ReadImpliesExec(t)};
   if (mmap.offset % kPage != 0) return Error(EINVAL);
   if (!(mmap.flags & MAP_ANONYMOUS)) {
     mmap.file = TRY(t.GetFile(args.Int(4)));
@@ -100,8 +104,8 @@ Result<uint64_t> SysProcessMadvise(Task& t, const SyscallArgs& args) {
   const base::Ref<FileDescription> file = TRY(t.GetFile(args.Int(0)));
   const base::Ref<Pid> pid = PidOfFile(*file);
   if (!pid) return Error(EBADF);
-  const base::Ref<Task> target = t.kernel().FindTask(t.pid_namespace(),
-                                                     pid->NumberIn(t.pid_namespace()));
+  const base::Ref<Task> target =
+      t.kernel().FindTask(t.pid_namespace(), pid->NumberIn(t.pid_namespace()));
   if (!target) return Error(ESRCH);
   const base::Ref<MemoryManager> mm = target->mm_ref();
   if (!mm) return Error(ESRCH);

@@ -24,7 +24,7 @@ constexpr int kModePreferredMany = 5;  // MPOL_PREFERRED_MANY
 constexpr int kNumaBalancing = 1 << 13;
 constexpr int kStatic = 1 << 15, kRelative = 1 << 14;
 constexpr int kModeFlags = kNumaBalancing | kStatic | kRelative;
-constexpr uint64_t kNodeBit = 1;       // node 0, the only one
+constexpr uint64_t kNodeBit = 1;  // node 0, the only one
 
 // A node mask of the guest (Linux: get_nodes): which of our nodes are in it, and whether any is.
 struct Nodes {
