@@ -35,8 +35,11 @@ void Client::Submit(Request request, Callback callback) {
 bool Client::FlushLocked() {
   while (!queue_.empty()) {
     const std::string& packet = queue_.front();
-    const ssize_t n =
-        send(connection_.get(), packet.data(), packet.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    iovec iov = {const_cast<char*>(packet.data()), packet.size()};
+    msghdr msg = {};  // sendmsg, and not send: the sentry's filter has the one
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    const ssize_t n = sendmsg(connection_.get(), &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0) {
       if (errno == EINTR) continue;
       // The socket is full of packets that the gofer will answer: the queue goes on when a reply

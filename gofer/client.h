@@ -85,7 +85,7 @@ Request MakeAttach(uint32_t mount);
 Request MakeWalk(Handle handle, const std::vector<std::string_view>& names, uint32_t flags,
                  uint32_t open_flags);
 Request MakeStatAt(Handle parent, std::string_view name);
-// kGetAttr, kReadlink, kStatFs, kFsync.
+// kGetAttr, kReadlink, kStatFs, kFsync, kSyncFs.
 Request MakeOn(Op op, Handle handle);
 Request MakeSetAttr(const SetAttrRequest& change);
 Request MakeOpen(Handle handle, uint32_t flags);

@@ -71,6 +71,7 @@ void FileRules(const FilterFds& fds, std::vector<Rule>* rules) {
   add(SYS_utimensat, {NotCwd(0), Masked(3, 0xffffffff, AT_EMPTY_PATH)});  // times of a handle
   add(SYS_ftruncate, {});                                  // size
   add(SYS_fsync, {});                                      // fsync
+  add(SYS_syncfs, {});                                     // sync
   add(SYS_getxattr, {});     // extended attributes of a handle: through the working directory,
   add(SYS_setxattr, {});     // which is /proc/self/fd, as there are no calls on descriptors of O_PATH
   add(SYS_listxattr, {});

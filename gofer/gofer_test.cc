@@ -296,6 +296,7 @@ TEST_P(GoferTest, StatFsFsyncStatAt) {
   ASSERT_TRUE(fs.ok());
   EXPECT_GT(fs->bsize, 0u);
   EXPECT_TRUE(ParseEmpty(Call(MakeOn(Op::kFsync, root_))).ok());
+  EXPECT_TRUE(ParseEmpty(Call(MakeOn(Op::kSyncFs, root_))).ok());
   EXPECT_TRUE(ParseEmpty(Call(MakeOn(Op::kFsync, At({"file"})))).ok());
   auto attr = ParseAttr(Call(MakeStatAt(root_, "file")));
   ASSERT_TRUE(attr.ok());

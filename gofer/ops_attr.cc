@@ -170,14 +170,21 @@ base::Status DoRemoveXattr(Session& s, Reader in, ReplyBuilder) {
   return base::Ok();
 }
 
-base::Status DoFsync(Session& s, Reader in, ReplyBuilder) {
+namespace {
+
+base::Status Sync(Session& s, Reader in, int (*sync)(int)) {
   HandleRequest r;
   if (!in.Read(&r) || !in.empty()) return base::Error(EPROTO);
   const auto node = TRY(s.nodes.Get(r.handle));
   if (!node->IsDir() && !node->IsReg()) return base::Error(EINVAL);
   const base::UniqueFd fd = TRY(s.Reopen(*node, O_RDONLY));
-  if (fsync(fd.get()) != 0) return base::LastError();
+  if (sync(fd.get()) != 0) return base::LastError();
   return base::Ok();
 }
+
+}  // namespace
+
+base::Status DoFsync(Session& s, Reader in, ReplyBuilder) { return Sync(s, in, fsync); }
+base::Status DoSyncFs(Session& s, Reader in, ReplyBuilder) { return Sync(s, in, syncfs); }
 
 }  // namespace gofer

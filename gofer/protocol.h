@@ -54,7 +54,8 @@ enum class Op : uint16_t {
   kFsync,
   kConnect,
   kForget,
-  kMax = kForget,
+  kSyncFs,
+  kMax = kSyncFs,
 };
 
 struct RequestHeader {
@@ -164,7 +165,8 @@ struct StatAtRequest {
 struct AttrReply {
   Attr attr;
 };
-struct HandleRequest {  // kGetAttr, kReadlink, kStatFs, kFsync (directories and regular files)
+// kGetAttr, kReadlink, kStatFs, kFsync and kSyncFs (of directories and regular files).
+struct HandleRequest {
   Handle handle;
 };
 

@@ -92,6 +92,7 @@ base::Status DoSetXattr(Session& s, Reader in, ReplyBuilder out);
 base::Status DoListXattr(Session& s, Reader in, ReplyBuilder out);
 base::Status DoRemoveXattr(Session& s, Reader in, ReplyBuilder out);
 base::Status DoFsync(Session& s, Reader in, ReplyBuilder out);
+base::Status DoSyncFs(Session& s, Reader in, ReplyBuilder out);
 base::Status DoConnect(Session& s, Reader in, ReplyBuilder out);
 base::Status DoForget(Session& s, Reader in, ReplyBuilder out);
 

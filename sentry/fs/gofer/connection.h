@@ -1,0 +1,45 @@
+// The connection to the gofer for fibers. Internal to sentry/fs/gofer.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "gofer/client.h"
+#include "sentry/base/host_fd.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/fiber/fd_watch.h"
+
+namespace sentry {
+
+// Thread-safe.
+class GoferConnection : public base::RefCounted {
+ public:
+  static base::Result<base::Ref<GoferConnection>> Connect(base::UniqueFd socket,
+                                                          std::function<void()> on_broken);
+
+  // Sends the request and parks the fiber until the reply is there (blocks a thread that is no
+  // fiber). Not interruptible, as disk waits are not. EIO in the reply if the gofer has gone.
+  gofer::Reply Call(gofer::Request request);
+
+  // Gives a handle back, some time soon. Never parks.
+  void Forget(gofer::Handle handle);
+
+  uint32_t mounts() const { return hello_.mounts; }
+
+ private:
+  template <typename T, typename... Args>
+  friend base::Ref<T> base::MakeRef(Args&&...);
+  GoferConnection(base::UniqueFd socket, std::function<void()> on_broken);
+  ~GoferConnection() override;
+
+  gofer::Client client_;
+  fiber::FdWatch watch_;
+  gofer::HelloReply hello_ = {};
+  absl::Mutex mutex_;  // leaf
+  std::vector<gofer::Handle> forgotten_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace sentry

@@ -1,0 +1,179 @@
+// Directories: names, their changes, and listings.
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+
+#include <algorithm>
+
+#include "sentry/base/time.h"
+#include "sentry/fs/gofer/inode.h"
+
+namespace sentry {
+namespace {
+
+// A directory with more entries than this cannot be listed: the sentry's memory is bounded.
+constexpr size_t kMaxListing = 2'000'000;
+
+}  // namespace
+
+void GoferInode::NamesChanged() {
+  names_version_.fetch_add(1, std::memory_order_acq_rel);
+  MarkStale();
+}
+
+base::Result<base::Ref<Inode>> GoferInode::Lookup(std::string_view name) {
+  const std::string_view names[] = {name};
+  auto found = TRY(LookupMany(names));
+  if (found.empty() || !found[0]) return base::Error(ENOENT);
+  return std::move(found[0]);
+}
+
+base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
+    std::span<const std::string_view> names) {
+  if (!IsDir()) return base::Error(ENOTDIR);
+  const std::vector<std::string_view> list(
+      names.begin(), names.begin() + static_cast<ptrdiff_t>(
+                                         std::min<size_t>(names.size(), gofer::kMaxWalk)));
+  auto walk = gofer::ParseWalk(Call(gofer::MakeWalk(handle_, list, 0, 0)), list.size(), 0);
+  if (!walk.ok()) return walk.error();
+  std::vector<base::Ref<Inode>> result;
+  for (size_t i = 0; i < walk->nodes.size(); ++i) {
+    const bool last = i + 1 == walk->nodes.size();
+    result.push_back(gofer_fs().Obtain(walk->nodes[i], last ? std::move(walk->link) : ""));
+  }
+  if (walk->stop == ENOENT) {
+    result.push_back(nullptr);
+  } else if (walk->stop != 0 && result.empty()) {
+    return base::Error(walk->stop);
+  }
+  return result;
+}
+
+base::Result<base::Ref<Inode>> GoferInode::Made(base::Result<gofer::NodeResult> made,
+                                                std::string link) {
+  if (!made.ok()) return made.error();
+  NamesChanged();
+  base::Ref<GoferInode> inode = gofer_fs().Obtain(made->node, std::move(link));
+  if (made->fd.valid()) {
+    inode->AdoptFd(std::move(made->fd));
+    gofer_fs().EnterIdle(inode.get());
+  }
+  return base::Ref<Inode>(std::move(inode));
+}
+
+base::Result<base::Ref<Inode>> GoferInode::Create(std::string_view name, const NewInode& args) {
+  if (!IsDir()) return base::Error(ENOTDIR);
+  const bool regular = S_ISREG(args.mode);
+  const uint32_t mode = regular ? args.mode & 07777 : args.mode;
+  return Made(gofer::ParseNode(
+                  Call(gofer::MakeMake(regular ? gofer::Op::kCreate : gofer::Op::kMknod, handle_,
+                                       name, mode, args.uid, args.gid, regular ? O_RDWR : 0)),
+                  regular),
+              "");
+}
+
+base::Result<base::Ref<Inode>> GoferInode::Mkdir(std::string_view name, const NewInode& args) {
+  if (!IsDir()) return base::Error(ENOTDIR);
+  return Made(gofer::ParseNode(Call(gofer::MakeMake(gofer::Op::kMkdir, handle_, name,
+                                                    args.mode & 07777, args.uid, args.gid, 0)),
+                               false),
+              "");
+}
+
+base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::string_view target,
+                                                   const NewInode& args) {
+  if (!IsDir()) return base::Error(ENOTDIR);
+  if (target.size() > gofer::kMaxLink) return base::Error(ENAMETOOLONG);
+  return Made(
+      gofer::ParseNode(Call(gofer::MakeSymlink(handle_, name, target, args.uid, args.gid)), false),
+      std::string(target));
+}
+
+base::Status GoferInode::Link(std::string_view name, Inode& target) {
+  if (!IsDir()) return base::Error(ENOTDIR);
+  GoferInode& to = From(target);
+  const gofer::Attr attr =
+      TRY(gofer::ParseAttr(Call(gofer::MakeLink(to.handle_, handle_, name))));
+  NamesChanged();
+  to.Apply(attr);
+  return base::Ok();
+}
+
+base::Status GoferInode::Unlink(std::string_view name, Inode& victim) {
+  TRY(gofer::ParseEmpty(Call(gofer::MakeUnlink(handle_, name, false))));
+  NamesChanged();
+  From(victim).MarkStale();
+  return base::Ok();
+}
+
+base::Status GoferInode::Rmdir(std::string_view name, Inode& victim) {
+  TRY(gofer::ParseEmpty(Call(gofer::MakeUnlink(handle_, name, true))));
+  NamesChanged();
+  From(victim).MarkStale();
+  return base::Ok();
+}
+
+base::Status GoferInode::Rename(std::string_view name, Inode& moved, Inode& new_dir,
+                                std::string_view new_name, Inode* replaced, uint32_t flags) {
+  if ((flags & ~static_cast<uint32_t>(RENAME_NOREPLACE | RENAME_EXCHANGE)) != 0) {
+    return base::Error(EINVAL);
+  }
+  GoferInode& to = From(new_dir);
+  TRY(gofer::ParseEmpty(
+      Call(gofer::MakeRename(handle_, name, to.handle_, new_name, flags))));
+  NamesChanged();
+  if (&to != this) to.NamesChanged();
+  From(moved).MarkStale();
+  if (replaced != nullptr) From(*replaced).MarkStale();
+  return base::Ok();
+}
+
+bool GoferInode::Revalidate(std::string_view name, Inode* child) {
+  GoferInode* known = child != nullptr ? &From(*child) : nullptr;
+  if (known != nullptr) {
+    absl::MutexLock l(&known->mutex_);
+    if (known->seen_parent_ == this && base::MonotonicNs() - known->seen_ns_ < kSharedNs &&
+        known->seen_name_ == name) {
+      return true;
+    }
+  }
+  auto attr = gofer::ParseAttr(Call(gofer::MakeStatAt(handle_, name)));
+  if (!attr.ok()) return known == nullptr && attr.error().code() == ENOENT;
+  if (known == nullptr || !known->Is(*attr)) return false;
+  known->Apply(*attr);
+  absl::MutexLock l(&known->mutex_);
+  known->seen_parent_ = this;
+  known->seen_ns_ = base::MonotonicNs();
+  known->seen_name_ = name;
+  return true;
+}
+
+base::Result<std::shared_ptr<const GoferListing>> GoferInode::List() {
+  const uint64_t version = names_version_.load(std::memory_order_acquire);
+  if (gofer_fs().exclusive()) {
+    absl::MutexLock l(&mutex_);
+    if (listing_version_ == version) {
+      if (auto listing = listing_.lock()) return listing;
+    }
+  }
+  auto listing = std::make_shared<GoferListing>();
+  uint64_t cursor = 0;
+  for (bool eof = false; !eof;) {
+    auto page = gofer::ParseDir(
+        Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, 0)));
+    if (!page.ok()) return page.error();
+    for (gofer::Entry& e : page->entries) {
+      listing->items.push_back({std::move(e.name), e.ino, e.type});
+    }
+    if (listing->items.size() > kMaxListing) return base::Error(ENOMEM);
+    eof = page->eof;
+    cursor = page->next;
+  }
+  std::shared_ptr<const GoferListing> result = std::move(listing);
+  absl::MutexLock l(&mutex_);
+  listing_ = result;
+  listing_version_ = version;
+  return result;
+}
+
+}  // namespace sentry

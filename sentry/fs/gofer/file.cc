@@ -1,0 +1,273 @@
+// Open files and directories.
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "sentry/fiber/blocking.h"
+#include "sentry/fs/gofer/inode.h"
+#include "sentry/vfs/dentry.h"
+#include "sentry/vfs/file_description.h"
+
+namespace sentry {
+namespace {
+
+// Data passes between the host's file and the guest's memory through a buffer of the sentry. Small
+// ones are on the fiber's stack; large ones are kept for the next call.
+constexpr size_t kSmall = 4096;
+constexpr size_t kLarge = 128 * 1024;
+
+class LargeBuffers {
+ public:
+  static LargeBuffers& Get() {
+    static LargeBuffers* buffers = new LargeBuffers;
+    return *buffers;
+  }
+  std::unique_ptr<char[]> Take() {
+    {
+      absl::MutexLock l(&mutex_);
+      if (!free_.empty()) {
+        auto buffer = std::move(free_.back());
+        free_.pop_back();
+        return buffer;
+      }
+    }
+    return std::make_unique_for_overwrite<char[]>(kLarge);
+  }
+  void Give(std::unique_ptr<char[]> buffer) {
+    absl::MutexLock l(&mutex_);
+    if (free_.size() < kKept) free_.push_back(std::move(buffer));
+  }
+
+ private:
+  static constexpr size_t kKept = 8;
+  absl::Mutex mutex_;
+  std::vector<std::unique_ptr<char[]>> free_ ABSL_GUARDED_BY(mutex_);
+};
+
+class IoBuffer {
+ public:
+  explicit IoBuffer(size_t size) {
+    if (size > kSmall) large_ = LargeBuffers::Get().Take();
+  }
+  ~IoBuffer() {
+    if (large_) LargeBuffers::Get().Give(std::move(large_));
+  }
+  char* data() { return large_ ? large_.get() : small_; }
+  size_t size() const { return large_ ? kLarge : kSmall; }
+
+ private:
+  std::unique_ptr<char[]> large_;
+  char small_[kSmall];
+};
+
+class GoferFile : public SeekableFile {
+ public:
+  GoferFile(Path path, uint32_t flags, GoferInode* inode, base::Ref<base::HostFd> fd)
+      : SeekableFile(std::move(path), flags), inode_(inode), fd_(std::move(fd)) {
+    inode_->AddOpen();
+  }
+
+  base::Result<size_t> PRead(IoDest& dst, uint64_t offset, bool nonblock) override;
+  base::Result<size_t> PWrite(IoSource& src, uint64_t offset, bool nonblock) override;
+  base::Result<size_t> PWriteAppend(IoSource& src, uint64_t* offset, bool nonblock) override;
+  base::Status Sync(bool data_only) override;
+  base::Status Allocate(int mode, uint64_t offset, uint64_t length) override;
+  base::Status Truncate(uint64_t size) override { return inode_->Truncate(size); }
+  base::Result<HostMapping> Mmap(uint64_t offset, uint64_t length, int prot, bool shared) override;
+
+ protected:
+  ~GoferFile() override { inode_->DropOpen(); }
+  base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data) override;
+
+ private:
+  base::Result<size_t> WriteChunks(IoSource& src, uint64_t offset, bool append);
+
+  GoferInode* const inode_;           // kept by path()
+  const base::Ref<base::HostFd> fd_;  // for reading, or for reading and writing
+};
+
+base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
+  if (offset > kMaxFileSize) return base::Error(EINVAL);
+  size_t done = 0;
+  IoBuffer buffer(dst.remaining());
+  while (dst.remaining() > 0) {
+    const size_t want = std::min(dst.remaining(), buffer.size());
+    auto n = inode_->ReadAt(fd_->get(), buffer.data(), want, offset + done);
+    if (!n.ok()) {
+      if (done > 0) return done;
+      return n.error();
+    }
+    if (*n == 0) break;
+    auto put = dst.Put(std::as_bytes(std::span(buffer.data(), *n)));
+    if (!put.ok()) {
+      if (done > 0) return done;
+      return put.error();
+    }
+    done += *put;
+    if (*put < *n || *n < want) break;
+  }
+  if (done > 0) inode_->WasRead();
+  return done;
+}
+
+base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool append) {
+  const uint32_t sync = flags() & O_SYNC;
+  const int rwf = (append ? RWF_APPEND : 0) | (sync == O_SYNC           ? RWF_SYNC
+                                               : (sync & O_DSYNC) != 0 ? RWF_DSYNC
+                                                                       : 0);
+  IoBuffer buffer(src.remaining());
+  size_t done = 0;
+  while (src.remaining() > 0) {
+    const size_t want = std::min(src.remaining(), buffer.size());
+    auto got = src.Get(std::as_writable_bytes(std::span(buffer.data(), want)));
+    if (!got.ok()) {
+      if (done > 0) return done;
+      return got.error();
+    }
+    if (*got == 0) break;
+    const iovec iov = {buffer.data(), *got};
+    const auto write = [&]() -> ssize_t {
+      // With RWF_APPEND and -1 the host's file position becomes the end of what was written.
+      const off_t at = append ? -1 : static_cast<off_t>(offset + done);
+      const ssize_t n = pwritev2(fd_->get(), &iov, 1, at, rwf);
+      return n < 0 ? -errno : n;
+    };
+    // Into the page cache: as quick as memory. Else it waits for the disk.
+    const ssize_t n = sync != 0 ? fiber::BlockingCall(write) : write();
+    if (n < 0) {
+      if (done > 0) return done;
+      return base::Error(static_cast<int>(-n));
+    }
+    done += static_cast<size_t>(n);
+    if (static_cast<size_t>(n) < want) break;
+  }
+  return done;
+}
+
+base::Result<size_t> GoferFile::PWrite(IoSource& src, uint64_t offset, bool) {
+  if (offset > kMaxFileSize) return base::Error(EINVAL);
+  fiber::MutexLock l(&inode_->data_mutex());
+  const size_t n = TRY(WriteChunks(src, offset, false));
+  if (n > 0) inode_->Wrote();
+  return n;
+}
+
+base::Result<size_t> GoferFile::PWriteAppend(IoSource& src, uint64_t* offset, bool) {
+  // The host appends, so that a writer outside of the sandbox loses nothing either.
+  fiber::MutexLock l(&inode_->data_mutex());
+  const size_t n = TRY(WriteChunks(src, 0, true));
+  if (n == 0) return n;
+  const off_t end = lseek(fd_->get(), 0, SEEK_CUR);
+  if (end < 0) return base::LastError();
+  *offset = static_cast<uint64_t>(end) - n;
+  inode_->Wrote();
+  return n;
+}
+
+base::Status GoferFile::Sync(bool data_only) {
+  const int error = fiber::BlockingCall([&] {
+    return (data_only ? fdatasync(fd_->get()) : fsync(fd_->get())) == 0 ? 0 : errno;
+  });
+  if (error != 0) return base::Error(error);
+  return base::Ok();
+}
+
+base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
+  constexpr int kModes = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_COLLAPSE_RANGE |
+                         FALLOC_FL_ZERO_RANGE | FALLOC_FL_INSERT_RANGE | FALLOC_FL_UNSHARE_RANGE;
+  if ((mode & ~kModes) != 0) return base::Error(EOPNOTSUPP);
+  fiber::MutexLock l(&inode_->data_mutex());
+  const int error = fiber::BlockingCall([&] {
+    return fallocate(fd_->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0
+               ? 0
+               : errno;
+  });
+  if (error != 0) return base::Error(error);
+  inode_->Wrote();
+  return base::Ok();
+}
+
+base::Result<HostMapping> GoferFile::Mmap(uint64_t offset, uint64_t, int, bool shared) {
+  // A private mapping never writes to the file, whatever its protection becomes. A shared one of a
+  // file that is open for writing may be made writable later.
+  if (shared && writable()) inode_->SetMappedWritable();
+  return HostMapping{fd_, offset};
+}
+
+base::Result<int64_t> GoferFile::SeekDataOrHole(uint64_t offset, uint64_t, bool data) {
+  // The host's position is used by appends.
+  fiber::MutexLock l(&inode_->data_mutex());
+  const off_t at = lseek(fd_->get(), static_cast<off_t>(offset), data ? SEEK_DATA : SEEK_HOLE);
+  if (at < 0) return base::LastError();
+  return at;
+}
+
+// Positions: 0 is ".", 1 is "..", then the entries of the listing taken when position 0 was read.
+class GoferDirFile : public FileDescription {
+ public:
+  GoferDirFile(Path path, uint32_t flags, GoferInode* inode)
+      : FileDescription(std::move(path), flags), inode_(inode) {}
+
+  bool CanPoll() const override { return false; }
+  base::Result<size_t> Read(IoDest&, bool) override { return base::Error(EISDIR); }
+  base::Result<size_t> PRead(IoDest&, uint64_t, bool) override { return base::Error(EISDIR); }
+  base::Status Sync(bool) override { return inode_->SyncDirectory(); }
+
+  base::Result<int64_t> Seek(int64_t offset, int whence) override {
+    fiber::MutexLock l(&pos_mutex_);
+    if (whence == SEEK_CUR) offset += static_cast<int64_t>(pos_);
+    if ((whence != SEEK_SET && whence != SEEK_CUR) || offset < 0) return base::Error(EINVAL);
+    pos_ = static_cast<uint64_t>(offset);
+    return offset;
+  }
+
+  base::Status GetDents(const DirEmit& emit) override {
+    fiber::MutexLock l(&pos_mutex_);
+    if (inode_->dead()) return base::Error(ENOENT);
+    if (pos_ == 0 || !listing_) listing_ = TRY(inode_->List());
+    if (pos_ == 0) {
+      if (!emit(DirEntry{".", inode_->ino(), DT_DIR, 1})) return base::Ok();
+      pos_ = 1;
+    }
+    if (pos_ == 1) {
+      base::Ref<Dentry> up = path().dentry->parent();
+      if (!emit(DirEntry{"..", up->inode_ptr()->ino(), DT_DIR, 2})) return base::Ok();
+      pos_ = 2;
+    }
+    while (pos_ - 2 < listing_->items.size()) {
+      const GoferListing::Item& item = listing_->items[pos_ - 2];
+      if (!emit(DirEntry{item.name, item.ino, item.type, static_cast<int64_t>(pos_ + 1)})) break;
+      ++pos_;
+    }
+    return base::Ok();
+  }
+
+ private:
+  GoferInode* const inode_;                        // kept by path()
+  std::shared_ptr<const GoferListing> listing_;  // under pos_mutex_
+};
+
+}  // namespace
+
+base::Result<base::Ref<FileDescription>> GoferInode::Open(const OpenArgs& args) {
+  if (IsDir()) {
+    return base::Ref<FileDescription>(
+        base::MakeRef<GoferDirFile>(args.path, args.flags, this));
+  }
+  if (!IsReg()) return base::Error(IsSymlink() ? ELOOP : ENXIO);
+  auto fd = TRY(EnsureFd((args.flags & O_ACCMODE) != O_RDONLY));
+  return base::Ref<FileDescription>(
+      base::MakeRef<GoferFile>(args.path, args.flags, this, std::move(fd)));
+}
+
+base::Status GoferInode::SyncDirectory() {
+  return gofer::ParseEmpty(Call(gofer::MakeOn(gofer::Op::kFsync, handle_)));
+}
+
+}  // namespace sentry

@@ -1,0 +1,138 @@
+#include "sentry/fs/gofer/fs.h"
+
+#include <linux/magic.h>
+
+#include <cstring>
+
+#include "sentry/fs/gofer/inode.h"
+
+namespace sentry {
+namespace {
+
+// Host descriptors of files that nobody has open, kept for the next open.
+constexpr size_t kMaxIdle = 512;
+// What /proc/filesystems and statfs have no name for otherwise.
+constexpr uint64_t kGoferMagic = 0x676f6672;
+
+}  // namespace
+
+GoferFilesystem::GoferFilesystem(base::Ref<GoferConnection> connection, GoferCache cache)
+    : Filesystem("gofer", kGoferMagic), connection_(std::move(connection)), cache_(cache) {}
+
+GoferFilesystem::~GoferFilesystem() = default;
+
+GoferFilesystem::Key GoferFilesystem::KeyOf(const gofer::Attr& attr) {
+  return {uint64_t{attr.dev_major} << 32 | attr.dev_minor, attr.ino};
+}
+
+uint64_t GoferFilesystem::InoOf(const Key& key) {
+  size_t index = 0;
+  while (index < devices_.size() && devices_[index] != key.first) ++index;
+  if (index == devices_.size()) devices_.push_back(key.first);
+  return key.second ^ static_cast<uint64_t>(index) << 48;
+}
+
+base::Ref<GoferInode> GoferFilesystem::MakeRoot(const gofer::AttachReply& attach) {
+  root_handle_ = attach.root.handle;
+  readonly_ = (attach.mount_flags & gofer::kMountReadonly) != 0;
+  auto stat = gofer::ParseStatFs(
+      connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, attach.root.handle)));
+  in_memory_ = stat.ok() && (stat->type == TMPFS_MAGIC || stat->type == RAMFS_MAGIC);
+  return Obtain(attach.root, "");
+}
+
+base::Ref<GoferInode> GoferFilesystem::Obtain(const gofer::Node& node, std::string link) {
+  base::Ref<GoferInode> inode;
+  bool known = true;
+  {
+    absl::MutexLock l(&mutex_);
+    const Key key = KeyOf(node.attr);
+    GoferInode*& slot = inodes_[key];
+    // One whose last reference is going is replaced; its destructor sees that.
+    if (slot != nullptr && slot->type() == (node.attr.mode & S_IFMT) && slot->TryIncRef()) {
+      inode = base::Ref<GoferInode>::Adopt(slot);
+    } else {
+      inode = base::MakeRef<GoferInode>(this, InoOf(key), node, std::move(link));
+      slot = inode.get();
+      known = false;
+    }
+  }
+  if (known) {
+    connection_->Forget(node.handle);
+    if (!exclusive()) inode->Apply(node.attr);
+  }
+  return inode;
+}
+
+void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
+  LeaveIdle(inode);
+  {
+    absl::MutexLock l(&mutex_);
+    const auto it = inodes_.find(Key{inode->host_dev_, inode->host_ino_});
+    if (it != inodes_.end() && it->second == inode) inodes_.erase(it);
+  }
+  connection_->Forget(handle);
+}
+
+void GoferFilesystem::EnterIdle(GoferInode* inode) {
+  base::Ref<GoferInode> victim;
+  {
+    absl::MutexLock l(&idle_mutex_);
+    if (inode->idle_at_) return;
+    idle_.push_back(inode);
+    inode->idle_at_ = std::prev(idle_.end());
+    if (idle_.size() <= kMaxIdle) return;
+    GoferInode* oldest = idle_.front();
+    idle_.pop_front();
+    oldest->idle_at_.reset();
+    if (oldest->TryIncRef()) victim = base::Ref<GoferInode>::Adopt(oldest);
+  }
+  if (victim) victim->CloseIdle();
+}
+
+void GoferFilesystem::LeaveIdle(GoferInode* inode) {
+  absl::MutexLock l(&idle_mutex_);
+  if (!inode->idle_at_) return;
+  idle_.erase(*inode->idle_at_);
+  inode->idle_at_.reset();
+}
+
+base::Result<struct statfs> GoferFilesystem::StatFs() {
+  const gofer::StatFsReply r = TRY(
+      gofer::ParseStatFs(connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, root_handle_))));
+  struct statfs out;
+  memset(&out, 0, sizeof(out));
+  out.f_type = static_cast<decltype(out.f_type)>(r.type);
+  out.f_bsize = static_cast<decltype(out.f_bsize)>(r.bsize);
+  out.f_blocks = r.blocks;
+  out.f_bfree = r.bfree;
+  out.f_bavail = r.bavail;
+  out.f_files = r.files;
+  out.f_ffree = r.ffree;
+  out.f_namelen = static_cast<decltype(out.f_namelen)>(r.namelen);
+  out.f_frsize = static_cast<decltype(out.f_frsize)>(r.frsize);
+  return out;
+}
+
+base::Status GoferFilesystem::Sync() {
+  return gofer::ParseEmpty(connection_->Call(gofer::MakeOn(gofer::Op::kSyncFs, root_handle_)));
+}
+
+base::Result<base::Ref<GoferConnection>> ConnectGofer(base::UniqueFd socket,
+                                                      std::function<void()> on_broken) {
+  return GoferConnection::Connect(std::move(socket), std::move(on_broken));
+}
+
+base::Result<base::Ref<Inode>> MountGofer(const base::Ref<GoferConnection>& connection,
+                                          uint32_t index, GoferCache cache) {
+  const gofer::AttachReply attach =
+      TRY(gofer::ParseAttach(connection->Call(gofer::MakeAttach(index))));
+  auto fs = base::MakeRef<GoferFilesystem>(connection, cache);
+  return base::Ref<Inode>(fs->MakeRoot(attach));
+}
+
+bool GoferMountReadonly(const Inode& root) {
+  return static_cast<GoferFilesystem&>(root.fs()).readonly();
+}
+
+}  // namespace sentry

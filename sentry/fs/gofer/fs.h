@@ -1,0 +1,74 @@
+// One mount of the gofer as a Filesystem. Internal to sentry/fs/gofer.
+#pragma once
+
+#include <atomic>
+#include <list>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/fs/gofer/connection.h"
+#include "sentry/fs/gofer/gofer_fs.h"
+#include "sentry/vfs/inode.h"
+
+namespace sentry {
+
+class GoferInode;
+
+class GoferFilesystem : public Filesystem {
+ public:
+  GoferFilesystem(base::Ref<GoferConnection> connection, GoferCache cache);
+
+  GoferConnection& connection() const { return *connection_; }
+  bool exclusive() const { return cache_ == GoferCache::kExclusive; }
+  bool needs_revalidation() const override { return !exclusive(); }
+  bool readonly() const { return readonly_; }
+  base::Result<struct statfs> StatFs() override;
+  base::Status Sync() override;
+
+  // The root inode, from what the gofer answered. Once.
+  base::Ref<GoferInode> MakeRoot(const gofer::AttachReply& attach);
+  // The inode that `node` is: the one that is known, if there is one (hard links; the handle then
+  // goes back to the gofer), else a new one, which keeps the handle.
+  base::Ref<GoferInode> Obtain(const gofer::Node& node, std::string link);
+  // Called by the destructor of an inode.
+  void Drop(GoferInode* inode, gofer::Handle handle);
+
+  // Inodes whose host descriptors are open though no file is: the oldest are closed when there are
+  // many. Enter may close another inode's.
+  void EnterIdle(GoferInode* inode);
+  void LeaveIdle(GoferInode* inode);
+
+  // False once the host said that this file system knows no RWF_NOWAIT.
+  bool nowait() const { return nowait_.load(std::memory_order_relaxed); }
+  void set_no_nowait() { nowait_.store(false, std::memory_order_relaxed); }
+  // True if reading never waits for a disk.
+  bool in_memory() const { return in_memory_; }
+
+ private:
+  // Host device and inode number.
+  using Key = std::pair<uint64_t, uint64_t>;
+  ~GoferFilesystem() override;
+  static Key KeyOf(const gofer::Attr& attr);
+  uint64_t InoOf(const Key& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const base::Ref<GoferConnection> connection_;
+  const GoferCache cache_;
+  gofer::Handle root_handle_ = 0;  // set once by MakeRoot, as are the next two
+  bool readonly_ = false;
+  bool in_memory_ = false;
+  std::atomic<bool> nowait_{true};
+
+  absl::Mutex mutex_;  // before nothing
+  absl::flat_hash_map<Key, GoferInode*> inodes_ ABSL_GUARDED_BY(mutex_);
+  // Host devices below the mount, the root's first: inode numbers of the others are made distinct.
+  std::vector<uint64_t> devices_ ABSL_GUARDED_BY(mutex_);
+
+  absl::Mutex idle_mutex_;  // leaf
+  std::list<GoferInode*> idle_ ABSL_GUARDED_BY(idle_mutex_);
+};
+
+}  // namespace sentry

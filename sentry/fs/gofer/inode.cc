@@ -1,0 +1,312 @@
+// Attributes, links, extended attributes, and host descriptors of inodes.
+#include "sentry/fs/gofer/inode.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "sentry/base/time.h"
+#include "sentry/fiber/blocking.h"
+
+namespace sentry {
+namespace {
+
+// With relatime an access time is renewed after this long at the latest.
+constexpr int64_t kRelatimeSeconds = 24 * 60 * 60;
+
+timespec ToTimespec(const gofer::Time& t) { return {t.sec, t.nsec}; }
+gofer::Time ToTime(const timespec& t) { return {t.tv_sec, static_cast<uint32_t>(t.tv_nsec), 0}; }
+
+}  // namespace
+
+GoferInode::GoferInode(GoferFilesystem* fs, uint64_t ino, const gofer::Node& node, std::string link)
+    : Inode(fs, ino, node.attr.mode),
+      handle_(node.handle),
+      host_dev_(uint64_t{node.attr.dev_major} << 32 | node.attr.dev_minor),
+      host_ino_(node.attr.ino),
+      link_(std::move(link)),
+      attr_(node.attr),
+      fetched_ns_(base::MonotonicNs()) {
+  absl::MutexLock l(&mutex_);
+  AttrChanged();
+}
+
+GoferInode::~GoferInode() { gofer_fs().Drop(this, handle_); }
+
+bool GoferInode::Is(const gofer::Attr& attr) const {
+  return attr.ino == host_ino_ && (uint64_t{attr.dev_major} << 32 | attr.dev_minor) == host_dev_ &&
+         (attr.mode & S_IFMT) == type();
+}
+
+InodeAttr GoferInode::ToInodeAttr(const gofer::Attr& a) const {
+  InodeAttr out;
+  out.ino = ino();
+  out.dev = fs().dev();
+  out.mode = (a.mode & ~static_cast<mode_t>(S_IFMT)) | type();
+  out.nlink = a.nlink;
+  out.uid = a.uid;
+  out.gid = a.gid;
+  out.rdev = makedev(a.rdev_major, a.rdev_minor);
+  out.size = a.size;
+  out.blocks = a.blocks;
+  out.blksize = a.blksize;
+  out.atime = ToTimespec(a.atime);
+  out.mtime = ToTimespec(a.mtime);
+  out.ctime = ToTimespec(a.ctime);
+  out.btime = ToTimespec(a.btime);
+  return out;
+}
+
+void GoferInode::Apply(const gofer::Attr& attr) {
+  if (!Is(attr)) return;  // an honest gofer never sends another file's
+  absl::MutexLock l(&mutex_);
+  attr_ = attr;
+  fetched_ns_ = base::MonotonicNs();
+  AttrChanged();
+}
+
+void GoferInode::AttrChanged() {
+  if (gofer_fs().exclusive()) CachePerm(attr_.mode, attr_.uid, attr_.gid);
+  const auto order = [](const gofer::Time& t) { return std::pair(t.sec, t.nsec); };
+  atime_due_.store(order(attr_.atime) <= std::max(order(attr_.mtime), order(attr_.ctime)) ||
+                       attr_.atime.sec + kRelatimeSeconds < CurrentTime().tv_sec,
+                   std::memory_order_relaxed);
+}
+
+base::Result<InodeAttr> GoferInode::GetAttr() {
+  const bool exclusive = gofer_fs().exclusive();
+  base::Ref<base::HostFd> fd;
+  {
+    absl::MutexLock l(&mutex_);
+    const bool mapped = mapped_writable_.load(std::memory_order_acquire);
+    const bool fresh = exclusive || base::MonotonicNs() - fetched_ns_ < kSharedNs;
+    if (fresh && !mapped && !stale_.load(std::memory_order_acquire)) return ToInodeAttr(attr_);
+    fd = write_fd_ ? write_fd_ : read_fd_;
+  }
+  // Before the question: a change after it makes the answer stale again.
+  stale_.store(false, std::memory_order_seq_cst);
+  struct stat st;
+  if (exclusive && fd && syscall(SYS_fstat, fd->get(), &st) == 0) {
+    // What the host changes by itself. Owners are in the sentry's own user namespace here.
+    absl::MutexLock l(&mutex_);
+    attr_.mode = st.st_mode;
+    attr_.nlink = static_cast<uint32_t>(st.st_nlink);
+    attr_.size = static_cast<uint64_t>(st.st_size);
+    attr_.blocks = static_cast<uint64_t>(st.st_blocks);
+    attr_.atime = ToTime(st.st_atim);
+    attr_.mtime = ToTime(st.st_mtim);
+    attr_.ctime = ToTime(st.st_ctim);
+    AttrChanged();
+    return ToInodeAttr(attr_);
+  }
+  auto attr = gofer::ParseAttr(Call(gofer::MakeOn(gofer::Op::kGetAttr, handle_)));
+  if (!attr.ok()) {
+    MarkStale();
+    return attr.error();
+  }
+  Apply(*attr);
+  return ToInodeAttr(*attr);
+}
+
+base::Status GoferInode::SetAttr(const AttrChange& change) {
+  gofer::SetAttrRequest r = {};
+  r.handle = handle_;
+  if (change.set_size) TRY(Truncate(change.size));
+  if (change.set_mode) r.mask |= gofer::kSetMode, r.mode = change.mode & 07777;
+  if (change.set_uid) r.mask |= gofer::kSetUid, r.uid = change.uid;
+  if (change.set_gid) r.mask |= gofer::kSetGid, r.gid = change.gid;
+  if (change.set_atime) {
+    r.mask |= change.atime_now ? gofer::kSetAtimeNow : gofer::kSetAtime;
+    if (!change.atime_now) r.atime = ToTime(change.atime);
+  }
+  if (change.set_mtime) {
+    r.mask |= change.mtime_now ? gofer::kSetMtimeNow : gofer::kSetMtime;
+    if (!change.mtime_now) r.mtime = ToTime(change.mtime);
+  }
+  if (r.mask == 0) return base::Ok();
+  Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
+  return base::Ok();
+}
+
+base::Status GoferInode::Truncate(uint64_t size) {
+  if (size > kMaxFileSize) return base::Error(EFBIG);
+  fiber::MutexLock data(&data_mutex_);
+  base::Ref<base::HostFd> fd;
+  {
+    absl::MutexLock l(&mutex_);
+    fd = write_fd_;
+  }
+  if (!fd) {
+    gofer::SetAttrRequest r = {};
+    r.handle = handle_;
+    r.mask = gofer::kSetSize;
+    r.size = size;
+    Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
+    return base::Ok();
+  }
+  const int error = fiber::BlockingCall([&] {
+    return ftruncate(fd->get(), static_cast<off_t>(size)) == 0 ? 0 : errno;
+  });
+  if (error != 0) return base::Error(error);
+  MarkStale();
+  return base::Ok();
+}
+
+base::Result<std::string> GoferInode::ReadLink() {
+  if (!IsSymlink()) return base::Error(EINVAL);
+  if (!link_.empty()) return link_;
+  return gofer::ParseLink(Call(gofer::MakeOn(gofer::Op::kReadlink, handle_)));
+}
+
+// --- extended attributes ---
+
+base::Result<std::string> GoferInode::GetXattr(std::string_view name) {
+  if (name.size() > gofer::kMaxXattrName) return base::Error(ERANGE);
+  // Every exec asks for this one.
+  const bool caps = gofer_fs().exclusive() && name == "security.capability";
+  if (caps && no_file_caps_.load(std::memory_order_relaxed)) return base::Error(ENODATA);
+  auto value = gofer::ParseXattr(Call(gofer::MakeGetXattr(handle_, name, gofer::kMaxXattr)),
+                                 gofer::kMaxXattr);
+  if (!value.ok()) {
+    const int error = value.error().code();
+    if (caps && (error == ENODATA || error == EOPNOTSUPP)) no_file_caps_.store(true);
+    return value.error();
+  }
+  return std::move(value->bytes);
+}
+
+base::Status GoferInode::SetXattr(std::string_view name, std::string_view value, int flags) {
+  if (name.size() > gofer::kMaxXattrName) return base::Error(ERANGE);
+  if (value.size() > gofer::kMaxXattr) return base::Error(E2BIG);
+  TRY(gofer::ParseEmpty(
+      Call(gofer::MakeSetXattr(handle_, name, value, static_cast<uint32_t>(flags)))));
+  MarkStale();  // ctime
+  return base::Ok();
+}
+
+base::Result<std::vector<std::string>> GoferInode::ListXattr() {
+  auto list =
+      gofer::ParseXattr(Call(gofer::MakeListXattr(handle_, gofer::kMaxXattr)), gofer::kMaxXattr);
+  std::vector<std::string> names;
+  if (!list.ok()) {
+    if (list.error().code() == EOPNOTSUPP) return names;
+    return list.error();
+  }
+  std::string_view rest = list->bytes;
+  while (!rest.empty()) {
+    const std::string_view name = rest.substr(0, rest.find('\0'));
+    if (!name.empty()) names.emplace_back(name);
+    rest.remove_prefix(std::min(rest.size(), name.size() + 1));
+  }
+  return names;
+}
+
+base::Status GoferInode::RemoveXattr(std::string_view name) {
+  if (name.size() > gofer::kMaxXattrName) return base::Error(ERANGE);
+  TRY(gofer::ParseEmpty(Call(gofer::MakeRemoveXattr(handle_, name))));
+  MarkStale();
+  return base::Ok();
+}
+
+// --- host descriptors ---
+
+base::Result<base::Ref<base::HostFd>> GoferInode::EnsureFd(bool write) {
+  {
+    absl::MutexLock l(&mutex_);
+    if (write_fd_) return write_fd_;
+    if (!write && read_fd_) return read_fd_;
+  }
+  base::UniqueFd fd =
+      TRY(gofer::ParseFd(Call(gofer::MakeOpen(handle_, write ? O_RDWR : O_RDONLY))));
+  // The file that was asked for, and no other.
+  struct stat st;
+  if (syscall(SYS_fstat, fd.get(), &st) != 0 || !S_ISREG(st.st_mode) || st.st_ino != host_ino_) {
+    return base::Error(EIO);
+  }
+  auto shared = base::MakeRef<base::HostFd>(fd.release());
+  absl::MutexLock l(&mutex_);
+  base::Ref<base::HostFd>& slot = write ? write_fd_ : read_fd_;
+  if (!slot) slot = std::move(shared);  // somebody else may have been first
+  return slot;
+}
+
+void GoferInode::AdoptFd(base::UniqueFd fd) {
+  auto shared = base::MakeRef<base::HostFd>(fd.release());
+  absl::MutexLock l(&mutex_);
+  if (!write_fd_) write_fd_ = std::move(shared);
+}
+
+void GoferInode::AddOpen() {
+  bool first;
+  {
+    absl::MutexLock l(&mutex_);
+    first = opens_++ == 0;
+  }
+  if (first) gofer_fs().LeaveIdle(this);
+}
+
+void GoferInode::DropOpen() {
+  base::Ref<base::HostFd> closing;
+  {
+    absl::MutexLock l(&mutex_);
+    if (--opens_ > 0) return;
+    // A descriptor for writing would keep the host from executing a shared file.
+    if (!gofer_fs().exclusive()) std::swap(closing, write_fd_);
+    if (!read_fd_ && !write_fd_) return;
+  }
+  gofer_fs().EnterIdle(this);
+}
+
+void GoferInode::CloseIdle() {
+  base::Ref<base::HostFd> read, write;
+  absl::MutexLock l(&mutex_);
+  if (opens_ > 0) return;
+  std::swap(read, read_fd_);
+  std::swap(write, write_fd_);
+}
+
+// A read of what is in the host's page cache does not wait, and is tried first.
+base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint64_t offset) {
+  GoferFilesystem& fs = gofer_fs();
+  size_t done = 0;
+  while (done < size && (fs.nowait() || fs.in_memory())) {
+    const iovec iov = {buffer + done, size - done};
+    const ssize_t n = preadv2(fd, &iov, 1, static_cast<off_t>(offset + done),
+                              fs.nowait() ? RWF_NOWAIT : 0);
+    if (n < 0) {
+      if (errno == EAGAIN) break;
+      if (fs.nowait() && (errno == EOPNOTSUPP || errno == EINVAL)) {
+        fs.set_no_nowait();
+        continue;
+      }
+      if (done > 0) return done;
+      return base::LastError();
+    }
+    if (n == 0) return done;
+    done += static_cast<size_t>(n);
+  }
+  if (done == size) return done;
+  const ssize_t n = fiber::BlockingCall([&] {
+    size_t more = 0;
+    while (done + more < size) {
+      const ssize_t r =
+          pread(fd, buffer + done + more, size - done - more, static_cast<off_t>(offset + done + more));
+      if (r < 0) return more > 0 ? static_cast<ssize_t>(more) : -static_cast<ssize_t>(errno);
+      if (r == 0) break;
+      more += static_cast<size_t>(r);
+    }
+    return static_cast<ssize_t>(more);
+  });
+  if (n < 0) {
+    if (done > 0) return done;
+    return base::Error(static_cast<int>(-n));
+  }
+  return done + static_cast<size_t>(n);
+}
+
+}  // namespace sentry

@@ -1,0 +1,140 @@
+// Inodes of the gofer's files, of every type. Internal to sentry/fs/gofer.
+#pragma once
+
+#include <atomic>
+#include <list>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "gofer/protocol.h"
+#include "sentry/base/host_fd.h"
+#include "sentry/fiber/mutex.h"
+#include "sentry/fs/gofer/fs.h"
+#include "sentry/vfs/inode.h"
+
+namespace sentry {
+
+// The entries of a directory at one moment. Immutable.
+struct GoferListing {
+  struct Item {
+    std::string name;
+    uint64_t ino;
+    uint8_t type;
+  };
+  std::vector<Item> items;
+};
+
+// Attributes are cached. With an exclusive filesystem they are the truth, but for what the host
+// changes by itself on a write or a change of names (`stale_`), which is asked for when somebody
+// wants to know. Otherwise they are good for kSharedNs.
+class GoferInode : public Inode {
+ public:
+  GoferInode(GoferFilesystem* fs, uint64_t ino, const gofer::Node& node, std::string link);
+
+  GoferFilesystem& gofer_fs() const { return static_cast<GoferFilesystem&>(fs()); }
+  gofer::Handle handle() const { return handle_; }
+  // The same file of the host?
+  bool Is(const gofer::Attr& attr) const;
+
+  base::Result<InodeAttr> GetAttr() override;
+  base::Status SetAttr(const AttrChange& change) override;
+
+  base::Result<base::Ref<Inode>> Lookup(std::string_view name) override;
+  base::Result<std::vector<base::Ref<Inode>>> LookupMany(
+      std::span<const std::string_view> names) override;
+  bool looks_up_many() const override { return true; }
+  base::Result<base::Ref<Inode>> Create(std::string_view name, const NewInode& args) override;
+  base::Result<base::Ref<Inode>> Mkdir(std::string_view name, const NewInode& args) override;
+  base::Result<base::Ref<Inode>> Symlink(std::string_view name, std::string_view target,
+                                         const NewInode& args) override;
+  base::Status Link(std::string_view name, Inode& target) override;
+  base::Status Unlink(std::string_view name, Inode& victim) override;
+  base::Status Rmdir(std::string_view name, Inode& victim) override;
+  base::Status Rename(std::string_view name, Inode& moved, Inode& new_dir,
+                      std::string_view new_name, Inode* replaced, uint32_t flags) override;
+  bool Revalidate(std::string_view name, Inode* child) override;
+
+  base::Result<std::string> ReadLink() override;
+  base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;
+  base::Result<std::string> GetXattr(std::string_view name) override;
+  base::Status SetXattr(std::string_view name, std::string_view value, int flags) override;
+  base::Result<std::vector<std::string>> ListXattr() override;
+  base::Status RemoveXattr(std::string_view name) override;
+
+  // --- for the descriptions ---
+  base::Status SyncDirectory();
+  // All entries of the directory.
+  base::Result<std::shared_ptr<const GoferListing>> List();
+  // Reads from `fd` of this file at `offset` without blocking a worker; fewer bytes at its end.
+  base::Result<size_t> ReadAt(int fd, char* buffer, size_t size, uint64_t offset);
+  // After a write or a read: the host has changed size and times.
+  void Wrote() { MarkStale(); }
+  void WasRead() {
+    if (atime_due_.load(std::memory_order_relaxed)) MarkStale();
+  }
+  void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
+  base::Status Truncate(uint64_t size);
+  // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
+  fiber::Mutex& data_mutex() { return data_mutex_; }
+  // Counts open descriptions; the host's descriptors stay open a while after the last.
+  void AddOpen();
+  void DropOpen();
+  // Closes host descriptors unless a description is open.
+  void CloseIdle();
+
+ private:
+  friend class GoferFilesystem;
+  static constexpr int64_t kSharedNs = 200'000;
+
+  ~GoferInode() override;
+  gofer::Reply Call(gofer::Request request) {
+    return gofer_fs().connection().Call(std::move(request));
+  }
+  // A host descriptor for reading or for reading and writing.
+  base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
+  void AdoptFd(base::UniqueFd fd);
+  void Apply(const gofer::Attr& attr);
+  void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
+  void MarkStale() { stale_.store(true, std::memory_order_release); }
+  // The names in this directory have changed.
+  void NamesChanged();
+  base::Result<base::Ref<Inode>> Made(base::Result<gofer::NodeResult> made, std::string link);
+  static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }
+
+  const gofer::Handle handle_;
+  const uint64_t host_dev_;
+  const uint64_t host_ino_;
+  const std::string link_;
+
+  std::atomic<bool> stale_{false};
+  std::atomic<bool> mapped_writable_{false};
+  std::atomic<bool> atime_due_{false};     // the next read changes the access time (relatime)
+  std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
+  std::atomic<uint64_t> names_version_{0};
+
+  mutable absl::Mutex mutex_;  // leaf
+  gofer::Attr attr_ ABSL_GUARDED_BY(mutex_);
+  int64_t fetched_ns_ ABSL_GUARDED_BY(mutex_);
+  // When and under which name Revalidate last found it.
+  int64_t seen_ns_ ABSL_GUARDED_BY(mutex_) = 0;
+  const Inode* seen_parent_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::string seen_name_ ABSL_GUARDED_BY(mutex_);
+  base::Ref<base::HostFd> read_fd_ ABSL_GUARDED_BY(mutex_);
+  base::Ref<base::HostFd> write_fd_ ABSL_GUARDED_BY(mutex_);  // O_RDWR
+  int opens_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
+  uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  fiber::Mutex data_mutex_;
+
+  // Of the filesystem's idle list, under its mutex.
+  std::optional<std::list<GoferInode*>::iterator> idle_at_;
+};
+
+}  // namespace sentry
