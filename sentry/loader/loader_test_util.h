@@ -50,11 +50,12 @@ class LoaderWorld {
     base::Result<LoadResult> result = base::Error(EINVAL);
   };
   Loaded Load(ExecImage& image, uint32_t personality = 0, uint64_t max = 0x7fff'0000'0000,
-              uint64_t vdso = 0) {
+              uint64_t vdso = 0, bool model = true) {
     Loaded loaded;
     loaded.as = new test::FakeAddressSpace(0x10000, max, vdso);
     loaded.mm = MemoryManager::NewOn(std::unique_ptr<platform::AddressSpace>(loaded.as));
     loaded.runner = std::make_unique<test::FakeRunner>(loaded.as);
+    loaded.runner->model = model;
     loaded.result = LoadExec(
         {.image = image, .personality = personality, .mm = *loaded.mm, .runner = *loaded.runner});
     return loaded;

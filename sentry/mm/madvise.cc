@@ -162,8 +162,8 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
           } else if (advice == MADV_FREE && (vma.file || vma.shared)) {
             failed = EINVAL;
           } else {
-            // Freed pages may go at any moment, so at once is right for MADV_FREE too.
-            Impl::AddMadviseOrder(orders, piece.lo, piece.hi, MADV_DONTNEED);
+            Impl::AddMadviseOrder(orders, piece.lo, piece.hi,
+                                  advice == MADV_FREE ? MADV_FREE : MADV_DONTNEED);
           }
           break;
         case Kind::kRemove:
@@ -178,7 +178,11 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
         case Kind::kPopulate: {
           const int need = advice == MADV_POPULATE_WRITE ? PROT_WRITE : PROT_READ;
           const int have = vma.prot | ((vma.prot & PROT_WRITE) ? PROT_READ : 0);
-          if (!(have & need)) failed = EINVAL;
+          if (!(have & need)) {
+            failed = EINVAL;
+          } else {
+            Impl::AddMadviseOrder(orders, piece.lo, piece.hi, advice);
+          }
           break;
         }
         default:

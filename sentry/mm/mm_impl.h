@@ -81,6 +81,10 @@ struct MemoryManager::Impl {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   // [lo, hi) is about to be mapped: host memory kept ready there for a stack is given up.
   void ClaimRange(Orders& orders, uint64_t lo, uint64_t hi) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // Has the host fill the pages (MAP_POPULATE); that it cannot is no error. `on_failure` gives the
+  // call's result then.
+  static void Populate(OrderRunner& runner, uint64_t addr, uint64_t length, bool write,
+                       std::function<int64_t(int)> on_failure);
 
   // --- limits (memory_manager.cc) ---
   // RLIMIT_AS and RLIMIT_DATA for `bytes` more (Linux: may_expand_vm).

@@ -156,7 +156,7 @@ class FakeRunner : public OrderRunner {
   base::Result<std::vector<uint64_t>> RunOrders(std::vector<platform::Order> orders) override {
     for (const platform::Order& order : orders) {
       all.push_back(order);
-      const int error = fail_next ? std::exchange(fail_next, 0) : as_->Apply(order);
+      const int error = fail_next ? std::exchange(fail_next, 0) : model ? as_->Apply(order) : 0;
       if (error != 0) return base::Error(error);
     }
     return std::vector<uint64_t>(orders.size());
@@ -184,6 +184,7 @@ class FakeRunner : public OrderRunner {
   }
 
   bool can_queue = false;
+  bool model = true;  // apply orders to the pages
   bool may_lock = false;
   int fail_next = 0;  // errno of the next order
   std::map<int, uint64_t> limits{{RLIMIT_STACK, 8 << 20}};

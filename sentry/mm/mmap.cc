@@ -16,6 +16,11 @@
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/mount.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
 namespace sentry {
 
 namespace {
@@ -261,8 +266,31 @@ base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& 
   impl.vmas.Insert(std::move(vma));
   Undo undo;
   undo.Add(addr, addr + length, {});
+  const bool populate =
+      (flags & MAP_LOCKED) || (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE;
+  if (!populate || prot == PROT_NONE) {
+    TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
+    return addr;
+  }
+  auto failed = std::make_shared<bool>(false);
+  undo.also = [failed] { *failed = true; };
   TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
+  impl.Populate(runner, addr, length, (prot & PROT_WRITE) && !(flags & MAP_SHARED),
+                [failed, addr](int error) {
+                  return *failed ? int64_t{-ENOMEM} : static_cast<int64_t>(addr);
+                });
   return addr;
+}
+
+void MemoryManager::Impl::Populate(OrderRunner& runner, uint64_t addr, uint64_t length, bool write,
+                                   std::function<int64_t(int)> on_failure) {
+  Orders orders;
+  AddMadviseOrder(orders, addr, addr + length, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+  if (runner.CanQueue()) {
+    runner.QueueOrders(std::move(orders), std::move(on_failure));
+  } else {
+    (void)runner.RunOrders(std::move(orders));
+  }
 }
 
 base::Status MemoryManager::MapStack(OrderRunner& runner, uint64_t low, uint64_t top,
