@@ -30,11 +30,67 @@ base::Ref<Tty> ProcessGroup::Leave(ThreadGroup& member) {
   return tty;
 }
 
+base::Result<int> Kernel::NewSession(Task& t) {
+  base::Ref<Tty> dropped;
+  absl::MutexLock l(&task_mutex_);
+  ThreadGroup& group = t.thread_group();
+  base::Ref<Pid> pid = group.pid();
+  if (pid->pgrp) return base::Error(EPERM);
+  auto session = base::MakeRef<Session>(pid);
+  session->leader = &group;
+  auto pgrp = base::MakeRef<ProcessGroup>(pid, session);
+  dropped = group.pgrp_->Leave(group);
+  group.pgrp_ = pgrp;
+  pgrp->Join(group);
+  return pid->NumberIn(t.pid_namespace());
+}
+
+base::Status Kernel::SetProcessGroup(Task& t, int pid_number, int pgid) {
+  PidNamespace& ns = t.pid_namespace();
+  if (pid_number == 0) pid_number = t.Pid_();
+  if (pgid == 0) pgid = pid_number;
+  if (pgid < 0) return base::Error(EINVAL);
+  base::Ref<Pid> pid = ns.Find(pid_number), pgrp_pid = ns.Find(pgid);
+  base::Ref<Tty> dropped;
+  absl::MutexLock l(&task_mutex_);
+  if (!pid || !pid->task) return base::Error(ESRCH);
+  ThreadGroup* group = pid->group;
+  if (!group) return base::Error(EINVAL);  // a thread that is no leader
+  ThreadGroup& self = t.thread_group();
+  if (group->parent_ && &group->parent_->thread_group() == &self) {
+    if (group->pgrp_->session() != self.pgrp_->session()) return base::Error(EPERM);
+    if (group->did_exec) return base::Error(EACCES);
+  } else if (group != &self) {
+    return base::Error(ESRCH);
+  }
+  const base::Ref<Session>& session = group->pgrp_->session();
+  if (session->leader == group) return base::Error(EPERM);
+  base::Ref<ProcessGroup> pgrp;
+  if (pgid == pid_number) {
+    pgrp =
+        pid->pgrp ? base::Ref<ProcessGroup>(pid->pgrp) : base::MakeRef<ProcessGroup>(pid, session);
+  } else {
+    if (!pgrp_pid || !pgrp_pid->pgrp) return base::Error(EPERM);
+    pgrp = base::Ref<ProcessGroup>(pgrp_pid->pgrp);
+    if (pgrp->session() != self.pgrp_->session()) return base::Error(EPERM);
+  }
+  if (pgrp == group->pgrp_) return base::Ok();
+  pgrp->Join(*group);
+  dropped = group->pgrp_->Leave(*group);
+  group->pgrp_ = pgrp;
+  return base::Ok();
+}
+
 Tty::~Tty() = default;
 
 base::Ref<Session> Tty::session() const {
   absl::MutexLock l(&kernel_->task_mutex());
   return base::Ref<Session>(session_);
+}
+
+base::Ref<ProcessGroup> Tty::foreground() const {
+  absl::MutexLock l(&kernel_->task_mutex());
+  return base::Ref<ProcessGroup>(foreground_);
 }
 
 void Tty::DropSession() {
@@ -120,8 +176,8 @@ base::Status Tty::CheckJob(Task& t, int signo) {
   ThreadGroup& group = t.thread_group();
   if (group.pgrp_->session()->tty.get() != this) return base::Ok();
   if (!foreground_ || foreground_ == group.pgrp_.get()) return base::Ok();
-  bool ignored = (t.signal_mask() & SigBit(signo)) != 0 ||
-                 group.handlers()->Get(signo).handler == kSigIgn;
+  bool ignored =
+      (t.signal_mask() & SigBit(signo)) != 0 || group.handlers()->Get(signo).handler == kSigIgn;
   if (ignored) {
     if (signo == SIGTTIN) return base::Error(EIO);
     return base::Ok();

@@ -22,8 +22,8 @@ class Session : public base::RefCounted {
   // Under Kernel::task_mutex(), as the other constructor below.
   explicit Session(base::Ref<Pid> pid) : pid_(std::move(pid)) { pid_->session = this; }
   const base::Ref<Pid>& pid() const { return pid_; }
-  ThreadGroup* leader = nullptr;         // null once it has exited
-  base::Ref<Tty> tty;                    // the controlling terminal
+  ThreadGroup* leader = nullptr;  // null once it has exited
+  base::Ref<Tty> tty;             // the controlling terminal
   std::vector<ProcessGroup*> groups;
 
  private:
@@ -81,6 +81,8 @@ class Tty : public base::RefCounted {
   // The line was cut: SIGHUP and SIGCONT to the session's leader and foreground group, and the
   // session loses its terminal.
   void Hangup();
+  // The foreground group; null if none. TIOCGPGRP on a pty's master.
+  base::Ref<ProcessGroup> foreground() const;
   // The session that it controls; null if none.
   base::Ref<Session> session() const;
   // Kernel-side setup of an exec'd process that starts with a terminal: makes it the controlling
@@ -98,7 +100,7 @@ class Tty : public base::RefCounted {
   void DropSession();
   void ForgetGroup(ProcessGroup* group);
   Kernel* const kernel_;
-  Session* session_ = nullptr;         // cleared before the session goes
+  Session* session_ = nullptr;          // cleared before the session goes
   ProcessGroup* foreground_ = nullptr;  // cleared when the group goes
 };
 
