@@ -17,8 +17,8 @@ namespace sentry {
 
 namespace {
 
-constexpr uint64_t kNewNamespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID |
-                                    CLONE_NEWNET | CLONE_NEWCGROUP;
+constexpr uint64_t kNewNamespaces =
+    CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWCGROUP;
 
 // What copy_process refuses whoever asks.
 base::Status CheckFlags(const CloneArgs& a, const Task& t) {
@@ -57,10 +57,12 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
     }
     if (child.nice < 0) child.nice = 0;
   }
-  for (size_t i = 0; i < cpu_mask_words.size(); ++i) child.cpu_mask_words[i] = cpu_mask_words[i].load();
+  for (size_t i = 0; i < cpu_mask_words.size(); ++i)
+    child.cpu_mask_words[i] = cpu_mask_words[i].load();
   child.io_priority = io_priority.load();
   child.personality = personality.load();
   child.timer_slack_ns = timer_slack_ns.load();
+  child.mempolicy = mempolicy.load();
   child.thp_disable = thp_disable.load();
   child.fs_ = (a.flags & CLONE_FS) ? fs_ : fs_->Fork();
   child.fds_ = (a.flags & CLONE_FILES) ? fds_ : fds_->Fork();
@@ -198,7 +200,8 @@ base::Status Task::CheckProcessLimits() {
     return base::Error(EAGAIN);
   }
   base::Ref<UserCount> user = kernel_->CountOfUser(creds_->ruid);
-  if (static_cast<uint64_t>(user->processes.load(std::memory_order_relaxed)) >= Rlimit(RLIMIT_NPROC) &&
+  if (static_cast<uint64_t>(user->processes.load(std::memory_order_relaxed)) >=
+          Rlimit(RLIMIT_NPROC) &&
       creds_->ruid != 0 && !HasCap(CAP_SYS_RESOURCE) && !HasCap(CAP_SYS_ADMIN)) {
     return base::Error(EAGAIN);
   }
@@ -257,9 +260,8 @@ base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
   child->PublishIdentity();
   child->Start();
   if (vfork) {
-    fiber::WaitUntil(vfork->queue, EPOLLIN, [&] {
-      return vfork->done.load(std::memory_order_acquire) || FatalPending();
-    });
+    fiber::WaitUntil(vfork->queue, EPOLLIN,
+                     [&] { return vfork->done.load(std::memory_order_acquire) || FatalPending(); });
   }
   return number;
 }

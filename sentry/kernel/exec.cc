@@ -40,7 +40,8 @@ base::Result<std::vector<uint64_t>> ContextRunner::RunOrders(std::vector<platfor
   while (!trapped_.exchange(false, std::memory_order_acquire)) fiber::Park({.in_guest = true});
   const platform::Trap& trap = context_.trap();
   if (trap.kind == platform::TrapKind::kOrdersDone) return trap.results;
-  if (trap.kind == platform::TrapKind::kOrderFailed) return base::Error(trap.error > 0 ? trap.error : EFAULT);
+  if (trap.kind == platform::TrapKind::kOrderFailed)
+    return base::Error(trap.error > 0 ? trap.error : EFAULT);
   return base::Error(ENOMEM);  // the fresh stub has died
 }
 
@@ -240,16 +241,19 @@ void Task::Adopt(LoadedProgram program) {
   SetCredentials(std::move(program.creds));
 }
 
-base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags, loader::ExecArgs args) {
+base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
+                                  loader::ExecArgs args) {
   Vfs& vfs = kernel_->vfs();
   WalkContext start = TRY(Walk(dirfd, path));
-  loader::Executable file = TRY(loader::OpenExecutable(
-      vfs, start, path,
-      {.follow_last = !(flags & AT_SYMLINK_NOFOLLOW), .allow_empty = (flags & AT_EMPTY_PATH) != 0}));
+  loader::Executable file =
+      TRY(loader::OpenExecutable(vfs, start, path,
+                                 {.follow_last = !(flags & AT_SYMLINK_NOFOLLOW),
+                                  .allow_empty = (flags & AT_EMPTY_PATH) != 0}));
   std::string filename = path;
   bool inaccessible = false;
   if (!path.starts_with('/') && dirfd != AT_FDCWD) {
-    filename = path.empty() ? fmt::format("/dev/fd/{}", dirfd) : fmt::format("/dev/fd/{}/{}", dirfd, path);
+    filename =
+        path.empty() ? fmt::format("/dev/fd/{}", dirfd) : fmt::format("/dev/fd/{}/{}", dirfd, path);
     fd_table().Get(dirfd, &inaccessible);
   }
   loader::ExecImage image = TRY(loader::PrepareExec(vfs, WalkFromCwd(), std::move(file), filename,

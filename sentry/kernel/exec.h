@@ -41,7 +41,7 @@ struct LoadedProgram {
   std::unique_ptr<platform::Context> context;
   base::Ref<Credentials> creds;
   std::string comm;
-  bool set_id = false;   // ids or capabilities grew: AT_SECURE
+  bool set_id = false;      // ids or capabilities grew: AT_SECURE
   bool id_changed = false;  // a set-user-ID or set-group-ID bit took effect
 };
 

@@ -163,7 +163,8 @@ void ThreadGroup::NotifyExit(Deferred* later) {
   kernel_->RunExitWatches(*this, status, later);
   if (send) {
     int code = (status & 0x7f) == 0 ? CLD_EXITED : CLD_KILLED;
-    siginfo_t info = ChildInfo(code, code == CLD_EXITED ? (status >> 8) & 0xff : status & 0x7f, *parent_);
+    siginfo_t info =
+        ChildInfo(code, code == CLD_EXITED ? (status >> 8) & 0xff : status & 0x7f, *parent_);
     info.si_signo = exit_signal_;
     to.SendSignal(info);
   }
@@ -243,7 +244,8 @@ void Kernel::Reparent(Task& dying, Deferred* later) {
       absl::MutexLock l(&child->signal_mutex_);
       for (const auto& t : child->tasks_) {
         int signo = t->pdeath_signal.load(std::memory_order_relaxed);
-        if (signo != 0 && !t->dead_) child->SendLocked(MakeSiginfo(signo, SI_USER), t.get(), nullptr);
+        if (signo != 0 && !t->dead_)
+          child->SendLocked(MakeSiginfo(signo, SI_USER), t.get(), nullptr);
       }
     }
     child->parent_ = reaper;

@@ -64,9 +64,9 @@ int64_t Kernel::MonotonicNs() const { return base::MonotonicNs(); }
 int64_t Kernel::RealtimeNs() const { return base::RealtimeNs(); }
 
 Path Kernel::AnonPath(std::string name) {
-  return vfs_->AnonymousPath(
-      base::MakeRef<AnonInode>(vfs_->anonymous_filesystem().get(), mode_t{0600}, uid_t{0}, gid_t{0}),
-      std::move(name));
+  return vfs_->AnonymousPath(base::MakeRef<AnonInode>(vfs_->anonymous_filesystem().get(),
+                                                      mode_t{0600}, uid_t{0}, gid_t{0}),
+                             std::move(name));
 }
 
 // --- finding ---
@@ -100,7 +100,8 @@ std::vector<base::Ref<ThreadGroup>> Kernel::ThreadGroups(const PidNamespace& ns)
       if (int number = group->PidIn(ns)) found.emplace_back(number, base::Ref<ThreadGroup>(group));
     }
   }
-  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<base::Ref<ThreadGroup>> result;
   for (auto& [number, group] : found) result.push_back(std::move(group));
   return result;
@@ -116,10 +117,23 @@ std::vector<base::Ref<Task>> Kernel::Tasks(const PidNamespace& ns) {
       }
     }
   }
-  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<base::Ref<Task>> result;
   for (auto& [number, task] : found) result.push_back(std::move(task));
   return result;
+}
+
+base::Ref<ThreadGroup> Kernel::GroupOf(const Pid& pid) {
+  absl::MutexLock l(&task_mutex_);
+  return base::Ref<ThreadGroup>(pid.group);
+}
+
+std::vector<base::Ref<ThreadGroup>> Kernel::Members(ProcessGroup& pgrp) {
+  absl::MutexLock l(&task_mutex_);
+  std::vector<base::Ref<ThreadGroup>> members;
+  for (ThreadGroup* member : pgrp.members) members.emplace_back(member);
+  return members;
 }
 
 bool Kernel::SignalGroupLocked(ProcessGroup& pgrp, const siginfo_t& info) {

@@ -28,14 +28,17 @@ namespace sentry {
 class Vfs;
 
 inline constexpr int kMaxSyscall = 512;
+// What uname(2) and /proc/version tell: the Linux whose behaviour is followed.
+inline constexpr char kLinuxRelease[] = "6.12.0-runsc";
+inline constexpr char kLinuxVersion[] = "#1 SMP PREEMPT_DYNAMIC 2026-11-24";
 
 // Lives as long as the sentry. Thread-safe.
 class Kernel {
  public:
   struct Options {
-    int64_t pids_limit = 0;      // 0: none
-    uint64_t memory_limit = 0;   // bytes, 0: the host's memory
-    double cpu_limit = 0;        // processors, 0: the host's
+    int64_t pids_limit = 0;     // 0: none
+    uint64_t memory_limit = 0;  // bytes, 0: the host's memory
+    double cpu_limit = 0;       // processors, 0: the host's
   };
   // Answers one system call; installed by sentry/syscalls.
   using Dispatch = base::Result<uint64_t> (*)(Task& t, int nr);
@@ -69,6 +72,9 @@ class Kernel {
   base::Ref<Task> FindTask(const PidNamespace& ns, int tid);
   base::Ref<ThreadGroup> FindThreadGroup(const PidNamespace& ns, int pid);
   base::Ref<ProcessGroup> FindProcessGroup(const PidNamespace& ns, int pgid);
+  // The process that `pid` is the id of; null if it has been reaped.
+  base::Ref<ThreadGroup> GroupOf(const Pid& pid);
+  std::vector<base::Ref<ThreadGroup>> Members(ProcessGroup& pgrp);
   // All that are visible in `ns`, by number; zombies that are not yet reaped included.
   std::vector<base::Ref<ThreadGroup>> ThreadGroups(const PidNamespace& ns);
   std::vector<base::Ref<Task>> Tasks(const PidNamespace& ns);
@@ -76,18 +82,23 @@ class Kernel {
   // Sends to each member; false if there was none. The sender's permission is the caller's matter.
   bool SignalProcessGroup(ProcessGroup& pgrp, const siginfo_t& info);
 
+  // setsid(2): the new session's id in t's namespace; EPERM if t's process leads a group.
+  base::Result<int> NewSession(Task& t);
+  // setpgid(2), with its checks (kernel/sys.c).
+  base::Status SetProcessGroup(Task& t, int pid, int pgid);
+
   // A process that is a child of nobody in the sandbox: the container's init, or of `runsc exec`.
   struct NewProcess {
     base::Ref<Credentials> creds;
     base::Ref<FsContext> fs;
     base::Ref<FdTable> fds;
     base::Ref<MountNamespace> mount_ns;
-    std::string path;                       // of the executable, looked up already
+    std::string path;  // of the executable, looked up already
     std::vector<std::string> argv, envp;
     std::vector<std::pair<int, Rlimits::Limit>> rlimits;
     bool no_new_privs = false;
     int oom_score_adj = 0;
-    base::Ref<Tty> tty;                     // controlling terminal, or null
+    base::Ref<Tty> tty;  // controlling terminal, or null
     uint32_t personality = 0;
   };
   // Makes it, loaded and stopped before its first instruction. Must run on a fiber (the loader
@@ -117,7 +128,8 @@ class Kernel {
 
   // --- counters ---
   std::array<std::atomic<uint64_t>, kMaxSyscall> syscall_counts{};
-  std::atomic<uint64_t> forks{0};            // processes and threads made, for /proc/stat
+  std::array<std::atomic<uint64_t>, kMaxSyscall> unimplemented{};  // answered with ENOSYS
+  std::atomic<uint64_t> forks{0};  // processes and threads made, for /proc/stat
   std::atomic<uint64_t> context_switches{0};
   std::atomic<uint64_t> faults{0};
 

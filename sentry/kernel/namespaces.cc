@@ -5,8 +5,8 @@
 namespace sentry {
 
 namespace {
-constexpr int kPidMax = 4194304;        // /proc/sys/kernel/pid_max
-constexpr int kReservedPids = 300;      // RESERVED_PIDS: not reused after the first wrap
+constexpr int kPidMax = 4194304;    // /proc/sys/kernel/pid_max
+constexpr int kReservedPids = 300;  // RESERVED_PIDS: not reused after the first wrap
 constexpr int kMaxPidNsLevel = 32;
 constexpr uint64_t kFirstNamespaceId = 0xf0000010;
 }  // namespace

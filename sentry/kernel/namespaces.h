@@ -30,7 +30,8 @@ class Namespace : public base::RefCounted {
   static uint64_t NextId();
 
  protected:
-  explicit Namespace(base::Ref<UserNamespace> user_ns) : user_ns_(std::move(user_ns)), id_(NextId()) {}
+  explicit Namespace(base::Ref<UserNamespace> user_ns)
+      : user_ns_(std::move(user_ns)), id_(NextId()) {}
 
  private:
   const base::Ref<UserNamespace> user_ns_;
@@ -40,7 +41,9 @@ class Namespace : public base::RefCounted {
 class UtsNamespace : public Namespace {
  public:
   UtsNamespace(base::Ref<UserNamespace> user_ns, std::string hostname, std::string domainname)
-      : Namespace(std::move(user_ns)), hostname_(std::move(hostname)), domainname_(std::move(domainname)) {}
+      : Namespace(std::move(user_ns)),
+        hostname_(std::move(hostname)),
+        domainname_(std::move(domainname)) {}
   base::Ref<UtsNamespace> Copy(base::Ref<UserNamespace> user_ns) const;
   std::string hostname() const;
   std::string domainname() const;
@@ -87,8 +90,8 @@ class Pid : public base::RefCounted {
 
   // What it identifies now; guarded by Kernel::task_mutex().
   Task* task = nullptr;
-  ThreadGroup* group = nullptr;   // as thread group id
-  ProcessGroup* pgrp = nullptr;   // as process group id
+  ThreadGroup* group = nullptr;  // as thread group id
+  ProcessGroup* pgrp = nullptr;  // as process group id
   Session* session = nullptr;
   // Woken when the thread group ended (pidfds poll it).
   fiber::WaitQueue exit_queue;
@@ -139,8 +142,8 @@ class PidNamespace : public Namespace {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-// unshare and clone with CLONE_NEWUSER: `creds` get a new user namespace with all capabilities in it
-// (Linux: create_user_ns). EPERM if their ids have no mapping, ENOSPC beyond 32 levels.
+// unshare and clone with CLONE_NEWUSER: `creds` get a new user namespace with all capabilities in
+// it (Linux: create_user_ns). EPERM if their ids have no mapping, ENOSPC beyond 32 levels.
 base::Status EnterNewUserNamespace(Credentials& creds);
 
 }  // namespace sentry

@@ -1,5 +1,5 @@
-// Timers of a process: setitimer(2), timer_create(2), RLIMIT_CPU (Linux: kernel/time/posix-timers.c,
-// posix-cpu-timers.c, itimer.c).
+// Timers of a process: setitimer(2), timer_create(2), RLIMIT_CPU (Linux:
+// kernel/time/posix-timers.c, posix-cpu-timers.c, itimer.c).
 #pragma once
 
 #include <signal.h>
@@ -31,8 +31,8 @@ struct TimerSpec {
   int notify = SIGEV_SIGNAL;
   int signo = SIGALRM;
   sigval value{};
-  bool value_is_id = false;         // no sigevent was given
-  base::Ref<Task> thread;           // of SIGEV_THREAD_ID
+  bool value_is_id = false;  // no sigevent was given
+  base::Ref<Task> thread;    // of SIGEV_THREAD_ID
 };
 
 // Thread-safe. Its mutex comes before Kernel::task_mutex() in the order.
@@ -65,10 +65,10 @@ class PosixTimers {
   enum class Source { kReal, kProcessCpu, kThreadCpu };
   struct Timer {
     Source source = Source::kReal;
-    bool real_clock = false;       // CLOCK_REALTIME: absolute times are converted when set
-    base::Ref<Task> cpu_thread;    // of kThreadCpu
+    bool real_clock = false;     // CLOCK_REALTIME: absolute times are converted when set
+    base::Ref<Task> cpu_thread;  // of kThreadCpu
     TimerSpec spec;
-    int64_t expiry_ns = 0;         // on the source's clock; 0: disarmed
+    int64_t expiry_ns = 0;  // on the source's clock; 0: disarmed
     int64_t interval_ns = 0;
     int last_overrun = 0;
   };

@@ -132,17 +132,21 @@ void Task::HandleFault() {
   fault_error_ = trap.error_code;
   fault_addr_ = trap.fault_addr;
   siginfo_t info = MakeSiginfo(outcome.signo, outcome.si_code);
-  bool about_instruction = outcome.signo == SIGTRAP || outcome.signo == SIGILL || outcome.signo == SIGFPE;
-  info.si_addr = reinterpret_cast<void*>(about_instruction && trap.fault_addr == 0 ? regs().rip
-                                                                                   : trap.fault_addr);
+  bool about_instruction =
+      outcome.signo == SIGTRAP || outcome.signo == SIGILL || outcome.signo == SIGFPE;
+  info.si_addr = reinterpret_cast<void*>(
+      about_instruction && trap.fault_addr == 0 ? regs().rip : trap.fault_addr);
   ForceSignal(info);
 }
 
 // --- orders ---
 
-bool Task::CanQueue() const { return mm_users_ && mm_users_->tasks.load(std::memory_order_acquire) == 1; }
+bool Task::CanQueue() const {
+  return mm_users_ && mm_users_->tasks.load(std::memory_order_acquire) == 1;
+}
 
-void Task::QueueOrders(std::vector<platform::Order> orders, std::function<int64_t(int)> on_failure) {
+void Task::QueueOrders(std::vector<platform::Order> orders,
+                       std::function<int64_t(int)> on_failure) {
   queued_groups_.push_back({queued_orders_.size(), orders.size(), std::move(on_failure)});
   for (platform::Order& order : orders) queued_orders_.push_back(std::move(order));
 }

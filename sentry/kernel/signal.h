@@ -17,8 +17,8 @@ namespace sentry {
 
 class Task;
 
-inline constexpr int kNumSignals = 64;       // _NSIG
-inline constexpr int kFirstRealTime = 32;    // the kernel's SIGRTMIN (libc keeps 32 and 33)
+inline constexpr int kNumSignals = 64;     // _NSIG
+inline constexpr int kFirstRealTime = 32;  // the kernel's SIGRTMIN (libc keeps 32 and 33)
 
 // Bit n-1 for signal n, as sigset_t of the system calls.
 using SigSet = uint64_t;
@@ -83,7 +83,8 @@ struct UserCount : base::RefCounted {
 class PendingSignals {
  public:
   SigSet set() const { return set_; }
-  // Queues `info`, counted for `user`; a standard signal that is pending already is dropped (false).
+  // Queues `info`, counted for `user`; a standard signal that is pending already is dropped
+  // (false).
   bool Add(const siginfo_t& info, base::Ref<UserCount> user);
   // Sets the bit without details: the queue is full and the signal was sent by kill(2).
   void AddBare(int signo);

@@ -19,7 +19,8 @@ void Task::PrepareRestart(bool handler, uint64_t sa_flags) {
   if (code == 0) return;
   bool restart = true;
   if (handler) {
-    restart = code == base::kERESTARTNOINTR || (code == base::kERESTARTSYS && (sa_flags & SA_RESTART));
+    restart =
+        code == base::kERESTARTNOINTR || (code == base::kERESTARTSYS && (sa_flags & SA_RESTART));
   }
   if (!restart) return;  // rax is -EINTR already
   platform::Regs& r = regs();
@@ -84,7 +85,8 @@ void Task::DeliverSignals() {
     } else if (action.handler != kSigDfl) {
       PrepareRestart(true, action.flags);
       SetupFrame(*info, action);
-    } else if (!group_->unkillable_ || forced || info->si_signo == SIGKILL || info->si_signo == SIGSTOP) {
+    } else if (!group_->unkillable_ || forced || info->si_signo == SIGKILL ||
+               info->si_signo == SIGSTOP) {
       HandleDefault(*info);
     }
   }

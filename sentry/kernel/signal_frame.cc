@@ -14,7 +14,8 @@ namespace {
 
 // struct sigcontext of amd64.
 struct SigContext {
-  uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags;
+  uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip,
+      eflags;
   uint16_t cs, gs, fs, ss;
   uint64_t err, trapno, oldmask, cr2;
   uint64_t fpstate;
@@ -43,7 +44,8 @@ constexpr uint16_t kUserCs = 0x33, kUserSs = 0x2b;
 constexpr uint64_t kRedZone = 128;
 constexpr uint32_t kSsAutodisarm = 1u << 31;
 // Flags that rt_sigreturn may change (FIX_EFLAGS): AC OF DF TF SF ZF AF PF CF RF.
-constexpr uint64_t kFixEflags = 0x40000 | 0x800 | 0x400 | 0x100 | 0x80 | 0x40 | 0x10 | 0x4 | 0x1 | 0x10000;
+constexpr uint64_t kFixEflags =
+    0x40000 | 0x800 | 0x400 | 0x100 | 0x80 | 0x40 | 0x10 | 0x4 | 0x1 | 0x10000;
 constexpr uint64_t kDf = 0x400, kTf = 0x100, kRf = 0x10000;
 
 // Linux: copy_siginfo_to_user sends the whole structure with unused parts zero, as ours is.
@@ -98,7 +100,8 @@ void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
   frame.uc.stack = alt_stack_;
   if (frame.uc.stack.size == 0) frame.uc.stack.flags = SS_DISABLE;
   if (nested_alt) frame.uc.stack.flags |= SS_ONSTACK;
-  frame.uc.mcontext = SaveContext(saved_regs, fault_error_, fault_trapno_, fault_addr_, frame_mask, fpu);
+  frame.uc.mcontext =
+      SaveContext(saved_regs, fault_error_, fault_trapno_, fault_addr_, frame_mask, fpu);
   frame.uc.sigmask = frame_mask;
   frame.info = info;
 

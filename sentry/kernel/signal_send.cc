@@ -122,6 +122,12 @@ void ThreadGroup::SendTimerSignal(const siginfo_t& info, Task* thread) {
   SendLocked(info, thread, nullptr);
 }
 
+void ThreadGroup::FlushIgnored(int signo) {
+  absl::MutexLock l(&signal_mutex_);
+  shared_pending_.Flush(SigBit(signo));
+  for (const auto& t : tasks_) t->pending_.Flush(SigBit(signo));
+}
+
 void ThreadGroup::BeginExit(int status) {
   absl::MutexLock l(&signal_mutex_);
   BeginExitLocked(status);
@@ -242,8 +248,9 @@ base::Status Task::CheckKill(Task& target, int signo) const {
   if (!SigValid(signo) && signo != 0) return base::Error(EINVAL);
   if (&target.thread_group() == group_.get()) return base::Ok();
   base::Ref<const Credentials> theirs = target.credentials();
-  if (creds_->euid == theirs->suid || creds_->euid == theirs->ruid || creds_->ruid == theirs->suid ||
-      creds_->ruid == theirs->ruid || creds_->HasCapIn(CAP_KILL, *theirs->user_ns)) {
+  if (creds_->euid == theirs->suid || creds_->euid == theirs->ruid ||
+      creds_->ruid == theirs->suid || creds_->ruid == theirs->ruid ||
+      creds_->HasCapIn(CAP_KILL, *theirs->user_ns)) {
     return base::Ok();
   }
   if (signo == SIGCONT && group_->session() == target.thread_group().session()) return base::Ok();

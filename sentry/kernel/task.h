@@ -38,9 +38,9 @@ struct LoadedProgram;
 
 // What clone3(2) is asked for.
 struct CloneArgs {
-  uint64_t flags = 0;       // CLONE_*, without the signal
+  uint64_t flags = 0;  // CLONE_*, without the signal
   int exit_signal = 0;
-  uint64_t stack = 0;       // top of the child's stack; 0: as the parent's
+  uint64_t stack = 0;  // top of the child's stack; 0: as the parent's
   uint64_t tls = 0;
   uint64_t parent_tid = 0, child_tid = 0, pidfd = 0;  // guest addresses
   std::vector<int> set_tid;
@@ -48,12 +48,12 @@ struct CloneArgs {
 
 // Where a task is, for /proc and for waking it.
 enum class TaskState : uint8_t {
-  kRunning,        // R
-  kSleeping,       // S: parked, interruptible
-  kDiskSleep,      // D: parked, not interruptible
-  kStopped,        // T
-  kZombie,         // Z
-  kDead,           // X
+  kRunning,    // R
+  kSleeping,   // S: parked, interruptible
+  kDiskSleep,  // D: parked, not interruptible
+  kStopped,    // T
+  kZombie,     // Z
+  kDead,       // X
 };
 
 // Methods without a remark are for the task's own fiber ("current"); those marked [any] may be
@@ -63,9 +63,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // The task whose fiber runs on this thread; null outside of one.
   static Task* Current();
 
-  Kernel& kernel() const { return *kernel_; }                        // [any]
-  ThreadGroup& thread_group() const { return *group_; }              // [any]
-  base::Ref<ThreadGroup> thread_group_ref() const { return group_; } // [any]
+  Kernel& kernel() const { return *kernel_; }                         // [any]
+  ThreadGroup& thread_group() const { return *group_; }               // [any]
+  base::Ref<ThreadGroup> thread_group_ref() const { return group_; }  // [any]
 
   // --- memory ---
   // Guest memory of the current system call: the mailbox first.
@@ -81,17 +81,17 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void SetCredentials(base::Ref<const Credentials> creds);
   bool HasCap(int cap) const { return creds_->HasCap(cap); }
   const UserNamespace& user_ns() const { return *creds_->user_ns; }
-  const base::Ref<Pid>& pid() const { return pid_; }                 // of the thread
-  base::Ref<Pid> pid_ref() const;                                    // [any]
+  const base::Ref<Pid>& pid() const { return pid_; }                           // of the thread
+  base::Ref<Pid> pid_ref() const;                                              // [any]
   int TidIn(const PidNamespace& ns) const { return pid_ref()->NumberIn(ns); }  // [any]
-  int Tid() const;    // in its own PID namespace, as gettid(2)
-  int Pid_() const;   // as getpid(2)
+  int Tid() const;   // in its own PID namespace, as gettid(2)
+  int Pid_() const;  // as getpid(2)
   // [any] The namespace that its ids are of (Linux: task_active_pid_ns).
   PidNamespace& pid_namespace() const { return *pid_ns_; }
   // Where children go (differs after unshare or setns of CLONE_NEWPID).
   const base::Ref<PidNamespace>& pid_ns_for_children() const { return child_pid_ns_; }
   void set_pid_ns_for_children(base::Ref<PidNamespace> ns) { child_pid_ns_ = std::move(ns); }
-  std::string comm() const;          // [any] at most 15 bytes
+  std::string comm() const;             // [any] at most 15 bytes
   void SetComm(std::string_view comm);  // [any]
 
   // --- what may be shared with other tasks; the _ref forms are [any] and null after exit ---
@@ -121,13 +121,18 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Where an *at call starts: dirfd (AT_FDCWD: cwd) unless `path` is absolute; EBADF, ENOTDIR.
   // An empty `path` accepts any descriptor (AT_EMPTY_PATH is the walk's check). The identity is
   // `creds`, or the task's.
-  base::Result<WalkContext> Walk(int dirfd, std::string_view path, const Credentials* creds = nullptr);
+  base::Result<WalkContext> Walk(int dirfd, std::string_view path,
+                                 const Credentials* creds = nullptr);
   WalkContext WalkFromCwd() { return *Walk(-100 /* AT_FDCWD */, "", nullptr); }
   // A path argument: EFAULT, ENAMETOOLONG.
-  base::Result<std::string> CopyInPath(uint64_t addr) { return memory().ReadString(addr, kPathMax); }
+  base::Result<std::string> CopyInPath(uint64_t addr) {
+    return memory().ReadString(addr, kPathMax);
+  }
 
   // --- limits; OrderRunner ---
-  uint64_t Rlimit(int resource) const override { return group_->rlimits().Soft(resource); }  // [any]
+  uint64_t Rlimit(int resource) const override {
+    return group_->rlimits().Soft(resource);
+  }  // [any]
   base::Result<std::vector<uint64_t>> RunOrders(std::vector<platform::Order> orders) override;
   void QueueOrders(std::vector<platform::Order> orders,
                    std::function<int64_t(int error)> on_failure) override;
@@ -186,12 +191,14 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
   // --- state for /proc, getrusage and others ---
   TaskState state() const { return state_.load(std::memory_order_relaxed); }  // [any] see StateChar
-  char StateChar() const;              // [any] as in /proc/PID/stat
-  Usage usage() const;                 // [any]
-  int64_t CpuTimeNs() const;           // [any]
+  char StateChar() const;                                   // [any] as in /proc/PID/stat
+  Usage usage() const;                                      // [any]
+  int64_t CpuTimeNs() const;                                // [any]
   int64_t start_time_ns() const { return start_time_ns_; }  // CLOCK_MONOTONIC
-  int current_syscall() const { return syscall_nr_.load(std::memory_order_relaxed); }  // [any] -1: none
-  bool is_leader() const;              // [any]
+  int current_syscall() const {
+    return syscall_nr_.load(std::memory_order_relaxed);
+  }                        // [any] -1: none
+  bool is_leader() const;  // [any]
 
   // Attributes of prctl(2), sched_*(2), ioprio and the like. Each is read by others for /proc.
   std::atomic<bool> no_new_privs{false};
@@ -202,6 +209,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::atomic<int> io_priority{0};
   std::atomic<uint32_t> personality{0};
   std::atomic<uint64_t> timer_slack_ns{50000};
+  std::atomic<int> mempolicy{0};  // MPOL_* and its flags; there is one NUMA node
   // sched_setaffinity(2): bit n for processor n.
   std::array<std::atomic<uint64_t>, 2> cpu_mask_words{~uint64_t{0}, ~uint64_t{0}};
   std::atomic<int> thp_disable{0};
@@ -305,13 +313,13 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::string comm_;
   std::unique_ptr<platform::Context> context_;  // changed under mutex_ and the signal mutex
 
-  base::Ref<fiber::Fiber> fiber_;               // set under the signal mutex
+  base::Ref<fiber::Fiber> fiber_;  // set under the signal mutex
   std::atomic<fiber::Fiber*> trap_fiber_{nullptr};
   std::atomic<bool> trapped_{false};
   std::atomic<TaskState> state_{TaskState::kRunning};
   std::atomic<bool> in_guest_{false};
   std::atomic<int> syscall_nr_{-1};
-  bool gone_ = false;                           // the host thread is dead
+  bool gone_ = false;  // the host thread is dead
 
   // Signals. Guarded by group_->signal_mutex(), except what only current touches.
   std::atomic<bool> signal_pending_{false};
@@ -324,7 +332,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::optional<SigSet> saved_mask_;  // of SetTemporaryMask
   AltStack alt_stack_;
   std::function<base::Result<uint64_t>(Task&)> restart_block_;
-  int restart_code_ = 0;              // the current call's result, if it asks for a restart
+  int restart_code_ = 0;  // the current call's result, if it asks for a restart
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 
   // Exit.

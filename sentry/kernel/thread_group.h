@@ -56,14 +56,15 @@ struct rusage ToRusage(const Usage& usage);
 // What wait4(2) and waitid(2) ask for.
 struct WaitOptions {
   enum class Which { kAny, kPid, kPgrp } which = Which::kAny;
-  base::Ref<Pid> pid;   // of kPid (thread group) and kPgrp
-  int options = 0;      // WNOHANG, WEXITED, WSTOPPED, WCONTINUED, WNOWAIT, __WALL, __WCLONE, __WNOTHREAD
+  base::Ref<Pid> pid;  // of kPid (thread group) and kPgrp
+  int options =
+      0;  // WNOHANG, WEXITED, WSTOPPED, WCONTINUED, WNOWAIT, __WALL, __WCLONE, __WNOTHREAD
 };
 struct WaitResult {
-  int pid = 0;          // 0: nothing with WNOHANG
-  uid_t uid = 0;        // kernel id
-  int status = 0;       // as wait4 encodes it
-  int code = 0;         // CLD_*
+  int pid = 0;     // 0: nothing with WNOHANG
+  uid_t uid = 0;   // kernel id
+  int status = 0;  // as wait4 encodes it
+  int code = 0;    // CLD_*
   Usage usage;
 };
 
@@ -93,7 +94,7 @@ class ThreadGroup : public base::RefCounted {
   base::Ref<Session> session() const;
   base::Ref<Tty> tty() const;  // the session's, or null
   base::Ref<Task> leader() const;
-  std::vector<base::Ref<Task>> Threads() const;   // live ones
+  std::vector<base::Ref<Task>> Threads() const;  // live ones
   // True once all threads are gone. Under Kernel::task_mutex().
   bool is_zombie() const { return zombie_; }
   bool is_pid_ns_init() const { return unkillable_; }
@@ -104,6 +105,8 @@ class ThreadGroup : public base::RefCounted {
 
   // Group-directed signal; false if it was ignored. Takes the signal mutex.
   bool SendSignal(const siginfo_t& info, bool* queue_full = nullptr);
+  // sigaction(2) made `signo` ignored: drops what is pending of it.
+  void FlushIgnored(int signo);
   // Of a POSIX timer, to `thread` (null: the group): if its last one has not been taken yet, that
   // one's overrun count grows instead.
   void SendTimerSignal(const siginfo_t& info, Task* thread);
@@ -113,7 +116,9 @@ class ThreadGroup : public base::RefCounted {
   // Guards pending signals, masks and stop state of the group and all its tasks (Linux: siglock).
   // Order: after Kernel::task_mutex(), before SignalHandlers and WaitQueues.
   absl::Mutex& signal_mutex() const ABSL_LOCK_RETURNED(signal_mutex_) { return signal_mutex_; }
-  PendingSignals& shared_pending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_) { return shared_pending_; }
+  PendingSignals& shared_pending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_) {
+    return shared_pending_;
+  }
   // Woken at every arrival of a signal for the group or one of its tasks (signalfd, sigtimedwait).
   fiber::WaitQueue& signal_queue() { return signal_queue_; }
 
@@ -144,7 +149,8 @@ class ThreadGroup : public base::RefCounted {
   // Require signal_mutex_ (signal_send.cc).
   bool SendLocked(const siginfo_t& info, Task* target, bool* queue_full)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
-  bool Prepare(int signo, const Task& probe, bool force) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
+  bool Prepare(int signo, const Task& probe, bool force)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
   bool IsIgnoredBy(const Task& task, int signo, bool force) const;
   void Complete(int signo, Task* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
   void BeginExitLocked(int status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_mutex_);
@@ -160,7 +166,7 @@ class ThreadGroup : public base::RefCounted {
 
   Kernel* const kernel_;
   const int64_t start_time_ns_;
-  mutable absl::Mutex pid_mutex_;       // a leaf
+  mutable absl::Mutex pid_mutex_;  // a leaf
   base::Ref<Pid> pid_ ABSL_GUARDED_BY(pid_mutex_);
   Rlimits rlimits_;
   std::unique_ptr<PosixTimers> timers_;
@@ -182,7 +188,7 @@ class ThreadGroup : public base::RefCounted {
   bool zombie_ = false;                 // all threads are gone; waits to be reaped
   bool reaped_ = false;
   Usage dead_usage_, children_usage_;
-  bool unkillable_ = false;             // init of a PID namespace
+  bool unkillable_ = false;  // init of a PID namespace
 
   mutable absl::Mutex signal_mutex_;
   base::Ref<SignalHandlers> handlers_;  // changed by exec alone, when single-threaded
@@ -191,12 +197,13 @@ class ThreadGroup : public base::RefCounted {
   bool stop_pending_ ABSL_GUARDED_BY(signal_mutex_) = false;  // tasks are on their way
   bool stopped_ ABSL_GUARDED_BY(signal_mutex_) = false;
   int stop_signo_ ABSL_GUARDED_BY(signal_mutex_) = 0;
-  int stop_wait_ ABSL_GUARDED_BY(signal_mutex_) = 0;          // tasks that have not stopped yet
-  bool report_stop_ ABSL_GUARDED_BY(signal_mutex_) = false;       // not yet waited for
+  int stop_wait_ ABSL_GUARDED_BY(signal_mutex_) = 0;         // tasks that have not stopped yet
+  bool report_stop_ ABSL_GUARDED_BY(signal_mutex_) = false;  // not yet waited for
   bool report_continue_ ABSL_GUARDED_BY(signal_mutex_) = false;
   Task* exec_task_ ABSL_GUARDED_BY(signal_mutex_) = nullptr;  // it is making the others exit
-  int live_left_ ABSL_GUARDED_BY(signal_mutex_) = 0;  // threads that have not begun to exit
-  bool notify_continue_ ABSL_GUARDED_BY(signal_mutex_) = false;   // the next task to run tells the parent
+  int live_left_ ABSL_GUARDED_BY(signal_mutex_) = 0;          // threads that have not begun to exit
+  bool notify_continue_ ABSL_GUARDED_BY(signal_mutex_) =
+      false;  // the next task to run tells the parent
   fiber::WaitQueue continue_queue_;
 };
 

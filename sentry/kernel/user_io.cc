@@ -51,7 +51,8 @@ base::Result<size_t> ForNextRanges(const UserIovec& iovec, size_t* part, size_t*
       continue;
     }
     size_t n = std::min(room, want - done);
-    base::Result<size_t> moved = move(reinterpret_cast<uint64_t>(v.iov_base) + *part_offset, done, n);
+    base::Result<size_t> moved =
+        move(reinterpret_cast<uint64_t>(v.iov_base) + *part_offset, done, n);
     if (!moved.ok() && done == 0) return moved.error();
     size_t got = moved.ok() ? *moved : 0;
     done += got;

@@ -12,8 +12,8 @@
 
 namespace sentry {
 
-inline constexpr size_t kIovMax = 1024;                 // UIO_MAXIOV
-inline constexpr uint64_t kMaxRwCount = 0x7ffff000;     // MAX_RW_COUNT
+inline constexpr size_t kIovMax = 1024;                      // UIO_MAXIOV
+inline constexpr uint64_t kMaxRwCount = 0x7ffff000;          // MAX_RW_COUNT
 inline constexpr uint64_t kUserAddressEnd = 0x7ffffffff000;  // TASK_SIZE_MAX
 
 // Guest ranges, checked: none leaves user space, lengths are cut so that their sum is at most

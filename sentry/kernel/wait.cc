@@ -19,8 +19,7 @@ bool IsEligible(int exit_signal, int options) {
 
 }  // namespace
 
-bool ThreadGroup::TryWait(Task& waiter, const WaitOptions& w, WaitResult* result,
-                          Deferred* later) {
+bool ThreadGroup::TryWait(Task& waiter, const WaitOptions& w, WaitResult* result, Deferred* later) {
   result->pid = PidIn(waiter.pid_namespace());
   result->uid = tasks_.front()->credentials()->ruid;
   if (zombie_) {
@@ -66,8 +65,7 @@ base::Result<WaitResult> Task::Wait(const WaitOptions& w) {
     for (ThreadGroup* child : children) {
       if ((w.options & __WNOTHREAD) && child->parent_ != this) continue;
       if (w.which == WaitOptions::Which::kPid && child->pid() != w.pid) continue;
-      if (w.which == WaitOptions::Which::kPgrp &&
-          (!child->pgrp_ || child->pgrp_->pid() != w.pid)) {
+      if (w.which == WaitOptions::Which::kPgrp && (!child->pgrp_ || child->pgrp_->pid() != w.pid)) {
         continue;
       }
       if (!IsEligible(child->exit_signal_, w.options)) continue;

@@ -111,8 +111,8 @@ class LimitedSource : public IoSource {
 struct WritePosition {
   bool at_offset = false;  // else at the file position
   uint64_t offset = 0;
-  bool append = false;     // RWF_APPEND
-  bool nonblock = false;   // RWF_NOWAIT
+  bool append = false;                   // RWF_APPEND
+  bool nonblock = false;                 // RWF_NOWAIT
   bool sync = false, data_sync = false;  // RWF_SYNC, RWF_DSYNC
 };
 
