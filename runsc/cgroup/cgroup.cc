@@ -168,8 +168,10 @@ absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path, const st
   if (cgroups_path.empty()) return "/system.slice/runsc-" + id + ".scope";
   std::vector<std::string> parts = Split(cgroups_path, ':');
   if (parts.size() != 3) {
-    return absl::InvalidArgumentError("linux.cgroupsPath: expected \"slice:prefix:name\" for "
-                                      "systemd cgroups, is \"" + cgroups_path + "\"");
+    return absl::InvalidArgumentError(
+        "linux.cgroupsPath: expected \"slice:prefix:name\" for "
+        "systemd cgroups, is \"" +
+        cgroups_path + "\"");
   }
   std::string slice = parts[0].empty() ? "system.slice" : parts[0];
   if (slice.size() < 7 || slice.substr(slice.size() - 6) != ".slice" ||

@@ -21,7 +21,7 @@ struct CgroupLayout {
   std::map<std::string, std::string> v1_own;  // controller -> own path in it, "/..."
   std::string v2;                             // mount point, or empty
   std::string v2_own;
-  std::vector<std::string> v2_controllers;    // available at v2's root
+  std::vector<std::string> v2_controllers;  // available at v2's root
 };
 // From the text of /proc/self/mountinfo, /proc/self/cgroup; v2_controllers stays empty.
 CgroupLayout ParseCgroupLayout(std::string_view mountinfo, std::string_view own_cgroups);

@@ -35,8 +35,8 @@ absl::StatusOr<CreateOptions> MakeCreateOptions(const Context& context, const Cr
 
 void AddCreateCommand(CLI::App& app, Context& context) {
   static CreateFlags flags;
-  CLI::App* command = AddCommand(app, "create", "create a container", kIdUsage, kIdText,
-                                 &flags.args);
+  CLI::App* command =
+      AddCommand(app, "create", "create a container", kIdUsage, kIdText, &flags.args);
   AddCreateFlags(*command, flags);
   command->callback([command, &context] {
     context.action = [command, &context]() -> absl::StatusOr<int> {

@@ -62,11 +62,12 @@ std::string NewId() {
 void AddDoCommand(CLI::App& app, Context& context) {
   static std::string cwd, root = "/";
   CLI::App* command = app.add_subcommand(
-      "do", "run a command in a sandbox of the current root\n"
-            "The command sees this machine's files. What it writes stays in memory and is gone with\n"
-            "it.\n\n"
-            "EXAMPLE:\n"
-            "       # runsc do uname -a");
+      "do",
+      "run a command in a sandbox of the current root\n"
+      "The command sees this machine's files. What it writes stays in memory and is gone with\n"
+      "it.\n\n"
+      "EXAMPLE:\n"
+      "       # runsc do uname -a");
   command->footer("<command> [arguments...]");
   command->add_option("--cwd", cwd, "working directory (default: the current one)");
   command->add_option("--root", root, "directory to use as the root (default: \"/\")");

@@ -178,6 +178,9 @@ absl::StatusOr<int> Exec(const Store& store, const ExecFlags& flags, const std::
   if (!sandbox.ok()) return sandbox.status();
   std::string why;
   auto pid = sandbox->Exec(BuildProcessSpec(*process), /*owned=*/true, *files, &why);
+  if (!pid.ok() && pid.error().code() == EPIPE) {
+    return absl::UnavailableError("the sandbox has ended");
+  }
   if (!pid.ok()) {
     return absl::InternalError("unable to start container process: " +
                                (why.empty() ? strerror(pid.error().code()) : why));

@@ -25,8 +25,8 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
   fcntl(kGoferConnectionFd, F_SETFD, FD_CLOEXEC);
   config.connection.reset(kGoferConnectionFd);
   // Without a log, fatal messages go to the runsc that starts us.
-  config.log.reset(fcntl(spec->have_log ? static_cast<int>(kGoferLogFd) : STDERR_FILENO,
-                         F_DUPFD_CLOEXEC, 3));
+  config.log.reset(
+      fcntl(spec->have_log ? static_cast<int>(kGoferLogFd) : STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
   if (spec->have_log) close(kGoferLogFd);
   for (const GoferMount& m : spec->mounts) {
     gofer::MountConfig mount;

@@ -35,8 +35,8 @@ void PrintTable(const std::vector<Row>& rows) {
   std::vector<std::vector<std::string>> cells = {
       {"ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"}};
   for (const Row& r : rows) {
-    cells.push_back({r.state.id, std::to_string(r.pid), r.status, r.state.bundle, r.state.created,
-                     r.owner});
+    cells.push_back(
+        {r.state.id, std::to_string(r.pid), r.status, r.state.bundle, r.state.created, r.owner});
   }
   std::vector<size_t> widths(6, 12);
   for (const auto& line : cells) {
@@ -76,9 +76,9 @@ void AddListCommand(CLI::App& app, Context& context) {
   static std::vector<std::string> args;
   static std::string format = "table";
   static bool quiet = false;
-  CLI::App* command = AddCommand(
-      app, "list", "lists containers started by runsc with the given root", "",
-      "Where the given root is specified via the global option \"--root\".", &args);
+  CLI::App* command =
+      AddCommand(app, "list", "lists containers started by runsc with the given root", "",
+                 "Where the given root is specified via the global option \"--root\".", &args);
   command->add_option("--format,-f", format, "select one of: table or json (default: \"table\")");
   command->add_flag("--quiet,-q", quiet, "display only container IDs");
   command->callback([command, &context] {

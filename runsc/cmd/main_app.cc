@@ -14,14 +14,16 @@ namespace {
 
 constexpr char kAppText[] =
     "runsc runs containers that do not talk to the host's kernel: system calls are answered by a\n"
-    "kernel in user space, in a sandbox of its own. It is used as runc is, with bundles that follow\n"
+    "kernel in user space, in a sandbox of its own. It is used as runc is, with bundles that "
+    "follow\n"
     "the Open Container Initiative (OCI) format.\n"
     "\n"
     "To start a new instance of a container:\n"
     "\n"
     "    # runsc run [ -b bundle ] <container-id>\n"
     "\n"
-    "The bundle is a directory with a file named \"config.json\" and a root file system; the default\n"
+    "The bundle is a directory with a file named \"config.json\" and a root file system; the "
+    "default\n"
     "is the current directory.";
 
 // Help as runc's users know it.
@@ -99,7 +101,8 @@ void AddGlobals(CLI::App& app, Globals& g) {
                  "set the log format ('text' (default), or 'json') (default: \"text\")");
   app.add_option("--root", g.root,
                  "root directory for storage of container state (this should be located in tmpfs) "
-                 "(default: \"" + g.root + "\")");
+                 "(default: \"" +
+                     g.root + "\")");
   static std::string criu;  // accepted because runc's callers may pass it
   app.add_option("--criu", criu, "ignored")->group("");
   app.add_flag("--systemd-cgroup", g.systemd_cgroup,
@@ -167,10 +170,9 @@ absl::Status CheckArgs(const CLI::App& command, const std::vector<std::string>& 
   if (args.size() >= min && args.size() <= max) return absl::OkStatus();
   printf("Incorrect Usage.\n\n%s\n", command.help().c_str());
   fflush(stdout);
-  std::string wanted = min == max ? "exactly " + std::to_string(min)
-                       : args.size() < min
-                           ? "a minimum of " + std::to_string(min)
-                           : "a maximum of " + std::to_string(max);
+  std::string wanted = min == max          ? "exactly " + std::to_string(min)
+                       : args.size() < min ? "a minimum of " + std::to_string(min)
+                                           : "a maximum of " + std::to_string(max);
   return absl::InvalidArgumentError("runsc: \"" + command.get_name() + "\" requires " + wanted +
                                     " argument(s)");
 }
@@ -188,10 +190,10 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
   bool version = false;
   app.add_flag("--version,-v", version, "print the version");
   app.require_subcommand(0, 1);
-  for (auto add : {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand,
-                   AddFeaturesCommand, AddKillCommand, AddListCommand, AddPsCommand, AddRunCommand,
-                   AddSpecCommand, AddStartCommand, AddStateCommand, AddWaitCommand,
-                   AddBootCommand, AddGoferCommand}) {
+  for (auto add :
+       {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand, AddFeaturesCommand,
+        AddKillCommand, AddListCommand, AddPsCommand, AddRunCommand, AddSpecCommand,
+        AddStartCommand, AddStateCommand, AddWaitCommand, AddBootCommand, AddGoferCommand}) {
     add(app, context);
   }
   static std::vector<std::string> help_args;

@@ -39,9 +39,10 @@ void PrintTable(const std::vector<sentry::ProcessInfo>& processes) {
 void AddPsCommand(CLI::App& app, Context& context) {
   static std::string format = "table";
   CLI::App* command = app.add_subcommand(
-      "ps", "ps displays the processes running inside a container\n"
-            "The numbers are those of the container's PID namespace. Options of ps are accepted\n"
-            "and ignored.");
+      "ps",
+      "ps displays the processes running inside a container\n"
+      "The numbers are those of the container's PID namespace. Options of ps are accepted\n"
+      "and ignored.");
   command->footer("<container-id> [ps options]");
   command->add_option("--format,-f", format, "select one of: table or json (default: \"table\")");
   command->prefix_command();

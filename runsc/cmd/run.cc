@@ -52,8 +52,8 @@ absl::StatusOr<int> RunInForeground(const Store& store, CreatedContainer contain
 void AddRunCommand(CLI::App& app, Context& context) {
   static CreateFlags flags;
   static bool detach = false, keep = false, no_subreaper = false;
-  CLI::App* command = AddCommand(app, "run", "create and run a container", kIdUsage, kIdText,
-                                 &flags.args);
+  CLI::App* command =
+      AddCommand(app, "run", "create and run a container", kIdUsage, kIdText, &flags.args);
   AddCreateFlags(*command, flags);
   command->add_flag("--detach,-d", detach, "detach from the container's process");
   command->add_flag("--keep", keep, "do not delete the container after it exits");

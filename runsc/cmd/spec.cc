@@ -12,11 +12,11 @@ void AddSpecCommand(CLI::App& app, Context& context) {
   static std::vector<std::string> args;
   static std::string bundle;
   static bool rootless = false;
-  CLI::App* command = AddCommand(
-      app, "spec", "create a new specification file", "",
-      "The spec command creates the new specification file named \"config.json\" for\n"
-      "the bundle. It is a starter file: the command it runs is \"sh\".",
-      &args);
+  CLI::App* command =
+      AddCommand(app, "spec", "create a new specification file", "",
+                 "The spec command creates the new specification file named \"config.json\" for\n"
+                 "the bundle. It is a starter file: the command it runs is \"sh\".",
+                 &args);
   command->add_option("--bundle,-b", bundle, "path to the root of the bundle directory");
   command->add_flag("--rootless", rootless, "generate a configuration for a rootless container");
   command->callback([command, &context] {
@@ -24,8 +24,7 @@ void AddSpecCommand(CLI::App& app, Context& context) {
       if (auto s = CheckArgs(*command, args, 0, 0); !s.ok()) return s;
       if (!bundle.empty() && chdir(bundle.c_str()) != 0) return ErrnoStatus("chdir " + bundle);
       if (access("config.json", F_OK) == 0) {
-        return absl::AlreadyExistsError(
-            "File config.json exists. Remove it first");
+        return absl::AlreadyExistsError("File config.json exists. Remove it first");
       }
       std::string text = oci::DefaultSpec(rootless, geteuid(), getegid());
       if (auto s = WriteFileAtomically("config.json", text, 0666); !s.ok()) return s;

@@ -8,9 +8,9 @@ namespace runsc {
 
 void AddStartCommand(CLI::App& app, Context& context) {
   static std::vector<std::string> args;
-  CLI::App* command = AddCommand(app, "start",
-                                 "executes the user defined process in a created container",
-                                 kIdUsage, kIdText, &args);
+  CLI::App* command =
+      AddCommand(app, "start", "executes the user defined process in a created container", kIdUsage,
+                 kIdText, &args);
   command->callback([command, &context] {
     context.action = [command, &context]() -> absl::StatusOr<int> {
       if (auto s = CheckArgs(*command, args, 1, 1); !s.ok()) return s;

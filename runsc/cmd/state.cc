@@ -9,11 +9,10 @@ namespace runsc {
 
 void AddStateCommand(CLI::App& app, Context& context) {
   static std::vector<std::string> args;
-  CLI::App* command =
-      AddCommand(app, "state", "output the state of a container", kIdUsage,
-                 "The state command outputs current state information for the\n"
-                 "instance of a container.",
-                 &args);
+  CLI::App* command = AddCommand(app, "state", "output the state of a container", kIdUsage,
+                                 "The state command outputs current state information for the\n"
+                                 "instance of a container.",
+                                 &args);
   command->callback([command, &context] {
     context.action = [command, &context]() -> absl::StatusOr<int> {
       if (auto s = CheckArgs(*command, args, 1, 1); !s.ok()) return s;

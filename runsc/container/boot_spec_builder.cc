@@ -94,8 +94,8 @@ void BuildLinux(const oci::Linux& config, sentry::BootSpec* boot) {
   boot->pids_limit = std::max<int64_t>(r.pids_limit.value_or(0), 0);
   if (r.cpu_quota.value_or(0) > 0) {
     uint64_t period = r.cpu_period.value_or(0);
-    boot->cpu_limit = static_cast<double>(*r.cpu_quota) /
-                      static_cast<double>(period == 0 ? 100'000 : period);
+    boot->cpu_limit =
+        static_cast<double>(*r.cpu_quota) / static_cast<double>(period == 0 ? 100'000 : period);
   }
 }
 
@@ -145,8 +145,7 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   // With an overlay nothing is ever written through the gofer. A read-only root is written once if
   // mount points are to be made, and read-only in the sentry then.
   setup.gofer_mounts.push_back(
-      {*rootfs,
-       flags.overlay || (spec.root.readonly && DestinationsExist(*rootfs, spec.mounts))});
+      {*rootfs, flags.overlay || (spec.root.readonly && DestinationsExist(*rootfs, spec.mounts))});
 
   sentry::BootSpec& boot = setup.boot;
   boot.container_id = id;

@@ -55,11 +55,9 @@ absl::Status SignalContainer(const Store& store, const ContainerState& state, in
 
 // Kills what still lives, then removes the cgroups and the directory and runs the poststop hooks.
 // The caller holds the lock, which is removed.
-absl::Status DestroyContainer(const Store& store, const ContainerState& state,
-                              ContainerLock* lock);
+absl::Status DestroyContainer(const Store& store, const ContainerState& state, ContainerLock* lock);
 // The same for a directory whose state cannot be read.
-absl::Status DestroyBrokenContainer(const Store& store, const std::string& id,
-                                    ContainerLock* lock);
+absl::Status DestroyBrokenContainer(const Store& store, const std::string& id, ContainerLock* lock);
 
 // The configuration stored with the container.
 absl::StatusOr<oci::Spec> LoadStoredSpec(const Store& store, const std::string& id);

@@ -92,8 +92,8 @@ ContainerState NewState(const CreateOptions& options, const std::string& rootfs)
 // Makes the cgroups and clones the processes into them; they wait.
 absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSetup* setup,
                      CreatedContainer* c) {
-  absl::Status s = WriteFileAtomically(store.Dir(options.id) + "/config.json", options.config_text,
-                                       0600);
+  absl::Status s =
+      WriteFileAtomically(store.Dir(options.id) + "/config.json", options.config_text, 0600);
   if (s.ok()) s = store.Save(c->state);
   if (!s.ok()) return s;
   auto cgroups = Cgroups::Create(options.spec.linux_, options.id, options.systemd_cgroup,
@@ -105,8 +105,8 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   LaunchOptions launch;
   launch.id = options.id;
   if (options.spec.process->terminal) {
-    auto console = NewConsole(options.spec.process->console_rows,
-                              options.spec.process->console_cols);
+    auto console =
+        NewConsole(options.spec.process->console_rows, options.spec.process->console_cols);
     if (!console.ok()) return console.status();
     c->console = std::move(*console);
   }
@@ -180,8 +180,7 @@ absl::StatusOr<CreateOptions> LoadBundle(const std::string& bundle) {
   return options;
 }
 
-absl::StatusOr<CreatedContainer> CreateContainer(const Store& store,
-                                                 const CreateOptions& options) {
+absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const CreateOptions& options) {
   if (auto s = CheckId(options.id); !s.ok()) return s;
   if (auto s = CheckConsole(options); !s.ok()) return s;
   auto setup = BuildSandboxSetup(options.spec, options.id, options.bundle, options.flags);
@@ -256,11 +255,10 @@ absl::StatusOr<UniqueFd> OpenDebugLog(const std::string& pattern, const std::str
   if (pattern.empty()) return UniqueFd();
   std::string path = pattern;
   if (path.back() == '/') path += "runsc.log.%TIMESTAMP%.%COMMAND%.txt";
-  const std::pair<const char*, std::string> replacements[] = {
-      {"%ID%", id},
-      {"%COMMAND%", command},
-      {"%TIMESTAMP%", Timestamp(false)},
-      {"%PID%", std::to_string(getpid())}};
+  const std::pair<const char*, std::string> replacements[] = {{"%ID%", id},
+                                                              {"%COMMAND%", command},
+                                                              {"%TIMESTAMP%", Timestamp(false)},
+                                                              {"%PID%", std::to_string(getpid())}};
   for (const auto& [name, value] : replacements) {
     for (size_t at = path.find(name); at != std::string::npos;
          at = path.find(name, at + value.size())) {

@@ -49,8 +49,8 @@ absl::Status ControlFailure(const std::string& what, base::Error error, const st
 absl::Status RunStartContainerHook(sentry::ControlClient* sandbox, const oci::Spec& spec,
                                    const oci::Hook& hook, size_t index,
                                    const std::string& state_json) {
-  std::string what = "error running startContainer hook #" + std::to_string(index) + " (" +
-                     hook.path + "): ";
+  std::string what =
+      "error running startContainer hook #" + std::to_string(index) + " (" + hook.path + "): ";
   oci::Process process = *spec.process;
   process.terminal = false;
   process.args = hook.args;
@@ -67,8 +67,8 @@ absl::Status RunStartContainerHook(sentry::ControlClient* sandbox, const oci::Sp
   if (!pid.ok()) return ControlFailure(what, pid.error(), why);
   if (auto s = sandbox->BeginWait(*pid); !s.ok()) return ControlFailure(what, s.error(), "");
   pollfd p{sandbox->socket(), POLLIN, 0};
-  int timeout = hook.timeout ? static_cast<int>(std::min<int64_t>(*hook.timeout * 1000, INT32_MAX))
-                             : -1;
+  int timeout =
+      hook.timeout ? static_cast<int>(std::min<int64_t>(*hook.timeout * 1000, INT32_MAX)) : -1;
   if (poll(&p, 1, timeout) != 1) {
     return absl::DeadlineExceededError(what + "hook ran past specified timeout of " +
                                        std::to_string(*hook.timeout) + " seconds");
@@ -85,8 +85,8 @@ absl::Status RunStartContainerHooks(const Store& store, const oci::Spec& spec,
     // A connection each: one that is dropped at a timeout takes its hook along.
     auto sandbox = ConnectSandbox(store, state.id);
     if (!sandbox.ok()) return sandbox.status();
-    absl::Status s = RunStartContainerHook(&*sandbox, spec, spec.hooks.start_container[i], i,
-                                           state.OciJson());
+    absl::Status s =
+        RunStartContainerHook(&*sandbox, spec, spec.hooks.start_container[i], i, state.OciJson());
     if (!s.ok()) return s;
   }
   return absl::OkStatus();
@@ -150,8 +150,7 @@ absl::Status StartContainer(const Store& store, ContainerState* state) {
   return s;
 }
 
-absl::Status SignalContainer(const Store& store, const ContainerState& state, int signo,
-                             bool all) {
+absl::Status SignalContainer(const Store& store, const ContainerState& state, int signo, bool all) {
   ContainerStatus status = state.CurrentStatus();
   if (status == ContainerStatus::kStopped) {
     // As runc: there is nothing left that could be missed.

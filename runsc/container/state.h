@@ -37,8 +37,8 @@ struct ProcessId {
 struct ContainerState {
   std::string id;
   std::string oci_version;
-  std::string bundle;  // absolute
-  std::string rootfs;  // absolute
+  std::string bundle;   // absolute
+  std::string rootfs;   // absolute
   std::string created;  // RFC 3339
   uid_t owner_uid = 0;
   std::map<std::string, std::string> annotations;

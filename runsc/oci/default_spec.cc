@@ -38,8 +38,8 @@ Json Mounts(bool rootless) {
   mounts.push_back(
       Mount("/dev", "tmpfs", "tmpfs", {"nosuid", "strictatime", "mode=755", "size=65536k"}));
   mounts.push_back(Mount("/dev/pts", "devpts", "devpts", pts_options));
-  mounts.push_back(Mount("/dev/shm", "tmpfs", "shm",
-                         {"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}));
+  mounts.push_back(
+      Mount("/dev/shm", "tmpfs", "shm", {"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}));
   mounts.push_back(Mount("/dev/mqueue", "mqueue", "mqueue", {"nosuid", "noexec", "nodev"}));
   if (rootless) {
     mounts.push_back(Mount("/sys", "none", "/sys", {"rbind", "nosuid", "noexec", "nodev", "ro"}));
@@ -63,16 +63,16 @@ Json LinuxPart(bool rootless, uid_t uid, gid_t gid) {
   } else {
     part["resources"] = {{"devices", Json::array({{{"allow", false}, {"access", "rwm"}}})}};
   }
-  for (const char* type : {"pid", "network", "ipc", "uts", "mount", "cgroup", "user"}) {
+  for (const char* type : {"pid", "network", "ipc", "uts", "mount", "user"}) {
     bool wanted = std::string(type) == "network" ? !rootless
                   : std::string(type) == "user"  ? rootless
                                                  : true;
     if (wanted) namespaces.push_back({{"type", type}});
   }
   part["namespaces"] = namespaces;
-  part["maskedPaths"] = {"/proc/acpi",          "/proc/asound",      "/proc/kcore",
-                         "/proc/keys",          "/proc/latency_stats", "/proc/timer_list",
-                         "/proc/timer_stats",   "/proc/sched_debug", "/sys/firmware",
+  part["maskedPaths"] = {"/proc/acpi",        "/proc/asound",        "/proc/kcore",
+                         "/proc/keys",        "/proc/latency_stats", "/proc/timer_list",
+                         "/proc/timer_stats", "/proc/sched_debug",   "/sys/firmware",
                          "/proc/scsi"};
   part["readonlyPaths"] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
                            "/proc/sysrq-trigger"};

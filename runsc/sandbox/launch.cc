@@ -41,8 +41,8 @@ struct ChildPlan {
   std::vector<int> fds;  // fds[n] becomes descriptor n
   std::vector<std::string> argv;
   int exe = -1;
-  int go = -1;        // read end: one byte means go
-  int errors = -1;    // where a failure before the exec is reported
+  int go = -1;      // read end: one byte means go
+  int errors = -1;  // where a failure before the exec is reported
   bool errors_are_sync = false;
   bool become_root = false;  // take id 0 of the user namespace
   bool die_with_parent = false;
@@ -227,7 +227,8 @@ std::string DescribeEnd(int wait_status) {
     return "exited with status " + std::to_string(WEXITSTATUS(wait_status));
   }
   int signo = WTERMSIG(wait_status);
-  std::string text = "was killed by signal " + std::to_string(signo) + " (" + strsignal(signo) + ")";
+  std::string text =
+      "was killed by signal " + std::to_string(signo) + " (" + strsignal(signo) + ")";
   if (signo == SIGSYS) text += ": a host call that its filter refuses";
   return text;
 }
@@ -272,8 +273,14 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   int log = options.sentry_log >= 0 ? options.sentry_log : null.get();
   plan = ChildPlan();
   plan.role = "sentry";
-  plan.fds = {null.get(), log, log, boot_spec->get(), sentry_sync.get(), options.control_listener,
-              sentry_connection.get(), options.exit_file};
+  plan.fds = {null.get(),
+              log,
+              log,
+              boot_spec->get(),
+              sentry_sync.get(),
+              options.control_listener,
+              sentry_connection.get(),
+              options.exit_file};
   plan.fds.insert(plan.fds.end(), options.files.begin(), options.files.end());
   plan.argv = {"runsc-sandbox", "boot", "--files=" + std::to_string(options.files.size())};
   if (options.sentry_log >= 0) plan.argv.push_back("--log");

@@ -28,10 +28,10 @@ struct LaunchOptions {
   std::string id;         // container id, for the processes' titles
   std::string boot_spec;  // JSON
   std::vector<GoferMount> mounts;
-  std::vector<int> files;    // become the guest's descriptors 0 and up; stay the caller's
+  std::vector<int> files;  // become the guest's descriptors 0 and up; stay the caller's
   int control_listener = -1;
   int exit_file = -1;
-  int sentry_log = -1;       // -1: none
+  int sentry_log = -1;  // -1: none
   int gofer_log = -1;
   bool die_with_parent = false;
 };
@@ -61,7 +61,7 @@ class Launch {
   absl::Status DescribeFailure(const std::string& sentry_error);
 
   pid_t sentry_pid_ = -1, gofer_pid_ = -1;
-  base::UniqueFd sync_;          // to the sentry
+  base::UniqueFd sync_;  // to the sentry
   base::UniqueFd sentry_go_, gofer_go_;
   base::UniqueFd gofer_errors_;  // the gofer's standard error
 };

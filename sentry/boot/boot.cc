@@ -1,6 +1,7 @@
 #include "sentry/boot/boot.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -11,10 +12,11 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
+#include "absl/base/internal/sysinfo.h"
 #include "absl/time/clock.h"
 #include "platform/platform.h"
 #include "sentry/boot/boot_fds.h"
@@ -30,9 +32,11 @@ using base::UniqueFd;
 
 namespace {
 
+constexpr int kMallocArenas = 8;
+
 // Reports to the runsc that started us. It may be gone: then nobody needs the report.
 void Report(int sync, const std::string& text) {
-  (void)send(sync, text.data(), text.size(), MSG_NOSIGNAL);
+  [[maybe_unused]] ssize_t n = write(sync, text.data(), text.size());
 }
 
 void Log(const std::string& line) {
@@ -43,7 +47,7 @@ void Log(const std::string& line) {
 // The host terminal's signals are meant for the guest: they are read from a signalfd. SIGPIPE is
 // the guest's affair, decided by EPIPE.
 bool SetUpSignals(UniqueFd* signals, std::string* why) {
-  struct sigaction ignore{};
+  struct sigaction ignore {};
   ignore.sa_handler = SIG_IGN;
   sigset_t set;
   sigemptyset(&set);
@@ -60,16 +64,19 @@ bool SetUpSignals(UniqueFd* signals, std::string* why) {
   return signals->valid();
 }
 
-// Lets libraries look up once what they could not after confinement (Abseil reads the clock's
-// frequency and the number of processors from /sys).
+// Lets libraries look up once what they could not after confinement: malloc the number of arenas;
+// a contended absl::Mutex the number of processors and the clock's frequency, which it measures for
+// some milliseconds.
 void WarmUp() {
+  mallopt(M_ARENA_MAX, kMallocArenas);
+  absl::base_internal::NumCPUs();
+  absl::base_internal::NominalCPUFrequency();
   absl::Now();
-  absl::Mutex mutex;
-  absl::MutexLock lock(&mutex);
 }
 
 bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& hooks,
-             std::unique_ptr<platform::Platform>* platform, std::string* why) {
+             std::thread* warm_up, std::unique_ptr<platform::Platform>* platform,
+             std::string* why) {
   if (!PrepareMounts(why)) return false;
   // The console sends SIGWINCH to the processes of the session that it controls, which is ours.
   if (spec.process.terminal && ioctl(kBootFirstFile, TIOCSCTTY, 0) != 0) {
@@ -84,9 +91,10 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
     return false;
   }
   *platform = std::move(*made);
-  WarmUp();
-  return EnterEmptyRoot(why) && DropCapabilities(why) &&
-         InstallFilter(hooks.platform_host_calls, options.have_log, why);
+  if (!EnterEmptyRoot(why)) return false;
+  // Capabilities belong to threads: it must have ended.
+  warm_up->join();
+  return DropCapabilities(why) && InstallFilter(hooks.platform_host_calls, options.have_log, why);
 }
 
 SandboxFds TakeFds(const BootOptions& options) {
@@ -114,8 +122,8 @@ class Loop {
         gofer_(std::move(gofer)),
         // The socket's directory is closed to all but root; a peer inside this PID namespace (a
         // stub) would be seen with its pid.
-        server_(sandbox, UniqueFd(kBootControlFd), [](const ucred& peer) { return peer.pid == 0; }) {
-  }
+        server_(sandbox, UniqueFd(kBootControlFd),
+                [](const ucred& peer) { return peer.pid == 0; }) {}
 
   int Run() {
     Status status = server_.Init();
@@ -142,8 +150,8 @@ class Loop {
  private:
   void OnSync() {
     char text[16];
-    ssize_t n = recv(sync_.get(), text, sizeof(text), MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    ssize_t n = read(sync_.get(), text, sizeof(text));
+    if (n < 0 && errno == EINTR) return;
     server_.Unwatch(sync_.get());
     if (n == 6 && memcmp(text, "commit", 6) == 0) {
       sync_.reset();
@@ -207,8 +215,10 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
   if (!CloseFrom(kBootFirstFile + options.file_count, &why) || !SetUpSignals(&signals, &why)) {
     return fail("cannot confine the sentry: " + why);
   }
+  std::thread warm_up(WarmUp);
   std::unique_ptr<platform::Platform> platform;
-  if (!Confine(options, *spec, hooks, &platform, &why)) {
+  if (!Confine(options, *spec, hooks, &warm_up, &platform, &why)) {
+    if (warm_up.joinable()) warm_up.join();
     return fail("cannot confine the sentry: " + why);
   }
 

@@ -2,8 +2,8 @@
 //
 // At exec the process has the descriptors of boot_fds.h, namespaces of its own, user id 0 in a user
 // namespace that maps it to an unprivileged one, and is a session leader. The sync socket carries
-// datagrams: from the sentry "ready", or "error " and one line; from runsc "commit", after which the
-// sandbox outlives the socket. Until then the end of the socket ends the sandbox.
+// datagrams: from the sentry "ready", or "error " and one line; from runsc "commit", after which
+// the sandbox outlives the socket. Until then the end of the socket ends the sandbox.
 #pragma once
 
 #include <functional>

@@ -51,10 +51,10 @@ struct MountSpec {
   std::string source;       // as written in the configuration; for /proc/PID/mounts
   // Index into the gofer's mounts (0 is the root file system) if it is a bind mount, else -1.
   int32_t gofer_mount = -1;
-  bool source_is_directory = false;      // bind: what kind of mount point to create
-  uint64_t flags = 0;                    // MS_RDONLY, MS_NOSUID, ... of mount(2)
-  std::vector<uint64_t> propagation;     // MS_PRIVATE, MS_SLAVE, ... each perhaps with MS_REC
-  std::vector<std::string> data;         // "size=65536k", "mode=1777", ...: for the file system
+  bool source_is_directory = false;   // bind: what kind of mount point to create
+  uint64_t flags = 0;                 // MS_RDONLY, MS_NOSUID, ... of mount(2)
+  std::vector<uint64_t> propagation;  // MS_PRIVATE, MS_SLAVE, ... each perhaps with MS_REC
+  std::vector<std::string> data;      // "size=65536k", "mode=1777", ...: for the file system
 };
 
 // A device node to make in /dev.
@@ -77,7 +77,7 @@ struct IdMapping {
 
 struct BootSpec {
   std::string container_id;
-  std::string hostname;    // empty: keep the sentry's default
+  std::string hostname;  // empty: keep the sentry's default
   std::string domainname;
   ProcessSpec process;
   bool root_readonly = false;
@@ -85,7 +85,7 @@ struct BootSpec {
   std::vector<MountSpec> mounts;
   std::vector<std::string> masked_paths;
   std::vector<std::string> readonly_paths;
-  std::vector<DeviceSpec> devices;  // in addition to the default ones
+  std::vector<DeviceSpec> devices;      // in addition to the default ones
   std::vector<IdMapping> uid_mappings;  // empty unless the configuration asks for a user namespace
   std::vector<IdMapping> gid_mappings;
   bool new_user_namespace = false;

@@ -16,6 +16,8 @@
 
 #include "sentry/boot/host_calls.h"
 
+extern const char __ehdr_start __attribute__((visibility("hidden")));  // of the linker
+
 namespace sentry {
 namespace {
 
@@ -26,23 +28,25 @@ bool Fail(std::string* why, const char* step) {
   return false;
 }
 
-// Decimal digits of `n` at the end of `buffer`; async-signal-safe.
-const char* Digits(long n, char* end) {
-  *--end = '\0';
+// Writes `text` and then `n` in the given base; async-signal-safe.
+void Put(const char* text, unsigned long n, unsigned base) {
+  char buffer[24];
+  char* at = buffer + sizeof(buffer);
   do {
-    *--end = static_cast<char>('0' + n % 10);
-    n /= 10;
+    *--at = "0123456789abcdef"[n % base];
+    n /= base;
   } while (n > 0);
-  return end;
+  [[maybe_unused]] ssize_t w = write(STDERR_FILENO, text, strlen(text));
+  w = write(STDERR_FILENO, at, buffer + sizeof(buffer) - at);
 }
 
+// The address as addr2line takes it.
 void OnRefusedCall(int, siginfo_t* info, void*) {
-  char buffer[24];
-  const char* digits = Digits(info->si_syscall, buffer + sizeof(buffer));
-  const char prefix[] = "sentry: refused host call ";
-  [[maybe_unused]] ssize_t n = write(STDERR_FILENO, prefix, sizeof(prefix) - 1);
-  n = write(STDERR_FILENO, digits, strlen(digits));
-  n = write(STDERR_FILENO, "\n", 1);
+  Put("sentry: refused host call ", static_cast<unsigned long>(info->si_syscall), 10);
+  Put(" at 0x",
+      reinterpret_cast<uintptr_t>(info->si_call_addr) - reinterpret_cast<uintptr_t>(&__ehdr_start),
+      16);
+  [[maybe_unused]] ssize_t w = write(STDERR_FILENO, "\n", 1);
   _exit(128 + SIGSYS);
 }
 
@@ -118,7 +122,7 @@ bool DropCapabilities(std::string* why) {
 
 bool InstallFilter(const FilterContribution& contribution, bool diagnose, std::string* why) {
   if (diagnose) {
-    struct sigaction action{};
+    struct sigaction action {};
     action.sa_sigaction = OnRefusedCall;
     action.sa_flags = SA_SIGINFO;
     if (sigaction(SIGSYS, &action, nullptr) != 0) return Fail(why, "system call filter: sigaction");

@@ -24,8 +24,8 @@ bool LimitResources(std::string* why);
 // Closes all descriptors from `first` up.
 bool CloseFrom(int first, std::string* why);
 
-// Gives up every capability, in all five sets and for good, sets no_new_privs, and makes the process
-// undumpable.
+// Gives up every capability, in all five sets and for good, sets no_new_privs, and makes the
+// process undumpable.
 bool DropCapabilities(std::string* why);
 
 // What else to allow: called with the scmp_filter_ctx; a negative errno fails the step.

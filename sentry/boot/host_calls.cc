@@ -24,25 +24,24 @@ constexpr int kPlain[] = {
     SCMP_SYS(lseek),            // sizes, and SEEK_DATA and SEEK_HOLE of guest files
     SCMP_SYS(copy_file_range),  // the guest's copy_file_range and sendfile between donated files
     SCMP_SYS(sendfile),
-    SCMP_SYS(fstat),            // attributes after a write, identity of what the gofer sent
-    SCMP_SYS(fstatfs),          // the guest's statfs on donated files
-    SCMP_SYS(ftruncate),        // the guest's truncate, and sizes of memory files
-    SCMP_SYS(fallocate),        // the guest's fallocate, and holes in memory files
+    SCMP_SYS(fstat),      // attributes after a write, identity of what the gofer sent
+    SCMP_SYS(fstatfs),    // the guest's statfs on donated files
+    SCMP_SYS(ftruncate),  // the guest's truncate, and sizes of memory files
+    SCMP_SYS(fallocate),  // the guest's fallocate, and holes in memory files
     SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(sync_file_range),  // the guest's
-    SCMP_SYS(fadvise64),        // the guest's read-ahead advice
-    SCMP_SYS(memfd_create),     // tmpfs, shared anonymous memory, pipes' rings
+    SCMP_SYS(fadvise64),     // the guest's read-ahead advice
+    SCMP_SYS(memfd_create),  // tmpfs, shared anonymous memory, pipes' rings
     SCMP_SYS(close), SCMP_SYS(close_range), SCMP_SYS(dup), SCMP_SYS(dup3),  // descriptors' lives
     // Messages on existing sockets: gofer, control, stubs.
     SCMP_SYS(sendmsg), SCMP_SYS(recvmsg), SCMP_SYS(sendmmsg), SCMP_SYS(recvmmsg),
-    SCMP_SYS(accept4),          // the control socket alone listens
-    SCMP_SYS(shutdown),         // ends the gofer's connection
+    SCMP_SYS(accept4),   // the control socket alone listens
+    SCMP_SYS(shutdown),  // ends the gofer's connection
     // Waiting.
     SCMP_SYS(poll), SCMP_SYS(ppoll), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl),
-    SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_pwait2),
-    SCMP_SYS(eventfd2), SCMP_SYS(timerfd_create), SCMP_SYS(timerfd_settime),
-    SCMP_SYS(timerfd_gettime),
-    SCMP_SYS(signalfd4),        // SIGWINCH of the console
-    SCMP_SYS(futex),            // locks, and waiting workers
+    SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_pwait2), SCMP_SYS(eventfd2),
+    SCMP_SYS(timerfd_create), SCMP_SYS(timerfd_settime), SCMP_SYS(timerfd_gettime),
+    SCMP_SYS(signalfd4),                             // SIGWINCH of the console
+    SCMP_SYS(futex),                                 // locks, and waiting workers
     SCMP_SYS(nanosleep), SCMP_SYS(clock_nanosleep),  // back-off of spin locks
     SCMP_SYS(restart_syscall),  // after a stop and continue of the sentry by the host
     // The sentry's own heap and stacks; mmap and mprotect are below.
@@ -51,26 +50,27 @@ constexpr int kPlain[] = {
     SCMP_SYS(set_robust_list), SCMP_SYS(rseq), SCMP_SYS(set_tid_address), SCMP_SYS(gettid),
     SCMP_SYS(getpid), SCMP_SYS(exit), SCMP_SYS(exit_group), SCMP_SYS(sched_yield),
     SCMP_SYS(sched_getaffinity),  // how many processors there are
-    SCMP_SYS(getcpu),
+    SCMP_SYS(getcpu), SCMP_SYS(sched_getparam),
+    SCMP_SYS(sched_getscheduler),  // pthread_create asks for its own
     // Signals to itself: handlers, masks, their end; abort raises SIGABRT by tgkill (below).
     SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn),
     SCMP_SYS(rt_sigtimedwait), SCMP_SYS(sigaltstack),
     // Clocks, where the vDSO cannot answer, and accounting for /proc.
     SCMP_SYS(clock_gettime), SCMP_SYS(clock_getres), SCMP_SYS(gettimeofday), SCMP_SYS(time),
     SCMP_SYS(getrusage), SCMP_SYS(times), SCMP_SYS(sysinfo),
-    SCMP_SYS(getrandom),        // the guest's random numbers
-    SCMP_SYS(getrlimit),        // how many descriptors are left
+    SCMP_SYS(getrandom),  // the guest's random numbers
+    SCMP_SYS(getrlimit),  // how many descriptors are left
 };
 
 // fcntl commands: status flags of donated files, duplicates that stay close-on-exec, seals of the
 // sentry's memory files, the size of donated pipes, and record locks on donated files.
-constexpr int kFcntl[] = {F_GETFL,  F_SETFL,       F_GETFD,      F_SETFD,      F_DUPFD_CLOEXEC,
-                          F_ADD_SEALS, F_GET_SEALS, F_GETPIPE_SZ, F_SETPIPE_SZ, F_OFD_GETLK,
-                          F_OFD_SETLK, F_OFD_SETLKW};
+constexpr int kFcntl[] = {F_GETFL,         F_SETFL,     F_GETFD,     F_SETFD,
+                          F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS, F_GETPIPE_SZ,
+                          F_SETPIPE_SZ,    F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW};
 
 // ioctls: what is in a donated pipe, and the state and size of a donated terminal. Never TIOCSTI.
-constexpr int kIoctl[] = {FIONREAD, FIONBIO,    TCGETS,     TCSETS, TCSETSW, TCSETSF, TCFLSH,
-                          TCSBRK,   TIOCGWINSZ, TIOCSWINSZ, TIOCOUTQ};
+constexpr int kIoctl[] = {FIONREAD, FIONBIO, TCGETS,     TCSETS,     TCSETSW, TCSETSF,
+                          TCFLSH,   TCSBRK,  TIOCGWINSZ, TIOCSWINSZ, TIOCOUTQ};
 
 // prctl: names of threads, and of memory regions, for whoever looks at the host's /proc.
 constexpr int kPrctl[] = {PR_SET_NAME, PR_GET_NAME, 0x53564d41 /* PR_SET_VMA */};

@@ -26,9 +26,9 @@ struct ProcessFds {
 };
 
 struct SandboxFds {
-  ProcessFds process;        // of the container's init
-  base::UniqueFd gofer;      // the connection to the gofer
-  base::UniqueFd log;        // debug log, opened for appending; may be invalid
+  ProcessFds process;    // of the container's init
+  base::UniqueFd gofer;  // the connection to the gofer
+  base::UniqueFd log;    // debug log, opened for appending; may be invalid
 };
 
 // A guest process for `runsc ps`.
@@ -39,9 +39,9 @@ struct ProcessInfo {
   int64_t start_time = 0;  // seconds since the epoch
   int64_t cpu_ns = 0;      // user and system time
   int32_t threads = 1;
-  std::string tty;         // "pts/0", or "?"
-  char state = 'S';        // as in /proc/PID/stat
-  std::string command;     // the arguments joined by blanks, or [comm]
+  std::string tty;      // "pts/0", or "?"
+  char state = 'S';     // as in /proc/PID/stat
+  std::string command;  // the arguments joined by blanks, or [comm]
 };
 
 // Thread-safe. Methods may block the calling thread (never a worker's) for as long as the gofer

@@ -187,7 +187,8 @@ void ControlServer::ReapThreads() {
 }
 
 void ControlServer::DoStart(uint64_t connection, uint32_t id) {
-  if (threads_.size() >= kMaxThreads) return ReplyError(connection, id, EAGAIN, "too many requests");
+  if (threads_.size() >= kMaxThreads)
+    return ReplyError(connection, id, EAGAIN, "too many requests");
   Spawn([this, connection, id] {
     std::string why;
     Status status = sandbox_->Start(&why);
@@ -209,7 +210,8 @@ void ControlServer::DoExec(uint64_t connection, ControlMessage message) {
   std::string why;
   Result<ProcessSpec> process = DecodeProcessSpec(process_json->dump(), &why);
   if (!process.ok()) return ReplyError(connection, id, EPROTO, why);
-  if (threads_.size() >= kMaxThreads) return ReplyError(connection, id, EAGAIN, "too many requests");
+  if (threads_.size() >= kMaxThreads)
+    return ReplyError(connection, id, EAGAIN, "too many requests");
   auto fds = std::make_shared<std::vector<UniqueFd>>(std::move(message.fds));
   Spawn([this, connection, id, owned = *owned, process = std::move(*process), fds] {
     std::string error;
@@ -299,9 +301,8 @@ void ControlServer::DoWindowSize(uint64_t connection, const ControlMessage& mess
   if (!pid || !rows || !cols) {
     return ReplyError(connection, message.id, EPROTO, "malformed window size request");
   }
-  Status status =
-      sandbox_->SetWindowSize(static_cast<int32_t>(*pid), static_cast<uint16_t>(*rows),
-                              static_cast<uint16_t>(*cols));
+  Status status = sandbox_->SetWindowSize(static_cast<int32_t>(*pid), static_cast<uint16_t>(*rows),
+                                          static_cast<uint16_t>(*cols));
   if (!status.ok()) {
     return ReplyError(connection, message.id, status.error().code(), "cannot resize the terminal");
   }

@@ -1,0 +1,29 @@
+// runsc: the OCI runtime, and by internal subcommands the sentry and the gofer.
+#if __has_include("platform/host_calls.h")
+#include "platform/host_calls.h"
+#else
+namespace platform { inline int AllowHostCalls(void*) { return 0; } }
+#endif
+#include "platform/platform.h"
+#include "runsc/cmd/command.h"
+#include "sentry/boot/boot.h"
+#include "sentry/boot/sandbox.h"
+
+namespace {
+
+base::Result<std::unique_ptr<platform::Platform>> CreatePlatform(const sentry::BootSpec& spec,
+                                                                 std::string* why) {
+  platform::Options options;
+  options.strict = spec.strict;
+  options.spin_ns = spec.spin_ns;
+  return platform::CreateSystrap(options, why);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const sentry::BootHooks hooks{.create_platform = CreatePlatform,
+                                .platform_host_calls = platform::AllowHostCalls,
+                                .create_sandbox = &sentry::CreateSandbox};
+  return runsc::RunMain(argc, argv, hooks);
+}
