@@ -98,6 +98,16 @@ int AllowSentryHostCalls(void* filter) {
   if ((rc = AllowEach(filter, SCMP_SYS(ioctl), 1, kIoctl)) != 0) return rc;
   if ((rc = AllowEach(filter, SCMP_SYS(prctl), 0, kPrctl)) != 0) return rc;
 
+  // fstat and fstatat of a descriptor, as libc makes them. Without the flag a path would count,
+  // from the empty root.
+  rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(newfstatat), 1,
+                        SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
+  if (rc != 0) return rc;
+  // getrlimit of the sentry itself, as libc makes it.
+  rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 2, SCMP_A0(SCMP_CMP_EQ, 0),
+                        SCMP_A2(SCMP_CMP_EQ, 0));
+  if (rc != 0) return rc;
+
   // Memory is never executable: code of the guest runs in stubs alone.
   rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
                         SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
