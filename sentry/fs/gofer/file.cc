@@ -150,7 +150,9 @@ base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool
   return done;
 }
 
-base::Result<size_t> GoferFile::PWrite(IoSource& src, uint64_t offset, bool) {
+base::Result<size_t> GoferFile::PWrite(IoSource& src, uint64_t offset, bool nonblock) {
+  // As Linux: pwrite(2) appends too if the file is open for appending.
+  if ((flags() & O_APPEND) != 0) return PWriteAppend(src, &offset, nonblock);
   if (offset > kMaxFileSize) return base::Error(EINVAL);
   fiber::MutexLock l(&inode_->data_mutex());
   const size_t n = TRY(WriteChunks(src, offset, false));

@@ -8,11 +8,10 @@
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/fs/gofer/connection.h"
 #include "sentry/vfs/inode.h"
 
 namespace sentry {
-
-class GoferConnection;
 
 enum class GoferCache {
   // Only this sandbox changes the files: what was learnt stays true. For the root file system.

@@ -1,0 +1,379 @@
+// The filesystem through the VFS, over a gofer in this process and a temporary directory.
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "gofer/server.h"
+#include "sentry/fiber/fiber.h"
+#include "sentry/fiber/scheduler.h"
+#include "sentry/fs/gofer/gofer_fs.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+namespace {
+
+class GoferFsTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/gofer_fs_test_XXXXXX";
+    dir_ = mkdtemp(name);
+    proc_.reset(open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    ASSERT_EQ(fchdir(proc_.get()), 0);
+  }
+  void TearDown() override {
+    Run([this] {
+      root_ = {};
+      ns_.reset();
+    });
+    connection_.reset();
+    server_.reset();
+    scheduler_.Shutdown();
+    std::filesystem::remove_all(dir_);
+  }
+
+  void Mount(GoferCache cache) {
+    int pair[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    std::vector<gofer::MountConfig> mounts(1);
+    mounts[0].fd.reset(open(dir_.c_str(), O_PATH | O_CLOEXEC));
+    server_ = std::make_unique<gofer::Server>(
+        gofer::Server::Options{.mounts = std::move(mounts),
+                               .connection = base::UniqueFd(pair[1]),
+                               .proc_fd = proc_.get(),
+                               .threads = 2,
+                               .max_handles = 1000});
+    server_->Start();
+    server_->Release();
+    // As at boot: off the fibers.
+    auto connection = ConnectGofer(base::UniqueFd(pair[0]), [] {});
+    ASSERT_TRUE(connection.ok());
+    connection_ = *connection;
+    auto root = MountGofer(connection_, 0, cache);
+    ASSERT_TRUE(root.ok());
+    ns_ = MountNamespace::New(Vfs::NewMount(*root, 0, "root"));
+    root_ = Path{ns_->root_mount(), ns_->root_mount()->root()};
+  }
+
+  // Runs `fn` on a fiber.
+  static void Run(std::function<void()> fn) {
+    std::atomic<bool> done = false;
+    fiber::Spawn("test", [&] {
+      fn();
+      done.store(true);
+      done.notify_one();
+    });
+    done.wait(false);
+  }
+
+  WalkContext Ctx() { return WalkContext{*creds_, *ns_, root_, root_, 022, 0}; }
+  base::Ref<FileDescription> Open(std::string_view path, uint32_t flags, mode_t mode = 0644) {
+    auto file = vfs_.Open(Ctx(), path, flags, mode);
+    EXPECT_TRUE(file.ok()) << path << ": " << file.error().code();
+    return file.ok() ? *file : nullptr;
+  }
+  int OpenError(std::string_view path, uint32_t flags) {
+    auto file = vfs_.Open(Ctx(), path, flags, 0644);
+    return file.ok() ? 0 : file.error().code();
+  }
+  static size_t Write(FileDescription& f, std::string_view s) {
+    BufferSource src(std::as_bytes(std::span(s)));
+    auto n = f.Write(src, false);
+    return n.ok() ? *n : 0;
+  }
+  static std::string PRead(FileDescription& f, uint64_t offset, size_t n) {
+    std::string out(n, 'x');
+    BufferDest dst(std::as_writable_bytes(std::span(out)));
+    auto got = f.PRead(dst, offset, false);
+    out.resize(got.ok() ? *got : 0);
+    return out;
+  }
+  std::multiset<std::string> List(std::string_view path) {
+    std::multiset<std::string> names;
+    auto dir = Open(path, O_RDONLY | O_DIRECTORY);
+    EXPECT_TRUE(dir->GetDents([&](const DirEntry& e) {
+                     names.emplace(e.name);
+                     return true;
+                   }).ok());
+    return names;
+  }
+  InodeAttr Stat(std::string_view path) {
+    auto p = vfs_.Walk(Ctx(), path, {.follow_last = false});
+    EXPECT_TRUE(p.ok()) << path;
+    return p.ok() ? *vfs_.GetAttr(*p) : InodeAttr{};
+  }
+  int WalkError(std::string_view path) {
+    auto p = vfs_.Walk(Ctx(), path, {});
+    return p.ok() ? 0 : p.error().code();
+  }
+  static int Code(const base::Status& s) { return s.ok() ? 0 : s.error().code(); }
+  std::string Host(const std::string& name) { return dir_ + name; }
+  std::string HostText(const std::string& name) {
+    std::ifstream in(Host(name));
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  }
+  void SetHostText(const std::string& name, const std::string& text) {
+    std::ofstream(Host(name)) << text;
+  }
+
+  fiber::Scheduler scheduler_{{.workers = 2}};
+  std::string dir_;
+  base::UniqueFd proc_;
+  std::unique_ptr<gofer::Server> server_;
+  base::Ref<GoferConnection> connection_;
+  Vfs vfs_;
+  base::Ref<Credentials> creds_ = Credentials::NewRoot(UserNamespace::NewRoot());
+  base::Ref<MountNamespace> ns_;
+  Path root_;
+};
+
+TEST_F(GoferFsTest, CreateWriteReadTruncate) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto f = Open("/a", O_CREAT | O_RDWR, 0640);
+    EXPECT_EQ(Write(*f, "hello"), 5u);
+    EXPECT_EQ(PRead(*f, 0, 100), "hello");
+    EXPECT_EQ(PRead(*f, 5, 100), "");
+    EXPECT_EQ(HostText("/a"), "hello");
+    InodeAttr attr = Stat("/a");
+    struct stat st;
+    ASSERT_EQ(stat(Host("/a").c_str(), &st), 0);
+    EXPECT_EQ(attr.size, 5u);
+    EXPECT_EQ(attr.ino, st.st_ino);
+    EXPECT_EQ(attr.mode, st.st_mode);
+    EXPECT_EQ(attr.mtime.tv_nsec, st.st_mtim.tv_nsec);
+    auto g = Open("/a", O_WRONLY | O_APPEND);
+    EXPECT_EQ(Write(*g, " world"), 6u);
+    EXPECT_EQ(PRead(*f, 0, 100), "hello world");
+    EXPECT_EQ(*g->Seek(0, SEEK_CUR), 11);
+    EXPECT_TRUE(f->Truncate(3).ok());
+    EXPECT_EQ(Stat("/a").size, 3u);
+    Open("/a", O_RDWR | O_TRUNC);
+    EXPECT_EQ(Stat("/a").size, 0u);
+    EXPECT_EQ(OpenError("/a", O_CREAT | O_EXCL | O_RDWR), EEXIST);
+    EXPECT_EQ(OpenError("/none", O_RDONLY), ENOENT);
+    EXPECT_TRUE(f->Sync(false).ok());
+    const std::string big(1 << 20, 'b');
+    EXPECT_EQ(*f->Seek(0, SEEK_SET), 0);
+    EXPECT_EQ(Write(*f, big), big.size());
+    EXPECT_TRUE(PRead(*f, 0, 2 << 20) == big);
+    EXPECT_TRUE(f->Allocate(0, 0, 2 << 20).ok());
+    EXPECT_EQ(*f->Seek(0, SEEK_END), 2 << 20);
+  });
+}
+
+TEST_F(GoferFsTest, NamesAndLinks) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    EXPECT_TRUE(vfs_.Mkdir(Ctx(), "/d", 0755).ok());
+    EXPECT_TRUE(vfs_.Mkdir(Ctx(), "/d/e", 0755).ok());
+    Write(*Open("/d/e/f", O_CREAT | O_WRONLY), "deep");
+    EXPECT_EQ(PRead(*Open("/d/e/f", O_RDONLY), 0, 10), "deep");
+    EXPECT_TRUE(vfs_.Symlink(Ctx(), "e/f", "/d/link").ok());
+    EXPECT_EQ(PRead(*Open("/d/link", O_RDONLY), 0, 10), "deep");
+    EXPECT_TRUE(S_ISLNK(Stat("/d/link").mode));
+    EXPECT_TRUE(vfs_.Link(Ctx(), "/d/e/f", {}, Ctx(), "/d/hard").ok());
+    EXPECT_EQ(Stat("/d/hard").nlink, 2u);
+    EXPECT_EQ(Stat("/d/hard").ino, Stat("/d/e/f").ino);
+    EXPECT_TRUE(vfs_.Rename(Ctx(), "/d/hard", Ctx(), "/moved", 0).ok());
+    EXPECT_EQ(WalkError("/d/hard"), ENOENT);
+    EXPECT_EQ(HostText("/moved"), "deep");
+    auto open_file = Open("/d/e/f", O_RDONLY);
+    EXPECT_TRUE(vfs_.Unlink(Ctx(), "/d/e/f").ok());
+    EXPECT_EQ(open_file->GetAttr()->nlink, 1u);
+    EXPECT_TRUE(vfs_.Unlink(Ctx(), "/moved").ok());
+    EXPECT_EQ(open_file->GetAttr()->nlink, 0u);
+    EXPECT_EQ(PRead(*open_file, 0, 10), "deep");
+    EXPECT_EQ(Code(vfs_.Rmdir(Ctx(), "/d")), ENOTEMPTY);
+    EXPECT_TRUE(vfs_.Rmdir(Ctx(), "/d/e").ok());
+    EXPECT_EQ(Stat("/d").nlink, 2u);
+    EXPECT_EQ(WalkError("/d/e"), ENOENT);
+    EXPECT_EQ(WalkError("/d/link/x"), ENOENT);
+    EXPECT_TRUE(vfs_.Mknod(Ctx(), "/fifo", S_IFIFO | 0600, 0).ok());
+    EXPECT_TRUE(S_ISFIFO(Stat("/fifo").mode));
+    EXPECT_EQ(Code(vfs_.Mknod(Ctx(), "/dev", S_IFCHR | 0600, makedev(1, 3))), EPERM);
+  });
+}
+
+TEST_F(GoferFsTest, AttributesAndXattrs) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto f = Open("/a", O_CREAT | O_RDWR);
+    AttrChange change;
+    change.set_mode = change.set_uid = change.set_gid = change.set_mtime = true;
+    change.mode = 0711;
+    change.uid = 12;
+    change.gid = 34;
+    change.mtime = {1000, 2000};
+    EXPECT_TRUE(f->inode()->SetAttr(change).ok());
+    struct stat st;
+    ASSERT_EQ(stat(Host("/a").c_str(), &st), 0);
+    EXPECT_EQ(st.st_mode & 07777, 0711u);
+    EXPECT_EQ(st.st_uid, 12u);
+    EXPECT_EQ(st.st_mtim.tv_nsec, 2000);
+    InodeAttr attr = Stat("/a");
+    EXPECT_EQ(attr.gid, 34u);
+    EXPECT_EQ(attr.mtime.tv_sec, 1000);
+    Write(*f, "x");
+    EXPECT_GT(Stat("/a").mtime.tv_sec, 1000);
+    EXPECT_EQ(Stat("/a").uid, 12u);
+    if (f->inode()->SetXattr("user.k", "v", 0).ok()) {
+      EXPECT_EQ(*f->inode()->GetXattr("user.k"), "v");
+      EXPECT_EQ(*f->inode()->ListXattr(), std::vector<std::string>{"user.k"});
+      EXPECT_TRUE(f->inode()->RemoveXattr("user.k").ok());
+    }
+    EXPECT_EQ(f->inode()->GetXattr("security.capability").error().code(), ENODATA);
+    auto fs = f->inode()->fs().StatFs();
+    ASSERT_TRUE(fs.ok());
+    EXPECT_GT(fs->f_blocks, 0u);
+    EXPECT_TRUE(f->inode()->fs().Sync().ok());
+  });
+}
+
+TEST_F(GoferFsTest, Listings) {
+  for (int i = 0; i < 3000; ++i) SetHostText("/file_with_a_long_name_" + std::to_string(i), "");
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    EXPECT_EQ(List("/").size(), 3002u);
+    Open("/new", O_CREAT | O_WRONLY);
+    auto names = List("/");
+    EXPECT_EQ(names.count("new"), 1u);
+    EXPECT_TRUE(vfs_.Unlink(Ctx(), "/new").ok());
+    EXPECT_EQ(List("/").count("new"), 0u);
+    // Stops where there is no room and goes on there.
+    auto dir = Open("/", O_RDONLY | O_DIRECTORY);
+    size_t seen = 0;
+    for (int round = 0; round < 2; ++round) {
+      for (size_t before = seen + 1; before != seen;) {
+        before = seen;
+        size_t room = 7;
+        EXPECT_TRUE(dir->GetDents([&](const DirEntry&) {
+                         if (room == 0) return false;
+                         --room;
+                         ++seen;
+                         return true;
+                       }).ok());
+      }
+      EXPECT_EQ(seen, 3002u);
+      EXPECT_EQ(*dir->Seek(0, SEEK_SET), 0);
+      seen = 0;
+    }
+  });
+}
+
+TEST_F(GoferFsTest, MappingsAreCoherent) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto f = Open("/m", O_CREAT | O_RDWR);
+    Write(*f, std::string(4096, 'a'));
+    auto mapping = f->Mmap(0, 4096, PROT_READ, true);
+    ASSERT_TRUE(mapping.ok());
+    void* p = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, mapping->file->get(),
+                   static_cast<off_t>(mapping->offset));
+    ASSERT_NE(p, MAP_FAILED);
+    memset(p, 'b', 2);
+    EXPECT_EQ(PRead(*f, 0, 3), "bba");
+    munmap(p, 4096);
+  });
+}
+
+TEST_F(GoferFsTest, AppendsFromManyFibersLoseNothing) {
+  Mount(GoferCache::kExclusive);
+  std::atomic<int> left = 8;
+  Run([&] { Open("/log", O_CREAT | O_WRONLY); });
+  for (int i = 0; i < 8; ++i) {
+    fiber::Spawn("append", [&, i] {
+      auto f = Open("/log", O_WRONLY | O_APPEND);
+      std::string line(100, static_cast<char>('a' + i));
+      line[99] = '\n';
+      for (int j = 0; j < 100; ++j) EXPECT_EQ(Write(*f, line), 100u);
+      if (left.fetch_sub(1) == 1) left.notify_one();
+    });
+  }
+  for (int n = left; n != 0; n = left) left.wait(n);
+  std::ifstream in(Host("/log"));
+  std::string line;
+  int lines = 0;
+  for (; std::getline(in, line); ++lines) EXPECT_EQ(line, std::string(99, line[0]));
+  EXPECT_EQ(lines, 800);
+}
+
+TEST_F(GoferFsTest, ExclusiveTrustsItsCacheSharedAsksAgain) {
+  SetHostText("/f", "one");
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    EXPECT_EQ(Stat("/f").size, 3u);
+    EXPECT_EQ(WalkError("/later"), ENOENT);
+    SetHostText("/later", "x");
+    EXPECT_EQ(WalkError("/later"), ENOENT);
+  });
+}
+
+TEST_F(GoferFsTest, SharedSeesChangesFromOutside) {
+  SetHostText("/f", "one");
+  mkdir(Host("/d").c_str(), 0755);
+  Mount(GoferCache::kShared);
+  const auto pass = [] { usleep(2000); };
+  Run([&] {
+    EXPECT_EQ(Stat("/f").size, 3u);
+    EXPECT_EQ(WalkError("/later"), ENOENT);
+    EXPECT_EQ(WalkError("/d"), 0);
+  });
+  SetHostText("/later", "x");
+  SetHostText("/f", "longer");
+  chmod(Host("/f").c_str(), 0600);
+  pass();
+  Run([&] {
+    EXPECT_EQ(WalkError("/later"), 0);
+    EXPECT_EQ(Stat("/f").size, 6u);
+    EXPECT_EQ(Stat("/f").mode & 0777, 0600u);
+    EXPECT_EQ(List("/").size(), 5u);
+  });
+  std::filesystem::rename(Host("/later"), Host("/f"));
+  std::filesystem::remove_all(Host("/d"));
+  SetHostText("/d", "a file now");
+  pass();
+  Run([&] {
+    EXPECT_EQ(WalkError("/later"), ENOENT);
+    EXPECT_EQ(PRead(*Open("/f", O_RDONLY), 0, 10), "x");
+    EXPECT_TRUE(S_ISREG(Stat("/d").mode));
+    EXPECT_EQ(List("/").size(), 4u);
+  });
+}
+
+TEST_F(GoferFsTest, SymlinksStayInTheSandboxsTree) {
+  mkdir(Host("/etc").c_str(), 0755);
+  SetHostText("/etc/inside", "mine");
+  ASSERT_EQ(symlink("/etc/inside", Host("/abs").c_str()), 0);
+  ASSERT_EQ(symlink("../../../../etc/passwd", Host("/up").c_str()), 0);
+  ASSERT_EQ(symlink("/proc/self/root", Host("/magic").c_str()), 0);
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    EXPECT_EQ(PRead(*Open("/abs", O_RDONLY), 0, 10), "mine");
+    EXPECT_EQ(OpenError("/up", O_RDONLY), ENOENT);
+    EXPECT_EQ(OpenError("/magic/etc/passwd", O_RDONLY), ENOENT);
+    EXPECT_EQ(OpenError("/../../etc/passwd", O_RDONLY), ENOENT);
+  });
+}
+
+TEST_F(GoferFsTest, AfterTheGoferIsGone) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto f = Open("/a", O_CREAT | O_RDWR);
+    Write(*f, "kept");
+    server_.reset();
+    EXPECT_EQ(OpenError("/b", O_CREAT | O_RDWR), EIO);
+    EXPECT_EQ(PRead(*f, 0, 10), "kept");
+  });
+}
+
+}  // namespace
+}  // namespace sentry
