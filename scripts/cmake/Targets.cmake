@@ -51,15 +51,16 @@ function(_runsc_use_pch target pch)
   endif()
 endfunction()
 
-# Drops sources that are not there (yet) with a warning, so that one unfinished folder does not stop
-# the others from being configured.
+# With RUNSC_ALLOW_MISSING_SOURCES, drops sources that are not there (yet) with a warning, so that one
+# unfinished folder does not stop the others from being configured. The presets do not allow it.
+option(RUNSC_ALLOW_MISSING_SOURCES "Warn of sources that are not there, instead of failing" ON)
 function(_runsc_existing out)
   set(_found)
   foreach(_source ${ARGN})
     cmake_path(ABSOLUTE_PATH _source BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}
                OUTPUT_VARIABLE _path)
     get_source_file_property(_generated ${_path} GENERATED)
-    if(_generated OR EXISTS ${_path} OR _source MATCHES "^\\$<")
+    if(NOT RUNSC_ALLOW_MISSING_SOURCES OR _generated OR EXISTS ${_path} OR _source MATCHES "^\\$<")
       list(APPEND _found ${_source})
     else()
       message(WARNING "no such source: ${_path}")
