@@ -124,6 +124,16 @@ TEST_F(MmTest, Hints) {
   CheckModel();
 }
 
+TEST_F(MmTest, ReservedRangesAreLeftAlone) {
+  const uint64_t a = *Map(0, kPg);
+  as_->reserved = {{a - 3 * kPg, a - 2 * kPg}};
+  EXPECT_EQ(*Map(0, 2 * kPg), a - 2 * kPg);
+  EXPECT_EQ(*Map(0, kPg), a - 4 * kPg);
+  EXPECT_NE(*Map(a - 3 * kPg, kPg), a - 3 * kPg);
+  EXPECT_EQ(*Map(a - 3 * kPg, kPg, kRw, kAnon | MAP_FIXED), a - 3 * kPg);
+  CheckModel();
+}
+
 TEST_F(MmTest, MmapErrors) {
   EXPECT_EQ(MapError(0, 0, kRw, kAnon), EINVAL);
   EXPECT_EQ(MapError(0, UINT64_MAX, kRw, kAnon), ENOMEM);

@@ -49,6 +49,7 @@ class FakeAddressSpace : public platform::AddressSpace {
     return WritePartial(addr, src);
   }
   int64_t ResidentBytes() const override { return 0; }
+  std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override { return reserved; }
   int host_pid() const override { return 0; }
 
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override {
@@ -103,6 +104,7 @@ class FakeAddressSpace : public platform::AddressSpace {
     return 0;
   }
 
+  std::vector<std::pair<uint64_t, uint64_t>> reserved;
   std::map<uint64_t, Page> pages;
   std::map<uint64_t, std::byte> written;
 

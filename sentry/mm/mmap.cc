@@ -57,6 +57,17 @@ int HugeTlbError(int flags) {
   return log2 == 0 || log2 == 21 || log2 == 30 ? ENOMEM : EINVAL;
 }
 
+using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+
+// A range that shares pages with [lo, hi), widened to pages.
+std::optional<std::pair<uint64_t, uint64_t>> FirstOverlap(const Ranges& ranges, uint64_t lo,
+                                                          uint64_t hi) {
+  for (const auto& [begin, end] : ranges) {
+    if (PageDown(begin) < hi && PageUp(end) > lo) return std::pair(PageDown(begin), PageUp(end));
+  }
+  return std::nullopt;
+}
+
 bool OnNoExecMount(const FileDescription& file) {
   return file.path().mount && (file.path().mount->flags() & MS_NOEXEC);
 }
@@ -136,12 +147,24 @@ base::Result<uint64_t> MemoryManager::FindUnmapped(uint64_t length, uint64_t ali
 
 base::Result<uint64_t> MemoryManager::Impl::FindGap(uint64_t length, uint64_t align) {
   if (length == 0 || length > max_addr) return base::Error(ENOMEM);
-  std::optional<uint64_t> addr;
-  if (!bottom_up) addr = vmas.FindTopDown(length, min_addr, mmap_base, align);
+  const Ranges reserved = as->ReservedRanges();
+  if (!bottom_up) {
+    for (uint64_t high = mmap_base;;) {
+      auto addr = vmas.FindTopDown(length, min_addr, high, align, /*usual=*/high == mmap_base);
+      if (!addr) break;
+      auto taken = FirstOverlap(reserved, *addr, *addr + length);
+      if (!taken) return *addr;
+      high = taken->first;
+    }
+  }
   // Also the last resort of the top-down layout.
-  if (!addr) addr = vmas.FindBottomUp(length, legacy_base, max_addr, align);
-  if (!addr) return base::Error(ENOMEM);
-  return *addr;
+  for (uint64_t low = legacy_base;;) {
+    auto addr = vmas.FindBottomUp(length, low, max_addr, align);
+    if (!addr) return base::Error(ENOMEM);
+    auto taken = FirstOverlap(reserved, *addr, *addr + length);
+    if (!taken) return *addr;
+    low = taken->second;
+  }
 }
 
 base::Result<uint64_t> MemoryManager::Impl::ChooseAddress(uint64_t hint, uint64_t length, int flags,
@@ -151,7 +174,8 @@ base::Result<uint64_t> MemoryManager::Impl::ChooseAddress(uint64_t hint, uint64_
   if (flags & MAP_FIXED) {
     addr = hint;
   } else if (hint != 0 && length <= max_addr && hint <= max_addr - length &&
-             vmas.IsFree(hint, length)) {
+             vmas.IsFree(hint, length) &&
+             !FirstOverlap(as->ReservedRanges(), hint, hint + length)) {
     addr = hint;
   } else if (flags & MAP_32BIT) {
     uint64_t low = 0x40000000;

@@ -145,11 +145,11 @@ uint64_t VmaSet::StartGap(const Vma& vma) {
 }
 
 std::optional<uint64_t> VmaSet::FindTopDown(uint64_t length, uint64_t low, uint64_t high,
-                                            uint64_t align) {
+                                            uint64_t align, bool usual) {
   if (length == 0 || high < low || high - low < length) return std::nullopt;
   uint64_t limit = high;  // upper end of the gap that is looked at
   uint64_t largest = 0;
-  bool cached = gap_cache_.high == high;
+  const bool cached = usual && gap_cache_.high == high;
   if (cached && length > gap_cache_.largest && gap_cache_.from < high) {
     limit = gap_cache_.from;
     largest = gap_cache_.largest;
@@ -162,7 +162,7 @@ std::optional<uint64_t> VmaSet::FindTopDown(uint64_t length, uint64_t low, uint6
     if (limit > gap_low && limit - gap_low >= length) {
       const uint64_t addr = (limit - length) & ~(align - 1);
       if (addr >= gap_low) {
-        gap_cache_ = {high, addr + length, std::max(largest, limit - addr - length)};
+        if (usual) gap_cache_ = {high, addr + length, std::max(largest, limit - addr - length)};
         return addr;
       }
     }

@@ -57,8 +57,10 @@ class VmaSet {
   size_t SplitsNeeded(uint64_t lo, uint64_t hi) const;
 
   // Highest place for `length` bytes in [low, high), a multiple of `align`; below a mapping that
-  // grows down the guard gap is kept free (Linux: vm_unmapped_area, top-down).
-  std::optional<uint64_t> FindTopDown(uint64_t length, uint64_t low, uint64_t high, uint64_t align);
+  // grows down the guard gap is kept free (Linux: vm_unmapped_area, top-down). `usual` tells that
+  // `high` is where most searches begin, for which what was learnt is kept.
+  std::optional<uint64_t> FindTopDown(uint64_t length, uint64_t low, uint64_t high, uint64_t align,
+                                      bool usual = true);
   // Lowest place.
   std::optional<uint64_t> FindBottomUp(uint64_t length, uint64_t low, uint64_t high,
                                        uint64_t align) const;
