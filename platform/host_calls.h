@@ -1,10 +1,10 @@
-// The host calls that the platform makes after the sentry confined itself, beyond those that any
-// part of the sentry makes (sentry/boot/host_calls.cc).
+// The host calls that the sentry side of the platform makes after start-up.
 #pragma once
 
 namespace platform {
 
-// Adds them to a libseccomp filter (scmp_filter_ctx). Returns 0 or a negative errno.
+// Adds the rules, with checked arguments, to the caller's filter (a scmp_filter_ctx whose default is
+// to refuse). Returns 0, or the negative errno of libseccomp.
 int AllowHostCalls(void* filter);
 
 }  // namespace platform

@@ -35,7 +35,41 @@ inline constexpr uint64_t kMailboxBase = kRegionBase + 0x4000'0000;
 
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
-inline constexpr uint64_t kMailboxSize = (kMaxSlots + 1) * kSlotSize;  // the header takes one place
+inline constexpr uint32_t kHeaderSlots = 2;  // places of slots that the header takes
+inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
+inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
+static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 && kMailboxSize < (1ull << kMailboxShift));
+
+// ---- Patched sites --------------------------------------------------------------------------------
+//
+// The call at a site becomes `jmp *kJumpTable[i]`, seven bytes: ff 24 25 and the entry's address, an
+// absolute address of 32 bits. The table stands where the last two of these bytes are those of
+// `syscall`, 0f 05. So `mov $nr,%eax; syscall` is patched by changing the five bytes of the mov
+// alone, and a thread between the two instructions is still right.
+//
+// The table is the same in every stub; its entries lead to the stub's islands, which put the site's
+// number into rcx. Where a site returns to stands in the mailbox, so that no code is ever written.
+
+inline constexpr uint64_t kJumpTable = 0x050f'0000;
+inline constexpr uint32_t kMaxSites = 4096;
+inline constexpr uint64_t kJumpTableSize = kMaxSites * sizeof(uint64_t);
+inline constexpr uint64_t kIslandSize = 16;
+
+inline constexpr uint32_t kFirstCompareSite = kMaxSites / 2;  // numbers from here on serve that form
+
+enum SiteForm : uint32_t {
+  // mov $nr,%eax; syscall. Patched from the mov.
+  kSiteMov = 0,
+  // syscall; cmp $-4095,%rax (or -4096). Patched from the syscall; seven of eight bytes change.
+  kSiteCompare4095 = 1,
+  kSiteCompare4096 = 2,
+};
+
+struct Site {
+  uint64_t return_address;  // behind the syscall instruction
+  uint32_t nr;              // kSiteMov
+  SiteForm form;
+};
 
 // ---- The shared read-only file ----------------------------------------------------------------
 
@@ -90,6 +124,8 @@ enum class OrderOp : uint32_t {
   kWrite,        // a: addr, b: length, c: offset in the slot's out area
   kFutexWake,    // a: addr, b: count, c: private
   kCloneThread,  // a: slot index; result: host thread id
+  kPatch,        // a: first byte to change, b: new bytes, c: how many (5 to 7), d: old bytes, without
+                 // which nothing is done. Never fails.
   kFork,         // fd: index of the mailbox; its socket follows. result: host process id
 };
 
@@ -163,16 +199,19 @@ struct Slot {
   StubMode mode;
   uint32_t gs_owned;  // the guest uses GS; its value is in gs_base
   uint64_t frame;     // ucontext in kModeFrame
-  uint64_t fpu_frame_in_guest;
   uint32_t spin_average;  // learned: ticks that answers take
   uint32_t spin_misses;
   uint32_t step;          // a single-step trap is owed to the guest
+  uint32_t restore_all;   // the last answer has changed more than rax
+  uint32_t saved_flags;   // of a patched call: OF in al, the others in ah
+  uint32_t site_form;
 
   // Line 8: identity, written by the sentry. Forging it deceives only the forger.
   alignas(64) int32_t pid;
   int32_t tid, ppid;
   uint32_t uid, euid, gid, egid;
   uint32_t has_identity;
+  uint32_t lanes_off;  // every call is to reach the sentry
 
   alignas(64) CopyEntry copy_in[kMaxCopies];
   CopyEntry copy_out[kMaxCopies];
@@ -196,12 +235,17 @@ struct MailboxHeader {
   int32_t socket;                           // the stub's descriptor
   // A number of the sentry's by which it knows that a process has mapped this mailbox.
   alignas(64) uint64_t nonce[2];
+  alignas(64) uint64_t patching;  // address whose first byte is int3 for a moment
+  alignas(kPageSize) Site sites[kMaxSites];
 };
-static_assert(sizeof(MailboxHeader) <= kSlotSize);
+static_assert(sizeof(MailboxHeader) <= kHeaderSlots * kSlotSize);
+inline constexpr uint64_t kSitesAddress = kMailboxBase + offsetof(MailboxHeader, sites);
+static_assert(sizeof(Site) == 16);
 
-inline constexpr uint64_t SlotAddress(uint32_t index) {
-  return kMailboxBase + (index + 1ull) * kSlotSize;
+inline constexpr uint64_t SlotOffset(uint32_t index) {
+  return (index + uint64_t{kHeaderSlots}) * kSlotSize;
 }
+inline constexpr uint64_t SlotAddress(uint32_t index) { return kMailboxBase + SlotOffset(index); }
 
 // ---- The zygote's messages ----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -149,6 +150,9 @@ class Context : public base::UserMemory {
   virtual base::Status FlushWrites() = 0;
   // Tells the thread to exit; the context must not be resumed again and may be destroyed.
   virtual void Exit() = 0;
+  // False: every call of this thread reaches the kernel (strace, a tracer, a guest's seccomp filter).
+  // True at first. Only while stopped.
+  virtual void AllowExpressLane(bool /*allowed*/) {}
   // Makes the patched and express paths of this thread publish these values without a hand-off.
   struct Identity {
     int32_t pid, tid, ppid;
@@ -185,6 +189,10 @@ class AddressSpace : public base::UserMemory {
   // The host's view of this address space's resident pages in bytes.
   virtual int64_t ResidentBytes() const = 0;  // -1: the platform cannot tell
   virtual int host_pid() const = 0;
+  // Ranges [begin, end) inside limits() that the platform uses itself, to be left alone when a hole
+  // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program) gets
+  // it: the order is carried out, and the platform does without.
+  virtual std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const { return {}; }
 };
 
 struct Options {

@@ -94,6 +94,89 @@ guest_set_gs:
     syscall
     ud2
 
+// As guest_counter, in the form of libc's syscall(): the number comes in a register, a comparison
+// follows. Counts errors in r15.
+    .globl guest_compare
+guest_compare:
+    xor %ebx, %ebx
+    xor %r12d, %r12d
+    xor %r15d, %r15d
+1:  mov %r14, %rax
+    syscall
+    cmp $-4095, %rax
+    jb 2f
+    inc %r15
+2:  add %rax, %r12
+    inc %rbx
+    cmp %rdi, %rbx
+    jb 1b
+    mov $60, %eax
+    syscall
+    ud2
+
+// Flags survive a call: carry, zero and overflow are looked at behind it. Counts mistakes in rbx.
+    .globl guest_flags
+guest_flags:
+    xor %ebx, %ebx
+    xor %r12d, %r12d
+1:  mov $0x7fffffff, %ecx
+    add $1, %ecx            // overflow and sign, no carry
+    mov $140, %eax
+    syscall
+    jno 3f
+    jns 3f
+    jc 3f
+    xor %ecx, %ecx          // zero
+    stc
+    mov $140, %eax
+    syscall
+    jnz 3f
+    jnc 3f
+    inc %r12
+    cmp %rdi, %r12
+    jb 1b
+2:  mov $60, %eax
+    syscall
+    ud2
+3:  inc %rbx
+    jmp 2b
+
+// Calls with the number right before it, in a subroutine: r14 times the call of number in rdi's table.
+    .globl guest_getpid, guest_gettid_loop
+guest_getpid:
+    mov $39, %eax
+    syscall
+    mov %rax, %rbx
+    mov $186, %eax
+    syscall
+    mov %rax, %r12
+    mov $60, %eax
+    syscall
+    ud2
+// rdi times getpid.
+guest_gettid_loop:
+1:  mov $39, %eax
+    syscall
+    dec %rdi
+    jnz 1b
+    mov $60, %eax
+    syscall
+    ud2
+
+// One call with all six arguments from registers: rax is the number in r11.
+    .globl guest_futex_wake
+// Wakes: futex(rdi, FUTEX_WAKE, 1) until one was woken; then exits.
+guest_futex_wake:
+1:  mov $202, %eax
+    mov $1, %esi
+    mov $1, %edx
+    syscall
+    test %rax, %rax
+    jz 1b
+    mov $60, %eax
+    syscall
+    ud2
+
 // Jumps to rdi with registers as they are.
 guest_hostile:
     jmp *%r11

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -15,7 +18,8 @@
 extern "C" const char guest_begin[], guest_end[];
 extern "C" const char guest_syscall_loop[], guest_fault[], guest_spin[], guest_avx[], guest_counter[],
     guest_site[], guest_divide[], guest_int80[], guest_trap[], guest_set_gs[], guest_hostile[],
-    guest_avx_store[];
+    guest_avx_store[], guest_compare[], guest_flags[], guest_getpid[], guest_gettid_loop[],
+    guest_futex_wake[];
 
 namespace platform::test {
 
@@ -69,23 +73,38 @@ inline order::Mmap Anonymous(uint64_t addr, uint64_t length, int prot) {
   return m;
 }
 
+inline order::Mmap CodeFile() {
+  int fd = memfd_create("code", MFD_CLOEXEC);
+  std::vector<std::byte> code = GuestCode();
+  order::Mmap m = Anonymous(kCode, 0x1000, PROT_READ | PROT_EXEC);
+  if (ftruncate(fd, 0x1000) != 0 || pwrite(fd, code.data(), code.size(), 0) < 0) abort();
+  m.file = base::MakeRef<base::HostFd>(fd);
+  m.has_identity = true;
+  return m;
+}
+
 // A fresh address space with code, stack and data; its main thread at `entry`.
 struct Guest {
   std::unique_ptr<AddressSpace> space;
   Thread main;
 
-  bool Load(Platform& p) {
+  // With `from_file` the code is a private mapping of a file, which may be patched.
+  bool Load(Platform& p, bool from_file = false) {
     auto made = p.NewAddressSpace();
     if (!made.ok()) return false;
     space = std::move(*made);
     main.context = space->TakeMainContext();
     main.context->set_listener(&main);
     Context& c = *main.context;
-    c.QueueOrder(Anonymous(kCode, 0x1000, PROT_READ | PROT_WRITE));
+    if (from_file) {
+      c.QueueOrder(CodeFile());
+    } else {
+      c.QueueOrder(Anonymous(kCode, 0x1000, PROT_READ | PROT_WRITE));
+      c.QueueOrder(order::Write{kCode, GuestCode()});
+      c.QueueOrder(order::Mprotect{kCode, 0x1000, PROT_READ | PROT_EXEC});
+    }
     c.QueueOrder(Anonymous(kStack, kStackSize, PROT_READ | PROT_WRITE));
     c.QueueOrder(Anonymous(kData, kDataSize, PROT_READ | PROT_WRITE));
-    c.QueueOrder(order::Write{kCode, GuestCode()});
-    c.QueueOrder(order::Mprotect{kCode, 0x1000, PROT_READ | PROT_EXEC});
     return RunGuest(p, main, ResumeMode::kOrdersOnly).kind == TrapKind::kOrdersDone;
   }
   void SetEntry(const char* entry) {

@@ -238,6 +238,193 @@ NAKED bool StubXrstor(const void*, uint64_t) {
       "ret\n\t" ::);
 }
 
+// Copies byte by byte up to a NUL. rdi: destination, rsi: source, rdx: most.
+NAKED size_t StubCopyString(void*, const void*, size_t) {
+  __asm__ volatile(
+      "xor %%eax, %%eax\n\t"
+      "test %%rdx, %%rdx\n\t"
+      "jz 2f\n\t"
+      "1:\n\t"
+      ".globl kStubStringFault\n\t"
+      "kStubStringFault: movzbl (%%rsi,%%rax), %%ecx\n\t"
+      "mov %%cl, (%%rdi,%%rax)\n\t"
+      "inc %%rax\n\t"
+      "test %%cl, %%cl\n\t"
+      "jz 2f\n\t"
+      "cmp %%rdx, %%rax\n\t"
+      "jb 1b\n\t"
+      ".globl kStubStringFixup\n\t"
+      "kStubStringFixup:\n\t"
+      "2: ret\n\t" ::);
+}
+
+// [kFutexBegin, kFutexEnd) is a restartable section: the interrupt's handler moves rip back to its
+// begin, so that no interrupt is lost between the look at the flag and the host's wait. rbx holds
+// the slot.
+NAKED long StubFutex(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, Slot*) {
+  __asm__ volatile(
+      "push %%rbx\n\t"
+      "mov 16(%%rsp), %%rbx\n\t"
+      "mov %%rcx, %%r10\n\t"
+      ".globl kFutexBegin\n\t"
+      "kFutexBegin:\n\t"
+      "cmpl $0, %c[interrupt](%%rbx)\n\t"
+      "jne 1f\n\t"
+      "mov $202, %%eax\n\t"
+      "syscall\n\t"
+      ".globl kFutexEnd\n\t"
+      "kFutexEnd:\n\t"
+      "pop %%rbx\n\t"
+      "ret\n\t"
+      "1: mov $-4, %%rax\n\t"
+      "pop %%rbx\n\t"
+      "ret\n\t"
+      :
+      : OFF(interrupt));
+}
+
+// A patched call: rcx holds the site's number; rcx, r11 and rax are free, all else is the guest's.
+// The guest's flags go to ax at once, since looking whose GS it is destroys them.
+NAKED void StubPatchedCall() {
+  __asm__ volatile(
+      "lahf\n\t"
+      "seto %%al\n\t"
+      "rdgsbase %%r11\n\t"
+      "shr %[shift], %%r11\n\t"
+      "cmp %[ours], %%r11d\n\t"
+      "jne 9f\n\t"
+      "mov %%eax, %%gs:%c[saved_flags]\n\t"
+      "shl $4, %%ecx\n\t"
+      "mov %[sites], %%r11\n\t"
+      "add %%rcx, %%r11\n\t"
+      "mov (%%r11), %%rcx\n\t"
+      "mov 8(%%r11), %%eax\n\t"
+      "movl $0, %%gs:%c[site_form]\n\t"
+      "mov %%rax, %%gs:%c[rax]\n\t"
+      "jmp StubPatchedCommon\n\t"
+      ".globl kForeignGs\n\t"
+      "9:\n\t"
+      "kForeignGs: ud2\n\t"
+      :
+      : [shift] "i"(kMailboxShift), [ours] "i"(kMailboxBase >> kMailboxShift),
+        [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax));
+}
+
+// The form with the comparison behind it: rax is the call's number, the flags are free.
+NAKED void StubPatchedCompare() {
+  __asm__ volatile(
+      "rdgsbase %%r11\n\t"
+      "shr %[shift], %%r11\n\t"
+      "cmp %[ours], %%r11d\n\t"
+      "jne kForeignGs\n\t"
+      "mov %%rax, %%gs:%c[rax]\n\t"
+      "lahf\n\t"
+      "mov $0, %%al\n\t"
+      "mov %%eax, %%gs:%c[saved_flags]\n\t"
+      "shl $4, %%ecx\n\t"
+      "mov %[sites], %%r11\n\t"
+      "add %%rcx, %%r11\n\t"
+      "mov (%%r11), %%rcx\n\t"
+      "mov 12(%%r11), %%eax\n\t"
+      "mov %%eax, %%gs:%c[site_form]\n\t"
+      "jmp StubPatchedCommon\n\t"
+      :
+      : [shift] "i"(kMailboxShift), [ours] "i"(kMailboxBase >> kMailboxShift),
+        [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax));
+}
+
+// rcx: where the call returns to. What of the registers the slot does not have yet goes there.
+// [kFastBegin, kFastEnd) is a restartable section like those above; GS is ours in it.
+NAKED void StubPatchedCommon() {
+  __asm__ volatile(
+      "mov %%rcx, %%gs:%c[rip]\n\t"
+      "mov %%rsp, %%gs:%c[rsp]\n\t"
+      "mov %%rdi, %%gs:%c[rdi]\n\t"
+      "mov %%rsi, %%gs:%c[rsi]\n\t"
+      "mov %%rdx, %%gs:%c[rdx]\n\t"
+      "mov %%r10, %%gs:%c[r10]\n\t"
+      "mov %%r8, %%gs:%c[r8]\n\t"
+      "mov %%r9, %%gs:%c[r9]\n\t"
+      "mov %%rbx, %%gs:%c[rbx]\n\t"
+      "mov %%rbp, %%gs:%c[rbp]\n\t"
+      "mov %%r12, %%gs:%c[r12]\n\t"
+      "mov %%r13, %%gs:%c[r13]\n\t"
+      "mov %%r14, %%gs:%c[r14]\n\t"
+      "mov %%r15, %%gs:%c[r15]\n\t"
+      "mov %%gs:%c[self], %%rdi\n\t"
+      "lea %c[stack_end](%%rdi), %%rsp\n\t"
+      "pushfq\n\t"
+      "pop %%rsi\n\t"
+      "cld\n\t"
+      "mov %%gs:%c[saved_flags], %%edx\n\t"
+      "call StubDirectCall\n\t"
+      "test %%al, %%al\n\t"
+      "jnz 2f\n\t"
+      ".globl kFastBegin\n\t"
+      "kFastBegin:\n\t"
+      "cmpl $0, %%gs:%c[interrupt]\n\t"
+      "jne 1f\n\t"
+      "mov %%gs:%c[rdi], %%rdi\n\t"
+      "mov %%gs:%c[rsi], %%rsi\n\t"
+      "mov %%gs:%c[rdx], %%rdx\n\t"
+      "mov %%gs:%c[r10], %%r10\n\t"
+      "mov %%gs:%c[r8], %%r8\n\t"
+      "mov %%gs:%c[r9], %%r9\n\t"
+      "mov %%gs:%c[rip], %%rcx\n\t"
+      "mov %%gs:%c[r11], %%r11\n\t"
+      "cmpl $0, %%gs:%c[site_form]\n\t"
+      "jne 3f\n\t"
+      "mov %%gs:%c[saved_flags], %%eax\n\t"
+      "add $127, %%al\n\t"
+      "sahf\n\t"
+      "mov %%gs:%c[rax], %%rax\n\t"
+      "mov %%gs:%c[rsp], %%rsp\n\t"
+      "jmp *%%rcx\n\t"
+      "3: add $6, %%rcx\n\t"  // past the comparison, which is done here
+      "cmpl $1, %%gs:%c[site_form]\n\t"
+      "mov %%gs:%c[rax], %%rax\n\t"
+      "mov %%gs:%c[rsp], %%rsp\n\t"
+      "jne 4f\n\t"
+      "cmp $-4095, %%rax\n\t"
+      "jmp *%%rcx\n\t"
+      "4: cmp $-4096, %%rax\n\t"
+      "jmp *%%rcx\n\t"
+      ".globl kFastEnd\n\t"
+      "kFastEnd:\n\t"
+      "1: mov %%gs:%c[self], %%rdi\n\t"
+      "lea %c[stack_end](%%rdi), %%rsp\n\t"
+      "call StubInterruptedDirect\n\t"
+      "2: mov %%gs:%c[self], %%rdi\n\t"
+      "jmp kEnterBegin\n\t"
+      :
+      : OFF(interrupt), OFF(self), OFF(saved_flags), OFF(site_form), OFF(rip), OFF(rsp), OFF(rax),
+        OFF(rbx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10), OFF(r11),
+        OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotSize - 64));
+}
+
+// An island per site; the numbers of each form lead to its entry.
+NAKED void StubIslands() {
+  __asm__ volatile(
+      ".balign 16\n\t"
+      ".globl kIslands\n\t"
+      "kIslands:\n\t"
+      ".set site_number, 0\n\t"
+      ".rept %c[first_compare]\n\t"
+      ".balign 16\n\t"
+      "mov $site_number, %%ecx\n\t"
+      "jmp StubPatchedCall\n\t"
+      ".set site_number, site_number + 1\n\t"
+      ".endr\n\t"
+      ".rept %c[compares]\n\t"
+      ".balign 16\n\t"
+      "mov $site_number, %%ecx\n\t"
+      "jmp StubPatchedCompare\n\t"
+      ".set site_number, site_number + 1\n\t"
+      ".endr\n\t"
+      :
+      : [first_compare] "i"(kFirstCompareSite), [compares] "i"(kMaxSites - kFirstCompareSite));
+}
+
 }  // extern "C"
 
 }  // namespace platform::stub

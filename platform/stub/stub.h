@@ -55,11 +55,21 @@ size_t StubCopy(void* dst, const void* src, size_t n);
 // XSAVE / XRSTOR at `image` (64-byte aligned); false if a fault stopped it.
 bool StubXsave(void* image, uint64_t features);
 bool StubXrstor(const void* image, uint64_t features);
-// Loads a 32-bit word of the guest; false after a fault.
+// Copies a string of at most `n` bytes; returns how many, the NUL included. Less than `n` without a
+// NUL at the end: a fault.
+size_t StubCopyString(void* dst, const void* src, size_t n);
+// futex(2), unless the slot's interrupt flag is set before the host has it: then -EINTR. The
+// interrupt signal ends a wait with -EINTR.
+long StubFutex(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, Slot* slot);
 extern const char kStubCopyFault[], kStubCopyFixup[];
 extern const char kStubXsaveFault[], kStubXrstorFault[], kStubXFixup[];
 extern const char kSigreturnBegin[], kSigreturnEnd[];
 extern const char kEnterBegin[], kEnterEnd[];
+extern const char kFastBegin[], kFastEnd[];
+extern const char kFutexBegin[], kFutexEnd[];
+extern const char kStubStringFault[], kStubStringFixup[];
+extern const char kForeignGs[];  // a patched call of a thread whose GS is the guest's
+extern const char kIslands[];
 
 // ---- trap.cc ----
 
@@ -69,6 +79,8 @@ bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* slot);
 // The way into the guest found the interrupt flag set: hands off (frame and direct mode).
 void StubInterruptedFrame(UContext* uc, Slot* slot);
 void StubInterruptedDirect(Slot* slot);
+// A call from a patched site. Returns false if only rax has changed.
+bool StubDirectCall(Slot* slot, uint64_t flags, uint32_t saved_flags);
 // First code of a new host thread, on its slot's stack.
 [[noreturn]] void StubThreadMain(Slot* slot);
 // First code of a forked child, on its slot's stack in its own mailbox.
@@ -83,6 +95,17 @@ void StubInterruptedDirect(Slot* slot);
 void HandOff(Slot* slot, RequestKind kind);
 // Waits for the answer to round `seq` (its answer_seq is another).
 void AwaitAnswer(Slot* slot, uint32_t seq);
+
+// ---- lanes.cc: calls answered here ----
+
+// Handlers by system call number. One that serves sets the slot's rax and returns true; one that
+// declines (or is missing) leaves the call to the sentry.
+bool TryLane(Slot* slot);
+
+// ---- copy_in.cc ----
+
+// Copies what the call's arguments point to into the slot, as far as its shape tells and room lasts.
+void CopyIn(Slot* slot);
 
 // ---- orders.cc ----
 

@@ -20,6 +20,7 @@ enum : long {
   kSysMunmap = 11,
   kSysRtSigaction = 13,
   kSysRtSigreturn = 15,
+  kSysSchedYield = 24,
   kSysMremap = 25,
   kSysMincore = 27,
   kSysMadvise = 28,
@@ -78,7 +79,7 @@ STUB_INLINE const Shared* SharedPage() { return reinterpret_cast<const Shared*>(
 STUB_INLINE MailboxHeader* Header() { return reinterpret_cast<MailboxHeader*>(kMailboxBase); }
 STUB_INLINE Slot* SlotAt(uint32_t index) { return reinterpret_cast<Slot*>(SlotAddress(index)); }
 STUB_INLINE uint32_t SlotIndex(const Slot* s) {
-  return static_cast<uint32_t>((Addr(s) - kMailboxBase) / kSlotSize - 1);
+  return static_cast<uint32_t>((Addr(s) - kMailboxBase) / kSlotSize - kHeaderSlots);
 }
 
 // ---- Segment bases ----

@@ -10,6 +10,11 @@ constexpr int32_t kTrapTrace = 2;        // TRAP_TRACE
 constexpr int32_t kSiKernel = 0x80;      // SI_KERNEL
 constexpr uint32_t kAuditArchX8664 = 0xc000003e;
 constexpr uint64_t kTrapFlag = 0x100;
+// Flags under which the stub's own code would go wrong: TF, DF, NT, AC.
+constexpr uint64_t kOddFlags = 0x100 | 0x400 | 0x4000 | 0x40000;
+constexpr uint64_t kLahfFlags = 0xd5;  // SF, ZF, AF, PF, CF
+constexpr uint64_t kOverflowFlag = 0x800;
+constexpr unsigned char kInt3 = 0xcc;
 constexpr uint64_t kTrapGeneralProtection = 13;
 constexpr uint64_t kInt80ErrorCode = 0x80 * 8 + 2;  // the IDT entry that a 64-bit kernel may lack
 
@@ -92,10 +97,11 @@ uint32_t HandleAnswer(Slot* s) {
     for (;;) Syscall(kSysExit, 0);
   }
   if (flags & kAnswerRegs) {
+    s->restore_all = 1;
     if (s->fs_base != ReadFsBase()) WriteFsBase(s->fs_base);
     s->gs_owned = s->gs_base != 0;
     if (!s->gs_owned && ReadGsBase() != Addr(s)) WriteGsBase(Addr(s));
-  } else {
+  } else if (!(flags & kAnswerOrdersOnly)) {
     s->rax = s->answer_rax;
   }
   uint32_t copies = s->copy_out_count;
@@ -125,11 +131,39 @@ bool RecoverFault(UContext* uc) {
     uc->mc.rip = Addr(kStubCopyFixup);
     return true;
   }
+  if (rip == Addr(kStubStringFault)) {
+    uc->mc.rip = Addr(kStubStringFixup);
+    return true;
+  }
   if (rip == Addr(kStubXsaveFault) || rip == Addr(kStubXrstorFault)) {
     uc->mc.rip = Addr(kStubXFixup);
     return true;
   }
   return false;
+}
+
+// A call with its registers in the slot.
+void HandleCall(Slot* s) {
+  if (TryLane(s)) return;
+  CopyIn(s);
+  HandOff(s, RequestKind::kSyscall);
+}
+
+// A patched call of a thread whose GS is the guest's: as if its syscall instruction had trapped.
+void ForeignCall(Slot* s, UContext* uc) {
+  const Site& site = Header()->sites[uc->mc.rcx % kMaxSites];
+  uc->mc.rip = site.return_address;
+  if (site.form == kSiteMov) uc->mc.rax = site.nr;
+  LoadFrame(s, uc);
+  HandleCall(s);
+  StoreFrame(uc, s);
+}
+
+// An int3 that a site under change held for a moment (see Patch in orders.cc).
+bool PatchedMeanwhile(uint64_t addr) {
+  if (Load(&Header()->patching) == addr) return true;
+  unsigned char now;
+  return StubCopy(&now, reinterpret_cast<const void*>(addr), 1) == 0 && now != kInt3;
 }
 
 void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
@@ -196,6 +230,10 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
       } else if (InRange(rip, kEnterBegin, kEnterEnd)) {
         uc->mc.rip = Addr(kEnterBegin);
         uc->mc.rdi = Addr(s);
+      } else if (InRange(rip, kFastBegin, kFastEnd)) {
+        uc->mc.rip = Addr(kFastBegin);
+      } else if (InRange(rip, kFutexBegin, kFutexEnd)) {
+        uc->mc.rip = Addr(kFutexBegin);
       }
       return false;
     }
@@ -208,7 +246,7 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
   if (signo == kSigSys) {
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
-      HandOff(s, RequestKind::kSyscall);
+      HandleCall(s);
     } else {
       // int $0x80: as on a kernel without 32-bit entry points, a general protection fault.
       s->rip -= 2;
@@ -230,9 +268,17 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
       return false;
     }
     if (RecoverFault(uc)) return false;
+    if (signo == kSigIll && rip == Addr(kForeignGs)) {
+      ForeignCall(s, uc);
+      return true;
+    }
     // The way into the guest faulted (an address that is not canonical): the guest's registers are
     // in the slot.
     if (InRange(rip, kEnterBegin, kEnterEnd)) StoreFrame(uc, s);
+  }
+  if (signo == kSigTrap && info->code == kSiKernel && PatchedMeanwhile(rip - 1)) {
+    uc->mc.rip--;
+    return false;
   }
   LoadFrame(s, uc);
   FillFault(s, signo, info, uc);
@@ -244,6 +290,29 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
 extern "C" void StubInterruptedFrame(UContext* uc, Slot* s) {
   HandOff(s, RequestKind::kInterrupt);
   StoreFrame(uc, s);
+}
+
+extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
+  uint64_t odd = flags & kOddFlags;
+  if (odd) __asm__ volatile("pushq $0x202\n\tpopfq" : : : "cc", "memory");
+  flags &= ~(kLahfFlags | kOverflowFlag);
+  flags |= (saved >> 8) & kLahfFlags;
+  if (saved & 1) flags |= kOverflowFlag;
+  if (s->step) {
+    flags |= kTrapFlag;
+    odd |= kTrapFlag;
+    s->step = 0;
+  }
+  s->eflags = flags;
+  s->rcx = s->rip;
+  s->r11 = flags;
+  s->fs_base = ReadFsBase();
+  s->gs_base = 0;
+  s->gs_owned = 0;
+  s->mode = kModeDirect;
+  s->restore_all = odd != 0;
+  HandleCall(s);
+  return s->restore_all != 0;
 }
 
 extern "C" void StubInterruptedDirect(Slot* s) { HandOff(s, RequestKind::kInterrupt); }

@@ -149,6 +149,14 @@ void Serve() {
   }
 }
 
+// The table through which patched sites jump; see mailbox.h. Without it nothing can be patched.
+bool MakeJumpTable() {
+  if (IsError(Syscall(kSysMmap, kJumpTable, kJumpTableSize, 3, 0x32, ~0ull, 0))) return false;
+  auto* table = reinterpret_cast<uint64_t*>(kJumpTable);
+  for (uint32_t i = 0; i < kMaxSites; i++) table[i] = Addr(kIslands) + i * kIslandSize;
+  return Syscall(kSysMprotect, kJumpTable, kJumpTableSize, 1) == 0;
+}
+
 struct KernelSigaction {
   uint64_t handler, flags, restorer, mask;
 };
@@ -179,6 +187,7 @@ extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
   long r = Syscall(kSysMmap, kSharedBase, kSharedSize, 1, 0x11, kSharedFd, 0);
   if (IsError(r)) hello.error = static_cast<int32_t>(-r);
   Syscall(kSysClose, kSharedFd);
+  if (!MakeJumpTable()) hello.error = 12;  // ENOMEM
   InstallHandlers();
   Syscall(kSysSendto, kSocket, Addr(&hello), sizeof(hello), 0x4000);
   if (hello.error != 0) Die();

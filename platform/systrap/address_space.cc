@@ -56,6 +56,11 @@ base::Result<size_t> SystrapAddressSpace::ForcedWrite(uint64_t addr,
   return process_->WriteMemory(addr, src);
 }
 
+std::vector<std::pair<uint64_t, uint64_t>> SystrapAddressSpace::ReservedRanges() const {
+  if (!process_->patcher().ReservesTable()) return {};
+  return {{kJumpTable, kJumpTable + kJumpTableSize}};
+}
+
 int64_t SystrapAddressSpace::ResidentBytes() const { return -1; }
 
 }  // namespace platform

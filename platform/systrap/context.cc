@@ -123,8 +123,11 @@ void ThreadContext::StartRound() {
     return Post();
   }
   Batch batch;
+  batch.out_used = out_used_;
   batch_begin_ = batch_end_;
-  while (batch_end_ < orders_.size() && !batch.closed) {
+  AddInternal(&batch);
+  entry_of_first_ = batch.count;
+  while (batch_end_ < orders_.size() && !batch.closed && internal_.empty()) {
     base::Status status = Check(orders_[batch_end_]);
     if (!status.ok()) {
       refused_ = status.error().code();
@@ -133,14 +136,20 @@ void ThreadContext::StartRound() {
     if (!Encode(orders_[batch_end_], &batch)) break;
     batch_end_++;
   }
-  if (refused_ != 0 && batch_begin_ == batch_end_) return FailOrder(batch_end_, refused_);
+  if (refused_ != 0 && batch.count == 0) return FailOrder(batch_end_, refused_);
   uint32_t flags = 0;
   bool last = batch_end_ == orders_.size() && refused_ == 0 && !batch.must_report;
   if (!last || mode_ == ResumeMode::kOrdersOnly) {
     flags = kAnswerOrdersOnly;
-  } else if (!OnlyRaxChanged()) {
-    flags = kAnswerRegs;
-    StoreRegs();
+  } else {
+    if (patch_wanted_) AddPatch(&batch);
+    bool rax_only = OnlyRaxChanged();
+    // A patched call that returns as it should does its comparison on the way.
+    bool fixed = !(rax_only && direct_call_) && process_->patcher().FixReturn(&regs_);
+    if (fixed || !rax_only) {
+      flags = kAnswerRegs;
+      StoreRegs();
+    }
   }
   uint32_t ticket = 0;
   if (batch.fd_count != 0) {
@@ -154,8 +163,33 @@ void ThreadContext::StartRound() {
   slot_->order_count = batch.count;
   slot_->fd_count = batch.fd_count;
   slot_->fd_ticket = ticket;
-  slot_->copy_out_count = 0;
+  slot_->copy_out_count = static_cast<uint32_t>(copy_out_.size());
+  if (!copy_out_.empty()) {
+    memcpy(slot_->copy_out, copy_out_.data(), copy_out_.size() * sizeof(CopyEntry));
+    copy_out_.clear();
+    out_used_ = 0;
+  }
+  copy_in_.clear();
+  copy_in_loaded_ = true;
   SendAnswer(flags);
+}
+
+// Orders of the platform's own. If they do not all fit, the kernel's wait for the next round.
+void ThreadContext::AddInternal(Batch* batch) {
+  size_t n = std::min<size_t>(internal_.size(), kMaxOrders);
+  if (n == 0) return;
+  memcpy(slot_->orders, internal_.data(), n * sizeof(OrderEntry));
+  internal_.erase(internal_.begin(), internal_.begin() + static_cast<ptrdiff_t>(n));
+  batch->count = static_cast<uint32_t>(n);
+  batch->must_report = !internal_.empty();
+}
+
+void ThreadContext::AddPatch(Batch* batch) {
+  if (batch->count == kMaxOrders) return;
+  patch_wanted_ = false;
+  std::optional<OrderEntry> patch =
+      process_->patcher().MakePatch(trapped_rip_, process_->thread_count() == 1);
+  if (patch) slot_->orders[batch->count++] = *patch;
 }
 
 void ThreadContext::SendAnswer(uint32_t flags) {
@@ -208,6 +242,12 @@ base::Status ThreadContext::Check(const Order& order) const {
 // False if the order does not fit into this round any more.
 bool ThreadContext::Encode(const Order& order, Batch* batch) {
   if (batch->count == kMaxOrders) return false;
+  // Orders that must come first get a round before this one.
+  internal_ = process_->patcher().NoteOrder(order);
+  if (!internal_.empty()) {
+    batch->must_report = true;
+    return false;
+  }
   OrderEntry e{};
   e.fd = -1;
   if (const auto* o = std::get_if<order::Mmap>(&order)) {
@@ -359,11 +399,16 @@ void ThreadContext::FailOrder(size_t index, int error) {
   Post();
 }
 
+uint64_t ThreadContext::OrderResult(size_t order) const {
+  size_t entry = (order - batch_begin_ + entry_of_first_) % kMaxOrders;
+  return __atomic_load_n(&slot_->orders[entry].result, __ATOMIC_RELAXED);
+}
+
 // The round's orders have been carried out: go on with the rest, or with the guest. True if there
 // is nothing left, so that the kernel is to be told.
 bool ThreadContext::OrdersFinished() {
   for (size_t i = batch_begin_; i < batch_end_; i++) {
-    uint64_t result = __atomic_load_n(&slot_->orders[i - batch_begin_].result, __ATOMIC_RELAXED);
+    uint64_t result = OrderResult(i);
     results_.push_back(std::holds_alternative<order::Mremap>(orders_[i]) ? result : 0);
   }
   if (!FinishClones()) return true;
@@ -405,7 +450,7 @@ bool ThreadContext::ContinueOrders() {
 bool ThreadContext::FinishClones() {
   process_->platform().AssertPolling();
   for (size_t i = batch_begin_; i < batch_end_; i++) {
-    uint64_t result = __atomic_load_n(&slot_->orders[i - batch_begin_].result, __ATOMIC_RELAXED);
+    uint64_t result = OrderResult(i);
     int id = result <= INT32_MAX ? static_cast<int>(result) : 0;
     if (const auto* o = std::get_if<order::CloneThread>(&orders_[i])) {
       // A false id deceives only the process that reports it: signals go to its own threads.
@@ -416,7 +461,7 @@ bool ThreadContext::FinishClones() {
     } else if (const auto* o = std::get_if<order::Fork>(&orders_[i])) {
       auto* child = static_cast<SystrapAddressSpace*>(o->child);
       base::Status status =
-          id > 0 ? process_->platform().AdoptFork(child, id) : base::Status(base::Error(EAGAIN));
+          id > 0 ? process_->platform().AdoptFork(child, process_.get(), id) : base::Status(base::Error(EAGAIN));
       if (!status.ok()) {
         trap_ = Trap{TrapKind::kOrderFailed};
         trap_.order_index = i;
@@ -445,12 +490,17 @@ void ThreadContext::AwaitFork(ThreadContext* parent) {
 bool ThreadContext::Take() {
   process_->platform().AssertPolling();
   RequestKind kind = __atomic_load_n(&slot_->kind, __ATOMIC_RELAXED);
+  direct_call_ = false;
   switch (kind) {
     case RequestKind::kSyscall:
       LoadRegs();
       regs_.orig_rax = regs_.rax;
       regs_.rax = static_cast<uint64_t>(-ENOSYS);
-      trap_.kind = TrapKind::kSyscall;
+      trap_ = Trap{TrapKind::kSyscall};
+      copy_in_loaded_ = false;
+      trapped_rip_ = regs_.rip;
+      direct_call_ = slot_->mode == kModeDirect;
+      patch_wanted_ = !direct_call_ && process_->patcher().NoteTrap(trapped_rip_);
       trap_.futex_interrupted = slot_->futex_interrupted != 0;
       trap_.remaining_ns = slot_->remaining_ns;
       return true;
@@ -475,8 +525,11 @@ bool ThreadContext::Take() {
       int error = slot_->order_error;
       trap_ = Trap{TrapKind::kOrderFailed};
       trap_.error = error > 0 && error < 4096 ? error : EFAULT;
-      trap_.order_index = index == kCopyOutIndex ? SIZE_MAX : batch_begin_ + index;
-      if (index != kCopyOutIndex) trap_.order_index = std::min(trap_.order_index, orders_.size());
+      trap_.order_index = SIZE_MAX;
+      if (index != kCopyOutIndex) {
+        size_t order = index >= entry_of_first_ ? batch_begin_ + index - entry_of_first_ : 0;
+        trap_.order_index = std::min(order, orders_.size());
+      }
       return true;
     }
     case RequestKind::kReady: {
@@ -536,6 +589,7 @@ void ThreadContext::Interrupt() {
 
 void ThreadContext::Exit() {
   if (exited_) return;
+  static_cast<void>(FlushWrites());  // a fault here has nobody to be told
   exited_ = true;
   int tid = tid_.load(std::memory_order_acquire);
   if (tid > 0 && !process_->dead()) {
@@ -547,17 +601,5 @@ void ThreadContext::Exit() {
   }
   process_->ReleaseSlot(index_, tid > 0);
 }
-
-// ---- User memory --------------------------------------------------------------------------------
-
-base::Result<size_t> ThreadContext::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
-  return process_->ReadMemory(addr, dst);
-}
-
-base::Result<size_t> ThreadContext::WritePartial(uint64_t addr, std::span<const std::byte> src) {
-  return process_->WriteMemory(addr, src);
-}
-
-base::Status ThreadContext::FlushWrites() { return {}; }
 
 }  // namespace platform

@@ -37,6 +37,7 @@ class ThreadContext final : public Context {
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
   void Exit() override;
+  void AllowExpressLane(bool allowed) override { slot_->lanes_off = allowed ? 0 : 1; }
   void Publish(const Identity& identity) override;
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
@@ -80,9 +81,15 @@ class ThreadContext final : public Context {
   bool Encode(const Order& order, Batch* batch);
   base::Status Check(const Order& order) const;
   void SendAnswer(uint32_t flags);
+  void AddInternal(Batch* batch);
+  void AddPatch(Batch* batch);
+  void LoadCopyIn();
+  bool OverlapsPending(uint64_t addr, size_t size) const;
+  bool BufferWrite(uint64_t addr, std::span<const std::byte> src);
   void LoadRegs();
   void StoreRegs();
   bool OnlyRaxChanged() const;
+  uint64_t OrderResult(size_t order) const;
   bool OrdersFinished();
   bool ContinueOrders();
   bool FinishClones();
@@ -110,6 +117,19 @@ class ThreadContext final : public Context {
   size_t batch_begin_ = 0, batch_end_ = 0;  // orders of the round under way
   int refused_ = 0;                         // errno of order batch_end_, which was not sent
   std::vector<uint64_t> results_;
+  uint32_t entry_of_first_ = 0;             // entry of order batch_begin_ in the slot
+  std::vector<OrderEntry> internal_;        // orders of the platform's own, before all others
+
+  uint64_t trapped_rip_ = 0;    // where the last call came from
+  bool direct_call_ = false;    // it came from a patched site
+  bool patch_wanted_ = false;
+
+  // What the stub has copied in at the last trap, loaded from the slot at the first need.
+  std::vector<CopyEntry> copy_in_;
+  bool copy_in_loaded_ = true;
+  // Writes that the stub is to copy out.
+  std::vector<CopyEntry> copy_out_;
+  uint32_t out_used_ = 0;
 
   ThreadContext* fork_parent_ = nullptr;  // told when this child reports
   uint32_t forks_pending_ = 0;

@@ -197,9 +197,12 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   a.BeginRule(SYS_close);
   a.EndRule();
   ThreadRules(a);
-  // CPU time of the caller's own thread and process.
+  // CPU time of the caller's own thread, and the time that everybody has through the vDSO.
   a.BeginRule(SYS_clock_gettime);
-  a.ArgOneOf(0, 0, {CLOCK_THREAD_CPUTIME_ID, CLOCK_PROCESS_CPUTIME_ID});
+  a.ArgOneOf(0, 0, {CLOCK_THREAD_CPUTIME_ID, CLOCK_MONOTONIC});
+  a.EndRule();
+  // Gives the core to others.
+  a.BeginRule(SYS_sched_yield);
   a.EndRule();
   if (!has_fsgsbase) {
     // Segment bases of the caller's own thread.

@@ -290,11 +290,12 @@ void SystrapPlatform::NoteGone(ThreadContext* context) {
   Wake();
 }
 
-base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, int pid) {
+base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess* parent, int pid) {
   if (IsClaimed(pid)) return base::Error(EAGAIN);
   StubProcess& process = child->process();
   TRY(process.Attach(pid));
   Watch(base::Ref<StubProcess>(&process));
+  process.patcher().CopyFrom(parent->patcher());
   AddContextLocked(child->MakeMain());
   return {};
 }

@@ -42,6 +42,8 @@ class SystrapPlatform final : public Platform {
   void Wake() override;
 
   const Machine& machine() const { return machine_; }
+  // Sites are patched. (Without FSGSBASE an island cannot tell whose GS it meets.)
+  bool patching() const { return options_.patch && machine_.has_fsgsbase; }
 
   // ---- For contexts and processes ----
 
@@ -53,8 +55,9 @@ class SystrapPlatform final : public Platform {
   void Post(ThreadContext* context);
   // The host thread of a running context is gone.
   void NoteGone(ThreadContext* context);
-  // The forked process `pid` belongs to `child`. Under the poll lock.
-  base::Status AdoptFork(SystrapAddressSpace* child, int pid) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  // The process `pid`, forked from `parent`, belongs to `child`.
+  base::Status AdoptFork(SystrapAddressSpace* child, StubProcess* parent, int pid)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   // The forked child's stub has reported (or died, or is not what it should be). Under the poll lock.
   void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);

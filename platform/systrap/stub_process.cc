@@ -46,6 +46,9 @@ base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platfo
   return p;
 }
 
+StubProcess::StubProcess(SystrapPlatform* platform)
+    : platform_(platform), patcher_(this, platform->patching()) {}
+
 StubProcess::~StubProcess() {
   if (mailbox_) munmap(mailbox_, kMailboxSize);
 }
@@ -181,6 +184,11 @@ void StubProcess::set_context(uint32_t index, ThreadContext* context) {
 void StubProcess::AddThread(int tid) {
   absl::MutexLock lock(&pid_mu_);
   if (!dead()) tids_.push_back(tid);
+}
+
+size_t StubProcess::thread_count() {
+  absl::ReaderMutexLock lock(&pid_mu_);
+  return tids_.size();
 }
 
 void StubProcess::RemoveThread(int tid) {

@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "platform/mailbox.h"
+#include "platform/systrap/patcher.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
@@ -28,7 +29,7 @@ class StubProcess : public base::RefCounted {
 
   SystrapPlatform& platform() const { return *platform_; }
   Slot* slot(uint32_t index) const {
-    return reinterpret_cast<Slot*>(mailbox_ + (index + 1) * kSlotSize);
+    return reinterpret_cast<Slot*>(mailbox_ + SlotOffset(index));
   }
   MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(mailbox_); }
   int mailbox_fd() const { return mailbox_fd_.get(); }
@@ -78,12 +79,15 @@ class StubProcess : public base::RefCounted {
   // Host threads that may serve for process_vm_*: those that have begun and not been told to exit.
   void AddThread(int tid);
   void RemoveThread(int tid);
+  size_t thread_count();
+
+  Patcher& patcher() { return patcher_; }
 
   // How many contexts are running; the poller looks into the mailbox only if some are.
   std::atomic<uint32_t> running{0};
 
  private:
-  explicit StubProcess(SystrapPlatform* platform) : platform_(platform) {}
+  explicit StubProcess(SystrapPlatform* platform);
 
   SystrapPlatform* const platform_;
   base::UniqueFd mailbox_fd_, stub_socket_, socket_, pidfd_;
@@ -95,6 +99,7 @@ class StubProcess : public base::RefCounted {
   std::atomic<uint32_t> slot_limit_{0};
   std::vector<ThreadContext*> contexts_;
   uint32_t context_count_ = 0;
+  Patcher patcher_;
 
   // Held shared while a pid or tid is used, exclusively while the process is reaped, so that no
   // call can reach a later process of the same number.

@@ -86,9 +86,10 @@ void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
 }  // namespace
 
 Zygote::~Zygote() {
-  if (pid_ <= 0) return;
-  kill(pid_, SIGKILL);
-  waitpid(pid_, nullptr, 0);
+  if (!pidfd_.valid()) return;
+  socket_.reset();  // at which it ends
+  siginfo_t info;
+  waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info, WEXITED);
 }
 
 base::Status Zygote::Start(int shared_fd, std::string* why) {
@@ -138,6 +139,7 @@ base::Status Zygote::StartOnce(int exe_fd, int shared_fd, std::string* why) {
     return base::Error(n == sizeof(hello) ? hello.error : EIO);
   }
   pid_ = pid;
+  pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   vdso_base_ = hello.vdso_base;
   socket_ = std::move(ours);
   return {};

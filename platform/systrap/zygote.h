@@ -36,6 +36,7 @@ class Zygote {
 
   absl::Mutex mu_;
   base::UniqueFd socket_;  // set by Start; used under mu_
+  base::UniqueFd pidfd_;
   int pid_ = -1;
   uint64_t vdso_base_ = 0;
 };

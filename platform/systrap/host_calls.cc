@@ -1,0 +1,81 @@
+#include "platform/host_calls.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <seccomp.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "platform/mailbox.h"
+
+namespace platform {
+namespace {
+
+struct Rule {
+  int call;
+  std::vector<scmp_arg_cmp> args;
+};
+
+std::vector<Rule> Rules() {
+  const uint64_t futex_flags = FUTEX_CLOCK_REALTIME;
+  return {
+      // Guest memory that the mailbox does not hold. The host allows it for our own children alone.
+      {SCMP_SYS(process_vm_readv), {SCMP_A5(SCMP_CMP_EQ, 0)}},
+      {SCMP_SYS(process_vm_writev), {SCMP_A5(SCMP_CMP_EQ, 0)}},
+      // Doorbell and answers: words that stubs share (no FUTEX_PRIVATE_FLAG).
+      {SCMP_SYS(futex), {SCMP_A1(SCMP_CMP_EQ, FUTEX_WAKE)}},
+      {SCMP_SYS(futex), {SCMP_A1(SCMP_CMP_MASKED_EQ, ~futex_flags, FUTEX_WAIT_BITSET)}},
+      // The interrupt of a guest thread.
+      {SCMP_SYS(tgkill), {SCMP_A2(SCMP_CMP_EQ, kInterruptSignal)}},
+      // Stubs: known and killed by descriptor, reaped when they end.
+      {SCMP_SYS(pidfd_open), {SCMP_A1(SCMP_CMP_EQ, 0)}},
+      {SCMP_SYS(pidfd_send_signal), {SCMP_A1(SCMP_CMP_EQ, SIGKILL), SCMP_A3(SCMP_CMP_EQ, 0)}},
+      {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PIDFD)}},
+      {SCMP_SYS(epoll_ctl), {}},
+      {SCMP_SYS(epoll_wait), {}},
+      // The keeper's eventfd.
+      {SCMP_SYS(read), {SCMP_A2(SCMP_CMP_EQ, sizeof(uint64_t))}},
+      {SCMP_SYS(write), {SCMP_A2(SCMP_CMP_EQ, sizeof(uint64_t))}},
+      // A new address space: its mailbox, its socket, and the request to the zygote.
+      {SCMP_SYS(memfd_create), {SCMP_A1(SCMP_CMP_EQ, MFD_CLOEXEC | MFD_ALLOW_SEALING)}},
+      {SCMP_SYS(ftruncate), {SCMP_A1(SCMP_CMP_EQ, kMailboxSize)}},
+      {SCMP_SYS(fcntl),
+       {SCMP_A1(SCMP_CMP_EQ, F_ADD_SEALS),
+        SCMP_A2(SCMP_CMP_EQ, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)}},
+      {SCMP_SYS(mmap),
+       {SCMP_A1(SCMP_CMP_EQ, kMailboxSize), SCMP_A2(SCMP_CMP_EQ, PROT_READ | PROT_WRITE),
+        SCMP_A3(SCMP_CMP_EQ, MAP_SHARED)}},
+      {SCMP_SYS(munmap), {}},
+      {SCMP_SYS(close), {}},
+      {SCMP_SYS(socketpair),
+       {SCMP_A0(SCMP_CMP_EQ, AF_UNIX), SCMP_A1(SCMP_CMP_EQ, SOCK_SEQPACKET | SOCK_CLOEXEC),
+        SCMP_A2(SCMP_CMP_EQ, 0)}},
+      {SCMP_SYS(getrandom), {SCMP_A2(SCMP_CMP_EQ, 0)}},
+      // Descriptors to the zygote and to stubs, which alone are at the other ends; the zygote's
+      // answers.
+      {SCMP_SYS(sendmsg), {SCMP_A2(SCMP_CMP_EQ, MSG_NOSIGNAL | MSG_DONTWAIT)}},
+      {SCMP_SYS(recvfrom), {SCMP_A3(SCMP_CMP_EQ, 0), SCMP_A4(SCMP_CMP_EQ, 0)}},
+      // Time for deadlines, and the CPU time of stubs.
+      {SCMP_SYS(clock_gettime), {}},
+  };
+}
+
+}  // namespace
+
+int AllowHostCalls(void* filter) {
+  for (const Rule& rule : Rules()) {
+    int r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rule.call,
+                                   static_cast<unsigned>(rule.args.size()), rule.args.data());
+    if (r != 0 && r != -EEXIST) return r;
+  }
+  return 0;
+}
+
+}  // namespace platform

@@ -1,0 +1,106 @@
+// A context's view of guest memory: what the stub has copied in, what it is to copy out, and
+// process_vm_readv/writev for the rest.
+#include <algorithm>
+#include <cstring>
+
+#include "platform/systrap/context.h"
+#include "platform/systrap/platform.h"
+
+namespace platform {
+namespace {
+
+constexpr size_t kMaxBufferedWrite = 4096;
+
+bool Overlap(uint64_t a, size_t a_size, uint64_t b, size_t b_size) {
+  return a < b + b_size && b < a + a_size;
+}
+
+}  // namespace
+
+// The entries are the stub's: copied first, then checked.
+void ThreadContext::LoadCopyIn() {
+  copy_in_loaded_ = true;
+  copy_in_.clear();
+  uint32_t count = std::min(slot_->copy_in_count, kMaxCopies);
+  for (uint32_t i = 0; i < count; i++) {
+    CopyEntry e;
+    memcpy(&e, &slot_->copy_in[i], sizeof(e));
+    if (e.length == 0 || e.offset > kCopyInSize || e.length > kCopyInSize - e.offset) continue;
+    if (e.addr + e.length < e.addr) continue;
+    copy_in_.push_back(e);
+  }
+}
+
+bool ThreadContext::OverlapsPending(uint64_t addr, size_t size) const {
+  return std::any_of(copy_out_.begin(), copy_out_.end(), [&](const CopyEntry& e) {
+    return Overlap(addr, size, e.addr, e.length);
+  });
+}
+
+base::Result<size_t> ThreadContext::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
+  if (dst.empty()) return size_t{0};
+  if (!copy_in_loaded_) LoadCopyIn();
+  if (OverlapsPending(addr, dst.size())) TRY(FlushWrites());
+  size_t done = 0;
+  for (const CopyEntry& e : copy_in_) {
+    if (addr < e.addr || addr >= e.addr + e.length) continue;
+    uint64_t skip = addr - e.addr;
+    done = std::min<size_t>(dst.size(), e.length - skip);
+    memcpy(dst.data(), slot_->in_area + e.offset + skip, done);
+    break;
+  }
+  if (done == dst.size()) return done;
+  base::Result<size_t> rest = process_->ReadMemory(addr + done, dst.subspan(done));
+  if (rest.ok()) return done + *rest;
+  if (done > 0) return done;
+  return rest;
+}
+
+// Leaves a small write for the stub. False if it must be made at once.
+bool ThreadContext::BufferWrite(uint64_t addr, std::span<const std::byte> src) {
+  uint64_t end = space_->limits().max_address;
+  bool stopped = !running() && tid_.load(std::memory_order_relaxed) > 0 && !exited_;
+  if (!stopped || src.size() > kMaxBufferedWrite || src.size() > kCopyOutSize - out_used_ ||
+      addr >= end || src.size() > end - addr) {
+    return false;
+  }
+  uint32_t size = static_cast<uint32_t>(src.size());
+  bool extends = !copy_out_.empty() && copy_out_.back().addr + copy_out_.back().length == addr &&
+                 copy_out_.back().offset + copy_out_.back().length == out_used_;
+  if (!extends && copy_out_.size() == kMaxCopies) return false;
+  memcpy(slot_->out_area + out_used_, src.data(), size);
+  if (extends) {
+    copy_out_.back().length += size;
+  } else {
+    copy_out_.push_back(CopyEntry{addr, size, out_used_});
+  }
+  out_used_ += size;
+  return true;
+}
+
+base::Result<size_t> ThreadContext::WritePartial(uint64_t addr, std::span<const std::byte> src) {
+  if (src.empty()) return size_t{0};
+  if (!copy_in_loaded_) LoadCopyIn();
+  // What was copied in is not what stands there any more.
+  std::erase_if(copy_in_, [&](const CopyEntry& e) {
+    return Overlap(addr, src.size(), e.addr, e.length);
+  });
+  if (BufferWrite(addr, src)) return src.size();
+  if (OverlapsPending(addr, src.size())) TRY(FlushWrites());
+  return process_->WriteMemory(addr, src);
+}
+
+base::Status ThreadContext::FlushWrites() {
+  base::Status status;
+  for (const CopyEntry& e : copy_out_) {
+    std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(slot_->out_area + e.offset),
+                                     e.length);
+    base::Result<size_t> n = process_->WriteMemory(e.addr, bytes);
+    if (!n.ok() || *n != bytes.size()) status = base::Error(EFAULT);
+  }
+  copy_out_.clear();
+  out_used_ = 0;
+  return status;
+}
+
+}  // namespace platform
