@@ -142,6 +142,7 @@ void Dentry::InsertChild(Dentry* child) {
 void Dentry::MarkUnlinked() {
   unlinked_.store(true, std::memory_order_release);
   parent()->EraseChild(this);
+  PruneChildren();
   DentryCache::Get().Remove(*this);
 }
 
@@ -150,6 +151,7 @@ void Dentry::Invalidate() {
   base::Ref<Dentry> up = parent();
   if (up.get() == this) return;
   up->EraseChild(this);
+  PruneChildren();
   DentryCache::Get().Remove(*this);
 }
 
