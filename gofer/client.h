@@ -48,14 +48,14 @@ class Client {
   Client& operator=(const Client&) = delete;
 
   // Sends without ever blocking (packets queue when the socket is full). `callback` runs exactly
-  // once, from the thread that calls Receive, or from this one with EIO if the connection is broken;
-  // it must not block. It may call Submit.
+  // once, from the thread that calls Receive, or from this one with EIO if the connection is
+  // broken; it must not block. It may call Submit.
   void Submit(Request request, Callback callback);
 
   // Readable when Receive has work. Poll for it with POLLIN.
   int fd() const { return connection_.get(); }
-  // Takes what has arrived, runs callbacks, and sends what was queued. Never blocks; several threads
-  // may call it at once. False once the connection is broken.
+  // Takes what has arrived, runs callbacks, and sends what was queued. Never blocks; several
+  // threads may call it at once. False once the connection is broken.
   bool Receive();
   bool broken() const { return broken_.load(std::memory_order_acquire); }
 

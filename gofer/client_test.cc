@@ -29,7 +29,8 @@ std::vector<std::string> ValidPackets(Handle root, Handle file) {
   requests.push_back(MakeSetAttr(change));
   requests.push_back(MakeOpen(file, O_RDWR));
   for (Op op : {Op::kCreate, Op::kMkdir, Op::kMknod}) {
-    requests.push_back(MakeMake(op, root, "made", op == Op::kMknod ? S_IFIFO | 0600 : 0600, 0, 0, 0));
+    requests.push_back(
+        MakeMake(op, root, "made", op == Op::kMknod ? S_IFIFO | 0600 : 0600, 0, 0, 0));
   }
   requests.push_back(MakeSymlink(root, "link", "target", 0, 0));
   requests.push_back(MakeLink(file, root, "linked"));

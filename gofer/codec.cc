@@ -70,10 +70,10 @@ Request MakeWalk(Handle handle, const std::vector<std::string_view>& names, uint
     Append(&blob, static_cast<uint16_t>(name.size()));
     blob.append(name);
   }
-  return Make(Op::kWalk,
-              WalkRequest{handle, flags, open_flags, static_cast<uint32_t>(names.size()),
-                          Length(blob)},
-              {blob});
+  return Make(
+      Op::kWalk,
+      WalkRequest{handle, flags, open_flags, static_cast<uint32_t>(names.size()), Length(blob)},
+      {blob});
 }
 Request MakeStatAt(Handle parent, std::string_view name) {
   return Make(Op::kStatAt, StatAtRequest{parent, Length(name), 0}, {name});
@@ -158,8 +158,7 @@ base::Result<WalkResult> ParseWalk(Reply reply, size_t names, uint32_t flags) {
   for (uint32_t i = 0; i < r.reached; ++i) {
     Node& node = result.nodes[i];
     // All but the last were walked through.
-    if (!in.Read(&node) || !ValidNode(node) ||
-        (i + 1 < r.reached && !S_ISDIR(node.attr.mode))) {
+    if (!in.Read(&node) || !ValidNode(node) || (i + 1 < r.reached && !S_ISDIR(node.attr.mode))) {
       return kBad;
     }
   }

@@ -137,8 +137,7 @@ TEST_P(ConfineTest, NothingAboveTheMounts) {
     }
     char target[100];
     // ".." of the working directory, which is the copy of /proc/self/fd.
-    if (syscall(SYS_getxattr, "../../version", "user.x", target, 0) >= 0 ||
-        errno != ENOENT) {
+    if (syscall(SYS_getxattr, "../../version", "user.x", target, 0) >= 0 || errno != ENOENT) {
       syscall(SYS_exit_group, 12);
     }
     if (syscall(SYS_getxattr, "/etc/passwd", "user.x", target, 0) >= 0 || errno != ENOENT) {

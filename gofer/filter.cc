@@ -54,26 +54,26 @@ void FileRules(const FilterFds& fds, std::vector<Rule>* rules) {
   add(SYS_close, {});  // Forget, and what was opened for one request
   // Attributes, of a handle or of a name without following it.
   add(SYS_statx, {NotCwd(0), Masked(2, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_NOFOLLOW)});
-  add(SYS_fstatfs, {});                                    // statfs
-  add(SYS_readlinkat, {NotCwd(0)});                        // link targets
-  add(SYS_getdents64, {});                                 // directory listings
-  add(SYS_lseek, {Equal(2, SEEK_SET)});                    // to a listing's cursor
-  add(SYS_mkdirat, {NotCwd(0)});                           // mkdir
-  add(SYS_mknodat, {NotCwd(0), Masked(2, S_IFMT, S_IFREG)});   // mknod, of what is no device
+  add(SYS_fstatfs, {});                                       // statfs
+  add(SYS_readlinkat, {NotCwd(0)});                           // link targets
+  add(SYS_getdents64, {});                                    // directory listings
+  add(SYS_lseek, {Equal(2, SEEK_SET)});                       // to a listing's cursor
+  add(SYS_mkdirat, {NotCwd(0)});                              // mkdir
+  add(SYS_mknodat, {NotCwd(0), Masked(2, S_IFMT, S_IFREG)});  // mknod, of what is no device
   add(SYS_mknodat, {NotCwd(0), Masked(2, S_IFMT, S_IFIFO)});
   add(SYS_mknodat, {NotCwd(0), Masked(2, S_IFMT, S_IFSOCK)});
-  add(SYS_symlinkat, {NotCwd(1)});                         // symlink
+  add(SYS_symlinkat, {NotCwd(1)});  // symlink
   add(SYS_linkat, {Fd(0, fds.proc), NotCwd(2), Masked(4, 0xffffffff, AT_SYMLINK_FOLLOW)});  // link
-  add(SYS_unlinkat, {NotCwd(0), Within(2, AT_REMOVEDIR)});  // unlink, rmdir
+  add(SYS_unlinkat, {NotCwd(0), Within(2, AT_REMOVEDIR)});   // unlink, rmdir
   add(SYS_renameat2, {NotCwd(0), NotCwd(2), Within(4, 3)});  // rename; RENAME_NOREPLACE, _EXCHANGE
-  add(SYS_fchownat, {NotCwd(0), Masked(4, 0xffffffff, AT_EMPTY_PATH)});  // owner of a handle
-  add(SYS_fchmodat, {Fd(0, fds.proc)});                    // permissions of a handle
+  add(SYS_fchownat, {NotCwd(0), Masked(4, 0xffffffff, AT_EMPTY_PATH)});   // owner of a handle
+  add(SYS_fchmodat, {Fd(0, fds.proc)});                                   // permissions of a handle
   add(SYS_utimensat, {NotCwd(0), Masked(3, 0xffffffff, AT_EMPTY_PATH)});  // times of a handle
-  add(SYS_ftruncate, {});                                  // size
-  add(SYS_fsync, {});                                      // fsync
-  add(SYS_syncfs, {});                                     // sync
-  add(SYS_getxattr, {});     // extended attributes of a handle: through the working directory,
-  add(SYS_setxattr, {});     // which is /proc/self/fd, as there are no calls on descriptors of O_PATH
+  add(SYS_ftruncate, {});                                                 // size
+  add(SYS_fsync, {});                                                     // fsync
+  add(SYS_syncfs, {});                                                    // sync
+  add(SYS_getxattr, {});  // extended attributes of a handle: through the working directory,
+  add(SYS_setxattr, {});  // which is /proc/self/fd, as there are no calls on descriptors of O_PATH
   add(SYS_listxattr, {});
   add(SYS_removexattr, {});
   if (fds.connect) {
@@ -86,10 +86,10 @@ void ProcessRules(const FilterFds& fds, std::vector<Rule>* rules) {
   const auto add = [rules](int call, std::vector<scmp_arg_cmp> args) {
     rules->push_back({call, std::move(args)});
   };
-  add(SYS_recvmsg, {Fd(0, fds.connection)});   // requests
-  add(SYS_sendmsg, {Fd(0, fds.connection)});   // replies
-  add(SYS_shutdown, {Fd(0, fds.connection)});  // a thread that ends tells the others
-  add(SYS_write, {Fd(0, fds.log)});            // the log
+  add(SYS_recvmsg, {Fd(0, fds.connection)});                // requests
+  add(SYS_sendmsg, {Fd(0, fds.connection)});                // replies
+  add(SYS_shutdown, {Fd(0, fds.connection)});               // a thread that ends tells the others
+  add(SYS_write, {Fd(0, fds.log)});                         // the log
   add(SYS_futex, {Masked(1, FUTEX_CMD_MASK, FUTEX_WAIT)});  // mutexes, joining threads
   add(SYS_futex, {Masked(1, FUTEX_CMD_MASK, FUTEX_WAKE)});
   add(SYS_futex, {Masked(1, FUTEX_CMD_MASK, FUTEX_WAIT_BITSET)});
@@ -100,9 +100,9 @@ void ProcessRules(const FilterFds& fds, std::vector<Rule>* rules) {
   add(SYS_brk, {});
   add(SYS_madvise, {Equal(2, MADV_DONTNEED)});  // malloc trims; a thread's stack when it ends
   add(SYS_sched_yield, {});                     // std::latch
-  add(SYS_rt_sigprocmask, {});    // a thread that ends
-  add(SYS_exit, {});              // a thread ends
-  add(SYS_exit_group, {});        // the process ends
+  add(SYS_rt_sigprocmask, {});                  // a thread that ends
+  add(SYS_exit, {});                            // a thread ends
+  add(SYS_exit_group, {});                      // the process ends
 }
 
 std::vector<Rule> Rules(const FilterFds& fds) {
@@ -119,7 +119,9 @@ base::Status InstallFilter(const FilterFds& fds, const char** step) {
   const std::unique_ptr<void, void (*)(scmp_filter_ctx)> filter(
       seccomp_init(SCMP_ACT_KILL_PROCESS), [](scmp_filter_ctx c) { seccomp_release(c); });
   if (filter == nullptr) return base::Error(ENOMEM);
-  const auto check = [](int rc) { return rc == 0 ? base::Status() : base::Status(base::Error(-rc)); };
+  const auto check = [](int rc) {
+    return rc == 0 ? base::Status() : base::Status(base::Error(-rc));
+  };
   TRY(check(seccomp_attr_set(filter.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS)));
   TRY(check(seccomp_attr_set(filter.get(), SCMP_FLTATR_CTL_TSYNC, 1)));
   TRY(check(seccomp_attr_set(filter.get(), SCMP_FLTATR_CTL_OPTIMIZE, 2)));

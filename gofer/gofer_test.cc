@@ -59,9 +59,9 @@ TEST_P(GoferTest, WalkReachesOpensAndStops) {
 
 TEST_P(GoferTest, NamesThatLeadOutAreRefused) {
   Launch();
-  for (std::string_view name : {std::string_view(".."), std::string_view("."), std::string_view(""),
-                                std::string_view("a/../.."), std::string_view("/etc"),
-                                std::string_view("a\0b", 3)}) {
+  for (std::string_view name :
+       {std::string_view(".."), std::string_view("."), std::string_view(""),
+        std::string_view("a/../.."), std::string_view("/etc"), std::string_view("a\0b", 3)}) {
     EXPECT_EQ(Call(MakeWalk(root_, {name}, 0, 0)).error, EPROTO) << name;
     EXPECT_EQ(Call(MakeStatAt(root_, name)).error, EPROTO) << name;
     EXPECT_EQ(Call(MakeMake(Op::kCreate, root_, name, 0644, 0, 0, O_RDWR)).error, EPROTO);
@@ -359,8 +359,9 @@ TEST_P(GoferTest, SwappedDirectoryInARaceLeadsNowhere) {
   if (attacker == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     alarm(60);
-    for (;;) renameat2(AT_FDCWD, MountPath("swap").c_str(), AT_FDCWD, MountPath("other").c_str(),
-                       RENAME_EXCHANGE);
+    for (;;)
+      renameat2(AT_FDCWD, MountPath("swap").c_str(), AT_FDCWD, MountPath("other").c_str(),
+                RENAME_EXCHANGE);
   }
   const auto stop = [attacker](void*) {
     kill(attacker, SIGKILL);

@@ -8,8 +8,8 @@
 namespace gofer {
 
 // std::mutex with annotations. absl::Mutex, when contended, asks the host for the number and clock
-// rate of its processors and the thread's priority: files and calls that the confined gofer does not
-// have. This one knows the futex alone.
+// rate of its processors and the thread's priority: files and calls that the confined gofer does
+// not have. This one knows the futex alone.
 class ABSL_LOCKABLE HostMutex {
  public:
   void Lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() { mutex_.lock(); }

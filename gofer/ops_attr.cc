@@ -1,6 +1,6 @@
-// Attributes of a node that is already found: stat, chmod and the like, statfs, extended attributes,
-// fsync. Each works on the handle's descriptor or through its link in /proc/self/fd (see
-// ops_walk.cc for why that reaches this inode alone), never by name.
+// Attributes of a node that is already found: stat, chmod and the like, statfs, extended
+// attributes, fsync. Each works on the handle's descriptor or through its link in /proc/self/fd
+// (see ops_walk.cc for why that reaches this inode alone), never by name.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -95,11 +95,11 @@ base::Status DoStatFs(Session& s, Reader in, ReplyBuilder out) {
   const auto node = TRY(s.nodes.Get(r.handle));
   struct statfs f;
   if (fstatfs(node->fd(), &f) != 0) return base::LastError();
-  Append(out.body, StatFsReply{static_cast<uint64_t>(f.f_type), static_cast<uint64_t>(f.f_bsize),
-                               f.f_blocks, f.f_bfree, f.f_bavail, f.f_files, f.f_ffree,
-                               static_cast<uint64_t>(f.f_namelen),
-                               static_cast<uint64_t>(f.f_frsize),
-                               static_cast<uint64_t>(f.f_flags)});
+  Append(
+      out.body,
+      StatFsReply{static_cast<uint64_t>(f.f_type), static_cast<uint64_t>(f.f_bsize), f.f_blocks,
+                  f.f_bfree, f.f_bavail, f.f_files, f.f_ffree, static_cast<uint64_t>(f.f_namelen),
+                  static_cast<uint64_t>(f.f_frsize), static_cast<uint64_t>(f.f_flags)});
   return base::Ok();
 }
 

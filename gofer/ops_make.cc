@@ -58,8 +58,8 @@ base::Status GiveAway(const Session& s, int fd, const Attr& attr, const Owner& o
   return base::Ok();
 }
 
-// The node that a request has made at `name`: given to its owner, with a handle. The name is removed
-// again if that fails.
+// The node that a request has made at `name`: given to its owner, with a handle. The name is
+// removed again if that fails.
 base::Status Finish(Session& s, const FsNode& parent, std::string_view name, uint32_t type,
                     const Owner& owner, ReplyBuilder out) {
   base::Ref<FsNode> node;
@@ -112,10 +112,10 @@ base::Status DoCreate(Session& s, Reader in, ReplyBuilder out) {
   const Owner owner = TRY(OwnerIn(*args.parent, r.uid, r.gid, r.mode, false));
   const NameBuffer name(args.name);
   // O_EXCL: the descriptor is of a file that did not exist, and no link is followed.
-  base::UniqueFd fd(openat(args.parent->fd(), name.text,
-                           static_cast<int>(r.flags) | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC |
-                               O_NONBLOCK | O_NOCTTY,
-                           owner.mode & 0777));
+  base::UniqueFd fd(openat(
+      args.parent->fd(), name.text,
+      static_cast<int>(r.flags) | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
+      owner.mode & 0777));
   if (!fd.valid()) return base::LastError();
   Attr attr = TRY(StatFd(fd.get()));
   const base::Status given = GiveAway(s, fd.get(), attr, owner);

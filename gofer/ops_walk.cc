@@ -43,8 +43,8 @@ Time ToTime(const statx_timestamp& t) { return {t.tv_sec, t.tv_nsec, 0}; }
 
 base::Result<Attr> Statx(int dir, const char* name, int flags) {
   struct statx x;
-  if (statx(dir, name, flags | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS | STATX_BTIME,
-            &x) != 0) {
+  if (statx(dir, name, flags | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+            STATX_BASIC_STATS | STATX_BTIME, &x) != 0) {
     return base::LastError();
   }
   Attr a = {};
@@ -114,13 +114,13 @@ base::Result<base::Ref<FsNode>> Session::Dir(Handle handle, bool write) const {
   return node;
 }
 
-base::Result<Node> Session::Step(const FsNode& dir, std::string_view name,
-                                 base::Ref<FsNode>* out) {
+base::Result<Node> Session::Step(const FsNode& dir, std::string_view name, base::Ref<FsNode>* out) {
   const NameBuffer buffer(name);
   open_how how = {};
   how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
-  base::UniqueFd fd(static_cast<int>(syscall(SYS_openat2, dir.fd(), buffer.text, &how, sizeof(how))));
+  base::UniqueFd fd(
+      static_cast<int>(syscall(SYS_openat2, dir.fd(), buffer.text, &how, sizeof(how))));
   if (!fd.valid()) return base::LastError();
   const Attr attr = TRY(StatFd(fd.get()));
   auto node = base::MakeRef<FsNode>(std::move(fd), dir.mount(), attr.mode & S_IFMT);
@@ -130,8 +130,8 @@ base::Result<Node> Session::Step(const FsNode& dir, std::string_view name,
 }
 
 base::Result<base::UniqueFd> Session::Reopen(const FsNode& node, int flags) const {
-  base::UniqueFd fd(openat(proc_fd, FdName(node.fd()).text,
-                           flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  base::UniqueFd fd(
+      openat(proc_fd, FdName(node.fd()).text, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd.valid()) return base::LastError();
   return fd;
 }
@@ -140,8 +140,7 @@ base::Status DoHello(Session& s, Reader in, ReplyBuilder out) {
   HelloRequest r;
   if (!in.Read(&r) || !in.empty() || r.version != kVersion) return base::Error(EPROTO);
   s.greeted.store(true, std::memory_order_release);
-  Append(out.body,
-         HelloReply{kVersion, static_cast<uint32_t>(s.mounts.size()), s.max_handles, 0});
+  Append(out.body, HelloReply{kVersion, static_cast<uint32_t>(s.mounts.size()), s.max_handles, 0});
   return base::Ok();
 }
 
@@ -266,11 +265,11 @@ base::Status DoReadDir(Session& s, Reader in, ReplyBuilder out) {
       const auto* d = reinterpret_cast<const LinuxDirent64*>(buffer + at);
       at += d->reclen;
       const std::string_view name(d->name);
-      DirEntry entry = {d->ino, static_cast<uint64_t>(d->off), static_cast<uint16_t>(name.size()),
-                        d->type, 0, 0};
+      DirEntry entry = {
+          d->ino, static_cast<uint64_t>(d->off), static_cast<uint16_t>(name.size()), d->type, 0, 0};
       if (name != "." && name != "..") {
-        const size_t need = sizeof(entry) + name.size() +
-                            ((r.flags & kReadDirAttrs) != 0 ? sizeof(Attr) : 0);
+        const size_t need =
+            sizeof(entry) + name.size() + ((r.flags & kReadDirAttrs) != 0 ? sizeof(Attr) : 0);
         if (out.body->size() + need > kMaxMessage ||
             (reply.count > 0 && out.body->size() + need > limit)) {
           full = true;
@@ -300,8 +299,7 @@ base::Status DoConnect(Session& s, Reader in, ReplyBuilder out) {
   }
   if (!s.mounts[node->mount()].allow_connect) return base::Error(EACCES);
   if (!S_ISSOCK(node->type())) return base::Error(ECONNREFUSED);
-  base::UniqueFd fd(
-      socket(AF_UNIX, static_cast<int>(r.type) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  base::UniqueFd fd(socket(AF_UNIX, static_cast<int>(r.type) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return base::LastError();
   // Relative to the working directory, /proc/self/fd: this very socket, as in Reopen.
   sockaddr_un address = {};

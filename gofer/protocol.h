@@ -22,11 +22,11 @@ namespace gofer {
 inline constexpr uint32_t kVersion = 1;
 // The largest packet: an extended attribute of XATTR_SIZE_MAX bytes, its name and headers.
 inline constexpr size_t kMaxMessage = 72 * 1024;
-inline constexpr size_t kMaxName = 255;      // NAME_MAX
-inline constexpr size_t kMaxLink = 4095;     // PATH_MAX without the NUL
-inline constexpr size_t kMaxXattr = 65536;   // XATTR_SIZE_MAX, XATTR_LIST_MAX
+inline constexpr size_t kMaxName = 255;     // NAME_MAX
+inline constexpr size_t kMaxLink = 4095;    // PATH_MAX without the NUL
+inline constexpr size_t kMaxXattr = 65536;  // XATTR_SIZE_MAX, XATTR_LIST_MAX
 inline constexpr size_t kMaxXattrName = 255;
-inline constexpr uint32_t kMaxWalk = 64;     // components of one walk
+inline constexpr uint32_t kMaxWalk = 64;      // components of one walk
 inline constexpr uint32_t kMaxForget = 1024;  // handles of one Forget
 
 enum class Op : uint16_t {
@@ -137,8 +137,8 @@ enum MountFlag : uint32_t { kMountReadonly = 1, kMountConnect = 2 };
 
 // kWalk: steps from `handle` through `count` names, none of them "." or "..". `blob` is a sequence
 // of {uint16_t length, bytes}. Stops at the first name that is missing, or at a symbolic link or
-// other non-directory that is not the last. With kWalkOpen the last node, if all were reached and it
-// is a regular file, is opened with `open_flags`; the descriptor comes with the reply.
+// other non-directory that is not the last. With kWalkOpen the last node, if all were reached and
+// it is a regular file, is opened with `open_flags`; the descriptor comes with the reply.
 struct WalkRequest {
   Handle handle;
   uint32_t flags;

@@ -40,12 +40,12 @@ base::Status Run(GoferConfig config, const char** step) {
   mallopt(M_ARENA_MAX, 1);
 
   *step = "start threads";
-  Server server({.mounts = std::move(config.mounts),
-                 .connection = std::move(config.connection),
-                 .proc_fd = proc.get(),
-                 .threads = config.threads,
-                 .max_handles = static_cast<uint32_t>(
-                     std::min<rlim_t>(files.rlim_cur - used, kMaxHandles))});
+  Server server(
+      {.mounts = std::move(config.mounts),
+       .connection = std::move(config.connection),
+       .proc_fd = proc.get(),
+       .threads = config.threads,
+       .max_handles = static_cast<uint32_t>(std::min<rlim_t>(files.rlim_cur - used, kMaxHandles))});
   server.Start();
   if (!config.unconfined) TRY(InstallFilter(fds, step));
   server.Release();

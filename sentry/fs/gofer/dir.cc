@@ -32,8 +32,8 @@ base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
     std::span<const std::string_view> names) {
   if (!IsDir()) return base::Error(ENOTDIR);
   const std::vector<std::string_view> list(
-      names.begin(), names.begin() + static_cast<ptrdiff_t>(
-                                         std::min<size_t>(names.size(), gofer::kMaxWalk)));
+      names.begin(),
+      names.begin() + static_cast<ptrdiff_t>(std::min<size_t>(names.size(), gofer::kMaxWalk)));
   auto walk = gofer::ParseWalk(Call(gofer::MakeWalk(handle_, list, 0, 0)), list.size(), 0);
   if (!walk.ok()) return walk.error();
   std::vector<base::Ref<Inode>> result;
@@ -92,8 +92,7 @@ base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::s
 base::Status GoferInode::Link(std::string_view name, Inode& target) {
   if (!IsDir()) return base::Error(ENOTDIR);
   GoferInode& to = From(target);
-  const gofer::Attr attr =
-      TRY(gofer::ParseAttr(Call(gofer::MakeLink(to.handle_, handle_, name))));
+  const gofer::Attr attr = TRY(gofer::ParseAttr(Call(gofer::MakeLink(to.handle_, handle_, name))));
   NamesChanged();
   to.Apply(attr);
   return base::Ok();
@@ -119,8 +118,7 @@ base::Status GoferInode::Rename(std::string_view name, Inode& moved, Inode& new_
     return base::Error(EINVAL);
   }
   GoferInode& to = From(new_dir);
-  TRY(gofer::ParseEmpty(
-      Call(gofer::MakeRename(handle_, name, to.handle_, new_name, flags))));
+  TRY(gofer::ParseEmpty(Call(gofer::MakeRename(handle_, name, to.handle_, new_name, flags))));
   NamesChanged();
   if (&to != this) to.NamesChanged();
   From(moved).MarkStale();
@@ -159,8 +157,7 @@ base::Result<std::shared_ptr<const GoferListing>> GoferInode::List() {
   auto listing = std::make_shared<GoferListing>();
   uint64_t cursor = 0;
   for (bool eof = false; !eof;) {
-    auto page = gofer::ParseDir(
-        Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, 0)));
+    auto page = gofer::ParseDir(Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, 0)));
     if (!page.ok()) return page.error();
     for (gofer::Entry& e : page->entries) {
       listing->items.push_back({std::move(e.name), e.ino, e.type});

@@ -118,7 +118,7 @@ base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
 
 base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool append) {
   const uint32_t sync = flags() & O_SYNC;
-  const int rwf = (append ? RWF_APPEND : 0) | (sync == O_SYNC           ? RWF_SYNC
+  const int rwf = (append ? RWF_APPEND : 0) | (sync == O_SYNC          ? RWF_SYNC
                                                : (sync & O_DSYNC) != 0 ? RWF_DSYNC
                                                                        : 0);
   IoBuffer buffer(src.remaining());
@@ -173,9 +173,8 @@ base::Result<size_t> GoferFile::PWriteAppend(IoSource& src, uint64_t* offset, bo
 }
 
 base::Status GoferFile::Sync(bool data_only) {
-  const int error = fiber::BlockingCall([&] {
-    return (data_only ? fdatasync(fd_->get()) : fsync(fd_->get())) == 0 ? 0 : errno;
-  });
+  const int error = fiber::BlockingCall(
+      [&] { return (data_only ? fdatasync(fd_->get()) : fsync(fd_->get())) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
   return base::Ok();
 }
@@ -251,7 +250,7 @@ class GoferDirFile : public FileDescription {
   }
 
  private:
-  GoferInode* const inode_;                        // kept by path()
+  GoferInode* const inode_;                      // kept by path()
   std::shared_ptr<const GoferListing> listing_;  // under pos_mutex_
 };
 
@@ -259,8 +258,7 @@ class GoferDirFile : public FileDescription {
 
 base::Result<base::Ref<FileDescription>> GoferInode::Open(const OpenArgs& args) {
   if (IsDir()) {
-    return base::Ref<FileDescription>(
-        base::MakeRef<GoferDirFile>(args.path, args.flags, this));
+    return base::Ref<FileDescription>(base::MakeRef<GoferDirFile>(args.path, args.flags, this));
   }
   if (!IsReg()) return base::Error(IsSymlink() ? ELOOP : ENXIO);
   auto fd = TRY(EnsureFd((args.flags & O_ACCMODE) != O_RDONLY));

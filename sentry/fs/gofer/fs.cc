@@ -35,8 +35,8 @@ uint64_t GoferFilesystem::InoOf(const Key& key) {
 base::Ref<GoferInode> GoferFilesystem::MakeRoot(const gofer::AttachReply& attach) {
   root_handle_ = attach.root.handle;
   readonly_ = (attach.mount_flags & gofer::kMountReadonly) != 0;
-  auto stat = gofer::ParseStatFs(
-      connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, attach.root.handle)));
+  auto stat =
+      gofer::ParseStatFs(connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, attach.root.handle)));
   in_memory_ = stat.ok() && (stat->type == TMPFS_MAGIC || stat->type == RAMFS_MAGIC);
   return Obtain(attach.root, "");
 }
@@ -98,8 +98,8 @@ void GoferFilesystem::LeaveIdle(GoferInode* inode) {
 }
 
 base::Result<struct statfs> GoferFilesystem::StatFs() {
-  const gofer::StatFsReply r = TRY(
-      gofer::ParseStatFs(connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, root_handle_))));
+  const gofer::StatFsReply r =
+      TRY(gofer::ParseStatFs(connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, root_handle_))));
   struct statfs out;
   memset(&out, 0, sizeof(out));
   out.f_type = static_cast<decltype(out.f_type)>(r.type);

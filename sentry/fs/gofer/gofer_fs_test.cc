@@ -102,7 +102,8 @@ class GoferFsTest : public testing::Test {
     EXPECT_TRUE(dir->GetDents([&](const DirEntry& e) {
                      names.emplace(e.name);
                      return true;
-                   }).ok());
+                   })
+                    .ok());
     return names;
   }
   InodeAttr Stat(std::string_view path) {
@@ -260,7 +261,8 @@ TEST_F(GoferFsTest, Listings) {
                          --room;
                          ++seen;
                          return true;
-                       }).ok());
+                       })
+                        .ok());
       }
       EXPECT_EQ(seen, 3002u);
       EXPECT_EQ(*dir->Seek(0, SEEK_SET), 0);

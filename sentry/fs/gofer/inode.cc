@@ -149,9 +149,8 @@ base::Status GoferInode::Truncate(uint64_t size) {
     Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
     return base::Ok();
   }
-  const int error = fiber::BlockingCall([&] {
-    return ftruncate(fd->get(), static_cast<off_t>(size)) == 0 ? 0 : errno;
-  });
+  const int error = fiber::BlockingCall(
+      [&] { return ftruncate(fd->get(), static_cast<off_t>(size)) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
   MarkStale();
   return base::Ok();
@@ -276,8 +275,8 @@ base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint6
   size_t done = 0;
   while (done < size && (fs.nowait() || fs.in_memory())) {
     const iovec iov = {buffer + done, size - done};
-    const ssize_t n = preadv2(fd, &iov, 1, static_cast<off_t>(offset + done),
-                              fs.nowait() ? RWF_NOWAIT : 0);
+    const ssize_t n =
+        preadv2(fd, &iov, 1, static_cast<off_t>(offset + done), fs.nowait() ? RWF_NOWAIT : 0);
     if (n < 0) {
       if (errno == EAGAIN) break;
       if (fs.nowait() && (errno == EOPNOTSUPP || errno == EINVAL)) {
@@ -294,8 +293,8 @@ base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint6
   const ssize_t n = fiber::BlockingCall([&] {
     size_t more = 0;
     while (done + more < size) {
-      const ssize_t r =
-          pread(fd, buffer + done + more, size - done - more, static_cast<off_t>(offset + done + more));
+      const ssize_t r = pread(fd, buffer + done + more, size - done - more,
+                              static_cast<off_t>(offset + done + more));
       if (r < 0) return more > 0 ? static_cast<ssize_t>(more) : -static_cast<ssize_t>(errno);
       if (r == 0) break;
       more += static_cast<size_t>(r);
