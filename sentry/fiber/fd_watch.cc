@@ -103,7 +103,8 @@ class FdPoller {
     base::Ref<Entry> entry;
     {
       absl::MutexLock lock(&mu_);
-      const auto it = entries_.find(event.data.u64);
+      const uint64_t id = event.data.u64;  // the field is unaligned
+      const auto it = entries_.find(id);
       if (it == entries_.end()) return;
       entry = it->second;
       running_ = entry->id;
