@@ -42,7 +42,11 @@ bool IsMountRoot(const Path& path) { return path.dentry == path.mount->root(); }
 base::Status Remount(const Path& path, uint64_t flags, std::string_view data) {
   if (!IsMountRoot(path)) return Error(EINVAL);
   if ((flags & MS_BIND) == 0) TRY(path.mount->fs().Reconfigure(data));
-  path.mount->set_flags(AttachFlags(flags));
+  // Without a word about access times they stay as they are.
+  constexpr uint64_t kTimes = MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
+  uint64_t kept = AttachFlags(flags);
+  if ((flags & kTimes) == 0) kept = (kept & ~kTimes) | (path.mount->flags() & kTimes);
+  path.mount->set_flags(kept);
   return base::Ok();
 }
 

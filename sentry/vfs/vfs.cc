@@ -127,6 +127,8 @@ std::string Vfs::PathName(MountNamespace& ns, const Path& root, const Path& path
       }
       base::Ref<Dentry> up = at.dentry->parent();
       if (up == at.dentry) {
+        // Of no directory (O_TMPFILE, memfd): the name tells all. Else above the task's root.
+        if (name.empty() && at.dentry != at.mount->root()) return at.dentry->name();
         reachable = false;
         break;
       }
