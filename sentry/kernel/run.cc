@@ -99,12 +99,13 @@ void Task::HandleSyscall() {
   int nr = static_cast<int>(regs().orig_rax);
   syscall_nr_.store(nr, std::memory_order_relaxed);
   restart_code_ = 0;
+  copy_out_failed_ = false;
   base::Result<uint64_t> result = kernel_->dispatch()(*this, nr);
   syscall_nr_.store(-1, std::memory_order_relaxed);
   if (exit_pending_) return;
   platform::Regs& r = regs();
   if (result.ok()) {
-    r.rax = *result;
+    r.rax = copy_out_failed_ ? static_cast<uint64_t>(-int64_t{EFAULT}) : *result;
     return;
   }
   int code = result.error().code();
@@ -200,6 +201,11 @@ void Task::HandleFailedOrder(size_t index, int error) {
 base::Result<std::vector<uint64_t>> Task::RunOrders(std::vector<platform::Order> orders) {
   FlushQueuedOrders();
   if (gone_) return base::Error(ESRCH);
+  // What the call at hand has written goes first, so that its failure is not taken for an order's.
+  if (!context_->FlushWrites().ok()) {
+    regs().rax = static_cast<uint64_t>(-int64_t{EFAULT});
+    copy_out_failed_ = true;
+  }
   for (platform::Order& order : orders) context_->QueueOrder(std::move(order));
   ResumeAndPark(platform::ResumeMode::kOrdersOnly);
   const platform::Trap& trap = context_->trap();

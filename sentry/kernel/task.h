@@ -332,7 +332,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::optional<SigSet> saved_mask_;  // of SetTemporaryMask
   AltStack alt_stack_;
   std::function<base::Result<uint64_t>(Task&)> restart_block_;
-  int restart_code_ = 0;  // the current call's result, if it asks for a restart
+  bool copy_out_failed_ = false;  // the current call wrote to a bad address
+  int restart_code_ = 0;          // the current call's result, if it asks for a restart
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 
   // Exit.
