@@ -20,6 +20,12 @@ namespace {
 constexpr uint64_t kNewNamespaces =
     CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWCGROUP;
 
+platform::order::Write WriteInt(uint64_t addr, int32_t value) {
+  std::vector<std::byte> bytes(sizeof(value));
+  memcpy(bytes.data(), &value, sizeof(value));
+  return {addr, std::move(bytes)};
+}
+
 // What copy_process refuses whoever asks.
 base::Status CheckFlags(const CloneArgs& a, const Task& t) {
   uint64_t f = a.flags;
@@ -105,7 +111,14 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
     child.context_ = TRY(mm_->address_space().PrepareThread());
     std::vector<platform::Order> orders;
     orders.push_back(platform::order::CloneThread{child.context_.get()});
-    TRY(RunOrders(std::move(orders)));
+    // The id must be there before the child runs, and must not be written after it: the child may
+    // end at once and clear it.
+    if (a.flags & CLONE_PARENT_SETTID) {
+      orders.push_back(WriteInt(a.parent_tid, child.pid_->NumberIn(*pid_ns_)));
+    }
+    base::Result<std::vector<uint64_t>> done = RunOrders(std::move(orders));
+    // A bad address for the id is ignored, as in Linux.
+    if (!done.ok() && (gone_ || context_->trap().order_index != 1)) return done.error();
     child.mm_ = mm_;
     child.mm_users_ = mm_users_;
     mm_users_->tasks.fetch_add(1, std::memory_order_acq_rel);
@@ -127,11 +140,8 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
   auto ignore = [](int) { return int64_t{0}; };
   if (!pending.empty()) child.QueueOrders(std::move(pending), ignore);
   if (a.flags & CLONE_CHILD_SETTID) {
-    int32_t tid = child.Tid();
-    std::vector<std::byte> bytes(sizeof(tid));
-    memcpy(bytes.data(), &tid, sizeof(tid));
     std::vector<platform::Order> orders;
-    orders.push_back(platform::order::Write{a.child_tid, std::move(bytes)});
+    orders.push_back(WriteInt(a.child_tid, child.Tid()));
     child.QueueOrders(std::move(orders), ignore);
   }
   return base::Ok();
@@ -254,7 +264,7 @@ base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
   }
   kernel_->forks.fetch_add(1, std::memory_order_relaxed);
   uint64_t number = pid->NumberIn(*pid_ns_);
-  if (a.flags & CLONE_PARENT_SETTID) {
+  if ((a.flags & CLONE_PARENT_SETTID) && !(a.flags & CLONE_VM)) {
     (void)base::UserPtr<int32_t>(a.parent_tid).CopyOut(memory(), static_cast<int32_t>(number)).ok();
   }
   child->PublishIdentity();
