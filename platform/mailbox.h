@@ -102,6 +102,7 @@ enum class RequestKind : uint32_t {
   kFault,
   kInterrupt,
   kOrdersDone,
+  kPatchHint,    // a call answered here keeps coming by SIGSYS: its site is worth patching
   kOrderFailed,  // order_index (kCopyOutIndex: the copy-out) and order_error tell
 };
 inline constexpr uint32_t kCopyOutIndex = 0xffff'ffff;
@@ -151,6 +152,14 @@ inline constexpr uint32_t kMaxCopies = 12;
 inline constexpr uint32_t kCopyInSize = 8192;
 inline constexpr uint32_t kCopyOutSize = 8192;
 
+// Calls that were answered here after a SIGSYS, by where they came from.
+struct LaneHits {
+  uint64_t rip;
+  uint64_t count;
+};
+inline constexpr uint32_t kLaneHits = 16;
+inline constexpr uint64_t kHitsBeforePatch = 4;  // a patch costs about as much as so many signals
+
 // How the guest's state is held while its thread is in the stub.
 enum StubMode : uint32_t {
   kModeDirect = 0,  // registers in the slot, FPU state in the CPU
@@ -162,19 +171,20 @@ struct Slot {
   alignas(64) uint32_t request_seq;
   RequestKind kind;
   uint64_t rax, rdi, rsi, rdx, r10, r8, r9;
-  // Lines 1 and 2: the other registers.
+  // Lines 1 and 2: the other registers, and what else the sentry looks at for every call.
   uint64_t rip, rsp, eflags, rbx, rbp, r12, r13, r14;
   uint64_t r15, rcx, r11, fs_base, gs_base;
+  StubMode mode;
+  uint32_t copy_in_count;
+  int64_t remaining_ns;        // of a futex wait that was interrupted; -1: without a timeout
+  uint32_t futex_interrupted;
+  uint32_t pad;
+  // Line 3: faults and failed orders.
   uint32_t signo;
   int32_t si_code;
-  uint64_t fault_addr, trapno;
-  // Line 3: more about the request.
-  uint64_t error_code;
+  uint64_t fault_addr, trapno, error_code;
   uint32_t order_index;
   int32_t order_error;
-  uint32_t futex_interrupted;
-  uint32_t copy_in_count;
-  int64_t remaining_ns;
 
   // Line 4: the answer, written by the sentry.
   alignas(64) uint32_t answer_seq;
@@ -196,7 +206,6 @@ struct Slot {
 
   // Line 7: the stub's own.
   alignas(64) uint64_t self;
-  StubMode mode;
   uint32_t gs_owned;  // the guest uses GS; its value is in gs_base
   uint64_t frame;     // ucontext in kModeFrame
   uint32_t spin_average;  // learned: ticks that answers take
@@ -213,6 +222,7 @@ struct Slot {
   uint32_t has_identity;
   uint32_t lanes_off;  // every call is to reach the sentry
 
+  alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopies];
   CopyEntry copy_out[kMaxCopies];
 

@@ -278,6 +278,7 @@ TEST_F(PatchTest, IdentityIsAnsweredInTheStub) {
     EXPECT_EQ(c.regs().rbx, 41u);
     EXPECT_EQ(c.regs().r12, 42u);
   }
+  EXPECT_TRUE(Patched(*g.space, test::GuestAddr(guest_getpid)));
   c.AllowExpressLane(false);
   g.SetEntry(guest_getpid);
   EXPECT_EQ(RunToExit(g.main, 5), 2u);

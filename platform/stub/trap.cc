@@ -89,6 +89,7 @@ bool Ring(const Slot* s, uint32_t seq) {
 }
 
 constexpr uint64_t kRingAgainNs = 200'000;
+constexpr int kLooksPerTick = 16;  // looks for an answer between those at the clock
 
 // Returns what is to be reported next, or 0 if the guest is to be entered.
 uint32_t HandleAnswer(Slot* s) {
@@ -142,11 +143,18 @@ bool RecoverFault(UContext* uc) {
   return false;
 }
 
-// A call with its registers in the slot.
-void HandleCall(Slot* s) {
-  if (TryLane(s)) return;
+// A call with its registers in the slot. False if it was answered here.
+bool HandleCall(Slot* s) {
+  if (TryLane(s)) return false;
   CopyIn(s);
   HandOff(s, RequestKind::kSyscall);
+  return true;
+}
+
+bool WorthPatching(Slot* s) {
+  LaneHits& hits = s->lane_hits[(s->rip >> 2) % kLaneHits];
+  if (hits.rip != s->rip) hits = LaneHits{s->rip, 0};
+  return ++hits.count == kHitsBeforePatch;
 }
 
 // A patched call of a thread whose GS is the guest's: as if its syscall instruction had trapped.
@@ -183,11 +191,14 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
   if (budget != 0 && (s->spin_average <= budget || (++s->spin_misses & 15) == 0)) {
     uint64_t spent = 0;
     do {
-      if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) != seq) {
-        s->spin_average = s->spin_average - s->spin_average / 8 + static_cast<uint32_t>(spent / 8);
-        return;
+      for (int i = 0; i < kLooksPerTick; i++) {
+        if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) != seq) {
+          s->spin_average =
+              s->spin_average - s->spin_average / 8 + static_cast<uint32_t>(spent / 8);
+          return;
+        }
+        Pause();
       }
-      Pause();
       spent = Ticks() - start;
     } while (spent < budget);
   }
@@ -246,7 +257,7 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
   if (signo == kSigSys) {
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
-      HandleCall(s);
+      if (!HandleCall(s) && WorthPatching(s)) HandOff(s, RequestKind::kPatchHint);
     } else {
       // int $0x80: as on a kernel without 32-bit entry points, a general protection fault.
       s->rip -= 2;

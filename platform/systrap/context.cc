@@ -322,10 +322,12 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
 }
 
 bool ThreadContext::OnlyRaxChanged() const {
-  Regs a = regs_, b = slot_regs_;
-  a.rax = b.rax = 0;
-  a.orig_rax = b.orig_rax = 0;
-  return memcmp(&a, &b, sizeof(a)) == 0;
+  constexpr size_t kRax = offsetof(Regs, rax), kAfterRax = kRax + sizeof(uint64_t);
+  constexpr size_t kOrig = offsetof(Regs, orig_rax), kAfterOrig = kOrig + sizeof(uint64_t);
+  const char* a = reinterpret_cast<const char*>(&regs_);
+  const char* b = reinterpret_cast<const char*>(&slot_regs_);
+  return memcmp(a, b, kRax) == 0 && memcmp(a + kAfterRax, b + kAfterRax, kOrig - kAfterRax) == 0 &&
+         memcmp(a + kAfterOrig, b + kAfterOrig, sizeof(Regs) - kAfterOrig) == 0;
 }
 
 void ThreadContext::StoreRegs() {
@@ -518,6 +520,17 @@ bool ThreadContext::Take() {
       LoadRegs();
       trap_ = Trap{TrapKind::kInterrupt};
       return true;
+    case RequestKind::kPatchHint:
+      // Nothing for the kernel: the guest goes on, with the site patched.
+      LoadRegs();
+      trapped_rip_ = regs_.rip;
+      patch_wanted_ = true;
+      orders_.clear();
+      batch_begin_ = batch_end_ = 0;
+      mode_ = ResumeMode::kGuest;
+      seq_++;
+      StartRound();
+      return false;
     case RequestKind::kOrdersDone:
       return OrdersFinished();
     case RequestKind::kOrderFailed: {
@@ -565,7 +578,9 @@ void ThreadContext::Stop() {
   }
   // Any trap answers the interrupts that came before it. One that comes between these two is
   // delivered once more.
-  __atomic_store_n(&slot_->interrupt, 0u, __ATOMIC_RELAXED);
+  if (__atomic_load_n(&slot_->interrupt, __ATOMIC_RELAXED) != 0) {
+    __atomic_store_n(&slot_->interrupt, 0u, __ATOMIC_RELAXED);
+  }
   state_.store(kStopped, std::memory_order_release);
 }
 

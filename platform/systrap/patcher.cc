@@ -11,8 +11,6 @@
 namespace platform {
 namespace {
 
-// A patch costs about as much as this many traps by signal.
-constexpr uint32_t kHitsBeforePatch = 4;
 constexpr size_t kMaxCountedSites = 8192;
 constexpr uint32_t kMaxAttempts = 3;
 

@@ -24,7 +24,8 @@
 namespace platform {
 namespace {
 
-constexpr uint32_t kScanEvery = 64;  // polls between looks at the ready bits of all processes
+// Polls between looks at the ready bits of all processes, for what is not among the hot contexts.
+constexpr uint32_t kScanEvery = 512;
 
 }  // namespace
 
@@ -266,6 +267,9 @@ void SystrapPlatform::NoteResume(ThreadContext* context) {
     if (hot_[i].load(std::memory_order_relaxed) == nullptr &&
         hot_[i].compare_exchange_strong(expected, context)) {
       context->hot_index = static_cast<int>(i);
+      size_t limit = hot_limit_.load(std::memory_order_relaxed);
+      while (limit <= i && !hot_limit_.compare_exchange_weak(limit, i + 1)) {
+      }
       return;
     }
   }
@@ -327,8 +331,9 @@ void SystrapPlatform::TakeLocked(ThreadContext* context) {
 size_t SystrapPlatform::PollLocked(bool full) {
   size_t before = delivered_;
   if (has_posted_.load(std::memory_order_acquire)) TakePostedLocked();
-  for (auto& hot : hot_) {
-    ThreadContext* context = hot.load(std::memory_order_acquire);
+  size_t hot = hot_limit_.load(std::memory_order_relaxed);
+  for (size_t i = 0; i < hot; i++) {
+    ThreadContext* context = hot_[i].load(std::memory_order_acquire);
     if (context && context->HasRequest()) TakeLocked(context);
   }
   bool scan = full || overflow_.load(std::memory_order_relaxed) || ++poll_count_ % kScanEvery == 0;

@@ -85,6 +85,7 @@ class SystrapPlatform final : public Platform {
   base::Status MapShared(std::string* why);
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   bool IsClaimed(int pid);
+  bool Decide();
   uint32_t CountRunning();
   void NoteEvent();
   void AllowStubSpin(bool allowed);
@@ -114,6 +115,7 @@ class SystrapPlatform final : public Platform {
   uint32_t poll_count_ ABSL_GUARDED_BY(poll_mu_) = 0;
   // Contexts whose request word the poller looks at directly; the others are found by their bits.
   std::array<std::atomic<ThreadContext*>, kHot> hot_{};
+  std::atomic<size_t> hot_limit_{0};   // places in use are below this
   std::atomic<bool> overflow_{false};  // a running context is not among the hot ones
 
   absl::Mutex posted_mu_;
@@ -130,6 +132,8 @@ class SystrapPlatform final : public Platform {
   // Learned spinning; touched by the polling thread alone.
   uint64_t idle_since_ = 0;      // ticks: since when nothing has come in
   uint64_t gap_average_ = 0;     // ticks between events
+  bool spinning_ = false;        // the last answer of ShouldSpin
+  uint32_t spin_calls_ = 0;
   uint64_t last_spin_check_ = 0;
   uint64_t no_spin_until_ = 0;
   uint64_t backoff_ = 0;

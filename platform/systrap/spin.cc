@@ -14,6 +14,7 @@ constexpr uint64_t kStubSpinUs = 20;
 constexpr uint64_t kPreemptedUs = 200;     // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 2'000;
 constexpr uint64_t kMaxBackoffUs = 200'000;
+constexpr uint32_t kPollsPerLook = 16;
 constexpr uint32_t kProbeEvery = 64;       // sleeps between tries to spin though it did not pay
 
 }  // namespace
@@ -47,6 +48,13 @@ void SystrapPlatform::NoteEvent() {
 
 bool SystrapPlatform::ShouldSpin() {
   if (options_.spin_ns == 0) return false;
+  // While it pays, looking at the clock and at who runs is for every few polls.
+  if (spinning_ && ++spin_calls_ % kPollsPerLook != 0) return true;
+  spinning_ = Decide();
+  return spinning_;
+}
+
+bool SystrapPlatform::Decide() {
   uint64_t now = __rdtsc();
   uint64_t us = machine_.ticks_per_us;
   uint32_t running = CountRunning();
