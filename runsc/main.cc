@@ -1,18 +1,16 @@
 // runsc: the OCI runtime, and by internal subcommands the sentry and the gofer.
-#if __has_include("platform/host_calls.h")
 #include "platform/host_calls.h"
-#else
-namespace platform { inline int AllowHostCalls(void*) { return 0; } }
-#endif
 #include "platform/platform.h"
 #include "runsc/cmd/command.h"
 #include "sentry/boot/boot.h"
 #include "sentry/boot/sandbox.h"
+#include "sentry/fs/proc/host_snapshot.h"
 
 namespace {
 
 base::Result<std::unique_ptr<platform::Platform>> CreatePlatform(const sentry::BootSpec& spec,
                                                                  std::string* why) {
+  sentry::TakeHostSnapshot();  // while the host's files are in reach
   platform::Options options;
   options.strict = spec.strict;
   options.spin_ns = spec.spin_ns;

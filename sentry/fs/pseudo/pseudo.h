@@ -136,8 +136,10 @@ class FuncFile : public PseudoFile {
     return writer_ ? writer_(data) : PseudoFile::Store(data, offset);
   }
 
- private:
+ protected:
   ~FuncFile() override = default;
+
+ private:
   const Reader reader_;
   const Writer writer_;
 };

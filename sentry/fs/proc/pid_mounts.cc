@@ -1,0 +1,102 @@
+// mounts, mountinfo, mountstats: fs/proc_namespace.c.
+#include <fmt/format.h>
+#include <sys/mount.h>
+#include <sys/sysmacros.h>
+
+#include "sentry/fs/proc/pid_files.h"
+#include "sentry/kernel/kernel.h"
+#include "sentry/vfs/mount.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+namespace {
+
+// Blanks and backslashes as octal (mangle).
+std::string Mangle(std::string_view text) {
+  std::string out;
+  for (char ch : text) {
+    if (ch == ' ' || ch == '\t' || ch == '\n' || ch == '\\' || ch == '#') {
+      out += fmt::format("\\{:03o}", static_cast<unsigned>(static_cast<unsigned char>(ch)));
+    } else {
+      out += ch;
+    }
+  }
+  return out;
+}
+
+std::string Options(const Mount& mount) {
+  uint64_t flags = mount.flags();
+  std::string s = mount.read_only() ? "ro" : "rw";
+  constexpr struct {
+    uint64_t flag;
+    const char* text;
+  } kFlags[] = {{MS_NOSUID, ",nosuid"},         {MS_NODEV, ",nodev"},
+                {MS_NOEXEC, ",noexec"},         {MS_NOATIME, ",noatime"},
+                {MS_NODIRATIME, ",nodiratime"}, {MS_RELATIME, ",relatime"}};
+  for (const auto& f : kFlags) {
+    if (flags & f.flag) s += f.text;
+  }
+  return s;
+}
+
+std::string Source(const Mount& mount) {
+  return mount.source().empty() ? "none" : Mangle(mount.source());
+}
+
+// The mount's root within its filesystem.
+std::string RootPath(const Mount& mount) {
+  std::string path;
+  base::Ref<Dentry> d = mount.root();
+  while (true) {
+    base::Ref<Dentry> parent = d->parent();
+    if (parent == nullptr || parent == d) break;
+    path = "/" + d->name() + path;
+    d = std::move(parent);
+  }
+  if (mount.root()->unlinked()) path += "//deleted";
+  return path.empty() ? "/" : Mangle(path);
+}
+
+template <typename Format>
+base::Result<std::string> ForEachMount(const PidContext& c, Format format) {
+  base::Ref<MountNamespace> ns = c.task->mount_namespace_ref();
+  base::Ref<FsContext> fs = c.task->fs_context_ref();
+  if (ns == nullptr || fs == nullptr) return base::Error(EINVAL);
+  Path root = fs->root();
+  std::string s;
+  for (const base::Ref<Mount>& mount : ns->Mounts()) {
+    std::string where = c.kernel().vfs().PathName(*ns, root, {mount, mount->root()});
+    if (!where.starts_with("/")) continue;  // not below the task's root
+    s += format(*ns, *mount, Mangle(where));
+  }
+  return s;
+}
+
+}  // namespace
+
+base::Result<std::string> PidMounts(const PidContext& c) {
+  return ForEachMount(c, [](MountNamespace&, const Mount& m, const std::string& where) {
+    return fmt::format("{} {} {} {}{} 0 0\n", Source(m), where, m.fs().type_name(), Options(m),
+                       m.fs().ShowOptions());
+  });
+}
+
+base::Result<std::string> PidMountInfo(const PidContext& c) {
+  return ForEachMount(c, [](MountNamespace& ns, const Mount& m, const std::string& where) {
+    base::Ref<Mount> parent = ns.ParentOf(m);
+    dev_t dev = m.fs().dev();
+    return fmt::format("{} {} {}:{} {} {} {} - {} {} {}{}\n", m.id(),
+                       parent != nullptr ? parent->id() : m.id(), gnu_dev_major(dev),
+                       gnu_dev_minor(dev), RootPath(m), where, Options(m), m.fs().type_name(),
+                       Source(m), m.read_only() ? "ro" : "rw", m.fs().ShowOptions());
+  });
+}
+
+base::Result<std::string> PidMountStats(const PidContext& c) {
+  return ForEachMount(c, [](MountNamespace&, const Mount& m, const std::string& where) {
+    return fmt::format("device {} mounted on {} with fstype {} \n", Source(m), where,
+                       m.fs().type_name());
+  });
+}
+
+}  // namespace sentry

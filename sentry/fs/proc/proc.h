@@ -1,0 +1,36 @@
+// The proc filesystem. Follows fs/proc. An instance shows the processes of one PID namespace.
+#pragma once
+
+#include <string>
+
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/fs/pseudo/pseudo.h"
+#include "sentry/kernel/namespaces.h"
+
+namespace sentry {
+
+class Kernel;
+class Task;
+class Vfs;
+
+class ProcFs : public PseudoFs {
+ public:
+  ProcFs(Kernel* kernel, base::Ref<PidNamespace> pid_ns);
+  Kernel& kernel() const { return *kernel_; }
+  PidNamespace& pid_ns() const { return *pid_ns_; }
+  static base::Ref<Inode> NewRoot(base::Ref<ProcFs> fs);
+
+ private:
+  ~ProcFs() override = default;
+  Kernel* const kernel_;
+  const base::Ref<PidNamespace> pid_ns_;
+};
+
+// Registers the filesystem type.
+void RegisterProc(Kernel* kernel, Vfs& vfs);
+
+// Linux: ptrace_may_access with PTRACE_MODE_READ_FSCREDS. EACCES.
+base::Status MayReadTask(Task& reader, Task& target);
+
+}  // namespace sentry

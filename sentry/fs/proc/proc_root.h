@@ -1,0 +1,11 @@
+// Parts of the root directory that live in files of their own.
+#pragma once
+
+#include "sentry/fs/proc/proc.h"
+
+namespace sentry {
+
+// /proc/sys. `dir` is empty.
+void AddSysctls(ProcFs* fs, PseudoDir& dir);
+
+}  // namespace sentry

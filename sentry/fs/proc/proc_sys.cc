@@ -1,0 +1,217 @@
+// /proc/sys. A value that can be set here takes effect; what has no effect yet is read-only.
+#include <fmt/format.h>
+#include <linux/capability.h>
+
+#include <charconv>
+
+#include "sentry/base/random.h"
+#include "sentry/fs/pipe/pipe.h"
+#include "sentry/fs/proc/proc_root.h"
+#include "sentry/kernel/kernel.h"
+#include "sentry/kernel/task.h"
+#include "sentry/vfs/mount.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+std::string_view Trim(std::string_view s) {
+  while (!s.empty() && (s.back() == '\n' || s.back() == ' ' || s.back() == '\0')) s.remove_suffix(1);
+  while (!s.empty() && s.front() == ' ') s.remove_prefix(1);
+  return s;
+}
+
+template <typename T>
+Result<T> Parse(std::string_view data) {
+  data = Trim(data);
+  T value;
+  auto [end, ec] = std::from_chars(data.data(), data.data() + data.size(), value);
+  if (ec != std::errc() || end != data.data() + data.size()) return Error(EINVAL);
+  return value;
+}
+
+// A directory being filled.
+class Builder {
+ public:
+  Builder(ProcFs* fs, PseudoDir& dir) : fs_(fs), dir_(dir) {}
+  Builder Dir(const char* name) { return Builder(fs_, *dir_.AddDir(name)); }
+  void Value(const char* name, std::string value) {
+    Read(name, [value = value + "\n"]() -> Result<std::string> { return value; });
+  }
+  void Value(const char* name, int64_t value) { Value(name, std::to_string(value)); }
+  void Read(const char* name, FuncFile::Reader read) {
+    dir_.Add(name, base::MakeRef<FuncFile>(fs_, 0444, std::move(read)));
+  }
+  void ReadWrite(const char* name, FuncFile::Reader read, FuncFile::Writer write) {
+    dir_.Add(name, base::MakeRef<FuncFile>(fs_, 0644, std::move(read), std::move(write)));
+  }
+
+ private:
+  ProcFs* const fs_;
+  PseudoDir& dir_;
+};
+
+base::Ref<UtsNamespace> CurrentUts(Kernel& kernel) {
+  Task* t = Task::Current();
+  base::Ref<UtsNamespace> uts = t != nullptr ? t->uts_namespace_ref() : nullptr;
+  return uts != nullptr ? uts : kernel.root_uts_ns();
+}
+
+// A version 4 UUID.
+std::string RandomUuid() {
+  uint8_t b[16];
+  base::FillRandom(std::as_writable_bytes(std::span(b)));
+  b[6] = (b[6] & 0x0f) | 0x40;
+  b[8] = (b[8] & 0x3f) | 0x80;
+  std::string s;
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) s += '-';
+    s += fmt::format("{:02x}", b[i]);
+  }
+  return s;
+}
+
+void AddKernel(Kernel& kernel, Builder dir) {
+  Kernel* k = &kernel;
+  dir.ReadWrite(
+      "hostname", [k] { return CurrentUts(*k)->hostname() + "\n"; },
+      [k](std::string_view data) -> Status {
+        std::string_view name = Trim(data);
+        if (name.size() > 64) name = name.substr(0, 64);
+        CurrentUts(*k)->SetHostname(std::string(name));
+        return base::Ok();
+      });
+  dir.ReadWrite(
+      "domainname",
+      [k] {
+        std::string name = CurrentUts(*k)->domainname();
+        return (name.empty() ? "(none)" : name) + "\n";
+      },
+      [k](std::string_view data) -> Status {
+        CurrentUts(*k)->SetDomainname(std::string(Trim(data).substr(0, 64)));
+        return base::Ok();
+      });
+  dir.Value("ostype", "Linux");
+  dir.Value("osrelease", kLinuxRelease);
+  dir.Value("version", kLinuxVersion);
+  dir.Value("pid_max", 4194304);
+  dir.Value("threads-max", k->options().pids_limit > 0 ? k->options().pids_limit : 256000);
+  dir.Value("cap_last_cap", CAP_LAST_CAP);
+  dir.Value("ngroups_max", 65536);
+  dir.Value("overflowuid", 65534);
+  dir.Value("overflowgid", 65534);
+  dir.Value("randomize_va_space", 2);
+  dir.Value("core_pattern", "core");
+  dir.Value("core_uses_pid", 0);
+  dir.Value("dmesg_restrict", 1);
+  dir.Value("kptr_restrict", 1);
+  dir.Value("perf_event_paranoid", 4);
+  dir.Value("io_uring_disabled", 2);
+  dir.Value("tainted", 0);
+  dir.Value("panic", 0);
+  dir.Value("sysrq", 0);
+  dir.Value("shmmax", "18446744073692774399");
+  dir.Value("shmall", "18446744073692774399");
+  dir.Value("shmmni", 4096);
+  dir.Value("msgmax", 8192);
+  dir.Value("msgmnb", 16384);
+  dir.Value("msgmni", 32000);
+  dir.Value("sem", "32000\t1024000000\t500\t32000");
+  dir.ReadWrite(
+      "ns_last_pid",
+      [k]() -> Result<std::string> {
+        Task* t = Task::Current();
+        PidNamespace& ns = t != nullptr ? t->pid_namespace() : *k->root_pid_ns();
+        return std::to_string(ns.last_pid()) + "\n";
+      },
+      [](std::string_view data) -> Status {
+        Task* t = Task::Current();
+        if (t == nullptr || !t->creds().HasCapIn(CAP_SYS_ADMIN, *t->pid_namespace().user_ns())) {
+          return Error(EPERM);
+        }
+        int pid = TRY(Parse<int>(data));
+        if (pid < 0) return Error(EINVAL);
+        t->pid_namespace().SetLastPid(pid);
+        return base::Ok();
+      });
+  Builder random = dir.Dir("random");
+  random.Value("boot_id", RandomUuid());
+  random.Read("uuid", [] { return RandomUuid() + "\n"; });
+  random.Value("entropy_avail", 256);
+  random.Value("poolsize", 256);
+  Builder pty = dir.Dir("pty");
+  pty.Value("max", 4096);
+  pty.Value("reserve", 1024);
+}
+
+void AddFs(Kernel& kernel, Builder dir) {
+  Kernel* k = &kernel;
+  dir.Value("file-max", INT64_MAX);
+  dir.Read("file-nr", [k] {
+    return fmt::format("{}\t0\t{}\n", k->task_count() * 8, INT64_MAX);
+  });
+  dir.Value("nr_open", 1048576);
+  dir.Value("inode-nr", "0\t0");
+  dir.ReadWrite(
+      "pipe-max-size", [] { return std::to_string(g_pipe_max_size.load()) + "\n"; },
+      [](std::string_view data) -> Status {
+        uint32_t size = TRY(Parse<uint32_t>(data));
+        if (size == 0 || size > 1u << 31) return Error(EINVAL);
+        g_pipe_max_size.store(std::bit_ceil(std::max(size, 4096u)));
+        return base::Ok();
+      });
+  dir.Value("pipe-user-pages-soft", 0);
+  dir.Value("pipe-user-pages-hard", 0);
+  dir.Value("mount-max", static_cast<int64_t>(kMaxMounts));
+  dir.Value("suid_dumpable", 0);
+  dir.Value("protected_hardlinks", 1);
+  dir.Value("protected_symlinks", 1);
+  dir.Value("protected_fifos", 0);
+  dir.Value("protected_regular", 0);
+  dir.Value("overflowuid", 65534);
+  dir.Value("overflowgid", 65534);
+  dir.Value("lease-break-time", 45);
+  dir.Dir("epoll").Value("max_user_watches", 1024 * 1024);
+  Builder inotify = dir.Dir("inotify");
+  inotify.Value("max_user_instances", 128);
+  inotify.Value("max_user_watches", 65536);
+  inotify.Value("max_queued_events", 16384);
+}
+
+void AddVm(Builder dir) {
+  dir.Value("overcommit_memory", 0);
+  dir.Value("overcommit_ratio", 50);
+  dir.Value("overcommit_kbytes", 0);
+  dir.Value("max_map_count", 65530);
+  dir.Value("mmap_min_addr", 65536);
+  dir.Value("swappiness", 60);
+  dir.Value("nr_hugepages", 0);
+  dir.Value("legacy_va_layout", 0);
+  dir.Value("mmap_rnd_bits", 28);
+  dir.Value("page-cluster", 3);
+}
+
+void AddNet(Builder dir) {
+  Builder core = dir.Dir("core");
+  core.Value("somaxconn", 4096);
+  core.Value("rmem_max", 212992);
+  core.Value("wmem_max", 212992);
+  core.Value("rmem_default", 212992);
+  core.Value("wmem_default", 212992);
+  dir.Dir("unix").Value("max_dgram_qlen", 10);
+}
+
+}  // namespace
+
+void AddSysctls(ProcFs* fs, PseudoDir& dir) {
+  Builder root(fs, dir);
+  AddKernel(fs->kernel(), root.Dir("kernel"));
+  AddFs(fs->kernel(), root.Dir("fs"));
+  AddVm(root.Dir("vm"));
+  AddNet(root.Dir("net"));
+}
+
+}  // namespace sentry
