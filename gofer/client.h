@@ -123,8 +123,8 @@ struct Entry {
   uint64_t ino = 0;
   uint64_t next = 0;
   uint8_t type = 0;
-  bool has_attr = false;
-  Attr attr = {};
+  DirEntryWith with = kWithNothing;
+  Node node = {};  // with kWithAttr: its attributes alone
   std::string name;
 };
 struct DirResult {

@@ -37,6 +37,7 @@ std::vector<std::string> ValidPackets(Handle root, Handle file) {
   requests.push_back(MakeUnlink(root, "made", false));
   requests.push_back(MakeRename(root, "linked", root, "renamed", 0));
   requests.push_back(MakeReadDir(root, 0, 4096, kReadDirAttrs));
+  requests.push_back(MakeReadDir(root, 0, 4096, kReadDirNodes));
   requests.push_back(MakeGetXattr(file, "user.a", 100));
   requests.push_back(MakeSetXattr(file, "user.a", "value", 0));
   requests.push_back(MakeListXattr(file, 100));

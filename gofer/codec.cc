@@ -228,15 +228,16 @@ base::Result<DirResult> ParseDir(const Reply& reply) {
     DirEntry d;
     Entry entry;
     std::string_view name;
-    if (!in.Read(&d) || d.has_attr > 1 ||
-        (d.has_attr == 1 && (!in.Read(&entry.attr) || !ValidAttr(entry.attr))) ||
-        !in.Bytes(d.name, &name) || !ValidName(name) || d.next > INT64_MAX) {
+    if (!in.Read(&d) || d.with > kWithNode) return kBad;
+    entry.with = static_cast<DirEntryWith>(d.with);
+    if (entry.with == kWithAttr && (!in.Read(&entry.node.attr) || !ValidAttr(entry.node.attr))) {
       return kBad;
     }
+    if (entry.with == kWithNode && (!in.Read(&entry.node) || !ValidNode(entry.node))) return kBad;
+    if (!in.Bytes(d.name, &name) || !ValidName(name) || d.next > INT64_MAX) return kBad;
     entry.ino = d.ino;
     entry.next = d.next;
     entry.type = d.type <= DT_SOCK ? d.type : uint8_t{DT_UNKNOWN};
-    entry.has_attr = d.has_attr == 1;
     entry.name = name;
     result.entries.push_back(std::move(entry));
   }

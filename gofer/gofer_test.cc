@@ -227,8 +227,8 @@ TEST_P(GoferTest, ReadDirPagesWithAttributes) {
     ASSERT_TRUE(page.ok());
     for (const Entry& e : page->entries) {
       EXPECT_TRUE(names.insert(e.name).second) << e.name;
-      EXPECT_TRUE(e.has_attr);
-      EXPECT_EQ(e.attr.ino, e.ino);
+      EXPECT_EQ(e.with, kWithAttr);
+      EXPECT_EQ(e.node.attr.ino, e.ino);
     }
     cursor = page->next;
     eof = page->eof;
@@ -239,6 +239,12 @@ TEST_P(GoferTest, ReadDirPagesWithAttributes) {
   ASSERT_TRUE(all.ok());
   EXPECT_TRUE(all->eof);
   EXPECT_EQ(all->entries.size(), 501u);
+  auto nodes = ParseDir(Call(MakeReadDir(root_, 0, 4096, kReadDirNodes)));
+  ASSERT_TRUE(nodes.ok());
+  for (const Entry& e : nodes->entries) {
+    ASSERT_EQ(e.with, kWithNode);
+    EXPECT_EQ(ParseAttr(Call(MakeOn(Op::kGetAttr, e.node.handle)))->ino, e.ino);
+  }
   EXPECT_EQ(Call(MakeReadDir(At({"file"}), 0, 4096, 0)).error, ENOTDIR);
 }
 

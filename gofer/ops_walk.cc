@@ -239,9 +239,33 @@ base::Status DoReadlink(Session& s, Reader in, ReplyBuilder out) {
   return base::Ok();
 }
 
+namespace {
+
+// Appends what goes with a directory entry, and returns which that is. An entry that has gone
+// meanwhile, or for which no handle is left, has nothing.
+DirEntryWith AppendWith(Session& s, const FsNode& dir, const char* name, uint32_t flags,
+                        std::string* out) {
+  if ((flags & kReadDirNodes) != 0) {
+    base::Ref<FsNode> node;
+    auto step = s.Step(dir, name, &node);
+    if (!step.ok()) return kWithNothing;
+    Append(out, *step);
+    return kWithNode;
+  }
+  if ((flags & kReadDirAttrs) != 0) {
+    auto attr = StatName(dir.fd(), name);
+    if (!attr.ok()) return kWithNothing;
+    Append(out, *attr);
+    return kWithAttr;
+  }
+  return kWithNothing;
+}
+
+}  // namespace
+
 base::Status DoReadDir(Session& s, Reader in, ReplyBuilder out) {
   ReadDirRequest r;
-  if (!in.Read(&r) || !in.empty() || (r.flags & ~kReadDirAttrs) != 0) return base::Error(EPROTO);
+  if (!in.Read(&r) || !in.empty() || (r.flags & ~kReadDirAll) != 0) return base::Error(EPROTO);
   const auto node = TRY(s.Dir(r.handle, false));
   const base::UniqueFd dir = TRY(s.Reopen(*node, O_RDONLY | O_DIRECTORY));
   if (r.cursor != 0 && lseek(dir.get(), static_cast<off_t>(r.cursor), SEEK_SET) < 0) {
@@ -256,7 +280,11 @@ base::Status DoReadDir(Session& s, Reader in, ReplyBuilder out) {
   bool full = false;
   while (!full) {
     const ssize_t n = getdents64(dir.get(), buffer, sizeof(buffer));
-    if (n < 0) return base::LastError();
+    if (n < 0) {
+      // What was found so far is told (handles must not be lost); the error comes again.
+      if (reply.count > 0) break;
+      return base::LastError();
+    }
     if (n == 0) {
       reply.eof = 1;
       break;
@@ -265,25 +293,25 @@ base::Status DoReadDir(Session& s, Reader in, ReplyBuilder out) {
       const auto* d = reinterpret_cast<const LinuxDirent64*>(buffer + at);
       at += d->reclen;
       const std::string_view name(d->name);
-      DirEntry entry = {
-          d->ino, static_cast<uint64_t>(d->off), static_cast<uint16_t>(name.size()), d->type, 0, 0};
       if (name != "." && name != "..") {
-        const size_t need =
-            sizeof(entry) + name.size() + ((r.flags & kReadDirAttrs) != 0 ? sizeof(Attr) : 0);
-        if (out.body->size() + need > kMaxMessage ||
-            (reply.count > 0 && out.body->size() + need > limit)) {
+        const size_t need = sizeof(DirEntry) + sizeof(Node) + name.size();
+        if (reply.count > 0 && out.body->size() + need > limit) {
           full = true;
           break;
         }
-        base::Result<Attr> attr = base::Error(ENOENT);
-        if ((r.flags & kReadDirAttrs) != 0) attr = StatName(dir.get(), d->name);
-        entry.has_attr = attr.ok() ? 1 : 0;
+        std::string with;
+        DirEntry entry = {d->ino,
+                          static_cast<uint64_t>(d->off),
+                          static_cast<uint16_t>(name.size()),
+                          d->type,
+                          AppendWith(s, *node, d->name, r.flags, &with),
+                          0};
         Append(out.body, entry);
-        if (attr.ok()) Append(out.body, *attr);
+        out.body->append(with);
         out.body->append(name);
         ++reply.count;
       }
-      reply.next = entry.next;
+      reply.next = static_cast<uint64_t>(d->off);
     }
   }
   memcpy(out.body->data() + fixed_at, &reply, sizeof(reply));

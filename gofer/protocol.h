@@ -259,21 +259,24 @@ struct ReadDirRequest {
   uint32_t max_bytes;  // of entries in the reply; at least one entry is returned
   uint32_t flags;
 };
-enum ReadDirFlag : uint32_t { kReadDirAttrs = 1 };
+// kReadDirNodes: each entry with its node, as if it had been walked to; wins over kReadDirAttrs.
+enum ReadDirFlag : uint32_t { kReadDirAttrs = 1, kReadDirNodes = 2, kReadDirAll = 3 };
 struct ReadDirReply {
   uint32_t count;
   uint32_t eof;  // 1: nothing after these
   uint64_t next;
 };
-// Followed by an Attr if has_attr, then the name.
+// Followed by an Attr or a Node by `with`, then the name.
 struct DirEntry {
   uint64_t ino;
   uint64_t next;  // cursor after this entry
   uint16_t name;
   uint8_t type;  // DT_*
-  uint8_t has_attr;
+  uint8_t with;  // DirEntryWith
   uint32_t reserved;
 };
+
+enum DirEntryWith : uint8_t { kWithNothing = 0, kWithAttr = 1, kWithNode = 2 };
 
 struct StatFsReply {
   uint64_t type;

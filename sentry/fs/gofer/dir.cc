@@ -13,12 +13,80 @@ namespace {
 
 // A directory with more entries than this cannot be listed: the sentry's memory is bounded.
 constexpr size_t kMaxListing = 2'000'000;
+// Nor are children looked up at once beyond this many, as each holds a handle.
+constexpr size_t kMaxPrefetch = 4096;
+// How many single lookups in a directory make all children worth it: after it was listed, and else
+// with its size taken into account.
+constexpr uint32_t kListedLookups = 2;
+constexpr uint32_t kLookups = 4;
+constexpr uint64_t kBytesPerLookup = 1024;
 
 }  // namespace
 
 void GoferInode::NamesChanged() {
   names_version_.fetch_add(1, std::memory_order_acq_rel);
+  DropPrefetch();
   MarkStale();
+}
+
+void GoferInode::DropPrefetch() {
+  std::shared_ptr<const GoferPrefetch> old;  // freed after the lock
+  absl::MutexLock l(&mutex_);
+  old.swap(prefetch_);
+}
+
+std::optional<base::Ref<Inode>> GoferInode::FindPrefetched(std::string_view name) {
+  std::shared_ptr<const GoferPrefetch> prefetch;
+  {
+    absl::MutexLock l(&mutex_);
+    if (!prefetch_ || prefetch_version_ != names_version_.load(std::memory_order_acquire)) {
+      return std::nullopt;
+    }
+    prefetch = prefetch_;
+  }
+  const auto it = prefetch->children.find(name);
+  return it == prefetch->children.end() ? nullptr : it->second;
+}
+
+// Walking a tree (find, ls -lR, git status) lists a directory and looks at each name; or it looks
+// at many names of it. One exchange for all costs as much as a few single ones.
+void GoferInode::CountLookup() {
+  const uint32_t n = lookups_.fetch_add(1, std::memory_order_relaxed) + 1;
+  uint64_t size;
+  {
+    absl::MutexLock l(&mutex_);
+    size = attr_.size;
+  }
+  const uint64_t enough =
+      listed_.load(std::memory_order_relaxed) ? kListedLookups : kLookups + size / kBytesPerLookup;
+  if (n < enough) return;
+  lookups_.store(0, std::memory_order_relaxed);
+  Prefetch();
+}
+
+void GoferInode::Prefetch() {
+  const uint64_t version = names_version_.load(std::memory_order_acquire);
+  auto prefetch = std::make_shared<GoferPrefetch>();
+  uint64_t cursor = 0;
+  for (bool eof = false; !eof;) {
+    auto page = gofer::ParseDir(
+        Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, gofer::kReadDirNodes)));
+    if (!page.ok()) return;
+    for (gofer::Entry& e : page->entries) {
+      if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
+      prefetch->children.emplace(std::move(e.name), gofer_fs().Obtain(e.node, ""));
+    }
+    if (prefetch->children.size() > kMaxPrefetch) return;
+    eof = page->eof;
+    cursor = page->next;
+  }
+  {
+    std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
+    absl::MutexLock l(&mutex_);
+    prefetch_.swap(result);
+    prefetch_version_ = version;
+  }
+  gofer_fs().EnterPrefetched(this);
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Lookup(std::string_view name) {
@@ -31,12 +99,23 @@ base::Result<base::Ref<Inode>> GoferInode::Lookup(std::string_view name) {
 base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
     std::span<const std::string_view> names) {
   if (!IsDir()) return base::Error(ENOTDIR);
+  std::vector<base::Ref<Inode>> result;
+  if (gofer_fs().exclusive()) {
+    auto known = FindPrefetched(names[0]);
+    if (!known && names.size() == 1) {
+      CountLookup();
+      known = FindPrefetched(names[0]);
+    }
+    if (known) {
+      result.push_back(*std::move(known));
+      return result;
+    }
+  }
   const std::vector<std::string_view> list(
       names.begin(),
       names.begin() + static_cast<ptrdiff_t>(std::min<size_t>(names.size(), gofer::kMaxWalk)));
   auto walk = gofer::ParseWalk(Call(gofer::MakeWalk(handle_, list, 0, 0)), list.size(), 0);
   if (!walk.ok()) return walk.error();
-  std::vector<base::Ref<Inode>> result;
   for (size_t i = 0; i < walk->nodes.size(); ++i) {
     const bool last = i + 1 == walk->nodes.size();
     result.push_back(gofer_fs().Obtain(walk->nodes[i], last ? std::move(walk->link) : ""));
@@ -154,6 +233,7 @@ base::Result<std::shared_ptr<const GoferListing>> GoferInode::List() {
       if (auto listing = listing_.lock()) return listing;
     }
   }
+  listed_.store(true, std::memory_order_relaxed);
   auto listing = std::make_shared<GoferListing>();
   uint64_t cursor = 0;
   for (bool eof = false; !eof;) {

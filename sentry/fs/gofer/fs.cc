@@ -11,6 +11,7 @@ namespace {
 
 // Host descriptors of files that nobody has open, kept for the next open.
 constexpr size_t kMaxIdle = 512;
+constexpr size_t kMaxPrefetched = 32;
 // What /proc/filesystems and statfs have no name for otherwise.
 constexpr uint64_t kGoferMagic = 0x676f6672;
 
@@ -67,6 +68,10 @@ base::Ref<GoferInode> GoferFilesystem::Obtain(const gofer::Node& node, std::stri
 void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
   LeaveIdle(inode);
   {
+    absl::MutexLock l(&idle_mutex_);
+    if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);
+  }
+  {
     absl::MutexLock l(&mutex_);
     const auto it = inodes_.find(Key{inode->host_dev_, inode->host_ino_});
     if (it != inodes_.end() && it->second == inode) inodes_.erase(it);
@@ -95,6 +100,22 @@ void GoferFilesystem::LeaveIdle(GoferInode* inode) {
   if (!inode->idle_at_) return;
   idle_.erase(*inode->idle_at_);
   inode->idle_at_.reset();
+}
+
+void GoferFilesystem::EnterPrefetched(GoferInode* inode) {
+  base::Ref<GoferInode> victim;
+  {
+    absl::MutexLock l(&idle_mutex_);
+    if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);
+    prefetched_.push_back(inode);
+    inode->prefetched_at_ = std::prev(prefetched_.end());
+    if (prefetched_.size() <= kMaxPrefetched) return;
+    GoferInode* oldest = prefetched_.front();
+    prefetched_.pop_front();
+    oldest->prefetched_at_.reset();
+    if (oldest->TryIncRef()) victim = base::Ref<GoferInode>::Adopt(oldest);
+  }
+  if (victim) victim->DropPrefetch();
 }
 
 base::Result<struct statfs> GoferFilesystem::StatFs() {

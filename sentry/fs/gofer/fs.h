@@ -42,6 +42,9 @@ class GoferFilesystem : public Filesystem {
   void EnterIdle(GoferInode* inode);
   void LeaveIdle(GoferInode* inode);
 
+  // Directories that hold prefetched children: the oldest lose theirs.
+  void EnterPrefetched(GoferInode* inode);
+
   // False once the host said that this file system knows no RWF_NOWAIT.
   bool nowait() const { return nowait_.load(std::memory_order_relaxed); }
   void set_no_nowait() { nowait_.store(false, std::memory_order_relaxed); }
@@ -69,6 +72,7 @@ class GoferFilesystem : public Filesystem {
 
   absl::Mutex idle_mutex_;  // leaf
   std::list<GoferInode*> idle_ ABSL_GUARDED_BY(idle_mutex_);
+  std::list<GoferInode*> prefetched_ ABSL_GUARDED_BY(idle_mutex_);
 };
 
 }  // namespace sentry

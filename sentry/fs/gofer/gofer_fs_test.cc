@@ -50,7 +50,7 @@ class GoferFsTest : public testing::Test {
                                .connection = base::UniqueFd(pair[1]),
                                .proc_fd = proc_.get(),
                                .threads = 2,
-                               .max_handles = 1000});
+                               .max_handles = 5000});
     server_->Start();
     server_->Release();
     // As at boot: off the fibers.
@@ -268,6 +268,29 @@ TEST_F(GoferFsTest, Listings) {
       EXPECT_EQ(*dir->Seek(0, SEEK_SET), 0);
       seen = 0;
     }
+  });
+}
+
+TEST_F(GoferFsTest, ChildrenLookedUpAtOnce) {
+  for (int i = 0; i < 700; ++i) SetHostText("/f" + std::to_string(i), std::to_string(i));
+  ASSERT_EQ(symlink("f1", Host("/link").c_str()), 0);
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    EXPECT_EQ(List("/").size(), 703u);
+    for (int i = 0; i < 700; ++i) {
+      const std::string name = "/f" + std::to_string(i);
+      EXPECT_EQ(Stat(name).size, std::to_string(i).size());
+    }
+    EXPECT_EQ(WalkError("/none"), ENOENT);
+    EXPECT_EQ(PRead(*Open("/link", O_RDONLY), 0, 10), "1");
+    // Changes are seen at once.
+    EXPECT_TRUE(vfs_.Unlink(Ctx(), "/f5").ok());
+    EXPECT_EQ(WalkError("/f5"), ENOENT);
+    EXPECT_TRUE(vfs_.Rename(Ctx(), "/f6", Ctx(), "/f5", 0).ok());
+    EXPECT_EQ(PRead(*Open("/f5", O_RDONLY), 0, 10), "6");
+    EXPECT_EQ(WalkError("/f6"), ENOENT);
+    Write(*Open("/none", O_CREAT | O_WRONLY), "new");
+    EXPECT_EQ(Stat("/none").size, 3u);
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,6 +28,11 @@ struct GoferListing {
     uint8_t type;
   };
   std::vector<Item> items;
+};
+
+// All children of a directory of an exclusive filesystem, looked up at once. Immutable.
+struct GoferPrefetch {
+  std::map<std::string, base::Ref<Inode>, std::less<>> children;
 };
 
 // Attributes are cached. With an exclusive filesystem they are the truth, but for what the host
@@ -86,6 +92,7 @@ class GoferInode : public Inode {
   void DropOpen();
   // Closes host descriptors unless a description is open.
   void CloseIdle();
+  void DropPrefetch();
 
  private:
   friend class GoferFilesystem;
@@ -104,6 +111,11 @@ class GoferInode : public Inode {
   void MarkStale() { stale_.store(true, std::memory_order_release); }
   // The names in this directory have changed.
   void NamesChanged();
+  // What the prefetched children say about `name`: an inode, null (there is none), or nothing.
+  std::optional<base::Ref<Inode>> FindPrefetched(std::string_view name);
+  // Counts a lookup that asked the gofer, and looks up all children when that is likely to pay.
+  void CountLookup();
+  void Prefetch();
   base::Result<base::Ref<Inode>> Made(base::Result<gofer::NodeResult> made, std::string link);
   static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }
 
@@ -117,6 +129,8 @@ class GoferInode : public Inode {
   std::atomic<bool> atime_due_{false};     // the next read changes the access time (relatime)
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
   std::atomic<uint64_t> names_version_{0};
+  std::atomic<bool> listed_{false};
+  std::atomic<uint32_t> lookups_{0};
 
   mutable absl::Mutex mutex_;  // leaf
   gofer::Attr attr_ ABSL_GUARDED_BY(mutex_);
@@ -130,11 +144,14 @@ class GoferInode : public Inode {
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<const GoferPrefetch> prefetch_ ABSL_GUARDED_BY(mutex_);
+  uint64_t prefetch_version_ ABSL_GUARDED_BY(mutex_) = 0;
 
   fiber::Mutex data_mutex_;
 
-  // Of the filesystem's idle list, under its mutex.
+  // Of the filesystem's lists, under its mutex.
   std::optional<std::list<GoferInode*>::iterator> idle_at_;
+  std::optional<std::list<GoferInode*>::iterator> prefetched_at_;
 };
 
 }  // namespace sentry
