@@ -491,7 +491,7 @@ void ThreadContext::AwaitFork(ThreadContext* parent) {
 
 bool ThreadContext::Take() {
   process_->platform().AssertPolling();
-  RequestKind kind = __atomic_load_n(&slot_->kind, __ATOMIC_RELAXED);
+  RequestKind kind = *const_cast<const volatile RequestKind*>(&slot_->kind);  // read once
   direct_call_ = false;
   switch (kind) {
     case RequestKind::kSyscall:

@@ -120,11 +120,13 @@ std::optional<OrderEntry> Patcher::MakePatch(uint64_t rip, bool single_thread) {
 
 void Patcher::DropSites(uint64_t begin, uint64_t end) {
   absl::erase_if(hits_, [&](const auto& h) { return h.first >= begin && h.first < end; });
+  uint32_t compares_gone = 0;
   absl::erase_if(sites_, [&](const auto& s) {
     bool gone = s.second.start + s.second.count > begin && s.second.start < end;
-    if (gone && s.second.form != kSiteMov) compares_--;
+    if (gone && s.second.form != kSiteMov) compares_gone++;
     return gone;
   });
+  compares_ -= compares_gone;
 }
 
 void Patcher::RemoveText(uint64_t begin, uint64_t end) {
