@@ -72,7 +72,7 @@ base::Status RestrictTree(int tree, bool readonly) {
 
 }  // namespace
 
-base::Status LimitProcess(GoferConfig& config, const char** step) {
+base::Status LimitProcess(GoferConfig& config, int errors, const char** step) {
   *step = "redirect standard streams";
   {
     const base::UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
@@ -86,6 +86,7 @@ base::Status LimitProcess(GoferConfig& config, const char** step) {
   *step = "close other descriptors";
   std::vector<int> keep = {0, 1, 2, config.connection.get()};
   for (const MountConfig& mount : config.mounts) keep.push_back(mount.fd.get());
+  if (errors >= 0) keep.push_back(errors);
   std::sort(keep.begin(), keep.end());
   for (size_t i = 0; i < keep.size(); ++i) {
     const unsigned first = static_cast<unsigned>(keep[i]) + 1;

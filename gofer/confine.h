@@ -13,8 +13,9 @@
 namespace gofer {
 
 // Standard input and output become /dev/null, standard error the log; every descriptor but those of
-// `config` is closed; limits are set. No core dumps, no tracing by processes of the same user.
-base::Status LimitProcess(GoferConfig& config, const char** step);
+// `config` and `errors` is closed; limits are set. No core dumps, no tracing by processes of the same
+// user.
+base::Status LimitProcess(GoferConfig& config, int errors, const char** step);
 
 // Replaces each mount's descriptor by a private copy of the mount tree below it, without a parent,
 // on which links are not followed, devices and set-id bits mean nothing, and which is read-only if

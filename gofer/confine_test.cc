@@ -79,7 +79,7 @@ int Attack(const std::string& mount, void (*attack)(int mount_fd)) {
     if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) != 0) _exit(2);
     config.connection.reset(pair[0]);
     const char* step = "";
-    if (!LimitProcess(config, &step).ok()) _exit(2);
+    if (!LimitProcess(config, -1, &step).ok()) _exit(2);
     auto proc = CloneMounts(config, &step);
     if (!proc.ok() || !EnterEmptyRoot(proc->get(), &step).ok()) _exit(2);
     if (!DropCapabilities(false, &step).ok()) _exit(2);

@@ -16,14 +16,15 @@ namespace {
 constexpr rlim_t kSpareDescriptors = 64;
 constexpr uint32_t kMaxHandles = 256 * 1024;
 
-base::Status Run(GoferConfig config, const char** step) {
+// `errors` is closed when nothing can fail any more.
+base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step) {
   base::UniqueFd proc;
   if (config.unconfined) {
     *step = "open /proc/self/fd";
     proc.reset(open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC));
     if (!proc.valid() || fchdir(proc.get()) != 0) return base::LastError();
   } else {
-    TRY(LimitProcess(config, step));
+    TRY(LimitProcess(config, errors->get(), step));
     proc = TRY(CloneMounts(config, step));
     TRY(EnterEmptyRoot(proc.get(), step));
     TRY(DropCapabilities(config.rootless, step));
@@ -48,6 +49,7 @@ base::Status Run(GoferConfig config, const char** step) {
        .max_handles = static_cast<uint32_t>(std::min<rlim_t>(files.rlim_cur - used, kMaxHandles))});
   server.Start();
   if (!config.unconfined) TRY(InstallFilter(fds, step));
+  errors->reset();
   server.Release();
   server.Join();
   return base::Ok();
@@ -57,10 +59,14 @@ base::Status Run(GoferConfig config, const char** step) {
 
 int RunGofer(GoferConfig config, std::string* error) {
   const char* step = "";
-  const base::Status status = Run(std::move(config), &step);
+  // Whoever started us listens at standard error, which becomes the log.
+  base::UniqueFd errors;
+  if (config.log.valid()) errors.reset(fcntl(2, F_DUPFD_CLOEXEC, 3));
+  const base::Status status = Run(std::move(config), &errors, &step);
   if (status.ok()) return 0;
   *error = std::string("gofer: cannot ") + step + ": " + strerror(status.error().code());
   dprintf(2, "%s\n", error->c_str());
+  if (errors.valid()) dprintf(errors.get(), "%s\n", error->c_str());
   return 1;
 }
 

@@ -5,7 +5,6 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 
 #include "runsc/cmd/command.h"
 #include "runsc/sandbox/gofer_spec.h"
@@ -22,6 +21,7 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
   auto spec = DecodeGoferSpec(*text);
   if (!spec.ok()) return spec.status();
   gofer::GoferConfig config;
+  config.rootless = spec->rootless;
   fcntl(kGoferConnectionFd, F_SETFD, FD_CLOEXEC);
   config.connection.reset(kGoferConnectionFd);
   // Without a log, fatal messages go to the runsc that starts us.
@@ -40,12 +40,10 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
 
 }  // namespace
 
-void AddGoferCommand(CLI::App& app, Context& context) {
-  static std::vector<std::string> args;
-  CLI::App* command = AddCommand(app, "gofer", "run the gofer (internal)", "", "", &args);
-  command->group("");
-  command->callback([&context] {
-    context.action = []() -> absl::StatusOr<int> {
+void AddGoferCommand(Context& context) {
+  Command command(context, "gofer", "run the gofer (internal)", "", "");
+  command.Hide();
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
       prctl(PR_SET_NAME, "runsc-gofer");
       auto config = ReadConfig();
       if (!config.ok()) {
@@ -55,7 +53,6 @@ void AddGoferCommand(CLI::App& app, Context& context) {
       std::string error;
       int code = gofer::RunGofer(std::move(*config), &error);
       _exit(code);
-    };
   });
 }
 
