@@ -121,6 +121,7 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
     if (!done.ok() && (gone_ || context_->trap().order_index != 1)) return done.error();
     child.mm_ = mm_;
     child.mm_users_ = mm_users_;
+    child.cpu_start_ns_ = (a.flags & CLONE_THREAD) ? cpu_start_ns_ : context_->CpuTimeNs();
     mm_users_->tasks.fetch_add(1, std::memory_order_acq_rel);
   } else {
     child.mm_ = TRY(mm_->Fork(*this));

@@ -223,7 +223,7 @@ void Task::BecomeLeader() {
 
 // Leaves the old memory for the new, and takes the new identity.
 void Task::Adopt(LoadedProgram program) {
-  ReleaseMemory();
+  ReleaseMemory(true);
   queued_orders_.clear();
   queued_groups_.clear();
   program.context->set_listener(this);

@@ -66,7 +66,7 @@ void Task::WalkRobustList() {
   if (!orders.empty()) (void)RunOrders(std::move(orders)).ok();
 }
 
-void Task::ReleaseMemory() {
+void Task::ReleaseMemory(bool last) {
   if (!mm_) return;
   bool alone = mm_users_->tasks.load(std::memory_order_acquire) == 1;
   if (!gone_) {
@@ -89,7 +89,10 @@ void Task::ReleaseMemory() {
   {
     absl::MutexLock l(&group_->signal_mutex());
     absl::MutexLock l2(&mutex_);
-    if (context_) cpu_base_ns_ += context_->CpuTimeNs();
+    if (context_ && last) {
+      group_->cpu_base_ns_.fetch_add(context_->CpuTimeNs() - cpu_start_ns_);
+    }
+    cpu_start_ns_ = 0;
     context = std::move(context_);
     mm = std::move(mm_);
     users = std::move(mm_users_);
@@ -351,7 +354,7 @@ void Task::FinishExit() {
   signal_pending_.store(false, std::memory_order_relaxed);
   fiber_->ClearInterrupt();
   if (last) group_->timers_->Stop();
-  ReleaseMemory();
+  ReleaseMemory(last);
   ReleaseResources();
   if (last && group_->unkillable_ && pid_ns_->init == group_.get()) kernel_->ZapNamespace(*this);
   kernel_->ExitNotify(*this, last);
@@ -364,6 +367,7 @@ void Kernel::ExitNotify(Task& t, bool last) {
   base::Ref<ThreadGroup> keep_group(&group);
   base::Ref<Pid> pid = t.pid_ref();
   Usage usage = t.usage();
+  usage.user_ns = last ? group.cpu_base_ns_.load() : 0;
   if (base::Ref<UserCount> user = t.user_count_) {
     user->processes.fetch_sub(1, std::memory_order_relaxed);
   }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "sentry/kernel/kernel.h"
@@ -144,9 +145,15 @@ char Task::StateChar() const {
   return fiber_ && fiber_->parked() ? 'S' : 'R';
 }
 
-int64_t Task::CpuTimeNs() const {
+int64_t Task::ContextCpuNs() const {
   absl::MutexLock l(&mutex_);
-  return cpu_base_ns_ + (context_ ? context_->CpuTimeNs() : 0);
+  return context_ ? context_->CpuTimeNs() - cpu_start_ns_ : 0;
+}
+
+// The host tells the CPU time of a stub as a whole, so threads of one process share it evenly.
+int64_t Task::CpuTimeNs() const {
+  int64_t total = group_->cpu_base_ns_.load(std::memory_order_relaxed) + ContextCpuNs();
+  return total / std::max(group_->thread_count(), 1);
 }
 
 Usage Task::usage() const {

@@ -264,7 +264,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
   // exit.cc
   void FinishExit();
-  void ReleaseMemory();
+  // `last`: no other thread of the process goes on using the memory.
+  void ReleaseMemory(bool last);
+  int64_t ContextCpuNs() const;
   void WalkRobustList();
   void ReleaseResources();
   void CompleteVfork();
@@ -350,7 +352,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::vector<platform::Order> queued_orders_;
   std::vector<QueuedGroup> queued_groups_;
 
-  int64_t cpu_base_ns_ = 0;  // CPU time of contexts that exec replaced; under mutex_
+  int64_t cpu_start_ns_ = 0;  // the stub's CPU time when the process began to use it; under mutex_
   std::atomic<int64_t> system_ns_{0};
   std::atomic<int64_t> voluntary_switches_{0}, min_faults_{0}, maj_faults_{0};
 };

@@ -125,13 +125,20 @@ Usage ThreadGroup::SelfUsage() const {
   std::vector<base::Ref<Task>> tasks;
   {
     absl::MutexLock l(&kernel_->task_mutex());
-    absl::MutexLock l2(&signal_mutex_);
     u = dead_usage_;
+    if (zombie_) return u;
+    absl::MutexLock l2(&signal_mutex_);
     for (const auto& t : tasks_) {
       if (!t->dead_) tasks.push_back(t);
     }
   }
-  for (const auto& t : tasks) u.Add(t->usage());
+  for (const auto& t : tasks) {
+    Usage one = t->usage();
+    one.user_ns = 0;
+    u.Add(one);
+  }
+  u.user_ns += cpu_base_ns_.load(std::memory_order_relaxed);
+  if (!tasks.empty()) u.user_ns += tasks.front()->ContextCpuNs();
   return u;
 }
 Usage ThreadGroup::ChildrenUsage() const {

@@ -174,6 +174,7 @@ class ThreadGroup : public base::RefCounted {
   fiber::WaitQueue child_queue_;   // a child changed state (Linux: wait_chldexit)
   fiber::WaitQueue thread_queue_;  // a thread of this group exited (for exec)
   std::atomic<int> live_threads_{0};
+  std::atomic<int64_t> cpu_base_ns_{0};  // CPU time in memory that exec or exit has left behind
   std::atomic<bool> exiting_{false};
   std::atomic<int> exit_status_{0};
 
