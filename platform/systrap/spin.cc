@@ -10,6 +10,7 @@ namespace platform {
 namespace {
 
 constexpr uint64_t kMaxSpinUs = 50;        // longer than this a sleep and its wake-up cost less
+constexpr uint64_t kAfterEventUs = 5;
 constexpr uint64_t kStubSpinUs = 20;
 constexpr uint64_t kPreemptedUs = 200;     // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 2'000;
@@ -43,7 +44,7 @@ void SystrapPlatform::NoteEvent() {
   uint64_t gap = std::min(now - idle_since_, 4 * max);
   gap_average_ = gap_average_ - gap_average_ / 8 + gap / 8;
   idle_since_ = now;
-  last_spin_check_ = now;
+  last_spin_check_ = 0;  // what runs until the next look is not idleness
 }
 
 bool SystrapPlatform::ShouldSpin() {
@@ -61,7 +62,9 @@ bool SystrapPlatform::Decide() {
   // The poller takes one core; a stub that waits for its answer leaves another free.
   bool cores_free = running < static_cast<uint32_t>(machine_.cores);
   AllowStubSpin(cores_free && now >= no_spin_until_);
-  if (running == 0 || !cores_free || now < no_spin_until_) {
+  // Nobody runs in the guest, but what came a moment ago may be answered by another worker now.
+  bool just_now = now - idle_since_ < kAfterEventUs * us;
+  if ((running == 0 && !just_now) || !cores_free || now < no_spin_until_) {
     last_spin_check_ = 0;
     return false;
   }
