@@ -1,25 +1,28 @@
 // runsc boot: the sentry. Internal; started by create and run.
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
-
 #include "runsc/cmd/command.h"
 #include "sentry/boot/boot.h"
 
 namespace runsc {
+namespace {
 
-void AddBootCommand(CLI::App& app, Context& context) {
-  static std::vector<std::string> args;
+constexpr int kMaxFiles = 256;
+
+}  // namespace
+
+void AddBootCommand(Context& context) {
   static sentry::BootOptions options;
-  CLI::App* command = AddCommand(app, "boot", "run the sentry (internal)", "", "", &args);
-  command->group("");
-  command->add_option("--files", options.file_count)->check(CLI::Range(3, 256));
-  command->add_flag("--log", options.have_log);
-  command->callback([&context] {
-    context.action = [&context]() -> absl::StatusOr<int> {
-      // Threads of the kernel may still run: no destructors, no exit handlers.
-      _exit(sentry::RunSentry(options, *context.boot_hooks));
-    };
+  Command command(context, "boot", "run the sentry (internal)", "", "");
+  command.Hide();
+  command.Number("--files", &options.file_count, "");
+  command.Flag("--log", &options.have_log, "");
+  command.Runs([&context](const Args&) -> absl::StatusOr<int> {
+    if (options.file_count < 3 || options.file_count > kMaxFiles) {
+      return absl::InvalidArgumentError("boot: bad number of files");
+    }
+    // Threads of the kernel may still run: no destructors, no exit handlers.
+    _exit(sentry::RunSentry(options, *context.boot_hooks));
   });
 }
 

@@ -1,6 +1,7 @@
 // What the commands share: global options, and how a command is declared and ends.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@ namespace runsc {
 inline constexpr const char kVersion[] = "0.1.0";
 inline constexpr const char kSpecVersion[] = "1.0.2-dev";
 
+using Args = std::vector<std::string>;
+
 struct Globals {
   std::string root;
   std::string log;
@@ -31,32 +34,64 @@ struct Globals {
   SandboxFlags flags;
 };
 
-// The state of one invocation. A command's parse callback sets `action`, which then runs and
-// returns the exit status, or an error that is printed in one line and ends with `error_code`.
+// The state of one invocation.
 struct Context {
+  CLI::App* app = nullptr;
   Globals globals;
   const sentry::BootHooks* boot_hooks = nullptr;
+  // What the parsed command does: returns the exit status, or an error that is printed in one line
+  // and ends with `error_code`.
   std::function<absl::StatusOr<int>()> action;
   int error_code = 1;
   Store store() const { return Store(globals.root); }
 };
 
+// One command while it is declared and when it runs. A thin cover of the library that parses the
+// command line, so that one file alone pays for compiling it. Values and callbacks live as long as
+// the program.
+class Command {
+ public:
+  // `usage` stands behind the name in the help, `text` is its description.
+  Command(Context& context, const char* name, const char* summary, const char* usage,
+          const char* text);
+  // Options: "--long,-s".
+  void Flag(const char* names, bool* value, const char* text);
+  void Text(const char* names, std::string* value, const char* text);
+  void Number(const char* names, int* value, const char* text);
+  // May be given several times.
+  void Texts(const char* names, std::vector<std::string>* values, const char* text);
+  void Numbers(const char* names, std::vector<uint32_t>* values, const char* text);
+  // Leaves it out of the list of commands.
+  void Hide();
+  // Options end at the first argument; the rest is taken as it is.
+  void StopAtArgument();
+  // `run` is the context's action if this is the command.
+  void Runs(std::function<absl::StatusOr<int>(const Args& args)> run);
+  // As runc: what is written if a command has another number of arguments than it wants.
+  absl::Status CheckArgs(const Args& args, size_t min, size_t max) const;
+
+ private:
+  Context* context_;
+  CLI::App* app_;
+  Args* args_;  // the positional ones, unless the command stops at the first
+};
+
 // Each declares one command.
-void AddBootCommand(CLI::App& app, Context& context);
-void AddCreateCommand(CLI::App& app, Context& context);
-void AddDeleteCommand(CLI::App& app, Context& context);
-void AddDoCommand(CLI::App& app, Context& context);
-void AddExecCommand(CLI::App& app, Context& context);
-void AddFeaturesCommand(CLI::App& app, Context& context);
-void AddGoferCommand(CLI::App& app, Context& context);
-void AddKillCommand(CLI::App& app, Context& context);
-void AddListCommand(CLI::App& app, Context& context);
-void AddPsCommand(CLI::App& app, Context& context);
-void AddRunCommand(CLI::App& app, Context& context);
-void AddSpecCommand(CLI::App& app, Context& context);
-void AddStartCommand(CLI::App& app, Context& context);
-void AddStateCommand(CLI::App& app, Context& context);
-void AddWaitCommand(CLI::App& app, Context& context);
+void AddBootCommand(Context& context);
+void AddCreateCommand(Context& context);
+void AddDeleteCommand(Context& context);
+void AddDoCommand(Context& context);
+void AddExecCommand(Context& context);
+void AddFeaturesCommand(Context& context);
+void AddGoferCommand(Context& context);
+void AddKillCommand(Context& context);
+void AddListCommand(Context& context);
+void AddPsCommand(Context& context);
+void AddRunCommand(Context& context);
+void AddSpecCommand(Context& context);
+void AddStartCommand(Context& context);
+void AddStateCommand(Context& context);
+void AddWaitCommand(Context& context);
 
 // The only argument of most commands.
 inline constexpr const char kIdUsage[] = "<container-id>";
@@ -64,14 +99,8 @@ inline constexpr const char kIdText[] =
     "Where \"<container-id>\" is your name for the instance of the container. The name must be\n"
     "unique on your host.";
 
-// Declares a command that takes positional arguments; `args` receives them. `usage` is what stands
-// behind the name in its help, `text` its description.
-CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& summary,
-                     const std::string& usage, const std::string& text,
-                     std::vector<std::string>* args);
-// As runc: what is written if a command has another number of arguments than it wants.
-absl::Status CheckArgs(const CLI::App& command, const std::vector<std::string>& args, size_t min,
-                       size_t max);
+// `status` with "<what>: " before its message.
+absl::Status Prefixed(const char* what, const absl::Status& status);
 
 // The whole program.
 int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks);

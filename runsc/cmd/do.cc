@@ -3,7 +3,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "runsc/cmd/create_options.h"
@@ -59,49 +58,42 @@ std::string NewId() {
 
 }  // namespace
 
-void AddDoCommand(CLI::App& app, Context& context) {
+void AddDoCommand(Context& context) {
   static std::string cwd, root = "/";
-  CLI::App* command = app.add_subcommand(
-      "do",
-      "run a command in a sandbox of the current root\n"
+  Command command(
+      context, "do", "run a command in a sandbox of the current root", "<command> [arguments...]",
       "The command sees this machine's files. What it writes stays in memory and is gone with\n"
       "it.\n\n"
       "EXAMPLE:\n"
       "       # runsc do uname -a");
-  command->footer("<command> [arguments...]");
-  command->add_option("--cwd", cwd, "working directory (default: the current one)");
-  command->add_option("--root", root, "directory to use as the root (default: \"/\")");
-  command->prefix_command();
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      std::vector<std::string> args = command->remaining();
-      if (auto s = CheckArgs(*command, args, 1, SIZE_MAX); !s.ok()) return s;
-      auto fail = [](const absl::Status& s) {
-        return absl::Status(s.code(), "runsc do failed: " + std::string(s.message()));
-      };
-      if (cwd.empty()) {
-        auto here = ResolvePath(".");
-        if (!here.ok()) return fail(here.status());
-        cwd = root == "/" ? *here : "/";
-      }
-      CreateOptions options;
-      options.id = NewId();
-      options.bundle = "/";
-      options.config_text = DoConfig(args, root, cwd);
-      auto spec = oci::ParseSpec(options.config_text);
-      if (!spec.ok()) return fail(spec.status());
-      options.spec = std::move(*spec);
-      options.foreground = true;
-      options.debug_log = context.globals.debug_log;
-      options.flags = context.globals.flags;
-      options.flags.overlay = true;
-      BlockForwardedSignals();
-      auto container = CreateContainer(context.store(), options);
-      if (!container.ok()) return fail(container.status());
-      auto code = RunInForeground(context.store(), std::move(*container), /*keep=*/false);
-      if (!code.ok()) return fail(code.status());
-      return code;
-    };
+  command.Text("--cwd", &cwd, "working directory (default: the current one)");
+  command.Text("--root", &root, "directory to use as the root (default: \"/\")");
+  command.StopAtArgument();
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 1, SIZE_MAX); !s.ok()) return s;
+    auto fail = [](const absl::Status& s) { return Prefixed("runsc do failed", s); };
+    if (cwd.empty()) {
+      auto here = ResolvePath(".");
+      if (!here.ok()) return fail(here.status());
+      cwd = root == "/" ? *here : "/";
+    }
+    CreateOptions options;
+    options.id = NewId();
+    options.bundle = "/";
+    options.config_text = DoConfig(args, root, cwd);
+    auto spec = oci::ParseSpec(options.config_text);
+    if (!spec.ok()) return fail(spec.status());
+    options.spec = std::move(*spec);
+    options.foreground = true;
+    options.debug_log = context.globals.debug_log;
+    options.flags = context.globals.flags;
+    options.flags.overlay = true;
+    BlockForwardedSignals();
+    auto container = CreateContainer(context.store(), options);
+    if (!container.ok()) return fail(container.status());
+    auto code = RunInForeground(context.store(), std::move(*container), /*keep=*/false);
+    if (!code.ok()) return fail(code.status());
+    return code;
   });
 }
 

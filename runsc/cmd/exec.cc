@@ -6,7 +6,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <cstring>
 
@@ -210,72 +209,62 @@ absl::StatusOr<int> Exec(const Store& store, const ExecFlags& flags, const std::
   return 0;
 }
 
-void AddFlags(CLI::App& command, ExecFlags& f) {
-  command.add_option("--console-socket", f.console_socket,
-                     "path to an AF_UNIX socket which will receive a file descriptor referencing "
-                     "the master end of the console's pseudoterminal");
-  command.add_option("--cwd", f.cwd, "current working directory in the container");
-  command.add_option("--env,-e", f.env, "set environment variables")->allow_extra_args(false);
-  command.add_flag("--tty,-t", f.tty, "allocate a pseudo-TTY");
-  command.add_option("--user,-u", f.user, "UID (format: <uid>[:<gid>])");
-  command.add_option("--additional-gids,-g", f.additional_gids, "additional gids")
-      ->allow_extra_args(false);
-  command.add_option("--process,-p", f.process, "path to the process.json");
-  command.add_flag("--detach,-d", f.detach, "detach from the container's process");
-  command.add_option("--pid-file", f.pid_file, "specify the file to write the process id to");
-  command.add_option("--process-label", f.process_label, "accepted, without effect");
-  command.add_option("--apparmor", f.apparmor, "accepted, without effect");
-  command.add_flag("--no-new-privs", f.no_new_privs,
-                   "set the no new privileges value for the process");
-  command.add_option("--cap,-c", f.caps, "add a capability to the bounding set for the process")
-      ->allow_extra_args(false);
-  command.add_option("--preserve-fds", f.preserve_fds,
-                     "Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N "
-                     "in total) (default: 0)");
-  command.add_option("--cgroup", f.cgroup, "accepted, without effect");
-  command.add_flag("--ignore-paused", f.ignore_paused, "accepted, without effect");
+void AddFlags(Command& command, ExecFlags& f) {
+  command.Text("--console-socket", &f.console_socket,
+               "path to an AF_UNIX socket which will receive a file descriptor referencing "
+               "the master end of the console's pseudoterminal");
+  command.Text("--cwd", &f.cwd, "current working directory in the container");
+  command.Texts("--env,-e", &f.env, "set environment variables");
+  command.Flag("--tty,-t", &f.tty, "allocate a pseudo-TTY");
+  command.Text("--user,-u", &f.user, "UID (format: <uid>[:<gid>])");
+  command.Numbers("--additional-gids,-g", &f.additional_gids, "additional gids");
+  command.Text("--process,-p", &f.process, "path to the process.json");
+  command.Flag("--detach,-d", &f.detach, "detach from the container's process");
+  command.Text("--pid-file", &f.pid_file, "specify the file to write the process id to");
+  command.Text("--process-label", &f.process_label, "accepted, without effect");
+  command.Text("--apparmor", &f.apparmor, "accepted, without effect");
+  command.Flag("--no-new-privs", &f.no_new_privs,
+               "set the no new privileges value for the process");
+  command.Texts("--cap,-c", &f.caps, "add a capability to the bounding set for the process");
+  command.Number("--preserve-fds", &f.preserve_fds,
+                 "Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N "
+                 "in total) (default: 0)");
+  command.Text("--cgroup", &f.cgroup, "accepted, without effect");
+  command.Flag("--ignore-paused", &f.ignore_paused, "accepted, without effect");
 }
 
 }  // namespace
 
-void AddExecCommand(CLI::App& app, Context& context) {
+void AddExecCommand(Context& context) {
   static ExecFlags flags;
-  CLI::App* command = app.add_subcommand(
-      "exec",
-      "execute new process inside the container\n"
-      "Where \"<container-id>\" is the name for the instance of the container and\n"
-      "\"<command>\" is the command to be executed in the container.\n"
-      "\"<command>\" can't be empty unless a \"-p\" flag provided.\n\n"
-      "EXAMPLE:\n"
-      "       # runsc exec <container-id> ps");
-  command->footer("<container-id> <command> [command options]  || -p process.json <container-id>");
-  AddFlags(*command, flags);
+  Command command(context, "exec", "execute new process inside the container",
+                  "<container-id> <command> [command options]  || -p process.json <container-id>",
+                  "Where \"<container-id>\" is the name for the instance of the container and\n"
+                  "\"<command>\" is the command to be executed in the container.\n"
+                  "\"<command>\" can't be empty unless a \"-p\" flag provided.\n\n"
+                  "EXAMPLE:\n"
+                  "       # runsc exec <container-id> ps");
+  AddFlags(command, flags);
   // What follows the container's name is the command, whatever it looks like.
-  command->prefix_command();
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      context.error_code = 255;
-      std::vector<std::string> args = command->remaining();
-      if (!args.empty() && args[0].size() > 1 && args[0][0] == '-') {
-        return absl::InvalidArgumentError("flag provided but not defined: " + args[0]);
-      }
-      if (args.empty()) {
-        context.error_code = 1;
-        return CheckArgs(*command, args, 1, SIZE_MAX);
-      }
-      auto fail = [](const absl::Status& s) {
-        return absl::Status(s.code(), "exec failed: " + std::string(s.message()));
-      };
-      std::string id = args[0];
-      args.erase(args.begin());
-      if (auto s = CheckId(id); !s.ok()) return fail(s);
-      if (args.empty() && flags.process.empty()) {
-        return fail(absl::InvalidArgumentError("process args cannot be empty"));
-      }
-      auto code = Exec(context.store(), flags, id, std::move(args));
-      if (!code.ok()) return fail(code.status());
-      return code;
-    };
+  command.StopAtArgument();
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    context.error_code = 255;
+    if (!args.empty() && args[0].size() > 1 && args[0][0] == '-') {
+      return absl::InvalidArgumentError("flag provided but not defined: " + args[0]);
+    }
+    if (args.empty()) {
+      context.error_code = 1;
+      return command.CheckArgs(args, 1, SIZE_MAX);
+    }
+    auto fail = [](const absl::Status& s) { return Prefixed("exec failed", s); };
+    const std::string& id = args[0];
+    if (auto s = CheckId(id); !s.ok()) return fail(s);
+    if (args.size() == 1 && flags.process.empty()) {
+      return fail(absl::InvalidArgumentError("process args cannot be empty"));
+    }
+    auto code = Exec(context.store(), flags, id, Args(args.begin() + 1, args.end()));
+    if (!code.ok()) return fail(code.status());
+    return code;
   });
 }
 

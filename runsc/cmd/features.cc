@@ -1,5 +1,4 @@
 // runsc features
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -9,38 +8,34 @@
 
 namespace runsc {
 
-void AddFeaturesCommand(CLI::App& app, Context& context) {
-  static std::vector<std::string> args;
-  CLI::App* command = AddCommand(app, "features", "show the enabled features", "",
-                                 "Show the enabled features.\n"
-                                 "The result is parsable as a JSON.",
-                                 &args);
-  command->callback([command, &context] {
-    context.action = [command]() -> absl::StatusOr<int> {
-      if (auto s = CheckArgs(*command, args, 0, 0); !s.ok()) return s;
-      using Json = nlohmann::ordered_json;
-      Json caps = Json::array();
-      for (int i = 0; i < oci::kCapabilityCount; ++i) caps.push_back(oci::CapabilityName(i));
-      // What the sandbox gives a container of its own; "seccomp" and the like are accepted in a
-      // configuration but not enforced, and so not claimed.
-      Json json = {
-          {"ociVersionMin", "1.0.0"},
-          {"ociVersionMax", kSpecVersion},
-          {"hooks",
-           {"prestart", "createRuntime", "createContainer", "startContainer", "poststart",
-            "poststop"}},
-          {"mountOptions", oci::KnownMountOptions()},
-          {"linux",
-           {{"namespaces", {"cgroup", "ipc", "mount", "network", "pid", "user", "uts"}},
-            {"capabilities", caps},
-            {"cgroup", {{"v1", true}, {"v2", true}, {"systemd", false}, {"systemdUser", false}}},
-            {"seccomp", {{"enabled", false}}},
-            {"apparmor", {{"enabled", false}}},
-            {"selinux", {{"enabled", false}}}}},
-          {"annotations", {{"runsc.version", kVersion}}}};
-      printf("%s\n", json.dump(4).c_str());
-      return 0;
-    };
+void AddFeaturesCommand(Context& context) {
+  Command command(context, "features", "show the enabled features", "",
+                  "Show the enabled features.\n"
+                  "The result is parsable as a JSON.");
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 0, 0); !s.ok()) return s;
+    using Json = nlohmann::ordered_json;
+    Json caps = Json::array();
+    for (int i = 0; i < oci::kCapabilityCount; ++i) caps.push_back(oci::CapabilityName(i));
+    // What the sandbox gives a container of its own; "seccomp" and the like are accepted in a
+    // configuration but not enforced, and so not claimed.
+    Json json = {
+        {"ociVersionMin", "1.0.0"},
+        {"ociVersionMax", kSpecVersion},
+        {"hooks",
+         {"prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+          "poststop"}},
+        {"mountOptions", oci::KnownMountOptions()},
+        {"linux",
+         {{"namespaces", {"cgroup", "ipc", "mount", "network", "pid", "user", "uts"}},
+          {"capabilities", caps},
+          {"cgroup", {{"v1", true}, {"v2", true}, {"systemd", false}, {"systemdUser", false}}},
+          {"seccomp", {{"enabled", false}}},
+          {"apparmor", {{"enabled", false}}},
+          {"selinux", {{"enabled", false}}}}},
+        {"annotations", {{"runsc.version", kVersion}}}};
+    printf("%s\n", json.dump(4).c_str());
+    return 0;
   });
 }
 

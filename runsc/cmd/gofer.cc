@@ -5,7 +5,6 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-
 #include "runsc/cmd/command.h"
 #include "runsc/sandbox/gofer_spec.h"
 #include "sentry/boot/boot_spec_json.h"
@@ -43,16 +42,16 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
 void AddGoferCommand(Context& context) {
   Command command(context, "gofer", "run the gofer (internal)", "", "");
   command.Hide();
-  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
-      prctl(PR_SET_NAME, "runsc-gofer");
-      auto config = ReadConfig();
-      if (!config.ok()) {
-        dprintf(STDERR_FILENO, "%s\n", std::string(config.status().message()).c_str());
-        _exit(1);
-      }
-      std::string error;
-      int code = gofer::RunGofer(std::move(*config), &error);
-      _exit(code);
+  command.Runs([](const Args&) -> absl::StatusOr<int> {
+    prctl(PR_SET_NAME, "runsc-gofer");
+    auto config = ReadConfig();
+    if (!config.ok()) {
+      dprintf(STDERR_FILENO, "%s\n", std::string(config.status().message()).c_str());
+      _exit(1);
+    }
+    std::string error;
+    int code = gofer::RunGofer(std::move(*config), &error);
+    _exit(code);
   });
 }
 

@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <strings.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdlib>
 
 #include "runsc/cmd/command.h"
@@ -37,32 +36,27 @@ int ParseSignal(const std::string& text) {
 
 }  // namespace
 
-void AddKillCommand(CLI::App& app, Context& context) {
-  static std::vector<std::string> args;
+void AddKillCommand(Context& context) {
   static bool all = false;
-  CLI::App* command = AddCommand(
-      app, "kill",
+  Command command(
+      context, "kill",
       "kill sends the specified signal (default: SIGTERM) to the container's init process",
       "<container-id> [signal]",
       "Where \"[signal]\" is the signal to be sent: a name or a number.\n\n"
       "EXAMPLE:\n"
       "To send a \"KILL\" signal to the init process of the \"ubuntu01\" container:\n\n"
-      "       # runsc kill ubuntu01 KILL",
-      &args);
-  command->add_flag("--all,-a", all,
-                    "send the specified signal to all processes inside the container");
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      if (auto s = CheckArgs(*command, args, 1, 2); !s.ok()) return s;
-      if (auto s = CheckId(args[0]); !s.ok()) return s;
-      Store store = context.store();
-      auto state = store.Load(args[0]);
-      if (!state.ok()) return state.status();
-      int signo = args.size() < 2 ? SIGTERM : ParseSignal(args[1]);
-      if (signo < 0) return absl::InvalidArgumentError("unknown signal \"" + args[1] + "\"");
-      if (auto s = SignalContainer(store, *state, signo, all); !s.ok()) return s;
-      return 0;
-    };
+      "       # runsc kill ubuntu01 KILL");
+  command.Flag("--all,-a", &all, "send the specified signal to all processes inside the container");
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 1, 2); !s.ok()) return s;
+    if (auto s = CheckId(args[0]); !s.ok()) return s;
+    Store store = context.store();
+    auto state = store.Load(args[0]);
+    if (!state.ok()) return state.status();
+    int signo = args.size() < 2 ? SIGTERM : ParseSignal(args[1]);
+    if (signo < 0) return absl::InvalidArgumentError("unknown signal \"" + args[1] + "\"");
+    if (auto s = SignalContainer(store, *state, signo, all); !s.ok()) return s;
+    return 0;
   });
 }
 

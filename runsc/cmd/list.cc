@@ -1,5 +1,4 @@
 // runsc list
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -72,51 +71,47 @@ void PrintJson(const std::vector<Row>& rows) {
 
 }  // namespace
 
-void AddListCommand(CLI::App& app, Context& context) {
-  static std::vector<std::string> args;
+void AddListCommand(Context& context) {
   static std::string format = "table";
   static bool quiet = false;
-  CLI::App* command =
-      AddCommand(app, "list", "lists containers started by runsc with the given root", "",
-                 "Where the given root is specified via the global option \"--root\".", &args);
-  command->add_option("--format,-f", format, "select one of: table or json (default: \"table\")");
-  command->add_flag("--quiet,-q", quiet, "display only container IDs");
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      if (auto s = CheckArgs(*command, args, 0, 0); !s.ok()) return s;
-      Store store = context.store();
-      auto ids = store.List();
-      if (!ids.ok()) return ids.status();
-      std::vector<Row> rows;
-      for (const std::string& id : *ids) {
-        auto state = store.Load(id);
-        // As runc: what cannot be loaded is named, and the others are listed.
-        if (!state.ok()) {
-          if (!absl::IsNotFound(state.status())) {
-            fprintf(stderr, "load container %s: %s\n", id.c_str(),
-                    std::string(state.status().message()).c_str());
-          }
-          continue;
+  Command command(context, "list", "lists containers started by runsc with the given root", "",
+                  "Where the given root is specified via the global option \"--root\".");
+  command.Text("--format,-f", &format, "select one of: table or json (default: \"table\")");
+  command.Flag("--quiet,-q", &quiet, "display only container IDs");
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 0, 0); !s.ok()) return s;
+    Store store = context.store();
+    auto ids = store.List();
+    if (!ids.ok()) return ids.status();
+    std::vector<Row> rows;
+    for (const std::string& id : *ids) {
+      auto state = store.Load(id);
+      // As runc: what cannot be loaded is named, and the others are listed.
+      if (!state.ok()) {
+        if (!absl::IsNotFound(state.status())) {
+          fprintf(stderr, "load container %s: %s\n", id.c_str(),
+                  std::string(state.status().message()).c_str());
         }
-        ContainerStatus status = state->CurrentStatus();
-        Row row;
-        row.status = StatusName(status);
-        row.owner = UserName(state->owner_uid);
-        row.pid = status == ContainerStatus::kStopped ? 0 : state->sandbox.pid;
-        row.state = std::move(*state);
-        rows.push_back(std::move(row));
+        continue;
       }
-      if (quiet) {
-        for (const Row& r : rows) printf("%s\n", r.state.id.c_str());
-      } else if (format == "table") {
-        PrintTable(rows);
-      } else if (format == "json") {
-        PrintJson(rows);
-      } else {
-        return absl::InvalidArgumentError("invalid format option");
-      }
-      return 0;
-    };
+      ContainerStatus status = state->CurrentStatus();
+      Row row;
+      row.status = StatusName(status);
+      row.owner = UserName(state->owner_uid);
+      row.pid = status == ContainerStatus::kStopped ? 0 : state->sandbox.pid;
+      row.state = std::move(*state);
+      rows.push_back(std::move(row));
+    }
+    if (quiet) {
+      for (const Row& r : rows) printf("%s\n", r.state.id.c_str());
+    } else if (format == "table") {
+      PrintTable(rows);
+    } else if (format == "json") {
+      PrintJson(rows);
+    } else {
+      return absl::InvalidArgumentError("invalid format option");
+    }
+    return 0;
   });
 }
 

@@ -155,25 +155,62 @@ int Help(const CLI::App& app, const std::vector<std::string>& args) {
 
 }  // namespace
 
-CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& summary,
-                     const std::string& usage, const std::string& text,
-                     std::vector<std::string>* args) {
-  CLI::App* command = app.add_subcommand(name, summary + "\n" + text);
-  command->footer(usage);
-  command->option_defaults()->always_capture_default(false);
-  command->add_option("args", *args)->group("");
-  return command;
+absl::Status Prefixed(const char* what, const absl::Status& status) {
+  return absl::Status(status.code(), std::string(what) + ": " + std::string(status.message()));
 }
 
-absl::Status CheckArgs(const CLI::App& command, const std::vector<std::string>& args, size_t min,
-                       size_t max) {
+Command::Command(Context& context, const char* name, const char* summary, const char* usage,
+                 const char* text)
+    : context_(&context),
+      app_(context.app->add_subcommand(name, std::string(summary) + "\n" + text)),
+      args_(new Args) {
+  app_->footer(usage);
+  app_->add_option("args", *args_)->group("");
+}
+
+void Command::Flag(const char* names, bool* value, const char* text) {
+  app_->add_flag(names, *value, text);
+}
+
+void Command::Text(const char* names, std::string* value, const char* text) {
+  app_->add_option(names, *value, text);
+}
+
+void Command::Number(const char* names, int* value, const char* text) {
+  app_->add_option(names, *value, text);
+}
+
+void Command::Texts(const char* names, std::vector<std::string>* values, const char* text) {
+  app_->add_option(names, *values, text)->allow_extra_args(false);
+}
+
+void Command::Numbers(const char* names, std::vector<uint32_t>* values, const char* text) {
+  app_->add_option(names, *values, text)->allow_extra_args(false);
+}
+
+void Command::Hide() { app_->group(""); }
+
+void Command::StopAtArgument() {
+  app_->remove_option(app_->get_option("args"));
+  app_->prefix_command();
+}
+
+void Command::Runs(std::function<absl::StatusOr<int>(const Args&)> run) {
+  app_->callback([context = context_, app = app_, args = args_, run = std::move(run)] {
+    context->action = [app, args, run] {
+      return run(app->get_prefix_command() ? app->remaining() : *args);
+    };
+  });
+}
+
+absl::Status Command::CheckArgs(const Args& args, size_t min, size_t max) const {
   if (args.size() >= min && args.size() <= max) return absl::OkStatus();
-  printf("Incorrect Usage.\n\n%s\n", command.help().c_str());
+  printf("Incorrect Usage.\n\n%s\n", app_->help().c_str());
   fflush(stdout);
   std::string wanted = min == max          ? "exactly " + std::to_string(min)
                        : args.size() < min ? "a minimum of " + std::to_string(min)
                                            : "a maximum of " + std::to_string(max);
-  return absl::InvalidArgumentError("runsc: \"" + command.get_name() + "\" requires " + wanted +
+  return absl::InvalidArgumentError("runsc: \"" + app_->get_name() + "\" requires " + wanted +
                                     " argument(s)");
 }
 
@@ -181,6 +218,7 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
   // The callbacks outlive the parse.
   static Context context;
   static CLI::App app;
+  context.app = &app;
   context.boot_hooks = &boot_hooks;
   context.globals.root = DefaultRoot();
   app.name("runsc");
@@ -194,7 +232,7 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
        {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand, AddFeaturesCommand,
         AddKillCommand, AddListCommand, AddPsCommand, AddRunCommand, AddSpecCommand,
         AddStartCommand, AddStateCommand, AddWaitCommand, AddBootCommand, AddGoferCommand}) {
-    add(app, context);
+    add(context);
   }
   static std::vector<std::string> help_args;
   CLI::App* help = app.add_subcommand("help")->alias("h")->group("");

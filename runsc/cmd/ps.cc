@@ -1,7 +1,6 @@
 // runsc ps
 #include <time.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -36,45 +35,41 @@ void PrintTable(const std::vector<sentry::ProcessInfo>& processes) {
 
 }  // namespace
 
-void AddPsCommand(CLI::App& app, Context& context) {
+void AddPsCommand(Context& context) {
   static std::string format = "table";
-  CLI::App* command = app.add_subcommand(
-      "ps",
-      "ps displays the processes running inside a container\n"
+  Command command(
+      context, "ps", "ps displays the processes running inside a container",
+      "<container-id> [ps options]",
       "The numbers are those of the container's PID namespace. Options of ps are accepted\n"
       "and ignored.");
-  command->footer("<container-id> [ps options]");
-  command->add_option("--format,-f", format, "select one of: table or json (default: \"table\")");
-  command->prefix_command();
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      std::vector<std::string> args = command->remaining();
-      if (auto s = CheckArgs(*command, args, 1, SIZE_MAX); !s.ok()) return s;
-      if (format != "table" && format != "json") {
-        return absl::InvalidArgumentError("invalid format option");
-      }
-      if (auto s = CheckId(args[0]); !s.ok()) return s;
-      Store store = context.store();
-      auto state = store.Load(args[0]);
-      if (!state.ok()) return state.status();
-      std::vector<sentry::ProcessInfo> processes;
-      // As runc: a stopped container has no processes, which is no error.
-      if (state->CurrentStatus() != ContainerStatus::kStopped) {
-        auto sandbox = ConnectSandbox(store, args[0]);
-        if (!sandbox.ok()) return sandbox.status();
-        auto list = sandbox->Processes();
-        if (!list.ok()) return absl::UnavailableError("the sandbox does not answer");
-        processes = std::move(*list);
-      }
-      if (format == "table") {
-        PrintTable(processes);
-        return 0;
-      }
-      nlohmann::json pids = nlohmann::json::array();
-      for (const sentry::ProcessInfo& p : processes) pids.push_back(p.pid);
-      printf("%s\n", pids.dump().c_str());
+  command.Text("--format,-f", &format, "select one of: table or json (default: \"table\")");
+  command.StopAtArgument();
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 1, SIZE_MAX); !s.ok()) return s;
+    if (format != "table" && format != "json") {
+      return absl::InvalidArgumentError("invalid format option");
+    }
+    if (auto s = CheckId(args[0]); !s.ok()) return s;
+    Store store = context.store();
+    auto state = store.Load(args[0]);
+    if (!state.ok()) return state.status();
+    std::vector<sentry::ProcessInfo> processes;
+    // As runc: a stopped container has no processes, which is no error.
+    if (state->CurrentStatus() != ContainerStatus::kStopped) {
+      auto sandbox = ConnectSandbox(store, args[0]);
+      if (!sandbox.ok()) return sandbox.status();
+      auto list = sandbox->Processes();
+      if (!list.ok()) return absl::UnavailableError("the sandbox does not answer");
+      processes = std::move(*list);
+    }
+    if (format == "table") {
+      PrintTable(processes);
       return 0;
-    };
+    }
+    nlohmann::json pids = nlohmann::json::array();
+    for (const sentry::ProcessInfo& p : processes) pids.push_back(p.pid);
+    printf("%s\n", pids.dump().c_str());
+    return 0;
   });
 }
 

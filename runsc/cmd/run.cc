@@ -3,8 +3,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
-
 #include "runsc/cmd/create_options.h"
 #include "runsc/log/log.h"
 
@@ -49,42 +47,37 @@ absl::StatusOr<int> RunInForeground(const Store& store, CreatedContainer contain
   return ExitCode(status);
 }
 
-void AddRunCommand(CLI::App& app, Context& context) {
+void AddRunCommand(Context& context) {
   static CreateFlags flags;
   static bool detach = false, keep = false, no_subreaper = false;
-  CLI::App* command =
-      AddCommand(app, "run", "create and run a container", kIdUsage, kIdText, &flags.args);
-  AddCreateFlags(*command, flags);
-  command->add_flag("--detach,-d", detach, "detach from the container's process");
-  command->add_flag("--keep", keep, "do not delete the container after it exits");
-  command->add_flag("--no-subreaper", no_subreaper, "accepted, without effect");
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      if (auto s = CheckArgs(*command, flags.args, 1, 1); !s.ok()) return s;
-      auto fail = [](const absl::Status& s) {
-        return absl::Status(s.code(), "runsc run failed: " + std::string(s.message()));
-      };
-      auto options = MakeCreateOptions(context, flags);
-      if (!options.ok()) return fail(options.status());
-      options->foreground = !detach;
-      Store store = context.store();
-      if (!detach) BlockForwardedSignals();
-      auto container = CreateContainer(store, *options);
-      if (!container.ok()) return fail(container.status());
-      if (!detach) {
-        auto code = RunInForeground(store, std::move(*container), keep);
-        if (!code.ok()) return fail(code.status());
-        return code;
-      }
-      absl::Status s = StartContainer(store, &container->state);
-      if (s.ok()) {
-        (void)container->launch.Commit();
-        return 0;
-      }
-      container->launch.Kill();
-      (void)DestroyContainer(store, container->state, &container->lock);
-      return fail(s);
-    };
+  Command command(context, "run", "create and run a container", kIdUsage, kIdText);
+  AddCreateFlags(command, flags);
+  command.Flag("--detach,-d", &detach, "detach from the container's process");
+  command.Flag("--keep", &keep, "do not delete the container after it exits");
+  command.Flag("--no-subreaper", &no_subreaper, "accepted, without effect");
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 1, 1); !s.ok()) return s;
+    auto fail = [](const absl::Status& s) { return Prefixed("runsc run failed", s); };
+    auto options = MakeCreateOptions(context, flags, args[0]);
+    if (!options.ok()) return fail(options.status());
+    options->foreground = !detach;
+    Store store = context.store();
+    if (!detach) BlockForwardedSignals();
+    auto container = CreateContainer(store, *options);
+    if (!container.ok()) return fail(container.status());
+    if (!detach) {
+      auto code = RunInForeground(store, std::move(*container), keep);
+      if (!code.ok()) return fail(code.status());
+      return code;
+    }
+    absl::Status s = StartContainer(store, &container->state);
+    if (s.ok()) {
+      (void)container->launch.Commit();
+      return 0;
+    }
+    container->launch.Kill();
+    (void)DestroyContainer(store, container->state, &container->lock);
+    return fail(s);
   });
 }
 

@@ -4,7 +4,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -34,23 +33,19 @@ absl::StatusOr<int> WaitForInit(const Store& store, const std::string& id) {
 
 }  // namespace
 
-void AddWaitCommand(CLI::App& app, Context& context) {
-  static std::vector<std::string> args;
-  CLI::App* command = AddCommand(
-      app, "wait", "wait for a container to exit", kIdUsage,
+void AddWaitCommand(Context& context) {
+  Command command(
+      context, "wait", "wait for a container to exit", kIdUsage,
       "Prints the exit status of the container's init process as JSON once it has ended: the\n"
-      "status, or 128 and the number of the signal that killed it.",
-      &args);
-  command->callback([command, &context] {
-    context.action = [command, &context]() -> absl::StatusOr<int> {
-      if (auto s = CheckArgs(*command, args, 1, 1); !s.ok()) return s;
-      if (auto s = CheckId(args[0]); !s.ok()) return s;
-      auto status = WaitForInit(context.store(), args[0]);
-      if (!status.ok()) return status.status();
-      nlohmann::ordered_json json = {{"id", args[0]}, {"exitStatus", ExitCode(*status)}};
-      printf("%s\n", json.dump().c_str());
-      return 0;
-    };
+      "status, or 128 and the number of the signal that killed it.");
+  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+    if (auto s = command.CheckArgs(args, 1, 1); !s.ok()) return s;
+    if (auto s = CheckId(args[0]); !s.ok()) return s;
+    auto status = WaitForInit(context.store(), args[0]);
+    if (!status.ok()) return status.status();
+    nlohmann::ordered_json json = {{"id", args[0]}, {"exitStatus", ExitCode(*status)}};
+    printf("%s\n", json.dump().c_str());
+    return 0;
   });
 }
 

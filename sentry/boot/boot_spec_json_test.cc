@@ -1,0 +1,88 @@
+#include "sentry/boot/boot_spec_json.h"
+
+#include <gtest/gtest.h>
+
+namespace sentry {
+namespace {
+
+BootSpec Example() {
+  BootSpec s;
+  s.container_id = "id";
+  s.hostname = "h";
+  s.process.args = {"/bin/x", "\xff\x80 \xc3\xbc", ""};
+  s.process.env = {"A=\x01"};
+  s.process.cwd = "/";
+  s.process.uid = UINT32_MAX;
+  s.process.caps.bounding = UINT64_MAX;
+  s.process.rlimits = {{7, 1, UINT64_MAX}};
+  s.process.oom_score_adj = -1000;
+  MountSpec m;
+  m.destination = "/m";
+  m.gofer_mount = 3;
+  m.propagation = {1 << 18};
+  s.mounts = {m, MountSpec{.destination = "/p", .type = "proc"}};
+  s.devices = {DeviceSpec{.path = "/dev/x", .type = 'b', .major = 1, .minor = 2}};
+  s.sysctls = {{"a", "b"}};
+  s.cpu_limit = 0.5;
+  s.spin_ns = 1000;
+  return s;
+}
+
+TEST(BootSpecJson, SurvivesTheTrip) {
+  std::string why;
+  BootSpec s = Example();
+  std::string text = EncodeBootSpec(s);
+  auto back = DecodeBootSpec(text, &why);
+  ASSERT_TRUE(back.ok()) << why;
+  EXPECT_EQ(back->process.args, s.process.args);
+  EXPECT_EQ(back->process.uid, UINT32_MAX);
+  EXPECT_EQ(back->process.caps.bounding, UINT64_MAX);
+  EXPECT_EQ(back->process.rlimits[0].hard, UINT64_MAX);
+  EXPECT_EQ(back->mounts[0].gofer_mount, 3);
+  EXPECT_EQ(back->mounts[1].gofer_mount, -1);
+  EXPECT_EQ(back->devices[0].type, 'b');
+  EXPECT_EQ(back->cpu_limit, 0.5);
+  EXPECT_EQ(EncodeBootSpec(*back), text);
+}
+
+std::string WhyNot(std::string text, const std::string& from, const std::string& to) {
+  size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  text.replace(at, from.size(), to);
+  std::string why;
+  EXPECT_FALSE(DecodeBootSpec(text, &why).ok()) << to;
+  return why;
+}
+
+TEST(BootSpecJson, NamesWhatIsWrong) {
+  std::string text = EncodeBootSpec(Example());
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":1"), "hostname is not a string");
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\",", ""), "hostname is missing");
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":\"a\\u0000\""),
+            "hostname contains a NUL");
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":\"\\u0100\""),
+            "hostname is badly encoded");
+  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":4294967296"), "process.uid is too large");
+  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":-1"), "process.uid is too small");
+  EXPECT_EQ(WhyNot(text, "\"goferMount\":3", "\"goferMount\":true"),
+            "mounts[0].goferMount is not an integer");
+  EXPECT_EQ(WhyNot(text, "{", "["), "the specification is not JSON");
+  std::string why;
+  EXPECT_FALSE(DecodeBootSpec("[]", &why).ok());
+  EXPECT_FALSE(DecodeProcessSpec("{}", &why).ok());
+  EXPECT_EQ(why, "args is missing");
+}
+
+TEST(Bytes, AreKept) {
+  std::string all;
+  for (int i = 0; i < 256; ++i) all.push_back(static_cast<char>(i));
+  std::string back;
+  ASSERT_TRUE(Utf8ToBytes(BytesToUtf8(all), &back));
+  EXPECT_EQ(back, all);
+  for (const char* bad : {"\x80", "\xc2", "\xc4\x80", "\xe2\x82\xac", "\xc2x"}) {
+    EXPECT_FALSE(Utf8ToBytes(bad, &back)) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace sentry
