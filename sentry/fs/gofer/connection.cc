@@ -1,11 +1,14 @@
 #include "sentry/fs/gofer/connection.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "sentry/base/counter.h"
+#include "sentry/base/time.h"
 #include "sentry/fiber/fiber.h"
 
 namespace sentry {
@@ -15,6 +18,20 @@ base::Counter g_requests("gofer.requests", "requests sent to the gofer");
 
 // Handles are given back in batches of this many.
 constexpr size_t kForgetBatch = 64;
+
+// Spinning for the answer saves waking two threads, and costs nothing where a core is idle. Where
+// all are busy, answers come late, and it stops being tried.
+constexpr int kSpinCreditMax = 8;
+constexpr int kSpinMiss = 4;
+constexpr int kSpinProbe = 64;  // one try after so many calls without
+constexpr int64_t kSpinMinNs = 10'000;
+constexpr int64_t kSpinMaxNs = 40'000;
+
+// By the one call that a confined sentry has for it.
+int Processors() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
 
 // One request in flight, on the stack of who waits.
 struct Call {
@@ -26,18 +43,26 @@ struct Call {
 }  // namespace
 
 GoferConnection::GoferConnection(base::UniqueFd socket, std::function<void()> on_broken)
-    : client_(std::move(socket), [on_broken = std::move(on_broken)] {
-        if (on_broken) on_broken();
-      }) {}
+    : client_(std::move(socket),
+              [on_broken = std::move(on_broken)] {
+                if (on_broken) on_broken();
+              }),
+      spin_credit_(Processors() > 1 ? kSpinCreditMax : 0),
+      spin_ns_(kSpinMaxNs) {}
 
 GoferConnection::~GoferConnection() { watch_.Stop(); }
 
 base::Result<base::Ref<GoferConnection>> GoferConnection::Connect(base::UniqueFd socket,
                                                                   std::function<void()> on_broken) {
   auto connection = base::MakeRef<GoferConnection>(std::move(socket), std::move(on_broken));
-  gofer::Client* client = &connection->client_;
-  TRY(connection->watch_.Start(client->fd(), EPOLLIN, fiber::FdWatch::Mode::kEdge,
-                               [client](uint32_t) { client->Receive(); }));
+  GoferConnection* self = connection.get();
+  TRY(connection->watch_.Start(self->client_.fd(), EPOLLIN, fiber::FdWatch::Mode::kOneShot,
+                               [self](uint32_t) {
+                                 if (!self->client_.Receive()) return;
+                                 if (self->parked_.load(std::memory_order_seq_cst) > 0) {
+                                   (void)self->watch_.Rearm(EPOLLIN).ok();
+                                 }
+                               }));
   connection->hello_ = TRY(gofer::ParseHello(connection->Call(gofer::MakeHello())));
   return connection;
 }
@@ -53,17 +78,51 @@ gofer::Reply GoferConnection::Call(gofer::Request request) {
     call.done.store(true, std::memory_order_release);
     if (fiber) fiber->Unpark();
   });
-  while (!call.done.load(std::memory_order_acquire)) {
-    if (call.fiber) {
-      fiber::Park();
-    } else {
-      // The watch may take the reply first, hence the limit.
+  if (!call.fiber) {
+    while (!call.done.load(std::memory_order_acquire)) {
+      // A parked fiber's watch may take the reply first, hence the limit.
       pollfd p = {client_.fd(), POLLIN, 0};
       poll(&p, 1, 1);
       client_.Receive();
     }
+    return std::move(call.reply);
   }
+  if (Spin(call.done)) return std::move(call.reply);
+  // Whoever parks arms the watch; it stays armed while somebody is parked.
+  parked_.fetch_add(1, std::memory_order_seq_cst);
+  (void)watch_.Rearm(EPOLLIN).ok();
+  while (!call.done.load(std::memory_order_acquire)) fiber::Park();
+  parked_.fetch_sub(1, std::memory_order_seq_cst);
   return std::move(call.reply);
+}
+
+bool GoferConnection::Spin(const std::atomic<bool>& done) {
+  if (done.load(std::memory_order_acquire)) return true;
+  if (spin_credit_.load(std::memory_order_relaxed) <= 0) {
+    if (spin_skipped_.fetch_add(1, std::memory_order_relaxed) < kSpinProbe) return false;
+    spin_skipped_.store(0, std::memory_order_relaxed);
+  }
+  const int64_t start = base::MonotonicNs();
+  const int64_t bound = spin_ns_.load(std::memory_order_relaxed);
+  int64_t spent = 0;
+  do {
+    client_.Receive();
+    if (done.load(std::memory_order_acquire)) {
+      if (spin_credit_.load(std::memory_order_relaxed) < kSpinCreditMax) {
+        spin_credit_.fetch_add(1, std::memory_order_relaxed);
+      }
+      // An answer may take twice what they took lately.
+      const int64_t wanted = std::clamp(2 * (base::MonotonicNs() - start), kSpinMinNs, kSpinMaxNs);
+      spin_ns_.store((7 * bound + wanted) / 8, std::memory_order_relaxed);
+      return true;
+    }
+    for (int i = 0; i < 20; ++i) __builtin_ia32_pause();
+    spent = base::MonotonicNs() - start;
+  } while (spent < bound);
+  spin_credit_.store(std::max(0, spin_credit_.load(std::memory_order_relaxed) - kSpinMiss),
+                     std::memory_order_relaxed);
+  spin_ns_.store((7 * bound + kSpinMaxNs) / 8, std::memory_order_relaxed);
+  return false;
 }
 
 void GoferConnection::Forget(gofer::Handle handle) {

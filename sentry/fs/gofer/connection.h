@@ -1,6 +1,7 @@
 // The connection to the gofer for fibers. Internal to sentry/fs/gofer.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <vector>
 
@@ -35,8 +36,16 @@ class GoferConnection : public base::RefCounted {
   GoferConnection(base::UniqueFd socket, std::function<void()> on_broken);
   ~GoferConnection() override;
 
+  // Takes replies for a while, until `done`. False if it did not come: then park.
+  bool Spin(const std::atomic<bool>& done);
+
   gofer::Client client_;
-  fiber::FdWatch watch_;
+  fiber::FdWatch watch_;  // armed while somebody is parked
+  std::atomic<int> parked_{0};
+  // How much trust there is that spinning pays: below 1 it is not tried, but now and then.
+  std::atomic<int> spin_credit_;
+  std::atomic<int> spin_skipped_{0};
+  std::atomic<int64_t> spin_ns_;  // bound of one spin: follows how long answers take
   gofer::HelloReply hello_ = {};
   absl::Mutex mutex_;  // leaf
   std::vector<gofer::Handle> forgotten_ ABSL_GUARDED_BY(mutex_);
