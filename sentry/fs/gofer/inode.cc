@@ -29,8 +29,8 @@ GoferInode::GoferInode(GoferFilesystem* fs, uint64_t ino, const gofer::Node& nod
       handle_(node.handle),
       host_dev_(uint64_t{node.attr.dev_major} << 32 | node.attr.dev_minor),
       host_ino_(node.attr.ino),
-      link_(std::move(link)),
       attr_(node.attr),
+      link_(std::move(link)),
       fetched_ns_(base::MonotonicNs()) {
   absl::MutexLock l(&mutex_);
   AttrChanged();
@@ -158,8 +158,13 @@ base::Status GoferInode::Truncate(uint64_t size) {
 
 base::Result<std::string> GoferInode::ReadLink() {
   if (!IsSymlink()) return base::Error(EINVAL);
-  if (!link_.empty()) return link_;
-  return gofer::ParseLink(Call(gofer::MakeOn(gofer::Op::kReadlink, handle_)));
+  {
+    absl::MutexLock l(&mutex_);
+    if (!link_.empty()) return link_;
+  }
+  std::string link = TRY(gofer::ParseLink(Call(gofer::MakeOn(gofer::Op::kReadlink, handle_))));
+  absl::MutexLock l(&mutex_);
+  return link_ = std::move(link);
 }
 
 // --- extended attributes ---

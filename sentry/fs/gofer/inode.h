@@ -122,7 +122,6 @@ class GoferInode : public Inode {
   const gofer::Handle handle_;
   const uint64_t host_dev_;
   const uint64_t host_ino_;
-  const std::string link_;
 
   std::atomic<bool> stale_{false};
   std::atomic<bool> mapped_writable_{false};
@@ -134,6 +133,7 @@ class GoferInode : public Inode {
 
   mutable absl::Mutex mutex_;  // leaf
   gofer::Attr attr_ ABSL_GUARDED_BY(mutex_);
+  std::string link_ ABSL_GUARDED_BY(mutex_);  // target, once known; a link keeps it for life
   int64_t fetched_ns_ ABSL_GUARDED_BY(mutex_);
   // When and under which name Revalidate last found it.
   int64_t seen_ns_ ABSL_GUARDED_BY(mutex_) = 0;
