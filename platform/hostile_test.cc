@@ -206,6 +206,7 @@ TEST_F(HostileTest, ListedCallsWithBadArguments) {
     EXPECT_EQ(r.orig_rax, nr);
   };
   for (uint64_t flags : clone_flags) expect_trapped(56, flags, 0, 0, 0);
+  expect_trapped(56, kZygoteCloneFlags, 0, 0, 0);
   for (uint64_t flags : {0x22ull, 0x21ull, 0x8032ull, 0x40032ull, 0x100032ull, 0x31ull, 0x2032ull}) {
     expect_trapped(9, 0x10000, 0x1000, 3, flags);  // no MAP_FIXED, populated, huge, locked ...
   }
@@ -216,6 +217,34 @@ TEST_F(HostileTest, ListedCallsWithBadArguments) {
   expect_trapped(157, 1, 0, 0, 0);                      // PR_SET_PDEATHSIG, no signal
   for (uint64_t op : {6ull, 7ull, 8ull, 11ull, 12ull, 2ull}) expect_trapped(202, test::kData, op, 0, 0);
   expect_trapped(228, 0, test::kData, 0, 0);
+}
+
+// The stub's own flags, but nobody has ordered it: the sentry refuses.
+TEST_F(HostileTest, UnorderedClonesAreRefused) {
+  for (uint64_t flags : {kForkCloneFlags, kThreadCloneFlags}) {
+    Guest g;
+    ASSERT_TRUE(g.Load(*platform_));
+    Regs& r = g.main.context->regs();
+    // The instruction of the stub's that is followed by a return into our code.
+    r = Regs{};
+    uint64_t stack = test::kStack + 0x8000;
+    std::vector<uint64_t> words(64, test::GuestAddr(guest_site) + 3);  // ud2
+    ASSERT_TRUE(g.space->Write(stack, std::as_bytes(std::span(words))).ok());
+    r.rip = StubSyscalls(*g.space)[0];
+    r.rax = 56;
+    r.rdi = flags;
+    r.rsp = stack;
+    RunFor(g.main, 200);
+    ASSERT_TRUE(g.main.trapped);
+    int pid = g.space->host_pid();
+    int threads = 0;
+    if (DIR* dir = opendir(("/proc/" + std::to_string(pid) + "/task").c_str())) {
+      while (dirent* e = readdir(dir)) threads += e->d_name[0] != '.';
+      closedir(dir);
+    }
+    EXPECT_EQ(threads, 1);
+    ExpectAlive();
+  }
 }
 
 TEST_F(HostileTest, ListedCallsHarmOnlyTheCaller) {

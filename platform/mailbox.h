@@ -74,6 +74,7 @@ struct Site {
 // ---- The shared read-only file ----------------------------------------------------------------
 
 inline constexpr size_t kMaxFilter = 512;
+inline constexpr size_t kMaxGate = 32;
 
 struct Shared {
   // Doorbell: 1 while the sentry's poller sleeps in FUTEX_WAIT on this word.
@@ -89,8 +90,11 @@ struct Shared {
   uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
   uint32_t pad;
   uint64_t filter[kMaxFilter];  // struct sock_filter
+  // The zygote's own filter, which its clones inherit: clone goes to the sentry. Length 0: none.
+  uint32_t gate_length;
+  uint64_t gate[kMaxGate];
 };
-inline constexpr uint64_t kSharedSize = 3 * kPageSize;
+inline constexpr uint64_t kSharedSize = 4 * kPageSize;
 static_assert(sizeof(Shared) <= kSharedSize);
 
 // ---- Slots ------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ inline constexpr uint64_t SlotAddress(uint32_t index) { return kMailboxBase + Sl
 
 // ---- The zygote's messages ----------------------------------------------------------------------
 
-struct ZygoteHello {
+struct ZygoteHello {  // comes with the listener of the clone gate, if there is one
   uint64_t vdso_base;  // 0: the vDSO could not be moved
   int32_t error;
 };
@@ -279,5 +283,7 @@ inline constexpr uint64_t kThreadCloneFlags = 0x100 | 0x200 | 0x400 | 0x800 | 0x
                                               0x1000000 | 0x200000;
 // CLONE_PARENT | CHILD_CLEARTID, SIGCHLD
 inline constexpr uint64_t kForkCloneFlags = 0x8000 | 0x200000 | 17;
+// What the zygote itself uses, and no stub may: CLONE_CHILD_SETTID besides.
+inline constexpr uint64_t kZygoteCloneFlags = kForkCloneFlags | 0x1000000;
 
 }  // namespace platform

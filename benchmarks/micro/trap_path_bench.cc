@@ -110,6 +110,32 @@ void PatchedOneCore(benchmark::State& state) {
 }
 BENCHMARK(PatchedOneCore)->UseRealTime();
 
+// A thread of the guest from its order to its first call, and its end.
+void CloneThread(benchmark::State& state) {
+  Bench b(Options{}, true);
+  for (auto _ : state) {
+    test::Thread t;
+    t.context = std::move(*b.guest.space->PrepareThread());
+    t.context->set_listener(&t);
+    t.context->regs().rip = test::GuestAddr(guest_syscall_loop);
+    b.guest.main.context->QueueOrder(order::CloneThread{t.context.get()});
+    test::RunGuest(*b.platform, b.guest.main, ResumeMode::kOrdersOnly);
+    test::RunGuest(*b.platform, t);
+    t.context->Exit();
+  }
+}
+BENCHMARK(CloneThread)->UseRealTime();
+
+void Fork(benchmark::State& state) {
+  Bench b(Options{}, true);
+  for (auto _ : state) {
+    auto child = std::move(*b.guest.space->PrepareFork());
+    b.guest.main.context->QueueOrder(order::Fork{child.get()});
+    test::RunGuest(*b.platform, b.guest.main, ResumeMode::kOrdersOnly);
+  }
+}
+BENCHMARK(Fork)->UseRealTime();
+
 void NewAddressSpace(benchmark::State& state) {
   Bench b(Options{}, true);
   for (auto _ : state) benchmark::DoNotOptimize(b.platform->NewAddressSpace());

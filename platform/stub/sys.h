@@ -25,6 +25,7 @@ enum : long {
   kSysMincore = 27,
   kSysMadvise = 28,
   kSysSendto = 44,
+  kSysSendmsg = 46,
   kSysRecvmsg = 47,
   kSysClone = 56,
   kSysExit = 60,

@@ -140,7 +140,7 @@ void Serve() {
     long n = Syscall(kSysRecvmsg, kSocket, Addr(&msg), 0);
     if (n == -4) continue;  // EINTR
     if (n != sizeof(request) || msg.control_length != sizeof(control)) Die();
-    long pid = Syscall(kSysClone, kForkCloneFlags, 0, 0, Addr(&SlotAt(0)->host_tid), 0);
+    long pid = Syscall(kSysClone, kZygoteCloneFlags, 0, 0, Addr(&SlotAt(0)->host_tid), 0);
     if (pid == 0) BecomeStub(control.fds[0], control.fds[1]);
     Syscall(kSysClose, static_cast<uint64_t>(control.fds[0]));
     Syscall(kSysClose, static_cast<uint64_t>(control.fds[1]));
@@ -172,6 +172,34 @@ void InstallHandlers() {
   }
 }
 
+// Installs the clone gate; returns its listener's descriptor, or -1 (a host that cannot: then the
+// stubs' own filter decides alone).
+int InstallGate() {
+  const Shared* shared = SharedPage();
+  if (shared->gate_length == 0) return -1;
+  FilterProgram program{static_cast<uint16_t>(shared->gate_length), Addr(shared->gate)};
+  long fd = Syscall(kSysSeccomp, 1, 8 /* SECCOMP_FILTER_FLAG_NEW_LISTENER */, Addr(&program));
+  return IsError(fd) ? -1 : static_cast<int>(fd);
+}
+
+void SayHello(const ZygoteHello& hello, int listener) {
+  Control control{};
+  IoVec iov{Addr(&hello), sizeof(hello)};
+  MsgHdr msg{};
+  msg.iov = Addr(&iov);
+  msg.iov_length = 1;
+  if (listener >= 0) {
+    control.length = 16 + sizeof(int32_t);
+    control.level = 1;  // SOL_SOCKET
+    control.type = 1;   // SCM_RIGHTS
+    control.fds[0] = listener;
+    msg.control = Addr(&control);
+    msg.control_length = sizeof(control);
+  }
+  Syscall(kSysSendmsg, kSocket, Addr(&msg), 0x4000 /* MSG_NOSIGNAL */);
+  if (listener >= 0) Syscall(kSysClose, static_cast<uint64_t>(listener));
+}
+
 }  // namespace
 
 extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
@@ -189,7 +217,7 @@ extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
   Syscall(kSysClose, kSharedFd);
   if (!MakeJumpTable()) hello.error = 12;  // ENOMEM
   InstallHandlers();
-  Syscall(kSysSendto, kSocket, Addr(&hello), sizeof(hello), 0x4000);
+  SayHello(hello, hello.error == 0 ? InstallGate() : -1);
   if (hello.error != 0) Die();
   Serve();
   Die();

@@ -306,12 +306,14 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   } else if (const auto* o = std::get_if<order::CloneThread>(&order)) {
     e.op = OrderOp::kCloneThread;
     e.a = static_cast<ThreadContext*>(o->thread)->index_;
+    process_->platform().clone_gate().Expect(tid_, kThreadCloneFlags);
     batch->must_report = true;
   } else if (const auto* o = std::get_if<order::Fork>(&order)) {
     // The child inherits the descriptors that are open at this moment and closes these two.
     if (batch->fd_count != 0) return false;
     auto* child = static_cast<SystrapAddressSpace*>(o->child);
     child->PrepareMain(index_);
+    process_->platform().clone_gate().Expect(tid_, kForkCloneFlags);
     e.op = OrderOp::kFork;
     e.fd = batch->AddFd(child->process().mailbox_fd());
     batch->AddFd(child->process().stub_socket());
@@ -399,6 +401,16 @@ void ThreadContext::FailOrder(size_t index, int error) {
   trap_.order_index = index;
   trap_.error = error;
   Post();
+}
+
+// What is left of the round's permission to clone ends with it.
+void ThreadContext::ForgetClones() {
+  for (size_t i = batch_begin_; i < batch_end_; i++) {
+    if (std::holds_alternative<order::CloneThread>(orders_[i]) ||
+        std::holds_alternative<order::Fork>(orders_[i])) {
+      return process_->platform().clone_gate().Forget(tid_);
+    }
+  }
 }
 
 uint64_t ThreadContext::OrderResult(size_t order) const {
@@ -532,8 +544,10 @@ bool ThreadContext::Take() {
       StartRound();
       return false;
     case RequestKind::kOrdersDone:
+      ForgetClones();
       return OrdersFinished();
     case RequestKind::kOrderFailed: {
+      ForgetClones();
       uint32_t index = slot_->order_index;
       int error = slot_->order_error;
       trap_ = Trap{TrapKind::kOrderFailed};

@@ -93,6 +93,7 @@ class ThreadContext final : public Context {
   bool OrdersFinished();
   bool ContinueOrders();
   bool FinishClones();
+  void ForgetClones();
   void FailOrder(size_t index, int error);
   // Makes the poller deliver trap_ without a round.
   void Post();

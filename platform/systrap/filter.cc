@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstring>
 #include <initializer_list>
+#include <iterator>
 
 #include "platform/mailbox.h"
 
@@ -150,7 +151,7 @@ void MemoryRules(Assembler& a) {
 
 void ThreadRules(Assembler& a) {
   // A thread or a child as the stub makes them: under this filter too, in no new namespace, and
-  // bounded by the limits on processes.
+  // bounded by the limits on processes. The clone gate asks the sentry besides.
   a.BeginRule(SYS_clone);
   a.ArgOneOf(0, 0, {static_cast<uint32_t>(kThreadCloneFlags), static_cast<uint32_t>(kForkCloneFlags)});
   a.EndRule();
@@ -168,6 +169,22 @@ void ThreadRules(Assembler& a) {
 }
 
 }  // namespace
+
+std::vector<uint64_t> BuildCloneGate() {
+  const sock_filter program[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(kZygoteCloneFlags), 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  std::vector<uint64_t> words(std::size(program));
+  memcpy(words.data(), program, sizeof(program));
+  return words;
+}
 
 std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   Assembler a;

@@ -11,4 +11,8 @@ namespace platform {
 // arch_prctl is let through for them.
 std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase);
 
+// The zygote's filter: a stub's clone is put to the sentry (SECCOMP_RET_USER_NOTIF), all else is
+// left to the stub's own filter.
+std::vector<uint64_t> BuildCloneGate();
+
 }  // namespace platform

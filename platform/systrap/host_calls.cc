@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -38,6 +40,10 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(pidfd_open), {SCMP_A1(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(pidfd_send_signal), {SCMP_A1(SCMP_CMP_EQ, SIGKILL), SCMP_A3(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PIDFD)}},
+      // The clone gate: what a stub asks, and the answer.
+      {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_RECV)}},
+      {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_SEND)}},
+      {SCMP_SYS(poll), {SCMP_A1(SCMP_CMP_EQ, 2)}},
       {SCMP_SYS(epoll_ctl), {}},
       {SCMP_SYS(epoll_wait), {}},
       // The keeper's eventfd.

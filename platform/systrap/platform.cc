@@ -61,6 +61,10 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
   if (filter.size() > kMaxFilter) return base::Error(E2BIG);
   memcpy(shared_->filter, filter.data(), filter.size() * sizeof(uint64_t));
   shared_->filter_length = static_cast<uint32_t>(filter.size());
+  std::vector<uint64_t> gate = BuildCloneGate();
+  static_assert(kMaxGate >= 8);
+  memcpy(shared_->gate, gate.data(), gate.size() * sizeof(uint64_t));
+  shared_->gate_length = static_cast<uint32_t>(gate.size());
   shared_->has_fsgsbase = machine_.has_fsgsbase;
   shared_->xsave_size = machine_.xsave_size;
   shared_->xfeatures = machine_.xfeatures;
@@ -121,6 +125,7 @@ void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
     limits_.min_address = machine_.mmap_min_addr;
     limits_.max_address = kRegionBase;
     limits_.vdso_base = zygote_.vdso_base();
+    if (zygote_.listener() >= 0) clone_gate_.Start(zygote_.listener());
   }
   *started = status;
   bool ok = status.ok();

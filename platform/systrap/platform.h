@@ -14,6 +14,7 @@
 #include "absl/synchronization/notification.h"
 #include "platform/mailbox.h"
 #include "platform/platform.h"
+#include "platform/systrap/clone_gate.h"
 #include "platform/systrap/machine.h"
 #include "platform/systrap/stub_process.h"
 #include "platform/systrap/zygote.h"
@@ -43,6 +44,7 @@ class SystrapPlatform final : public Platform {
 
   const Machine& machine() const { return machine_; }
   // Sites are patched. (Without FSGSBASE an island cannot tell whose GS it meets.)
+  CloneGate& clone_gate() { return clone_gate_; }
   bool patching() const { return options_.patch && machine_.has_fsgsbase; }
 
   // ---- For contexts and processes ----
@@ -94,6 +96,7 @@ class SystrapPlatform final : public Platform {
   Machine machine_;
   Limits limits_{};
   Zygote zygote_;
+  CloneGate clone_gate_;  // stops before the listener goes
   base::UniqueFd shared_fd_;
   Shared* shared_ = nullptr;
 

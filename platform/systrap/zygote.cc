@@ -107,6 +107,28 @@ base::Status Zygote::Start(int shared_fd, std::string* why) {
   return status;
 }
 
+// Receives the zygote's first message, and the listener that may come with it.
+ssize_t Zygote::ReceiveHello(int socket, ZygoteHello* hello) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  iovec iov{hello, sizeof(*hello)};
+  msghdr msg{};
+  msg.msg_iov = &iov;
+  msg.msg_iovlen = 1;
+  msg.msg_control = control;
+  msg.msg_controllen = sizeof(control);
+  ssize_t n;
+  do {
+    n = recvmsg(socket, &msg, MSG_CMSG_CLOEXEC);
+  } while (n < 0 && errno == EINTR);
+  cmsghdr* header = n > 0 ? CMSG_FIRSTHDR(&msg) : nullptr;
+  if (header && header->cmsg_type == SCM_RIGHTS) {
+    int fd;
+    memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+    listener_.reset(fd);
+  }
+  return n;
+}
+
 base::Status Zygote::StartOnce(int exe_fd, int shared_fd, std::string* why) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
@@ -125,10 +147,7 @@ base::Status Zygote::StartOnce(int exe_fd, int shared_fd, std::string* why) {
   }
   theirs.reset();
   ZygoteHello hello{};
-  ssize_t n;
-  do {
-    n = recv(ours.get(), &hello, sizeof(hello), 0);
-  } while (n < 0 && errno == EINTR);
+  ssize_t n = ReceiveHello(ours.get(), &hello);
   if (n != sizeof(hello) || hello.error != 0) {
     kill(pid, SIGKILL);
     int status = 0;

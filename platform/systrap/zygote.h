@@ -1,12 +1,15 @@
 // The process of which every stub is a clone.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "platform/mailbox.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/result.h"
 
@@ -30,13 +33,16 @@ class Zygote {
   // Where stubs have the vDSO; 0: nowhere.
   uint64_t vdso_base() const { return vdso_base_; }
   int pid() const { return pid_; }
+  // The clone gate's listener; -1 without one.
+  int listener() const { return listener_.get(); }
 
  private:
+  ssize_t ReceiveHello(int socket, ZygoteHello* hello);
   base::Status StartOnce(int exe_fd, int shared_fd, std::string* why);
 
   absl::Mutex mu_;
   base::UniqueFd socket_;  // set by Start; used under mu_
-  base::UniqueFd pidfd_;
+  base::UniqueFd pidfd_, listener_;
   int pid_ = -1;
   uint64_t vdso_base_ = 0;
 };
