@@ -1,0 +1,234 @@
+#include "sentry/boot/container_mounts.h"
+
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "sentry/fs/dev/dev.h"
+#include "sentry/fs/gofer/connection.h"
+#include "sentry/fs/gofer/gofer_fs.h"
+#include "sentry/fs/overlay/overlay.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+
+namespace {
+
+// A mount's flags that its owner sees; the others steer mount(2) itself.
+constexpr uint64_t kKeptFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME |
+                                MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
+
+class Builder {
+ public:
+  Builder(Vfs& vfs, const base::Ref<GoferConnection>& gofer, const BootSpec& spec,
+          const Credentials& creds, std::string* why)
+      : vfs_(vfs), gofer_(gofer), spec_(spec), creds_(creds), why_(why) {}
+
+  base::Result<ContainerMounts> Build() {
+    TRY(MakeRoot());
+    for (const MountSpec& mount : spec_.mounts) {
+      TRY(Named("mounting \"" + mount.source + "\" to \"" + mount.destination + "\"",
+                MakeMount(mount)));
+    }
+    TRY(MakeDev());
+    for (const std::string& path : spec_.readonly_paths) {
+      TRY(Named("making " + path + " read-only", MakeReadonly(path)));
+    }
+    for (const std::string& path : spec_.masked_paths) {
+      TRY(Named("masking " + path, Mask(path)));
+    }
+    if (spec_.root_readonly) {
+      made_.root.mount->set_flags(made_.root.mount->flags() | MS_RDONLY);
+    }
+    return made_;
+  }
+
+ private:
+  // Puts the name of the step into *why_ on failure.
+  base::Status Named(const std::string& what, base::Status status) {
+    if (!status.ok()) *why_ = what + ": " + strerror(status.error().code());
+    return status;
+  }
+
+  WalkContext FromRoot() const {
+    return WalkContext{.creds = creds_,
+                       .ns = *made_.ns,
+                       .root = made_.root,
+                       .start = made_.root,
+                       .umask = 0,
+                       .resolve = 0};
+  }
+
+  base::Status MakeRoot() {
+    auto lower = MountGofer(gofer_, 0, GoferCache::kExclusive);
+    if (!lower.ok()) return Named("mounting the root file system", lower.error());
+    base::Ref<Inode> root = std::move(*lower);
+    if (spec_.overlay) {
+      auto overlay = NewOverlay(std::move(root));
+      if (!overlay.ok()) return Named("making the overlay", overlay.error());
+      root = std::move(*overlay);
+    }
+    if (!root->IsDir()) return Named("mounting the root file system", base::Error(ENOTDIR));
+    base::Ref<Mount> mount = Vfs::NewMount(root, MS_RELATIME, "none");
+    made_.ns = MountNamespace::New(mount);
+    made_.root = Path{mount, mount->root()};
+    return base::Ok();
+  }
+
+  // The place to mount on, made if it is missing.
+  base::Result<Path> MountPoint(const MountSpec& spec) {
+    WalkContext ctx = FromRoot();
+    auto found = vfs_.Walk(ctx, spec.destination, {});
+    if (found.ok() || found.error().code() != ENOENT) return found;
+    bool file = spec.gofer_mount >= 0 && !spec.source_is_directory;
+    size_t slash = spec.destination.find_last_of('/');
+    std::string parent = slash == 0 ? "/" : spec.destination.substr(0, slash);
+    TRY(MakeDirectories(vfs_, made_, creds_, file ? parent : spec.destination, 0755));
+    if (file) TRY(vfs_.Mknod(ctx, spec.destination, S_IFREG | 0755, 0));
+    return vfs_.Walk(ctx, spec.destination, {});
+  }
+
+  base::Result<base::Ref<Mount>> NewFilesystemMount(const MountSpec& spec, uint64_t flags) {
+    std::string data;
+    for (const std::string& option : spec.data) data += (data.empty() ? "" : ",") + option;
+    return vfs_.MakeMount(
+        spec.type, MountArgs{.source = spec.source, .flags = flags, .data = data, .creds = creds_});
+  }
+
+  base::Status MakeMount(const MountSpec& spec) {
+    Path where = TRY(MountPoint(spec));
+    uint64_t flags = spec.flags & kKeptFlags;
+    if ((flags & (MS_NOATIME | MS_STRICTATIME)) == 0) flags |= MS_RELATIME;
+    if (spec.gofer_mount >= 0) {
+      auto index = static_cast<uint32_t>(spec.gofer_mount);
+      base::Ref<Inode> root = TRY(MountGofer(gofer_, index, GoferCache::kShared));
+      return made_.ns->Attach(Vfs::NewMount(root, flags, spec.source), where);
+    }
+    base::Ref<Mount> mount = TRY(NewFilesystemMount(spec, flags));
+    if (spec.type == "devpts" && !made_.devpts) made_.devpts = Path{mount, mount->root()};
+    TRY(made_.ns->Attach(mount, where));
+    if (spec.destination == "/dev") dev_is_ours_ = true;
+    return base::Ok();
+  }
+
+  // As runc, nodes are made unless the host's own /dev is mounted there.
+  base::Status MakeDev() {
+    for (const MountSpec& mount : spec_.mounts) {
+      if (mount.gofer_mount >= 0 && mount.destination == "/dev") return base::Ok();
+    }
+    std::vector<DevNode> nodes;
+    for (const DeviceSpec& d : spec_.devices) {
+      mode_t type = d.type == 'b' ? S_IFBLK : d.type == 'p' ? S_IFIFO : S_IFCHR;
+      nodes.push_back(DevNode{.path = d.path,
+                              .mode = type | (d.mode & 07777),
+                              .rdev = makedev(d.major, d.minor),
+                              .uid = d.uid,
+                              .gid = d.gid});
+    }
+    // A host directory as /dev cannot hold device nodes: an unprivileged gofer may not make them.
+    if (!dev_is_ours_) {
+      MountSpec tmpfs{.destination = "/dev",
+                      .type = "tmpfs",
+                      .source = "tmpfs",
+                      .flags = MS_NOSUID | MS_STRICTATIME,
+                      .propagation = {},
+                      .data = {"mode=755", "size=65536k"}};
+      TRY(Named("mounting /dev", MakeMount(tmpfs)));
+    }
+    std::string failed;
+    base::Status status = PopulateDev(vfs_, FromRoot(), spec_.process.terminal, nodes, &failed);
+    return Named("creating device nodes: " + failed, status);
+  }
+
+  // Remounts one path on itself. What is missing needs no protection.
+  base::Status MakeReadonly(const std::string& path) {
+    auto found = vfs_.Walk(FromRoot(), path, {});
+    if (!found.ok())
+      return found.error().code() == ENOENT ? base::Ok() : base::Status(found.error());
+    return vfs_.Bind(*made_.ns, *found, *found, MS_REC | MS_RDONLY);
+  }
+
+  base::Status Mask(const std::string& path) {
+    auto found = vfs_.Walk(FromRoot(), path, {});
+    if (!found.ok()) {
+      int code = found.error().code();
+      return code == ENOENT || code == ENOTDIR ? base::Ok() : base::Status(found.error());
+    }
+    if (found->dentry->inode()->IsDir()) {
+      MountSpec empty{
+          .type = "tmpfs", .source = "tmpfs", .propagation = {}, .data = {"size=0k", "mode=755"}};
+      base::Ref<Mount> mount = TRY(NewFilesystemMount(empty, MS_RDONLY | MS_RELATIME));
+      return made_.ns->Attach(std::move(mount), *found);
+    }
+    Path null = TRY(vfs_.Walk(FromRoot(), "/dev/null", {}));
+    return vfs_.Bind(*made_.ns, null, *found, 0);
+  }
+
+  Vfs& vfs_;
+  const base::Ref<GoferConnection>& gofer_;
+  const BootSpec& spec_;
+  const Credentials& creds_;
+  std::string* const why_;
+  ContainerMounts made_;
+  bool dev_is_ours_ = false;
+};
+
+}  // namespace
+
+base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnection>& gofer,
+                                          const BootSpec& spec, const Credentials& creds,
+                                          std::string* why) {
+  return Builder(vfs, gofer, spec, creds, why).Build();
+}
+
+base::Status MakeDirectories(Vfs& vfs, const ContainerMounts& mounts, const Credentials& creds,
+                             const std::string& path, mode_t mode) {
+  WalkContext ctx{.creds = creds,
+                  .ns = *mounts.ns,
+                  .root = mounts.root,
+                  .start = mounts.root,
+                  .umask = 0,
+                  .resolve = 0};
+  for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+    std::string prefix = path.substr(0, end);
+    base::Status made = vfs.Mkdir(ctx, prefix, mode);
+    if (!made.ok() && made.error().code() != EEXIST) return made;
+    if (end == std::string::npos) break;
+  }
+  TRY(vfs.Walk(ctx, path, WalkFlags{.need_dir = true}));
+  return base::Ok();
+}
+
+base::Status WriteSysctls(Vfs& vfs, const ContainerMounts& mounts, const Credentials& creds,
+                          const BootSpec& spec, std::string* why) {
+  WalkContext ctx{.creds = creds,
+                  .ns = *mounts.ns,
+                  .root = mounts.root,
+                  .start = mounts.root,
+                  .umask = 0,
+                  .resolve = 0};
+  for (const BootSpec::Sysctl& sysctl : spec.sysctls) {
+    std::string path = "/proc/sys/" + sysctl.name;
+    std::replace(path.begin() + 10, path.end(), '.', '/');
+    auto file = vfs.Open(ctx, path, O_WRONLY, 0);
+    base::Status status = file.ok() ? base::Ok() : base::Status(file.error());
+    if (status.ok()) {
+      BufferSource value(std::as_bytes(std::span(sysctl.value)));
+      auto written = (*file)->Write(value, false);
+      if (!written.ok()) status = written.error();
+    }
+    if (!status.ok()) {
+      *why = "setting sysctl " + sysctl.name + ": " + strerror(status.error().code());
+      return status;
+    }
+  }
+  return base::Ok();
+}
+
+}  // namespace sentry

@@ -1,0 +1,27 @@
+#include "sentry/boot/filesystems.h"
+
+#include "sentry/fs/dev/dev.h"
+#include "sentry/fs/devpts/devpts.h"
+#include "sentry/fs/pipe/pipe_file.h"
+#include "sentry/fs/proc/proc.h"
+#include "sentry/fs/sys/sys.h"
+#include "sentry/fs/tmpfs/tmpfs.h"
+#include "sentry/kernel/kernel.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+
+void RegisterFilesystems(Kernel& kernel) {
+  Vfs& vfs = kernel.vfs();
+  vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory()));
+  vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory(), "ramfs"));
+  // POSIX message queues have no files here; the directory is one of its own all the same.
+  vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory(), "mqueue"));
+  RegisterMemoryDevices(vfs);
+  RegisterTerminals(&kernel, vfs);
+  RegisterFifos(vfs);
+  RegisterProc(&kernel, vfs);
+  RegisterSys(&kernel, vfs);
+}
+
+}  // namespace sentry
