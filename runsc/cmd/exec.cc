@@ -99,9 +99,11 @@ absl::StatusOr<int> Attend(const Store& store, const std::string& id, int32_t pi
       (void)other->Signal(pid, signo, /*all=*/false);
     }
   };
-  foreground.on_resize = [&] {
-    if (auto other = ConnectSandbox(store, id); other.ok()) (void)other->SetWindowSize(pid, 0, 0);
-  };
+  if (master >= 0) {
+    foreground.on_resize = [&] {
+      if (auto other = ConnectSandbox(store, id); other.ok()) (void)other->SetWindowSize(pid, 0, 0);
+    };
+  }
   if (auto s = RunForeground(foreground); !s.ok()) return s;
   auto status = sandbox->FinishWait();
   // The sandbox went down with the process in it.

@@ -247,13 +247,19 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
     printf("%s", at->help().c_str());
     return 0;
   } catch (const CLI::ParseError& e) {
-    // A name that is no command stands where an argument of the program would.
-    if (e.get_name() == "ExtrasError" && app.get_subcommands().empty()) {
-      for (const std::string& extra : app.remaining()) {
-        if (extra[0] != '-') {
-          LogFatal("No help topic for '" + extra + "'");
-          return 3;
-        }
+    if (e.get_exit_code() != static_cast<int>(CLI::ExitCodes::ExtrasError)) {
+      return UsageError(app, e.what());
+    }
+    const CLI::App* at = &app;
+    while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+    for (const std::string& extra : at->remaining()) {
+      if (extra[0] == '-') {
+        return UsageError(app, "flag provided but not defined: " + extra.substr(extra[1] == '-'));
+      }
+      // A name that is no command stands where an argument of the program would.
+      if (at == &app) {
+        LogFatal("No help topic for '" + extra + "'");
+        return 3;
       }
     }
     return UsageError(app, e.what());

@@ -87,10 +87,10 @@ void ReadSignals(int fd, const ForegroundOptions& options) {
   signalfd_siginfo info;
   while (read(fd, &info, sizeof(info)) == sizeof(info)) {
     int signo = static_cast<int>(info.ssi_signo);
-    if (options.master >= 0 && signo == SIGWINCH) {
-      CopySize(STDIN_FILENO, options.master);
+    if (signo == SIGWINCH) {
+      if (options.master >= 0) CopySize(STDIN_FILENO, options.master);
       if (options.on_resize) options.on_resize();
-    } else if (signo != SIGWINCH && options.on_signal) {
+    } else if (options.on_signal) {
       options.on_signal(signo);
     }
   }

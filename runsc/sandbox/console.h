@@ -33,7 +33,7 @@ struct ForegroundOptions {
   // Becomes readable when the process has ended.
   int ended = -1;
   std::function<void(int signo)> on_signal;  // a signal for the process
-  std::function<void()> on_resize;           // after the master's size was changed
+  std::function<void()> on_resize;           // SIGWINCH; the master's size is changed already
 };
 // Returns when `ended` is readable and the console is drained. Restores the caller's terminal.
 // Block signals with BlockForwardedSignals first, before the process is started.

@@ -241,7 +241,9 @@ TEST_F(LifecycleTest, ASandboxThatIsKilledIsStopped) {
     for (bool started : {false, true}) {
       pid_t sentry = Create({"sleep", "60"});
       pid_t gofer = GoferPid();
-      if (started) EXPECT_EQ(Runsc("start c").code, 0);
+      if (started) {
+        EXPECT_EQ(Runsc("start c").code, 0);
+      }
       kill(victim == "sentry" ? sentry : gofer, SIGKILL);
       EXPECT_TRUE(Eventually([&] { return Status() == "stopped"; })) << victim;
       EXPECT_TRUE(Eventually([&] { return Gone(sentry) && Gone(gofer); })) << victim;
