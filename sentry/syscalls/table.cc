@@ -90,6 +90,9 @@ const std::vector<SyscallInfo>& Table() {
   return *table;
 }
 
+// Built when the program starts: its initializer takes 100 KiB of stack, more than a fiber has.
+[[maybe_unused]] const std::vector<SyscallInfo>& g_table = Table();
+
 const std::vector<const SyscallInfo*>& ByNumber() {
   static const std::vector<const SyscallInfo*>* const index = [] {
     auto* v = new std::vector<const SyscallInfo*>;
