@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <limits>
 #include <memory>
@@ -64,11 +65,15 @@ struct PollEntry {
 
 class PollWaiter : public fiber::Waiter {
  public:
-  explicit PollWaiter(fiber::Fiber* fiber) : fiber_(fiber) {}
-  void OnEvent(uint32_t) override { fiber_->Unpark(); }
+  PollWaiter(fiber::Fiber* fiber, std::atomic<bool>* woken) : fiber_(fiber), woken_(woken) {}
+  void OnEvent(uint32_t) override {
+    woken_->store(true);
+    fiber_->Unpark();
+  }
 
  private:
   fiber::Fiber* const fiber_;
+  std::atomic<bool>* const woken_;
 };
 
 size_t CheckAll(std::vector<PollEntry>& entries) {
@@ -89,14 +94,17 @@ Result<size_t> PollFiles(std::vector<PollEntry>& entries, int64_t deadline_ns, s
   if (count > 0 || deadline_ns == 0) return count;
   std::vector<std::pair<std::unique_ptr<PollWaiter>, fiber::WaitQueue*>> waiters;
   fiber::Fiber* self = fiber::Current();
+  // Looking at a file may park for its lock and so swallow an Unpark: the flag keeps the wake.
+  std::atomic<bool> woken{false};
   for (PollEntry& e : entries) {
     fiber::WaitQueue* queue = e.file != nullptr ? e.file->wait_queue() : nullptr;
     if (queue == nullptr) continue;
-    waiters.emplace_back(std::make_unique<PollWaiter>(self), queue);
+    waiters.emplace_back(std::make_unique<PollWaiter>(self, &woken), queue);
     queue->Register(waiters.back().first.get(), e.wanted | EPOLLERR | EPOLLHUP);
   }
   auto reason = fiber::WakeReason::kWoken;
   while ((count = CheckAll(entries)) == 0 && reason == fiber::WakeReason::kWoken) {
+    if (woken.exchange(false)) continue;
     reason = fiber::Park({.interruptible = true, .deadline_ns = deadline_ns});
   }
   for (auto& [waiter, queue] : waiters) queue->Unregister(waiter.get());

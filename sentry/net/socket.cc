@@ -1,0 +1,267 @@
+#include "sentry/net/socket.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/time.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "sentry/fiber/fiber.h"
+#include "sentry/kernel/task.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+constexpr int kBufferMax = 212992;  // net.core.{r,w}mem_max
+constexpr int kMinSendBuffer = 4608, kMinReceiveBuffer = 2304;
+constexpr int64_t kSecond = 1'000'000'000;
+
+Path SocketPath(Vfs& vfs, const Credentials* creds) {
+  static Filesystem* fs = base::MakeRef<Filesystem>("sockfs", SOCKFS_MAGIC).release();
+  auto inode = base::MakeRef<AnonInode>(fs, S_IFSOCK | 0777, creds != nullptr ? creds->fsuid : 0,
+                                        creds != nullptr ? creds->fsgid : 0);
+  std::string name = "socket:[" + std::to_string(inode->ino()) + "]";
+  return vfs.AnonymousPath(std::move(inode), std::move(name));
+}
+
+Path SocketPath(Vfs& vfs) {
+  Task* t = Task::Current();
+  return SocketPath(vfs, t != nullptr ? &t->creds() : nullptr);
+}
+
+template <typename T>
+std::vector<std::byte> Bytes(const T& value) {
+  auto b = std::as_bytes(std::span(&value, 1));
+  return {b.begin(), b.end()};
+}
+
+template <typename T>
+Result<T> ValueFrom(std::span<const std::byte> bytes) {
+  if (bytes.size() < sizeof(T)) return Error(EINVAL);
+  T value;
+  memcpy(&value, bytes.data(), sizeof(T));
+  return value;
+}
+
+// sock_set_timeout(): a negative time is none, and one that is gone at once.
+Result<int64_t> TimeoutFrom(std::span<const std::byte> value) {
+  timeval tv = TRY(ValueFrom<timeval>(value));
+  if (tv.tv_usec < 0 || tv.tv_usec >= 1'000'000) return Error(EDOM);
+  if (tv.tv_sec < 0 || tv.tv_sec > std::numeric_limits<int64_t>::max() / kSecond - 1) return int64_t{0};
+  return tv.tv_sec * kSecond + tv.tv_usec * 1000;
+}
+
+timeval ToTimeval(int64_t ns) { return {ns / kSecond, ns % kSecond / 1000}; }
+
+// The options of kept_flags_, by bit.
+int KeptBit(int name) {
+  constexpr int kKept[] = {SO_DEBUG,     SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_KEEPALIVE,
+                           SO_OOBINLINE, SO_NO_CHECK,  SO_REUSEPORT, SO_PASSSEC};
+  const int* it = std::find(std::begin(kKept), std::end(kKept), name);
+  return it == std::end(kKept) ? -1 : static_cast<int>(it - kKept);
+}
+
+}  // namespace
+
+sa_family_t SockAddr::family() const {
+  if (length < sizeof(sa_family_t)) return AF_UNSPEC;
+  sa_family_t family;
+  memcpy(&family, bytes.data(), sizeof(family));
+  return family;
+}
+
+SenderCreds CurrentCreds() {
+  SenderCreds c;
+  if (Task* t = Task::Current()) {
+    c.pid = t->thread_group().pid();
+    c.uid = t->creds().euid;
+    c.gid = t->creds().egid;
+  }
+  return c;
+}
+
+SenderCreds CurrentRealCreds() {
+  SenderCreds c = CurrentCreds();
+  if (Task* t = Task::Current()) {
+    c.uid = t->creds().ruid;
+    c.gid = t->creds().rgid;
+  }
+  return c;
+}
+
+void RaiseSocketSigpipe() {
+  Task* t = Task::Current();
+  if (t == nullptr) return;
+  siginfo_t info = MakeSiginfo(SIGPIPE, SI_USER);
+  SetSender(&info, *t, *t);
+  t->SendSignal(info);
+}
+
+Socket::Socket(Vfs& vfs, int domain, int type, int protocol, uint32_t flags)
+    : FileDescription(SocketPath(vfs), O_RDWR | (flags & O_NONBLOCK)),
+      domain_(domain),
+      type_(type),
+      protocol_(protocol) {}
+
+Status Socket::Bind(Task&, const SockAddr&) { return Error(EOPNOTSUPP); }
+Status Socket::Connect(Task&, const SockAddr&, bool) { return Error(EOPNOTSUPP); }
+Status Socket::Listen(int) { return Error(EOPNOTSUPP); }
+Result<base::Ref<FileDescription>> Socket::Accept(uint32_t, bool) { return Error(EOPNOTSUPP); }
+Status Socket::Shutdown(int) { return Error(EOPNOTSUPP); }
+Result<SockAddr> Socket::LocalAddress() { return Error(EOPNOTSUPP); }
+Result<SockAddr> Socket::PeerAddress() { return Error(EOPNOTSUPP); }
+Result<size_t> Socket::Send(IoSource&, SendArgs) { return Error(EOPNOTSUPP); }
+Result<size_t> Socket::Receive(IoDest&, RecvArgs*) { return Error(EOPNOTSUPP); }
+
+Result<size_t> Socket::Read(IoDest& dst, bool nonblock) {
+  RecvArgs args;
+  args.nonblock = nonblock;
+  return Receive(dst, &args);
+}
+
+Result<size_t> Socket::Write(IoSource& src, bool nonblock) {
+  SendArgs args;
+  args.nonblock = nonblock;
+  return Send(src, std::move(args));
+}
+
+int64_t Socket::DeadlineOf(int64_t timeout_ns) {
+  if (timeout_ns == 0) return fiber::kNoDeadline;
+  timespec ts;
+  clock_gettime(CLOCK_MONOTONIC, &ts);
+  int64_t deadline;
+  if (__builtin_add_overflow(ts.tv_sec * kSecond + ts.tv_nsec, timeout_ns, &deadline)) {
+    return fiber::kNoDeadline;
+  }
+  return deadline;
+}
+
+Error Socket::Interrupted(int64_t deadline_ns) {
+  return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
+}
+
+Result<std::vector<std::byte>> Socket::GetOption(Task& t, int level, int name) {
+  if (level != SOL_SOCKET) return Error(EOPNOTSUPP);
+  return GetSocketOption(t, name);
+}
+
+Status Socket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
+  if (level != SOL_SOCKET) return Error(EOPNOTSUPP);
+  return SetSocketOption(t, name, value);
+}
+
+Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
+  if (int bit = KeptBit(name); bit >= 0) return Bytes<int>(kept_flags_.load() >> bit & 1);
+  switch (name) {
+    case SO_TYPE:
+      return Bytes(type_);
+    case SO_DOMAIN:
+      return Bytes(domain_);
+    case SO_PROTOCOL:
+      return Bytes(protocol_);
+    case SO_ERROR:
+      return Bytes(TakeError());
+    case SO_ACCEPTCONN:
+      return Bytes<int>(listening() ? 1 : 0);
+    case SO_SNDBUF:
+      return Bytes(send_buffer());
+    case SO_RCVBUF:
+      return Bytes(receive_buffer_.load());
+    case SO_RCVTIMEO:
+      return Bytes(ToTimeval(receive_timeout_ns_.load()));
+    case SO_SNDTIMEO:
+      return Bytes(ToTimeval(send_timeout_ns_.load()));
+    case SO_RCVLOWAT:
+      return Bytes(receive_low_.load());
+    case SO_SNDLOWAT:
+      return Bytes(1);
+    case SO_PRIORITY:
+      return Bytes(priority_.load());
+    case SO_LINGER:
+      return Bytes(linger_.load());
+    case SO_PASSCRED:
+      return Bytes<int>(pass_creds() ? 1 : 0);
+    case SO_COOKIE:
+      return Bytes(inode()->ino());
+    case SO_PEERCRED: {
+      ucred c = {0, static_cast<uid_t>(-1), static_cast<gid_t>(-1)};
+      if (auto peer = peer_creds()) {
+        c.pid = peer->pid != nullptr ? peer->pid->NumberIn(t.pid_namespace()) : 0;
+        c.uid = t.user_ns().MapUidOut(peer->uid);
+        c.gid = t.user_ns().MapGidOut(peer->gid);
+      }
+      return Bytes(c);
+    }
+    default:
+      return Error(ENOPROTOOPT);
+  }
+}
+
+Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> value) {
+  switch (name) {
+    case SO_RCVTIMEO:
+      receive_timeout_ns_ = TRY(TimeoutFrom(value));
+      return base::Ok();
+    case SO_SNDTIMEO:
+      send_timeout_ns_ = TRY(TimeoutFrom(value));
+      return base::Ok();
+    case SO_LINGER:
+      linger_ = TRY(ValueFrom<uint64_t>(value));
+      return base::Ok();
+    default:
+      break;
+  }
+  int number = TRY(ValueFrom<int>(value));
+  if (int bit = KeptBit(name); bit >= 0) {
+    if (name == SO_DEBUG && number != 0 && !t.HasCap(CAP_NET_ADMIN)) return Error(EACCES);
+    if (number != 0) {
+      kept_flags_.fetch_or(1u << bit);
+    } else {
+      kept_flags_.fetch_and(~(1u << bit));
+    }
+    return base::Ok();
+  }
+  switch (name) {
+    case SO_PASSCRED:
+      pass_creds_ = number != 0;
+      return base::Ok();
+    case SO_SNDBUFFORCE:
+    case SO_RCVBUFFORCE:
+      if (!t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
+      [[fallthrough]];
+    case SO_SNDBUF:
+    case SO_RCVBUF: {
+      // Doubled for bookkeeping, as Linux does.
+      int size = std::clamp(number, 0, kBufferMax) * 2;
+      if (name == SO_SNDBUF || name == SO_SNDBUFFORCE) {
+        set_send_buffer(std::max(size, kMinSendBuffer));
+      } else {
+        receive_buffer_ = std::max(size, kMinReceiveBuffer);
+      }
+      return base::Ok();
+    }
+    case SO_RCVLOWAT:
+      receive_low_ = number < 0 ? std::numeric_limits<int>::max() : std::max(number, 1);
+      return base::Ok();
+    case SO_PRIORITY:
+      if ((number < 0 || number > 6) && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
+      priority_ = number;
+      return base::Ok();
+    case SO_TYPE:
+    case SO_DOMAIN:
+    case SO_PROTOCOL:
+    case SO_ERROR:
+    default:
+      return Error(ENOPROTOOPT);
+  }
+}
+
+}  // namespace sentry

@@ -1,0 +1,377 @@
+// How messages and bytes move between AF_UNIX ends.
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "sentry/net/unix/endpoint.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+constexpr uint32_t kIn = EPOLLIN | EPOLLRDNORM;
+constexpr uint32_t kOut = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+constexpr size_t kMessageOverhead = 32;  // unix_dgram_sendmsg: len > sk_sndbuf - 32 is EMSGSIZE
+
+// The address of a sender; one without a name has none at all.
+SockAddr AddressOf(const std::string& name) {
+  SockAddr a;
+  if (name.empty()) return a;
+  sa_family_t family = AF_UNIX;
+  memcpy(a.bytes.data(), &family, sizeof(family));
+  size_t n = std::min(name.size(), sizeof(sockaddr_un::sun_path));
+  memcpy(a.bytes.data() + sizeof(family), name.data(), n);
+  a.length = static_cast<uint32_t>(sizeof(family) + n + (name[0] != '\0' ? 1 : 0));
+  return a;
+}
+
+Error Interrupted(int64_t deadline_ns) {
+  return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
+}
+
+}  // namespace
+
+// --- the ring ---
+
+Status UnixEndpoint::EnsureRing() {
+  if (ring_.valid()) return base::Ok();
+  auto memory = base::RingMemory::New(base::ByteRing::kHeaderSize + kRingSize);
+  if (!memory.ok()) return Error(ENOBUFS);
+  memory_ = *std::move(memory);
+  ring_ = base::ByteRing(memory_->data(), kRingSize);
+  ring_.Reset();
+  return base::Ok();
+}
+
+size_t UnixEndpoint::FreeBytes() {
+  bool broken = false;
+  size_t used = ring_.Used(&broken);
+  return broken ? 0 : kRingSize - used;
+}
+
+Result<size_t> UnixEndpoint::Fill(IoSource& src, size_t n) {
+  size_t total = 0;
+  for (std::span<std::byte> part : ring_.Free(n)) {
+    if (part.empty()) continue;
+    Result<size_t> got = src.Get(part);
+    if (!got.ok()) return total > 0 ? Result<size_t>(total) : got;
+    total += *got;
+    if (*got < part.size()) break;
+  }
+  return total;
+}
+
+Result<size_t> UnixEndpoint::Copy(size_t skip, size_t n, IoDest& dst) {
+  size_t total = 0;
+  if (n == 0) return total;
+  for (std::span<std::byte> part : ring_.Content(skip, n)) {
+    if (part.empty()) continue;
+    Result<size_t> put = dst.Put(part);
+    if (!put.ok()) return total > 0 ? Result<size_t>(total) : put;
+    total += *put;
+    if (*put < part.size()) break;
+  }
+  return total;
+}
+
+void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
+  ring_.Produced(length);
+  queued_.fetch_add(length);
+  from.charged_.fetch_add(length);
+  absl::MutexLock lock(&mutex_);
+  if (stream() && args.files.empty() && !records_.empty()) {
+    UnixRecord& last = records_.back();
+    if (last.files.empty() && last.creds == *args.creds && last.from.get() == &from) {
+      last.length += length;
+      last.charge += length;
+      return;
+    }
+  }
+  UnixRecord record;
+  record.length = record.charge = length;
+  record.creds = *args.creds;
+  record.files_uid = record.creds.uid;
+  record.files = std::move(args.files);
+  record.from = base::Ref<UnixEndpoint>(&from);
+  args.files.clear();
+  records_.push_back(std::move(record));
+}
+
+void UnixEndpoint::Uncharge(size_t n) {
+  charged_.fetch_sub(n);
+  if (Writable()) queue_.Wake(kOut);
+}
+
+void UnixEndpoint::Consume(size_t n, bool whole) {
+  base::Ref<UnixEndpoint> from;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (records_.empty()) return;  // closed meanwhile
+    UnixRecord& r = records_.front();
+    if (whole) n = r.length;
+    r.length -= n;
+    r.charge -= n;
+    from = r.from;
+    if (r.length == 0) records_.pop_front();
+  }
+  ring_.Consumed(n);
+  if (queued_.fetch_sub(n) == n) ring_.Reset();
+  from->Uncharge(n);
+}
+
+bool UnixEndpoint::Look(size_t index, Glance* glance) const {
+  absl::MutexLock lock(&mutex_);
+  if (index >= records_.size()) return false;
+  const UnixRecord& r = records_[index];
+  *glance = {r.length, r.creds, !r.files.empty(), r.from};
+  return true;
+}
+
+void UnixEndpoint::TakeFilesOf(size_t index, bool peek, RecvArgs* args) {
+  uid_t uid;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (index >= records_.size() || records_[index].files.empty()) return;
+    UnixRecord& r = records_[index];
+    uid = r.files_uid;
+    if (peek) {
+      args->files = r.files;
+      return;
+    }
+    args->files = std::move(r.files);
+    r.files.clear();
+  }
+  RemoveInflight(args->files, uid);
+}
+
+// --- sending ---
+
+Status UnixEndpoint::CheckSend(UnixEndpoint& to) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (shutdown_ & kSendShut) return Error(EPIPE);
+  }
+  absl::MutexLock lock(&to.mutex_);
+  if (to.dead_) return Error(datagram() ? ECONNREFUSED : EPIPE);
+  if (to.shutdown_ & kReceiveShut) return Error(EPIPE);
+  return base::Ok();
+}
+
+Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t deadline_ns) {
+  base::Ref<UnixEndpoint> to = peer();
+  if (to == nullptr) return Error(ENOTCONN);
+  size_t total = 0;
+  while (src.remaining() > 0) {
+    Status status;
+    size_t done = 0;
+    {
+      fiber::MutexLock lock(&to->io_mutex_);
+      status = CheckSend(*to);
+      if (status.ok()) status = to->EnsureRing();
+      if (status.ok()) {
+        size_t limit = static_cast<size_t>(send_buffer()), charged = charged_.load();
+        size_t room = std::min(to->FreeBytes(), limit > charged ? limit - charged : 0);
+        if (room > 0) {
+          Result<size_t> n = to->Fill(src, std::min(room, src.remaining()));
+          if (n.ok() && *n > 0) {
+            done = *n;
+            to->Append(*this, done, args);
+          } else {
+            status = n.ok() ? Error(EFAULT) : n.error();
+          }
+        }
+      }
+    }
+    if (done > 0) {
+      total += done;
+      to->queue_.Wake(kIn);
+      continue;
+    }
+    if (status.ok() && args.nonblock) status = Error(EAGAIN);
+    if (status.ok()) {
+      auto reason = fiber::WaitUntil(
+          queue_, EPOLLOUT | EPOLLHUP, [&] { return Writable() || !CheckSend(*to).ok(); },
+          {.interruptible = true, .deadline_ns = deadline_ns});
+      if (reason == fiber::WakeReason::kTimeout) status = Error(EAGAIN);
+      if (reason == fiber::WakeReason::kInterrupted) status = Interrupted(deadline_ns);
+    }
+    if (!status.ok()) return total > 0 ? Result<size_t>(total) : status.error();
+  }
+  return total;
+}
+
+bool UnixEndpoint::QueueFull() const {
+  absl::MutexLock lock(&mutex_);
+  return records_.size() > kMaxQueuedMessages;
+}
+
+bool UnixEndpoint::HasRoomFor(UnixEndpoint& to, size_t n) {
+  size_t charged = charged_.load();
+  if (charged > 0 && charged + n > static_cast<size_t>(send_buffer())) return false;
+  if (kRingSize - std::min(to.queued_.load(), kRingSize) < n) return false;
+  return to.peer().get() == this || !to.QueueFull();
+}
+
+Result<size_t> UnixEndpoint::SendMessage(UnixEndpoint& to, IoSource& src, SendArgs& args,
+                                         int64_t deadline_ns) {
+  size_t length = src.remaining();
+  if (length + kMessageOverhead > static_cast<size_t>(send_buffer()) || length > kRingSize) {
+    return Error(EMSGSIZE);
+  }
+  while (true) {
+    {
+      fiber::MutexLock lock(&to.io_mutex_);
+      TRY(CheckSend(to));
+      TRY(to.EnsureRing());
+      if (HasRoomFor(to, length) && to.FreeBytes() >= length) {
+        if (length > 0 && TRY(to.Fill(src, length)) != length) return Error(EFAULT);
+        to.Append(*this, length, args);
+        break;
+      }
+    }
+    if (args.nonblock) return Error(EAGAIN);
+    auto has_room = [&] { return !CheckSend(to).ok() || HasRoomFor(to, length); };
+    // Room comes when the receiver reads; what others sent counts too.
+    auto reason = fiber::WaitUntil(to.room_queue_, EPOLLOUT, has_room,
+                                   {.interruptible = true, .deadline_ns = deadline_ns});
+    if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
+    if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline_ns);
+  }
+  to.queue_.Wake(kIn);
+  return length;
+}
+
+// --- receiving ---
+
+// Parks, with io_mutex_ given up, until there is a record or a reason why none will come. *end: the
+// other side sends no more.
+Status UnixEndpoint::WaitForData(int64_t deadline_ns, bool nonblock, bool* end) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (error_ != 0) return Error(std::exchange(error_, 0));
+    if (shutdown_ & kReceiveShut) {
+      *end = true;
+      return base::Ok();
+    }
+  }
+  if (nonblock) return Error(EAGAIN);
+  io_mutex_.Unlock();
+  auto reason = fiber::WaitUntil(
+      queue_, EPOLLIN | EPOLLHUP,
+      [this] {
+        absl::MutexLock lock(&mutex_);
+        return !records_.empty() || error_ != 0 || (shutdown_ & kReceiveShut) != 0;
+      },
+      {.interruptible = true, .deadline_ns = deadline_ns});
+  io_mutex_.Lock();
+  if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
+  if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline_ns);
+  return base::Ok();
+}
+
+Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
+  if (state() != State::kConnected) return Error(EINVAL);
+  bool peek = (args->flags & MSG_PEEK) != 0;
+  bool all = (args->flags & MSG_WAITALL) != 0;
+  size_t total = 0, skip = 0, index = 0;
+  bool have_creds = false, end = false;
+  Status status;
+  fiber::MutexLock lock(&io_mutex_);
+  while (dst.remaining() > 0) {
+    Glance record;
+    if (!Look(index, &record)) {
+      if (total > 0 && (!all || peek)) break;
+      status = WaitForData(deadline_ns, args->nonblock, &end);
+      if (!status.ok() || end) break;
+      continue;
+    }
+    // Messages of different senders are not glued together.
+    if (have_creds && args->has_creds && !(args->creds == record.creds)) break;
+    args->creds = record.creds;
+    have_creds = true;
+    size_t want = std::min(record.length, dst.remaining());
+    Result<size_t> n = Copy(skip, want, dst);
+    if (!n.ok()) {
+      status = n.error();
+      break;
+    }
+    total += *n;
+    if (record.has_files) TakeFilesOf(index, peek, args);
+    if (peek) {
+      skip += record.length;
+      ++index;
+    } else {
+      Consume(*n, false);
+    }
+    if (*n < record.length || record.has_files) break;
+  }
+  if (total > 0 || status.ok()) return total;
+  return status.error();
+}
+
+void UnixEndpoint::WakeSenders() {
+  std::vector<base::Ref<UnixEndpoint>> pollers;
+  {
+    absl::MutexLock lock(&mutex_);
+    pollers.swap(full_pollers_);
+  }
+  room_queue_.WakeAll(EPOLLOUT);
+  for (auto& sender : pollers) sender->queue_.WakeAll(kOut);
+}
+
+Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
+  if (!datagram() && state() != State::kConnected) return Error(ENOTCONN);
+  bool peek = (args->flags & MSG_PEEK) != 0;
+  size_t total;
+  {
+    fiber::MutexLock lock(&io_mutex_);
+    Glance record;
+    while (!Look(0, &record)) {
+      bool end = false;
+      TRY(WaitForData(deadline_ns, args->nonblock, &end));
+      if (end) return size_t{0};
+    }
+    size_t want = std::min(record.length, dst.remaining());
+    if (want < record.length) args->out_flags |= MSG_TRUNC;
+    args->full_length = record.length;
+    args->creds = record.creds;
+    args->from = AddressOf(record.from->name());
+    Result<size_t> n = Copy(0, want, dst);
+    TakeFilesOf(0, peek, args);
+    if (!peek) Consume(0, /*whole=*/true);
+    if (!n.ok()) return n;
+    total = *n;
+  }
+  if (!peek) WakeSenders();
+  return total;
+}
+
+Result<size_t> UnixEndpoint::BytesReadable() const {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kListening) return Error(EINVAL);
+  if (datagram()) return records_.empty() ? size_t{0} : records_.front().length;
+  return queued_.load();
+}
+
+void UnixEndpoint::VisitFiles(const std::function<void(FileDescription*)>& f) {
+  absl::MutexLock lock(&mutex_);
+  for (UnixRecord& r : records_) {
+    for (auto& file : r.files) f(file.get());
+  }
+  for (auto& end : waiting_) end->VisitFiles(f);
+}
+
+void UnixEndpoint::TakeFiles(std::vector<std::pair<FileList, uid_t>>* out) {
+  absl::MutexLock lock(&mutex_);
+  for (UnixRecord& r : records_) {
+    if (!r.files.empty()) out->emplace_back(std::move(r.files), r.files_uid);
+    r.files.clear();
+  }
+  for (auto& end : waiting_) end->TakeFiles(out);
+}
+
+}  // namespace sentry

@@ -1,0 +1,61 @@
+// AF_UNIX sockets as files.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "sentry/net/socket.h"
+#include "sentry/net/unix/endpoint.h"
+
+namespace sentry {
+
+class UnixSocket : public Socket {
+ public:
+  UnixSocket(Vfs& vfs, base::Ref<UnixEndpoint> endpoint, uint32_t flags)
+      : Socket(vfs, AF_UNIX, endpoint->type(), 0, flags),
+        vfs_(vfs),
+        endpoint_(std::move(endpoint)) {}
+  static UnixSocket* From(FileDescription& file) { return dynamic_cast<UnixSocket*>(&file); }
+  const base::Ref<UnixEndpoint>& endpoint() const { return endpoint_; }
+
+  base::Status Bind(Task& t, const SockAddr& address) override;
+  base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
+  base::Status Listen(int backlog) override { return endpoint_->Listen(backlog, CurrentCreds()); }
+  base::Result<base::Ref<FileDescription>> Accept(uint32_t flags, bool nonblock) override;
+  base::Status Shutdown(int how) override { return endpoint_->Shutdown(how); }
+  base::Result<SockAddr> LocalAddress() override;
+  base::Result<SockAddr> PeerAddress() override;
+  base::Result<size_t> Send(IoSource& src, SendArgs args) override;
+  base::Result<size_t> Receive(IoDest& dst, RecvArgs* args) override;
+
+  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
+  uint32_t Readiness() override { return endpoint_->Readiness(); }
+  fiber::WaitQueue* wait_queue() override { return &endpoint_->wait_queue(); }
+
+ protected:
+  int TakeError() override { return endpoint_->TakeError(); }
+  bool listening() const override {
+    return endpoint_->state() == UnixEndpoint::State::kListening;
+  }
+  int send_buffer() const override { return endpoint_->send_buffer(); }
+  void set_send_buffer(int bytes) override { endpoint_->set_send_buffer(bytes); }
+  std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }
+
+ private:
+  ~UnixSocket() override { endpoint_->Release(); }
+  // Who stands behind an address: ECONNREFUSED, ENOENT, EACCES and others.
+  base::Result<base::Ref<UnixEndpoint>> Find(Task& t, const SockAddr& address);
+  // SO_PASSCRED gives a nameless sender a name.
+  void AutoBind(Task& t);
+
+  Vfs& vfs_;
+  const base::Ref<UnixEndpoint> endpoint_;
+};
+
+base::Result<base::Ref<FileDescription>> NewUnixSocket(Vfs& vfs, int type, int protocol,
+                                                       uint32_t flags);
+base::Result<std::pair<base::Ref<FileDescription>, base::Ref<FileDescription>>> NewUnixPair(
+    Vfs& vfs, int type, int protocol, uint32_t flags);
+
+}  // namespace sentry
