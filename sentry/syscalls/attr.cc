@@ -111,8 +111,7 @@ base::Result<uint64_t> SysFchmodat2(Task& t, const SyscallArgs& args) {
   return DoChmod(t, args.Int(0), args[1], args.Uint(2), args.Int(3));
 }
 base::Result<uint64_t> SysFchmod(Task& t, const SyscallArgs& args) {
-  return Apply(t, TRY(PathOfFd(t, args.Int(0))),
-               {.set_mode = true, .mode = args.Uint(1) & 07777});
+  return Apply(t, TRY(PathOfFd(t, args.Int(0))), {.set_mode = true, .mode = args.Uint(1) & 07777});
 }
 base::Result<uint64_t> SysChown(Task& t, const SyscallArgs& args) {
   return DoChown(t, AT_FDCWD, args[0], args.Uint(1), args.Uint(2), 0);

@@ -41,8 +41,8 @@ Result<uint64_t> DoRename(Task& t, int old_dirfd, uint64_t old_addr, int new_dir
   return Done(VfsOf(t).Rename(from, old_path, to, new_path, flags));
 }
 
-Result<uint64_t> DoLink(Task& t, int old_dirfd, uint64_t old_addr, int new_dirfd,
-                        uint64_t new_addr, int flags) {
+Result<uint64_t> DoLink(Task& t, int old_dirfd, uint64_t old_addr, int new_dirfd, uint64_t new_addr,
+                        int flags) {
   if ((flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
   if ((flags & AT_EMPTY_PATH) != 0 && !t.HasCap(CAP_DAC_READ_SEARCH)) return Error(ENOENT);
   const std::string old_path = TRY(t.CopyInPath(old_addr));
@@ -160,8 +160,7 @@ base::Result<uint64_t> SysGetdents64(Task& t, const SyscallArgs& args) {
 }
 
 base::Result<uint64_t> SysChdir(Task& t, const SyscallArgs& args) {
-  t.fs_context().SetCwd(
-      TRY(WalkArg(t, AT_FDCWD, args[0], {.need_dir = true, .exec_check = true})));
+  t.fs_context().SetCwd(TRY(WalkArg(t, AT_FDCWD, args[0], {.need_dir = true, .exec_check = true})));
   return uint64_t{0};
 }
 

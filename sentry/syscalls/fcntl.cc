@@ -25,22 +25,26 @@ struct GuestOwner {
   int32_t type, pid;
 };
 
-constexpr int kSetSignal = 10, kGetSignal = 11;       // F_SETSIG, F_GETSIG
-constexpr int kSetOwnerEx = 15, kGetOwnerEx = 16;     // F_SETOWN_EX, F_GETOWN_EX
+constexpr int kSetSignal = 10, kGetSignal = 11;    // F_SETSIG, F_GETSIG
+constexpr int kSetOwnerEx = 15, kGetOwnerEx = 16;  // F_SETOWN_EX, F_GETOWN_EX
 constexpr int kOwnerTid = 0, kOwnerPid = 1, kOwnerPgrp = 2;
 
 // Linux: flock_to_posix_lock.
 Result<RecordLock> ToRecord(FileDescription& file, const GuestFlock& in) {
   int64_t base_offset = 0;
   switch (in.whence) {
-    case SEEK_SET: break;
+    case SEEK_SET:
+      break;
     case SEEK_CUR: {
       auto pos = file.Seek(0, SEEK_CUR);
       base_offset = pos.ok() ? *pos : 0;
       break;
     }
-    case SEEK_END: base_offset = static_cast<int64_t>(TRY(file.GetAttr()).size); break;
-    default: return Error(EINVAL);
+    case SEEK_END:
+      base_offset = static_cast<int64_t>(TRY(file.GetAttr()).size);
+      break;
+    default:
+      return Error(EINVAL);
   }
   int64_t start;
   if (__builtin_add_overflow(base_offset, in.start, &start)) return Error(EOVERFLOW);
@@ -62,8 +66,8 @@ Result<RecordLock> ToRecord(FileDescription& file, const GuestFlock& in) {
 
 LockOwner OwnerOf(Task& t, FileDescription& file, bool ofd) {
   if (ofd) return {.id = &file, .ofd = true, .pid = -1};
-  return {.id = &t.fd_table(), .ofd = false,
-          .pid = t.thread_group().PidIn(*t.kernel().root_pid_ns())};
+  return {
+      .id = &t.fd_table(), .ofd = false, .pid = t.thread_group().PidIn(*t.kernel().root_pid_ns())};
 }
 
 Result<uint64_t> SetLock(Task& t, int fd, FileDescription& file, uint64_t addr, bool ofd,
@@ -86,7 +90,8 @@ Result<uint64_t> SetLock(Task& t, int fd, FileDescription& file, uint64_t addr, 
         locks->UnlockRecord(lock.owner, lock.start, lock.end);
       }
       return uint64_t{0};
-    default: return Error(EINVAL);
+    default:
+      return Error(EINVAL);
   }
   TRY(inode->locks().SetRecord(lock, wait));
   // A close in another thread may have released the table's locks just before this one was set.
@@ -171,7 +176,8 @@ Result<uint64_t> OwnerCommand(Task& t, FileDescription& file, int cmd, uint64_t 
   auto owner = file.async_owner();
   const int id = FromRootId(t, owner.type, owner.id);
   switch (cmd) {
-    case F_GETOWN: return static_cast<uint64_t>(owner.type == kOwnerPgrp ? -id : id);
+    case F_GETOWN:
+      return static_cast<uint64_t>(owner.type == kOwnerPgrp ? -id : id);
     case F_SETOWN: {
       const int who = static_cast<int>(arg);
       if (who == INT32_MIN) return Error(EINVAL);
@@ -185,7 +191,8 @@ Result<uint64_t> OwnerCommand(Task& t, FileDescription& file, int cmd, uint64_t 
       if (in.type < kOwnerTid || in.type > kOwnerPgrp) return Error(EINVAL);
       return SetOwner(t, file, in.type, in.pid);
     }
-    case kGetSignal: return static_cast<uint64_t>(owner.signo);
+    case kGetSignal:
+      return static_cast<uint64_t>(owner.signo);
     default:
       if (arg > 64) return Error(EINVAL);
       owner.signo = static_cast<int>(arg);
@@ -212,26 +219,38 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
       if (arg >= t.Rlimit(RLIMIT_NOFILE) || arg > INT32_MAX) return Error(EINVAL);
       return static_cast<uint64_t>(
           TRY(t.InstallFile(std::move(file), cmd == F_DUPFD_CLOEXEC, static_cast<int>(arg))));
-    case F_GETFD: return cloexec ? uint64_t{FD_CLOEXEC} : uint64_t{0};
+    case F_GETFD:
+      return cloexec ? uint64_t{FD_CLOEXEC} : uint64_t{0};
     case F_SETFD:
       TRY(t.fd_table().SetCloexec(fd, (arg & FD_CLOEXEC) != 0));
       return uint64_t{0};
-    case F_GETFL: return uint64_t{file->flags()};
-    case F_SETFL: return SetFlags(t, *file, static_cast<uint32_t>(arg));
-    case F_GETLK: return GetLock(t, *file, arg, /*ofd=*/false);
-    case F_SETLK: return SetLock(t, fd, *file, arg, /*ofd=*/false, /*wait=*/false);
-    case F_SETLKW: return SetLock(t, fd, *file, arg, /*ofd=*/false, /*wait=*/true);
-    case F_OFD_GETLK: return GetLock(t, *file, arg, /*ofd=*/true);
-    case F_OFD_SETLK: return SetLock(t, fd, *file, arg, /*ofd=*/true, /*wait=*/false);
-    case F_OFD_SETLKW: return SetLock(t, fd, *file, arg, /*ofd=*/true, /*wait=*/true);
+    case F_GETFL:
+      return uint64_t{file->flags()};
+    case F_SETFL:
+      return SetFlags(t, *file, static_cast<uint32_t>(arg));
+    case F_GETLK:
+      return GetLock(t, *file, arg, /*ofd=*/false);
+    case F_SETLK:
+      return SetLock(t, fd, *file, arg, /*ofd=*/false, /*wait=*/false);
+    case F_SETLKW:
+      return SetLock(t, fd, *file, arg, /*ofd=*/false, /*wait=*/true);
+    case F_OFD_GETLK:
+      return GetLock(t, *file, arg, /*ofd=*/true);
+    case F_OFD_SETLK:
+      return SetLock(t, fd, *file, arg, /*ofd=*/true, /*wait=*/false);
+    case F_OFD_SETLKW:
+      return SetLock(t, fd, *file, arg, /*ofd=*/true, /*wait=*/true);
     case F_GETOWN:
     case F_SETOWN:
     case kGetOwnerEx:
     case kSetOwnerEx:
     case kGetSignal:
-    case kSetSignal: return OwnerCommand(t, *file, cmd, arg);
-    case F_GETLEASE: return uint64_t{F_UNLCK};
-    default: return file->Fcntl(cmd, arg);
+    case kSetSignal:
+      return OwnerCommand(t, *file, cmd, arg);
+    case F_GETLEASE:
+      return uint64_t{F_UNLCK};
+    default:
+      return file->Fcntl(cmd, arg);
   }
 }
 
@@ -273,8 +292,10 @@ Result<bool> GenericIoctl(Task& t, int fd, FileDescription& file, uint32_t cmd, 
     }
     case FICLONE:
     case FICLONERANGE:
-    case FIDEDUPERANGE: return Error(EOPNOTSUPP);
-    default: return false;
+    case FIDEDUPERANGE:
+      return Error(EOPNOTSUPP);
+    default:
+      return false;
   }
 }
 

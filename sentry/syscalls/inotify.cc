@@ -30,9 +30,9 @@ base::Result<uint64_t> SysInotifyAddWatch(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
   auto* inotify = dynamic_cast<InotifyFile*>(file.get());
   if (inotify == nullptr) return Error(EINVAL);
-  const Path path = TRY(WalkArg(t, AT_FDCWD, args[1],
-                                {.follow_last = (mask & IN_DONT_FOLLOW) == 0,
-                                 .need_dir = (mask & IN_ONLYDIR) != 0}));
+  const Path path = TRY(
+      WalkArg(t, AT_FDCWD, args[1],
+              {.follow_last = (mask & IN_DONT_FOLLOW) == 0, .need_dir = (mask & IN_ONLYDIR) != 0}));
   TRY(path.dentry->inode_ptr()->CheckPermission(t.creds(), kMayRead));
   return static_cast<uint64_t>(TRY(inotify->AddWatch(path.dentry->inode(), mask)));
 }

@@ -14,7 +14,7 @@ using base::Error;
 using base::Result;
 
 constexpr uint64_t kMagicMask = 0xffff0000, kMagic = 0xC0ED0000;  // MS_MGC_MSK, MS_MGC_VAL
-constexpr uint64_t kInternalFlags = uint64_t{1} << 31;              // MS_NOUSER
+constexpr uint64_t kInternalFlags = uint64_t{1} << 31;            // MS_NOUSER
 constexpr uint64_t kMountFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME |
                                  MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME | MS_NOSYMFOLLOW;
 constexpr uint64_t kPropagation = MS_SHARED | MS_PRIVATE | MS_SLAVE | MS_UNBINDABLE;

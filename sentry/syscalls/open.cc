@@ -19,10 +19,10 @@ using base::Result;
 
 constexpr uint32_t kLargeFile = 0100000;  // libc's O_LARGEFILE is 0 on 64-bit machines
 constexpr uint32_t kTmpfile = O_TMPFILE & ~O_DIRECTORY;
-constexpr uint64_t kValidOpenFlags =
-    O_ACCMODE | O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_APPEND | O_NONBLOCK | O_SYNC | O_DSYNC |
-    O_ASYNC | O_DIRECT | kLargeFile | O_DIRECTORY | O_NOFOLLOW | O_NOATIME | O_CLOEXEC | O_PATH |
-    kTmpfile;
+constexpr uint64_t kValidOpenFlags = O_ACCMODE | O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_APPEND |
+                                     O_NONBLOCK | O_SYNC | O_DSYNC | O_ASYNC | O_DIRECT |
+                                     kLargeFile | O_DIRECTORY | O_NOFOLLOW | O_NOATIME | O_CLOEXEC |
+                                     O_PATH | kTmpfile;
 constexpr uint64_t kValidResolve = RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS |
                                    RESOLVE_BENEATH | RESOLVE_IN_ROOT | RESOLVE_CACHED;
 constexpr size_t kMemfdNameMax = 249;

@@ -128,8 +128,7 @@ Result<uint64_t> DoAccess(Task& t, int dirfd, uint64_t path, int mode, int flags
 Result<uint64_t> DoReadlink(Task& t, int dirfd, uint64_t path_addr, uint64_t out, int size) {
   if (size <= 0) return Error(EINVAL);
   const std::string path = TRY(t.CopyInPath(path_addr));
-  const Path found =
-      TRY(WalkFrom(t, dirfd, path, {.follow_last = false, .allow_empty = true}));
+  const Path found = TRY(WalkFrom(t, dirfd, path, {.follow_last = false, .allow_empty = true}));
   if (path.empty() && !found.dentry->inode_ptr()->IsSymlink()) return Error(ENOENT);
   const std::string target = TRY(VfsOf(t).ReadLink(t.creds(), found));
   const size_t n = std::min(target.size(), static_cast<size_t>(size));
@@ -167,8 +166,7 @@ base::Result<uint64_t> SysNewfstatat(Task& t, const SyscallArgs& args) {
 
 base::Result<uint64_t> SysStatx(Task& t, const SyscallArgs& args) {
   const int flags = args.Int(2);
-  constexpr int kValid =
-      AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE;
+  constexpr int kValid = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE;
   if ((args.Uint(3) & STATX__RESERVED) != 0) return Error(EINVAL);
   if ((flags & ~kValid) != 0 || (flags & AT_STATX_SYNC_TYPE) == AT_STATX_SYNC_TYPE) {
     return Error(EINVAL);

@@ -1,4 +1,5 @@
-// sync and its forms, readahead, fadvise, file handles (Linux: fs/sync.c, mm/fadvise.c, fs/fhandle.c).
+// sync and its forms, readahead, fadvise, file handles (Linux: fs/sync.c, mm/fadvise.c,
+// fs/fhandle.c).
 #include <fcntl.h>
 
 #include <set>
@@ -52,8 +53,8 @@ base::Result<uint64_t> SysSyncFileRange(Task& t, const SyscallArgs& args) {
     return Error(EINVAL);
   }
   Inode* inode = file->inode();
-  if (inode == nullptr || !(inode->IsReg() || inode->IsDir() || inode->IsSymlink() ||
-                            S_ISBLK(inode->type()))) {
+  if (inode == nullptr ||
+      !(inode->IsReg() || inode->IsDir() || inode->IsSymlink() || S_ISBLK(inode->type()))) {
     return Error(ESPIPE);
   }
   if (args.Uint(3) != 0) TRY(file->Sync(/*data_only=*/true));

@@ -49,8 +49,7 @@ Result<uint64_t> Set(Task& t, By by, const SyscallArgs& args) {
 
 Result<uint64_t> Get(Task& t, By by, const SyscallArgs& args) {
   const std::string name = TRY(CopyInName(t, args[1]));
-  const std::string value =
-      TRY(VfsOf(t).GetXattr(t.creds(), TRY(Find(t, by, args[0])), name));
+  const std::string value = TRY(VfsOf(t).GetXattr(t.creds(), TRY(Find(t, by, args[0])), name));
   return CopyOutValue(t, args[2], args[3], value);
 }
 

@@ -25,9 +25,7 @@ struct Roots {
 
 }  // namespace
 
-size_t Dentry::NameHash::operator()(std::string_view name) const {
-  return absl::HashOf(name);
-}
+size_t Dentry::NameHash::operator()(std::string_view name) const { return absl::HashOf(name); }
 size_t Dentry::NameHash::operator()(const Dentry* d) const {
   return absl::HashOf(std::string_view(d->name_));
 }

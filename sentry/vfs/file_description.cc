@@ -17,7 +17,9 @@ uint32_t KeptFlags(uint32_t flags) {
   return flags & ~(kCreationFlags | O_CLOEXEC);
 }
 
-bool CanRead(uint32_t flags) { return (flags & O_ACCMODE) == O_RDONLY || (flags & O_ACCMODE) == O_RDWR; }
+bool CanRead(uint32_t flags) {
+  return (flags & O_ACCMODE) == O_RDONLY || (flags & O_ACCMODE) == O_RDWR;
+}
 bool CanWrite(uint32_t flags) {
   return (flags & O_ACCMODE) == O_WRONLY || (flags & O_ACCMODE) == O_RDWR;
 }

@@ -115,19 +115,19 @@ base::Status FileLocks::SetRecord(const RecordLock& lock, bool wait) {
   }
   if (!wait || result.error().code() != EAGAIN) return result;
   const bool detect = !lock.owner.ofd;
-  auto reason = fiber::WaitUntil(
-      queue_, EPOLLOUT,
-      [&] {
-        if (detect) Graph().Leave(lock.owner.id);
-        result = TrySetRecord(lock, &blocker);
-        if (result.ok() || result.error().code() != EAGAIN) return true;
-        if (detect && !blocker.ofd && !Graph().Enter(lock.owner.id, blocker.id)) {
-          result = base::Error(EDEADLK);
-          return true;
-        }
-        return false;
-      },
-      {.interruptible = true});
+  auto reason =
+      fiber::WaitUntil(queue_, EPOLLOUT,
+                       [&] {
+                         if (detect) Graph().Leave(lock.owner.id);
+                         result = TrySetRecord(lock, &blocker);
+                         if (result.ok() || result.error().code() != EAGAIN) return true;
+                         if (detect && !blocker.ofd && !Graph().Enter(lock.owner.id, blocker.id)) {
+                           result = base::Error(EDEADLK);
+                           return true;
+                         }
+                         return false;
+                       },
+                       {.interruptible = true});
   if (detect) Graph().Leave(lock.owner.id);
   if (reason == fiber::WakeReason::kInterrupted) return base::Error(base::kERESTARTSYS);
   if (result.ok()) queue_.WakeAll(EPOLLOUT);
@@ -189,8 +189,8 @@ base::Status FileLocks::Flock(const void* holder, bool exclusive, bool wait) {
   }
   queue_.WakeAll(EPOLLOUT);  // the old lock of a conversion may have gone
   if (!wait) return base::Error(EWOULDBLOCK);
-  auto reason = fiber::WaitUntil(
-      queue_, EPOLLOUT, [&] { return TryFlock(holder, exclusive); }, {.interruptible = true});
+  auto reason = fiber::WaitUntil(queue_, EPOLLOUT, [&] { return TryFlock(holder, exclusive); },
+                                 {.interruptible = true});
   if (reason == fiber::WakeReason::kInterrupted) return base::Error(base::kERESTARTSYS);
   return base::Ok();
 }
@@ -198,7 +198,8 @@ base::Status FileLocks::Flock(const void* holder, bool exclusive, bool wait) {
 void FileLocks::Unflock(const void* holder) {
   {
     absl::MutexLock l(&mutex_);
-    if (std::erase_if(flocks_, [&](const FlockEntry& e) { return e.holder == holder; }) == 0) return;
+    if (std::erase_if(flocks_, [&](const FlockEntry& e) { return e.holder == holder; }) == 0)
+      return;
     any_.store(!records_.empty() || !flocks_.empty(), std::memory_order_release);
   }
   queue_.WakeAll(EPOLLOUT);

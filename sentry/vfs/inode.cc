@@ -123,8 +123,7 @@ base::Result<base::Ref<Inode>> Inode::Create(std::string_view, const NewInode&) 
 base::Result<base::Ref<Inode>> Inode::Mkdir(std::string_view, const NewInode&) {
   return base::Error(IsDir() ? EPERM : ENOTDIR);
 }
-base::Result<base::Ref<Inode>> Inode::Symlink(std::string_view, std::string_view,
-                                              const NewInode&) {
+base::Result<base::Ref<Inode>> Inode::Symlink(std::string_view, std::string_view, const NewInode&) {
   return base::Error(IsDir() ? EPERM : ENOTDIR);
 }
 base::Status Inode::Link(std::string_view, Inode&) {

@@ -83,9 +83,8 @@ TEST(RecordLocks, DeadlockIsFound) {
   FileLocks x, y;
   ASSERT_EQ(Code(x.SetRecord(Lock(1, true, 0, 10), false)), 0);
   ASSERT_EQ(Code(y.SetRecord(Lock(2, true, 0, 10), false)), 0);
-  auto first = fiber::Spawn("first", [&] {
-    EXPECT_EQ(Code(y.SetRecord(Lock(1, true, 0, 10), true)), 0);
-  });
+  auto first =
+      fiber::Spawn("first", [&] { EXPECT_EQ(Code(y.SetRecord(Lock(1, true, 0, 10), true)), 0); });
   while (!first->parked()) std::this_thread::yield();
   fiber::Spawn("second", [&] {
     EXPECT_EQ(Code(x.SetRecord(Lock(2, true, 0, 10), true)), EDEADLK);

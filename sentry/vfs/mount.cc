@@ -211,9 +211,8 @@ base::Status MountNamespace::PivotRoot(const Path& root, const Path& new_root,
   if (root.dentry != root_mount->root_) return base::Error(EINVAL);  // chroot into a directory
   if (new_root.dentry != new_mount->root_ || !new_mount->parent_) return base::Error(EINVAL);
   // put_old must lie below new_root, and new_root below root.
-  auto reachable = [&](const Mount* m, const Path& from) ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return IsAbove(*from.mount, *m);
-  };
+  auto reachable = [&](const Mount* m, const Path& from)
+                       ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return IsAbove(*from.mount, *m); };
   if (!reachable(put_old.mount.get(), new_root)) return base::Error(EINVAL);
   if (!new_root.dentry->IsAncestorOf(*put_old.dentry) && put_old.mount == new_root.mount) {
     return base::Error(EINVAL);
@@ -247,7 +246,8 @@ base::Status MountNamespace::Bind(const Path& what, const Path& where, bool recu
   std::vector<Clone> clones{{what.mount, clone(*what.mount, what.dentry)}};
   if (recursive) {
     if (mounts_.size() * 2 > kMaxMounts) return base::Error(ENOSPC);
-    // Parents stand before children in creation order, except after moves; so look until all are in.
+    // Parents stand before children in creation order, except after moves; so look until all are
+    // in.
     for (bool grown = true; grown;) {
       grown = false;
       for (const auto& m : mounts_) {

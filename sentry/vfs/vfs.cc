@@ -23,9 +23,12 @@ class AnonymousFilesystem : public Filesystem {
 // What an access mode asks of permissions (Linux: ACC_MODE). 3 asks for both and gives neither.
 int AccessModeOf(uint32_t flags) {
   switch (flags & O_ACCMODE) {
-    case O_RDONLY: return kMayRead;
-    case O_WRONLY: return kMayWrite;
-    default: return kMayRead | kMayWrite;
+    case O_RDONLY:
+      return kMayRead;
+    case O_WRONLY:
+      return kMayWrite;
+    default:
+      return kMayRead | kMayWrite;
   }
 }
 
@@ -157,7 +160,8 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
   if (truncate && path.mount->read_only()) return base::Error(EROFS);
   if (created) may = 0;
   switch (type) {
-    case S_IFLNK: return base::Error(ELOOP);
+    case S_IFLNK:
+      return base::Error(ELOOP);
     case S_IFDIR:
       if ((may & kMayWrite) != 0) return base::Error(EISDIR);
       break;
@@ -165,7 +169,8 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
     case S_IFBLK:
       if ((path.mount->flags() & MS_NODEV) != 0) return base::Error(EACCES);
       break;
-    default: break;
+    default:
+      break;
   }
   if (may != 0) TRY(inode.CheckPermission(ctx.creds, may));
   if ((flags & O_NOATIME) != 0) {
@@ -244,8 +249,7 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenCreate(const WalkContext& ctx,
         if (dir_inode.dead()) return base::Error(ENOENT);
         if (walker.cur().mount->read_only()) return base::Error(EROFS);
         TRY(dir_inode.CheckPermission(ctx.creds, kMayWrite | kMayExec));
-        const NewInode fresh =
-            TRY(PrepareNewInode(ctx, dir_inode, S_IFREG | (mode & 07777), 0));
+        const NewInode fresh = TRY(PrepareNewInode(ctx, dir_inode, S_IFREG | (mode & 07777), 0));
         dir_inode.fs().BeginChange();
         base::Ref<Inode> inode = TRY(dir_inode.Create(walker.last(), fresh));
         if (child) {
@@ -279,8 +283,9 @@ base::Result<base::Ref<FileDescription>> Vfs::Open(const WalkContext& ctx, std::
     if ((flags & O_DIRECTORY) != 0) return base::Error(EINVAL);
     return OpenCreate(ctx, path, flags, mode);
   }
-  Path found = TRY(Walk(ctx, path, {.follow_last = (flags & O_NOFOLLOW) == 0,
-                                    .need_dir = (flags & O_DIRECTORY) != 0}));
+  Path found =
+      TRY(Walk(ctx, path,
+               {.follow_last = (flags & O_NOFOLLOW) == 0, .need_dir = (flags & O_DIRECTORY) != 0}));
   return OpenAt(ctx, std::move(found), flags, /*created=*/false);
 }
 

@@ -12,7 +12,8 @@ bool StartsWith(std::string_view s, std::string_view prefix) {
 }
 
 // Linux: xattr_permission. `may` is kMayRead or kMayWrite.
-base::Status CheckXattr(const Credentials& creds, const Path& path, std::string_view name, int may) {
+base::Status CheckXattr(const Credentials& creds, const Path& path, std::string_view name,
+                        int may) {
   Inode& inode = *path.dentry->inode_ptr();
   const bool write = may == kMayWrite;
   if (write && path.mount->read_only()) return base::Error(EROFS);
@@ -47,8 +48,7 @@ base::Status PrepareOwner(const Credentials& creds, const InodeAttr& attr, AttrC
       !CapableOver(creds, CAP_CHOWN, attr.uid, attr.gid)) {
     return base::Error(EPERM);
   }
-  if (change->set_gid &&
-      !(owner && (change->gid == attr.gid || creds.InGroup(change->gid))) &&
+  if (change->set_gid && !(owner && (change->gid == attr.gid || creds.InGroup(change->gid))) &&
       !CapableOver(creds, CAP_CHOWN, attr.uid, attr.gid)) {
     return base::Error(EPERM);
   }
@@ -61,9 +61,9 @@ base::Status PrepareOwner(const Credentials& creds, const InodeAttr& attr, AttrC
   } else if ((change->set_uid || change->set_gid) && !S_ISDIR(attr.mode)) {
     // chown(2) takes set-id bits away, from root too.
     mode_t mode = attr.mode & 07777 & ~S_ISUID;
-    const bool drop_gid = (mode & S_IXGRP) != 0 ||
-                          (!creds.InGroup(attr.gid) &&
-                           !CapableOver(creds, CAP_FSETID, attr.uid, attr.gid));
+    const bool drop_gid =
+        (mode & S_IXGRP) != 0 ||
+        (!creds.InGroup(attr.gid) && !CapableOver(creds, CAP_FSETID, attr.uid, attr.gid));
     if (drop_gid) mode &= ~S_ISGID;
     if (mode != (attr.mode & 07777)) {
       change->set_mode = true;
@@ -90,7 +90,8 @@ base::Status Vfs::SetAttr(const Credentials& creds, const Path& path, AttrChange
   change.mode &= 07777;
   TRY(PrepareOwner(creds, attr, &change));
   if (change.set_atime || change.set_mtime) {
-    const bool both_now = change.set_atime && change.atime_now && change.set_mtime && change.mtime_now;
+    const bool both_now =
+        change.set_atime && change.atime_now && change.set_mtime && change.mtime_now;
     if (!OwnerOrCapable(creds, attr.uid, attr.gid)) {
       if (!both_now) return base::Error(EPERM);
       TRY(inode->CheckPermission(creds, kMayWrite));
@@ -201,8 +202,8 @@ base::Result<struct statfs> Vfs::StatFs(const Path& path) {
   struct {
     uint64_t ms;
     long st;
-  } const kFlags[] = {{MS_RDONLY, 1},       {MS_NOSUID, 2},        {MS_NODEV, 4},
-                      {MS_NOEXEC, 8},       {MS_SYNCHRONOUS, 16},  {MS_NOATIME, 1024},
+  } const kFlags[] = {{MS_RDONLY, 1},        {MS_NOSUID, 2},       {MS_NODEV, 4},
+                      {MS_NOEXEC, 8},        {MS_SYNCHRONOUS, 16}, {MS_NOATIME, 1024},
                       {MS_NODIRATIME, 2048}, {MS_RELATIME, 4096}};
   long flags = kStValid;
   for (const auto& f : kFlags) {

@@ -96,7 +96,8 @@ void NotifyRemoved(Inode& dir, std::string_view name, Inode& victim) {
 
 base::Status MayCreate(const Credentials& creds, Inode& dir) {
   if (dir.dead()) return base::Error(ENOENT);
-  if (creds.user_ns && !(creds.user_ns->HasUid(creds.fsuid) && creds.user_ns->HasGid(creds.fsgid))) {
+  if (creds.user_ns &&
+      !(creds.user_ns->HasUid(creds.fsuid) && creds.user_ns->HasGid(creds.fsgid))) {
     return base::Error(EOVERFLOW);
   }
   return dir.CheckPermission(creds, kMayWrite | kMayExec);
@@ -182,8 +183,7 @@ base::Status Vfs::Link(const WalkContext& old_ctx, std::string_view old_path, Wa
   return LinkPath(TRY(Walk(old_ctx, old_path, old_flags)), new_ctx, new_path);
 }
 
-base::Status Vfs::LinkPath(const Path& old, const WalkContext& new_ctx,
-                           std::string_view new_path) {
+base::Status Vfs::LinkPath(const Path& old, const WalkContext& new_ctx, std::string_view new_path) {
   auto name = TRY(NewName::Find(new_ctx, new_path, /*for_dir=*/false));
   if (name->mount() != old.mount) return base::Error(EXDEV);
   base::Ref<Inode> inode = old.dentry->inode();
@@ -225,10 +225,14 @@ base::Status Vfs::Rmdir(const WalkContext& ctx, std::string_view path) {
   TRY(w.Begin(path));
   TRY(w.ToLast());
   switch (w.last_type()) {
-    case LastType::kDotDot: return base::Error(ENOTEMPTY);
-    case LastType::kDot: return base::Error(EINVAL);
-    case LastType::kRoot: return base::Error(EBUSY);
-    case LastType::kNormal: break;
+    case LastType::kDotDot:
+      return base::Error(ENOTEMPTY);
+    case LastType::kDot:
+      return base::Error(EINVAL);
+    case LastType::kRoot:
+      return base::Error(EBUSY);
+    case LastType::kNormal:
+      break;
   }
   if (w.cur().mount->read_only()) return base::Error(EROFS);
   Dentry& dir = *w.cur().dentry;
@@ -256,14 +260,15 @@ namespace {
 class RenameLocks {
  public:
   RenameLocks(Dentry& old_dir, Dentry& new_dir) ABSL_NO_THREAD_SAFETY_ANALYSIS
-      : first_(old_dir.inode_ptr()), second_(new_dir.inode_ptr()) {
+      : first_(old_dir.inode_ptr()),
+        second_(new_dir.inode_ptr()) {
     if (first_ == second_) {
       second_ = nullptr;
     } else {
       rename_mutex_ = &first_->fs().rename_mutex();
       rename_mutex_->Lock();
-      const bool swap = new_dir.IsAncestorOf(old_dir) ||
-                        (!old_dir.IsAncestorOf(new_dir) && second_ < first_);
+      const bool swap =
+          new_dir.IsAncestorOf(old_dir) || (!old_dir.IsAncestorOf(new_dir) && second_ < first_);
       if (swap) std::swap(first_, second_);
     }
     first_->lock().Lock();
@@ -368,8 +373,16 @@ base::Status Vfs::Rename(const WalkContext& old_ctx, std::string_view old_path,
     return base::Error((flags & RENAME_NOREPLACE) != 0 ? EEXIST : EBUSY);
   }
   if (from.cur().mount->read_only()) return base::Error(EROFS);
-  RenamePlan p{old_ctx.creds,         *from.cur().dentry,  *to.cur().dentry, from.last(), to.last(),
-               from.trailing_slash(), to.trailing_slash(), flags,            {},          {}};
+  RenamePlan p{old_ctx.creds,
+               *from.cur().dentry,
+               *to.cur().dentry,
+               from.last(),
+               to.last(),
+               from.trailing_slash(),
+               to.trailing_slash(),
+               flags,
+               {},
+               {}};
   RenameLocks locks(p.old_dir, p.new_dir);
   if (TRY(CheckRename(p))) return base::Ok();
   Inode& old_dir = *p.old_dir.inode_ptr();

@@ -54,9 +54,7 @@ base::Result<base::Ref<Inode>> OverlayInode::Lookup(std::string_view name) {
   return base::Ref<Inode>(overlay().Wrap(TRY(lower_->Lookup(name)), nullptr));
 }
 
-bool OverlayInode::looks_up_many() const {
-  return upper() == nullptr && lower_->looks_up_many();
-}
+bool OverlayInode::looks_up_many() const { return upper() == nullptr && lower_->looks_up_many(); }
 
 base::Result<std::vector<base::Ref<Inode>>> OverlayInode::LookupMany(
     std::span<const std::string_view> names) {
@@ -87,8 +85,7 @@ base::Result<base::Ref<Inode>> OverlayInode::Mkdir(std::string_view name, const 
   return base::Ref<Inode>(overlay().Wrap(nullptr, TRY(upper()->Mkdir(name, args))));
 }
 
-base::Result<base::Ref<Inode>> OverlayInode::Symlink(std::string_view name,
-                                                     std::string_view target,
+base::Result<base::Ref<Inode>> OverlayInode::Symlink(std::string_view name, std::string_view target,
                                                      const NewInode& args) {
   TRY(CopyUp());
   return base::Ref<Inode>(overlay().Wrap(nullptr, TRY(upper()->Symlink(name, target, args))));

@@ -34,9 +34,7 @@ class OverlayFile : public SeekableFile {
     if (seekable == nullptr) return base::Error(EINVAL);
     return seekable->PWriteAppend(src, offset, nonblock);
   }
-  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override {
-    return TRY(Inner())->Ioctl(args);
-  }
+  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override { return TRY(Inner())->Ioctl(args); }
   base::Status Sync(bool data_only) override { return TRY(Inner())->Sync(data_only); }
   base::Status Allocate(int mode, uint64_t offset, uint64_t length) override {
     return TRY(Inner())->Allocate(mode, offset, length);
@@ -117,8 +115,8 @@ class OverlayDirectoryFile : public FileDescription {
     uint8_t type;
   };
   void Add(std::string_view name, uint64_t ino, uint8_t type) {
-    entries_.push_back({ino, static_cast<uint32_t>(names_.size()),
-                        static_cast<uint16_t>(name.size()), type});
+    entries_.push_back(
+        {ino, static_cast<uint32_t>(names_.size()), static_cast<uint16_t>(name.size()), type});
     names_ += name;
   }
   base::Status List() {

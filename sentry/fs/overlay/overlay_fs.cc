@@ -52,8 +52,8 @@ base::Ref<OverlayInode> OverlayFilesystem::Wrap(base::Ref<Inode> lower, base::Re
   }
   int lost = 0;
   if (auto l2 = lost_.find(lower.get()); !upper && l2 != lost_.end()) lost = l2->second.links;
-  fresh = base::MakeRef<OverlayInode>(this, std::move(lower), std::move(upper), std::move(state),
-                                      lost);
+  fresh =
+      base::MakeRef<OverlayInode>(this, std::move(lower), std::move(upper), std::move(state), lost);
   live_[key] = fresh.get();
   return fresh;
 }

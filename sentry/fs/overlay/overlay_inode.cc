@@ -40,8 +40,8 @@ OverlayInode::~OverlayInode() {
   OverlayFilesystem& fs = overlay();
   base::Ref<Inode> upper = base::Ref<Inode>::Adopt(upper_.load());
   absl::MutexLock l(&fs.mutex_);
-  for (const Inode* key : {static_cast<const Inode*>(upper.get()),
-                           static_cast<const Inode*>(lower_.get())}) {
+  for (const Inode* key :
+       {static_cast<const Inode*>(upper.get()), static_cast<const Inode*>(lower_.get())}) {
     auto it = fs.live_.find(key);
     if (it != fs.live_.end() && it->second == this) fs.live_.erase(it);
   }
@@ -126,7 +126,8 @@ base::Status OverlayInode::FillCopy(Inode& copy, const InodeAttr& attr, bool dat
   if (names.ok()) {
     for (const std::string& name : *names) {
       auto value = lower_->GetXattr(name);
-      // What the memory layer has no place for (POSIX ACLs as Linux's overlay without them) is left.
+      // What the memory layer has no place for (POSIX ACLs as Linux's overlay without them) is
+      // left.
       if (value.ok()) (void)copy.SetXattr(name, *value, 0);
     }
   }
@@ -156,9 +157,15 @@ base::Status OverlayInode::CopyUp(bool data) {
     absl::MutexLock pool(&fs.pool_mutex_);
     pool_name = std::to_string(fs.next_pool_name_++);
     switch (type()) {
-      case S_IFDIR: copy = TRY(fs.pool_->Mkdir(pool_name, args)); break;
-      case S_IFLNK: copy = TRY(fs.pool_->Symlink(pool_name, target, args)); break;
-      default: copy = TRY(fs.pool_->Create(pool_name, args)); break;
+      case S_IFDIR:
+        copy = TRY(fs.pool_->Mkdir(pool_name, args));
+        break;
+      case S_IFLNK:
+        copy = TRY(fs.pool_->Symlink(pool_name, target, args));
+        break;
+      default:
+        copy = TRY(fs.pool_->Create(pool_name, args));
+        break;
     }
   }
   base::Status filled = FillCopy(*copy, attr, data);

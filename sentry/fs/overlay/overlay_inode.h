@@ -27,7 +27,7 @@ class UpperState : public Inode::Special {
   UpperState(base::Ref<Inode> lower_inode, std::string pool, int links)
       : lower(std::move(lower_inode)), pool_name(std::move(pool)), nlink(links) {}
   const base::Ref<Inode> lower;
-  std::string pool_name;  // guarded by the filesystem's pool_mutex_; empty: not in the pool
+  std::string pool_name;   // guarded by the filesystem's pool_mutex_; empty: not in the pool
   std::atomic<int> nlink;  // of other than directories: names in both layers that are left
   absl::Mutex mutex;
   // Of directories: names of the lower directory that are hidden.
@@ -140,8 +140,8 @@ class OverlayInode : public Inode {
   base::Result<bool> IsEmptyDir();
 
   const base::Ref<Inode> lower_;
-  std::atomic<Inode*> upper_;      // owns a reference
-  base::Ref<UpperState> state_;    // set before upper_, if there is a lower inode
+  std::atomic<Inode*> upper_;    // owns a reference
+  base::Ref<UpperState> state_;  // set before upper_, if there is a lower inode
   std::atomic<int> lost_links_;
   fiber::Mutex copy_up_mutex_;
 };

@@ -67,7 +67,8 @@ class OverlayTest : public ::testing::Test {
     EXPECT_TRUE(dir->GetDents([&](const DirEntry& e) {
                      EXPECT_TRUE(names.emplace(e.name, e.ino).second) << e.name;
                      return true;
-                   }).ok());
+                   })
+                    .ok());
     names.erase(".");
     names.erase("..");
     return names;

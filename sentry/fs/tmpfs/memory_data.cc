@@ -24,7 +24,9 @@ constexpr uint64_t kMaxReserve = uint64_t{1} << 24;
 std::atomic<int> g_mappings{0};
 
 constexpr uint64_t PageOf(uint64_t offset) { return offset / kMemoryPage; }
-constexpr uint64_t PagesOf(uint64_t bytes) { return bytes / kMemoryPage + (bytes % kMemoryPage != 0); }
+constexpr uint64_t PagesOf(uint64_t bytes) {
+  return bytes / kMemoryPage + (bytes % kMemoryPage != 0);
+}
 constexpr uint64_t RoundUp(uint64_t bytes) { return PagesOf(bytes) * kMemoryPage; }
 
 }  // namespace
@@ -365,8 +367,7 @@ base::Result<uint64_t> MemoryData::Seek(uint64_t offset, bool data) const {
     if (data) return base::Error(ENXIO);
     return offset;
   }
-  const off_t at =
-      lseek(fd_->get(), static_cast<off_t>(offset), data ? SEEK_DATA : SEEK_HOLE);
+  const off_t at = lseek(fd_->get(), static_cast<off_t>(offset), data ? SEEK_DATA : SEEK_HOLE);
   if (at < 0) {
     if (data || errno != ENXIO) return base::LastError();
     return size_;

@@ -90,8 +90,8 @@ class MemoryData {
   std::vector<std::byte> inline_;  // while there is no file: bytes up to the last one written
   base::Ref<base::HostFd> fd_;
   base::Ref<base::HostFd> writable_fd_;  // the same file
-  bool exact_ = false;      // the host file has exactly size_ bytes, since guests map it
-  uint64_t capacity_ = 0;   // size of the host file
+  bool exact_ = false;     // the host file has exactly size_ bytes, since guests map it
+  uint64_t capacity_ = 0;  // size of the host file
   std::byte* map_ = nullptr;
   uint64_t mapped_ = 0;
   absl::flat_hash_map<uint64_t, uint64_t> pages_;  // charged pages, 64 to a word

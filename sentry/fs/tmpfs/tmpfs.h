@@ -1,4 +1,5 @@
-// tmpfs: files in memory (Linux: mm/shmem.c). Used for /tmp, /dev/shm, /dev, upper layers and memfd.
+// tmpfs: files in memory (Linux: mm/shmem.c). Used for /tmp, /dev/shm, /dev, upper layers and
+// memfd.
 #pragma once
 
 #include <cstdint>

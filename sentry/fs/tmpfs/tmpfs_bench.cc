@@ -1,4 +1,5 @@
-// The hot paths of the VFS without the trap path: walk, stat, open and close, read, create and unlink.
+// The hot paths of the VFS without the trap path: walk, stat, open and close, read, create and
+// unlink.
 #include <benchmark/benchmark.h>
 #include <fcntl.h>
 

@@ -117,8 +117,7 @@ base::Result<base::Ref<Inode>> TmpfsDirectory::Lookup(std::string_view name) {
   return base::Ref<Inode>(entry->inode);
 }
 
-base::Result<base::Ref<Inode>> TmpfsDirectory::Create(std::string_view name,
-                                                      const NewInode& args) {
+base::Result<base::Ref<Inode>> TmpfsDirectory::Create(std::string_view name, const NewInode& args) {
   base::Ref<TmpfsInode> inode;
   if (S_ISREG(args.mode)) {
     inode = TRY(Make<TmpfsRegular>(args));

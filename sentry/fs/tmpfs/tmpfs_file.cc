@@ -17,8 +17,8 @@
 namespace sentry {
 namespace {
 
-constexpr uint32_t kAllSeals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE |
-                               F_SEAL_FUTURE_WRITE | F_SEAL_EXEC;
+constexpr uint32_t kAllSeals =
+    F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC;
 
 class RegularFile : public SeekableFile {
  public:
@@ -51,12 +51,14 @@ class RegularFile : public SeekableFile {
   }
   base::Result<uint64_t> Fcntl(int cmd, uint64_t arg) override {
     switch (cmd) {
-      case F_GET_SEALS: return uint64_t{inode_->seals()};
+      case F_GET_SEALS:
+        return uint64_t{inode_->seals()};
       case F_ADD_SEALS:
         if (!writable()) return base::Error(EPERM);
         TRY(inode_->AddSeals(static_cast<uint32_t>(arg)));
         return uint64_t{0};
-      default: return base::Error(EINVAL);
+      default:
+        return base::Error(EINVAL);
     }
   }
 

@@ -179,7 +179,7 @@ class TmpfsDirectory : public TmpfsInode {
 
   // Guarded by lock().
   absl::flat_hash_set<Entry*, Hash, Eq> by_name_;
-  std::vector<Slot> slots_;  // ascending cursors
+  std::vector<Slot> slots_;   // ascending cursors
   uint64_t next_cursor_ = 2;  // 0 and 1 are "." and ".."
   std::atomic<size_t> count_{0};
 };

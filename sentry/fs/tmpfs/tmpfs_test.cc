@@ -56,7 +56,8 @@ class TmpfsTest : public ::testing::Test {
     EXPECT_TRUE(dir->GetDents([&](const DirEntry& e) {
                      names.emplace_back(e.name);
                      return true;
-                   }).ok());
+                   })
+                    .ok());
     return names;
   }
   InodeAttr Stat(std::string_view path) {
@@ -183,7 +184,8 @@ TEST_F(TmpfsTest, ReaddirSurvivesChanges) {
                      n++;
                      batch.emplace_back(e.name);
                      return true;
-                   }).ok());
+                   })
+                    .ok());
     if (batch.empty()) break;
     for (const auto& name : batch) {
       EXPECT_TRUE(seen.insert(name).second) << name;

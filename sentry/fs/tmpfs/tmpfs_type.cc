@@ -18,11 +18,24 @@ bool ParseSize(std::string_view text, uint64_t percent_of, uint64_t* out) {
     case '%':
       if (percent_of == 0 || n > 10000) return false;
       return *out = percent_of / 100 * n, true;
-    case 'k': case 'K': shift = 10; break;
-    case 'm': case 'M': shift = 20; break;
-    case 'g': case 'G': shift = 30; break;
-    case 't': case 'T': shift = 40; break;
-    default: return false;
+    case 'k':
+    case 'K':
+      shift = 10;
+      break;
+    case 'm':
+    case 'M':
+      shift = 20;
+      break;
+    case 'g':
+    case 'G':
+      shift = 30;
+      break;
+    case 't':
+    case 'T':
+      shift = 40;
+      break;
+    default:
+      return false;
   }
   if (n >> (63 - shift) != 0) return false;
   return *out = n << shift, true;
