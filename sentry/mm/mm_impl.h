@@ -100,7 +100,24 @@ struct MemoryManager::Impl {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   base::Result<uint64_t> FindGap(uint64_t length, uint64_t align)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // Maps `vma` as mmap with `flags` does, over what is there.
+  base::Status Place(OrderRunner& runner, Vma vma, int flags) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   base::Status MunmapLocked(OrderRunner& runner, uint64_t addr, uint64_t length)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  // --- mremap (mremap.cc) ---
+  struct MremapArgs {
+    uint64_t old_addr, old_length, new_length;
+    int flags;
+    uint64_t new_addr;
+  };
+  // The checks that need the mapping at the old address, in Linux's order.
+  base::Status CheckMremap(const OrderRunner& runner, const MremapArgs& args, const Vma& vma) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  base::Status GrowInPlace(OrderRunner& runner, const Vma& vma, uint64_t grow)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // `source`: a copy of the mapping at the old address.
+  base::Result<uint64_t> Move(OrderRunner& runner, MremapArgs args, const Vma& source)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   // --- faults (fault.cc) ---

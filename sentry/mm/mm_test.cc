@@ -356,11 +356,35 @@ std::vector<MapsLine> HostMaps(uint64_t lo, uint64_t hi) {
   return lines;
 }
 
+// Results as the raw calls have them: a value or -errno.
+int64_t Host(void* r) { return r == MAP_FAILED ? -errno : reinterpret_cast<int64_t>(r); }
+int64_t Host(int r) { return r < 0 ? -errno : r; }
+int64_t Ours(const base::Result<uint64_t>& r) {
+  return r.ok() ? static_cast<int64_t>(*r) : -r.error().code();
+}
+int64_t Ours(const base::Status& s) { return s.ok() ? 0 : -s.error().code(); }
+
 class HostComparison : public MmTest, public testing::WithParamInterface<int> {
  protected:
-  std::vector<MapsLine> OurMaps(uint64_t lo, uint64_t hi) {
+  static constexpr uint64_t kPages = 48;
+  struct Call {
+    std::string what;
+    int64_t ours = 0, theirs = 0;
+    uint64_t addr = 0, length = 0;
+    int prot = 0;
+  };
+
+  HostComparison() : host_rw_(MemFile(kPages * kPg)), rng_(GetParam()) {
+    const std::string path = "/proc/self/fd/" + std::to_string(host_rw_->get());
+    host_ro_ = base::MakeRef<base::HostFd>(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    file_rw_ = base::MakeRef<FakeFile>(host_rw_, O_RDWR);
+    file_ro_ = base::MakeRef<FakeFile>(host_ro_, O_RDONLY);
+  }
+  ~HostComparison() override { munmap(reinterpret_cast<void*>(lo_), hi_ - lo_); }
+
+  std::vector<MapsLine> OurMaps() {
     std::vector<MapsLine> lines;
-    for (const Vma& v : Vmas(lo, hi)) {
+    for (const Vma& v : Vmas(lo_, hi_)) {
       std::string perms;
       perms += (v.prot & PROT_READ) ? 'r' : '-';
       perms += (v.prot & PROT_WRITE) ? 'w' : '-';
@@ -370,114 +394,109 @@ class HostComparison : public MmTest, public testing::WithParamInterface<int> {
     }
     return lines;
   }
-};
+  int Random(int n) { return static_cast<int>(rng_() % n); }
+  uint64_t RandomLength(uint64_t addr) {
+    return std::min<uint64_t>((1 + Random(8)) * kPg, hi_ - addr);
+  }
 
-TEST_P(HostComparison, RandomCalls) {
-  constexpr uint64_t kPages = 48;
-  const uint64_t lo = kBase + uint64_t{0x1000000} * GetParam(), hi = lo + kPages * kPg;
-  auto host_rw = MemFile(kPages * kPg);
-  const int host_ro_fd =
-      open(("/proc/self/fd/" + std::to_string(host_rw->get())).c_str(), O_RDONLY | O_CLOEXEC);
-  auto host_ro = base::MakeRef<base::HostFd>(host_ro_fd);
-  struct File {
-    base::Ref<FileDescription> file;
-    int fd;
-  };
-  const File files[] = {{base::MakeRef<FakeFile>(host_rw, O_RDWR), host_rw->get()},
-                        {base::MakeRef<FakeFile>(host_ro, O_RDONLY), host_ro_fd}};
-  std::mt19937 rng(GetParam());
-  auto rnd = [&](int n) { return static_cast<int>(rng() % n); };
-  const int prots[] = {PROT_NONE, PROT_READ, kRw, kRw, PROT_READ | PROT_EXEC};
-  runner_.can_queue = GetParam() % 2;
-  for (int step = 0; step < 400; ++step) {
-    const uint64_t addr = lo + rnd(kPages) * kPg;
-    const uint64_t length = std::min<uint64_t>((1 + rnd(8)) * kPg, hi - addr);
-    const int prot = prots[rnd(5)];
-    int64_t ours = 0, theirs = 0;
-    std::string what;
-    auto host = [](auto r) -> int64_t {
-      if constexpr (std::is_pointer_v<decltype(r)>) {
-        return r == MAP_FAILED ? -errno : reinterpret_cast<int64_t>(r);
-      } else {
-        return r < 0 ? -errno : r;
-      }
-    };
-    auto value = [](const base::Result<uint64_t>& r) -> int64_t {
-      return r.ok() ? static_cast<int64_t>(*r) : -r.error().code();
-    };
-    auto status = [](const base::Status& s) -> int64_t { return s.ok() ? 0 : -s.error().code(); };
-    void* const at = reinterpret_cast<void*>(addr);
-    switch (rnd(9)) {
+  void MapAnonymous(Call& c) {
+    const int flags = (Random(3) == 2 ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_FIXED |
+                      (Random(4) == 0 ? MAP_NORESERVE : 0);
+    c.what = "mmap anonymous";
+    c.theirs = Host(mmap(reinterpret_cast<void*>(c.addr), c.length, c.prot, flags, -1, 0));
+    c.ours = Ours(Map(c.addr, c.length, c.prot, flags));
+  }
+  void MapFile(Call& c) {
+    const bool ro = Random(2);
+    const int flags = (Random(2) ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED;
+    const uint64_t offset = Random(3) == 0 ? Random(kPages) * kPg : c.addr - lo_;
+    c.what = "mmap file";
+    c.theirs = Host(mmap(reinterpret_cast<void*>(c.addr), c.length, c.prot, flags,
+                         (ro ? host_ro_ : host_rw_)->get(), static_cast<off_t>(offset)));
+    c.ours = Ours(Map(c.addr, c.length, c.prot, flags, ro ? file_ro_ : file_rw_, offset));
+  }
+  void Remap(Call& c) {
+    void* const at = reinterpret_cast<void*>(c.addr);
+    if (Random(2)) {
+      const uint64_t new_length = RandomLength(c.addr);
+      c.what = "mremap in place";
+      c.theirs = Host(mremap(at, c.length, new_length, 0));
+      c.ours = Ours(mm_->Mremap(runner_, c.addr, c.length, new_length, 0, 0));
+      return;
+    }
+    // Moves of several mappings at once are newer than what we follow.
+    const std::vector<Vma> around = Vmas(c.addr, c.addr + 1);
+    if (!around.empty() && c.addr + c.length > around[0].end) return;
+    const uint64_t to = lo_ + Random(kPages) * kPg, new_length = RandomLength(to);
+    constexpr int kFlags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    c.what = "mremap";
+    c.theirs = Host(mremap(at, c.length, new_length, kFlags, reinterpret_cast<void*>(to)));
+    c.ours = Ours(mm_->Mremap(runner_, c.addr, c.length, new_length, kFlags, to));
+  }
+  void Advise(Call& c) {
+    const int advices[] = {MADV_DONTFORK, MADV_DOFORK,     MADV_WIPEONFORK, MADV_KEEPONFORK,
+                           MADV_DONTDUMP, MADV_DODUMP,     MADV_DONTNEED,   MADV_NORMAL,
+                           MADV_FREE,     MADV_SEQUENTIAL, MADV_WILLNEED};
+    const int advice = advices[Random(std::size(advices))];
+    c.what = "madvise " + std::to_string(advice);
+    c.theirs = Host(madvise(reinterpret_cast<void*>(c.addr), c.length, advice));
+    c.ours = Ours(mm_->Madvise(runner_, c.addr, c.length, advice));
+  }
+  Call RandomCall() {
+    const int prots[] = {PROT_NONE, PROT_READ, kRw, kRw, PROT_READ | PROT_EXEC};
+    Call c;
+    c.addr = lo_ + Random(kPages) * kPg;
+    c.length = RandomLength(c.addr);
+    c.prot = prots[Random(5)];
+    void* const at = reinterpret_cast<void*>(c.addr);
+    switch (Random(9)) {
       case 0:
-      case 1: {
-        const int kind = rnd(3);
-        const int flags = (kind == 2 ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_FIXED |
-                          (rnd(4) == 0 ? MAP_NORESERVE : 0);
-        what = "mmap anonymous";
-        theirs = host(mmap(at, length, prot, flags, -1, 0));
-        ours = value(Map(addr, length, prot, flags));
+      case 1:
+        MapAnonymous(c);
         break;
-      }
-      case 2: {
-        const File& file = files[rnd(2)];
-        const int flags = (rnd(2) ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED;
-        const uint64_t offset = rnd(3) == 0 ? rnd(kPages) * kPg : addr - lo;
-        what = "mmap file";
-        theirs = host(mmap(at, length, prot, flags, file.fd, static_cast<off_t>(offset)));
-        ours = value(Map(addr, length, prot, flags, file.file, offset));
+      case 2:
+        MapFile(c);
         break;
-      }
       case 3:
-        what = "munmap";
-        theirs = host(munmap(at, length));
-        ours = status(mm_->Munmap(runner_, addr, length));
+        c.what = "munmap";
+        c.theirs = Host(munmap(at, c.length));
+        c.ours = Ours(mm_->Munmap(runner_, c.addr, c.length));
         break;
       case 4:
       case 5:
-        what = "mprotect";
-        theirs = host(mprotect(at, length, prot));
-        ours = status(mm_->Mprotect(runner_, addr, length, prot));
+        c.what = "mprotect";
+        c.theirs = Host(mprotect(at, c.length, c.prot));
+        c.ours = Ours(mm_->Mprotect(runner_, c.addr, c.length, c.prot));
         break;
-      case 6: {
-        const uint64_t to = lo + rnd(kPages) * kPg;
-        const uint64_t new_length = std::min<uint64_t>((1 + rnd(8)) * kPg, hi - to);
-        // Moves of several mappings at once are newer than what we follow.
-        const std::vector<Vma> around = Vmas(addr, addr + 1);
-        if (!around.empty() && addr + length > around[0].end) continue;
-        what = "mremap";
-        theirs = host(mremap(at, length, new_length, MREMAP_MAYMOVE | MREMAP_FIXED,
-                             reinterpret_cast<void*>(to)));
-        ours = value(
-            mm_->Mremap(runner_, addr, length, new_length, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+      case 6:
+      case 7:
+        Remap(c);
         break;
-      }
-      case 7: {
-        const uint64_t new_length = std::min<uint64_t>((1 + rnd(8)) * kPg, hi - addr);
-        what = "mremap in place";
-        theirs = host(mremap(at, length, new_length, 0));
-        ours = value(mm_->Mremap(runner_, addr, length, new_length, 0, 0));
+      case 8:
+        Advise(c);
         break;
-      }
-      case 8: {
-        const int advices[] = {MADV_DONTFORK,   MADV_DOFORK, MADV_WIPEONFORK, MADV_KEEPONFORK,
-                               MADV_DONTDUMP,   MADV_DODUMP, MADV_DONTNEED,   MADV_NORMAL,
-                               MADV_SEQUENTIAL, MADV_FREE,   MADV_WILLNEED};
-        const int advice = advices[rnd(std::size(advices))];
-        what = "madvise " + std::to_string(advice);
-        theirs = host(madvise(at, length, advice));
-        ours = status(mm_->Madvise(runner_, addr, length, advice));
-        break;
-      }
     }
+    return c;
+  }
+
+  const uint64_t lo_ = kBase + uint64_t{0x1000000} * GetParam(), hi_ = lo_ + kPages * kPg;
+  base::Ref<base::HostFd> host_rw_, host_ro_;
+  base::Ref<FileDescription> file_rw_, file_ro_;
+  std::mt19937 rng_;
+};
+
+TEST_P(HostComparison, RandomCalls) {
+  runner_.can_queue = GetParam() % 2;
+  for (int step = 0; step < 400; ++step) {
+    const Call c = RandomCall();
     runner_.Flush();
-    ASSERT_EQ(ours, theirs) << what << " step " << step << std::hex << " addr " << addr
-                            << " length " << length << " prot " << prot;
-    ASSERT_EQ(OurMaps(lo, hi), HostMaps(lo, hi))
-        << what << " step " << step << std::hex << " addr " << addr << " length " << length;
+    SCOPED_TRACE(testing::Message() << c.what << " step " << step << std::hex << " addr " << c.addr
+                                    << " length " << c.length << " prot " << c.prot);
+    ASSERT_EQ(c.ours, c.theirs);
+    ASSERT_EQ(OurMaps(), HostMaps(lo_, hi_));
     CheckModel();
     if (HasFatalFailure()) return;
   }
-  munmap(reinterpret_cast<void*>(lo), hi - lo);
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, HostComparison, testing::Range(0, 24));

@@ -97,6 +97,28 @@ base::Status CheckFile(const MmapArgs& args, uint64_t length, int prot, Vma* vma
   return base::Ok();
 }
 
+// What `vma`, whose extent and protection are set, is a mapping of.
+base::Status SetKind(const MmapArgs& args, Vma* vma) {
+  const bool grows_down = (args.flags & MAP_GROWSDOWN) != 0;
+  if (args.file) {
+    TRY(CheckFile(args, vma->size(), vma->prot, vma));
+    vma->file = args.file;
+    vma->offset = args.offset;
+    vma->host = TRY(args.file->Mmap(args.offset, vma->size(), vma->prot, vma->shared));
+    return grows_down ? base::Status(base::Error(EINVAL)) : base::Ok();
+  }
+  switch (args.flags & MAP_TYPE) {
+    case MAP_SHARED:
+      if (grows_down) return base::Error(EINVAL);
+      vma->shared = true;
+      return base::Ok();
+    case MAP_PRIVATE:
+      return base::Ok();
+    default:
+      return base::Error(EINVAL);
+  }
+}
+
 }  // namespace
 
 base::Result<SharedMemory> NewSharedMemory(uint64_t length) {
@@ -241,24 +263,7 @@ base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& 
   vma.prot = prot;
   if (flags & MAP_GROWSDOWN) vma.flags |= kVmaGrowsDown;
   if (flags & MAP_NORESERVE) vma.flags |= kVmaNoReserve;
-  if (args.file) {
-    TRY(CheckFile(args, length, prot, &vma));
-    vma.file = args.file;
-    vma.offset = args.offset;
-    vma.host = TRY(args.file->Mmap(args.offset, length, prot, vma.shared));
-    if (flags & MAP_GROWSDOWN) return base::Error(EINVAL);
-  } else {
-    switch (flags & MAP_TYPE) {
-      case MAP_SHARED:
-        if (flags & MAP_GROWSDOWN) return base::Error(EINVAL);
-        vma.shared = true;
-        break;
-      case MAP_PRIVATE:
-        break;
-      default:
-        return base::Error(EINVAL);
-    }
-  }
+  TRY(SetKind(args, &vma));
   if (!impl.MayExpand(runner, prot, vma.shared, vma.flags, length)) {
     const uint64_t replaced = impl.vmas.MappedBytes(addr, addr + length);
     if (!impl.MayExpand(runner, prot, vma.shared, vma.flags, length - replaced)) {
@@ -277,33 +282,37 @@ base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& 
   }
   if (!vma.shared && (prot & PROT_WRITE) && !(vma.flags & kVmaNoReserve)) vma.flags |= kVmaAccount;
 
+  TRY(impl.Place(runner, std::move(vma), flags));
+  return addr;
+}
+
+base::Status MemoryManager::Impl::Place(OrderRunner& runner, Vma vma, int flags) {
+  const uint64_t addr = vma.start, end = vma.end;
+  const int prot = vma.prot;
+  const bool write = (prot & PROT_WRITE) && !vma.shared;
   Orders orders;
   if (flags & MAP_FIXED) {
     // What is replaced is gone even if the new mapping fails, as in Linux; of its host memory only
     // what a stack kept ready below has to be unmapped.
-    for (const Vma& old : impl.vmas.Remove(addr, addr + length)) {
-      Impl::AddMunmapOrder(orders, old.host_start, std::min(old.start, addr));
+    for (const Vma& old : vmas.Remove(addr, end)) {
+      AddMunmapOrder(orders, old.host_start, std::min(old.start, addr));
     }
   }
-  impl.ClaimRange(orders, addr, addr + length);
-  Impl::AddMapOrder(orders, vma);
-  impl.vmas.Insert(std::move(vma));
+  ClaimRange(orders, addr, end);
+  AddMapOrder(orders, vma);
+  vmas.Insert(std::move(vma));
   Undo undo;
-  undo.Add(addr, addr + length, {});
+  undo.Add(addr, end, {});
   const bool populate =
       (flags & MAP_LOCKED) || (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE;
-  if (!populate || prot == PROT_NONE) {
-    TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
-    return addr;
-  }
+  if (!populate || prot == PROT_NONE) return Commit(runner, std::move(orders), std::move(undo));
   auto failed = std::make_shared<bool>(false);
   undo.also = [failed] { *failed = true; };
-  TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
-  impl.Populate(runner, addr, length, (prot & PROT_WRITE) && !(flags & MAP_SHARED),
-                [failed, addr](int error) {
-                  return *failed ? int64_t{-ENOMEM} : static_cast<int64_t>(addr);
-                });
-  return addr;
+  TRY(Commit(runner, std::move(orders), std::move(undo)));
+  Populate(runner, addr, end - addr, write, [failed, addr](int error) {
+    return *failed ? int64_t{-ENOMEM} : static_cast<int64_t>(addr);
+  });
+  return base::Ok();
 }
 
 void MemoryManager::Impl::Populate(OrderRunner& runner, uint64_t addr, uint64_t length, bool write,

@@ -16,8 +16,8 @@ namespace {
 
 constexpr uint64_t kTaskSize = 0x7ffffffff000;
 
-base::Status CheckMremap(uint64_t old_addr, uint64_t old_length, uint64_t new_length, int flags,
-                         uint64_t new_addr) {
+base::Status CheckArguments(uint64_t old_addr, uint64_t old_length, uint64_t new_length, int flags,
+                            uint64_t new_addr) {
   if (flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP)) return base::Error(EINVAL);
   if (old_addr & ~kPageMask) return base::Error(EINVAL);
   if (new_length == 0 || new_length > kTaskSize) return base::Error(EINVAL);
@@ -43,108 +43,123 @@ Vma Moved(const Vma& vma, uint64_t at, uint64_t new_addr, uint64_t length) {
 
 }  // namespace
 
+base::Status MemoryManager::Impl::CheckMremap(const OrderRunner& runner, const MremapArgs& args,
+                                              const Vma& vma) const {
+  const bool moves = (args.flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0;
+  if (args.flags & MREMAP_FIXED) {
+    if (args.new_addr < min_addr) return base::Error(EPERM);
+    if (args.new_length > max_addr || args.new_addr > max_addr - args.new_length) {
+      return base::Error(ENOMEM);
+    }
+  }
+  const uint64_t room = vma.end - args.old_addr;
+  const bool shrinks = moves && args.old_length > args.new_length && args.new_length <= room;
+  if (args.old_length > room && !shrinks) return base::Error(EFAULT);
+  const uint64_t grow = args.new_length > args.old_length ? args.new_length - args.old_length : 0;
+  if (grow > 0) {
+    const uint64_t offset = vma.offset + (args.old_addr - vma.start);
+    if (args.old_length != 0 && vma.file && offset + args.new_length < vma.offset) {
+      return base::Error(EINVAL);
+    }
+    if ((vma.flags & kVmaLocked) && !MayLock(runner, grow)) return base::Error(EAGAIN);
+  }
+  const uint64_t added = (args.flags & MREMAP_DONTUNMAP) ? args.new_length : grow;
+  if (added > 0 && !MayExpand(runner, vma.prot, vma.shared, vma.flags, added)) {
+    return base::Error(ENOMEM);
+  }
+  return base::Ok();
+}
+
+base::Status MemoryManager::Impl::GrowInPlace(OrderRunner& runner, const Vma& vma, uint64_t grow) {
+  Vma more = vma;
+  more.start = more.host_start = vma.end;
+  more.end = vma.end + grow;
+  if (vma.file || vma.host.file) more.offset = vma.offset + vma.size();
+  if (vma.host.file) more.host.offset = vma.host.offset + vma.size();
+  const uint64_t lo = more.start, hi = more.end;
+  Orders orders;
+  ClaimRange(orders, lo, hi);
+  AddMapOrder(orders, more);
+  vmas.Insert(std::move(more));
+  Undo undo;
+  undo.Add(lo, hi, {});
+  return Commit(runner, std::move(orders), std::move(undo));
+}
+
+base::Result<uint64_t> MemoryManager::Impl::Move(OrderRunner& runner, MremapArgs args,
+                                                 const Vma& source) {
+  const uint64_t old_addr = args.old_addr, new_length = args.new_length;
+  Orders orders;
+  Undo undo;
+  // What is at the new place goes, as does the tail of a mapping that shrinks.
+  if (args.flags & MREMAP_FIXED) {
+    for (const Vma& old : vmas.Remove(args.new_addr, args.new_addr + new_length)) {
+      AddMunmapOrder(orders, old.host_start, old.end);
+    }
+  } else {
+    const bool huge = !source.file && !source.shared && new_length % kHugePageSize == 0;
+    auto at = FindGap(new_length, huge ? kHugePageSize : kPageSize);
+    args.new_addr = at.ok() ? *at : TRY(FindGap(new_length, kPageSize));
+  }
+  const uint64_t new_addr = args.new_addr;
+  ClaimRange(orders, new_addr, new_addr + new_length);
+  if (args.old_length > new_length) {
+    const uint64_t lo = old_addr + new_length, hi = old_addr + args.old_length;
+    undo.Add(lo, hi, UnmapRange(orders, lo, hi));
+    args.old_length = new_length;
+  }
+  const uint64_t old_end = old_addr + args.old_length;
+  Vma target = Moved(source, old_addr, new_addr, new_length);
+  if (args.flags & MREMAP_DONTUNMAP) target.flags &= ~kVmaLocked;
+  if (args.old_length == 0) {
+    AddMapOrder(orders, target);  // a second view of the same object
+  } else {
+    orders.emplace_back(platform::order::Mremap{old_addr, args.old_length, new_addr, new_length});
+    if (args.flags & MREMAP_DONTUNMAP) {
+      Vma left = VmaSet::Cut(source, old_addr, old_end);
+      left.host_start = left.start;
+      AddMapOrder(orders, left);
+    } else {
+      std::vector<Vma> removed = vmas.Remove(old_addr, old_end);
+      for (const Vma& old : removed) AddMunmapOrder(orders, old.host_start, old.start);
+      undo.Add(old_addr, old_end, std::move(removed));
+    }
+  }
+  vmas.Insert(std::move(target));
+  undo.Add(new_addr, new_addr + new_length, {});
+  TRY(Commit(runner, std::move(orders), std::move(undo)));
+  return new_addr;
+}
+
 base::Result<uint64_t> MemoryManager::Mremap(OrderRunner& runner, uint64_t old_addr,
                                              uint64_t old_length, uint64_t new_length, int flags,
                                              uint64_t new_addr) {
-  old_length = PageUp(old_length);
-  new_length = PageUp(new_length);
-  TRY(CheckMremap(old_addr, old_length, new_length, flags, new_addr));
+  const Impl::MremapArgs args{old_addr, PageUp(old_length), PageUp(new_length), flags, new_addr};
+  TRY(CheckArguments(args.old_addr, args.old_length, args.new_length, flags, new_addr));
   Impl& impl = *impl_;
   fiber::MutexLock lock(&impl.mutex);
   const bool moves = (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0;
   if (moves && impl.vmas.count() + 2 >= kMaxMapCount - 3) return base::Error(ENOMEM);
   const Vma* found = impl.vmas.At(old_addr);
   if (found == nullptr) return base::Error(EFAULT);
-  if (old_length == 0 && !found->shared) return base::Error(EINVAL);
-
-  if (!moves && old_length >= new_length) {  // shrinks in place, or stays
-    if (old_length > new_length) {
-      TRY(impl.MunmapLocked(runner, old_addr + new_length, old_length - new_length));
+  if (args.old_length == 0 && !found->shared) return base::Error(EINVAL);
+  if (!moves && args.old_length >= args.new_length) {  // shrinks in place, or stays
+    if (args.old_length > args.new_length) {
+      TRY(impl.MunmapLocked(runner, old_addr + args.new_length, args.old_length - args.new_length));
     }
     return old_addr;
   }
-  Orders orders;
-  Undo undo;
-  if (flags & MREMAP_FIXED) {
-    if (new_addr < impl.min_addr) return base::Error(EPERM);
-    if (new_length > impl.max_addr || new_addr > impl.max_addr - new_length) {
-      return base::Error(ENOMEM);
-    }
-  }
-  if (old_length > found->end - old_addr &&
-      !(moves && old_length > new_length && new_length <= found->end - old_addr)) {
-    return base::Error(EFAULT);
-  }
-  const uint64_t grow = new_length > old_length ? new_length - old_length : 0;
-  if (grow > 0) {
-    if (old_length != 0 && found->file &&
-        found->offset + (old_addr - found->start) + new_length < found->offset) {
-      return base::Error(EINVAL);
-    }
-    if ((found->flags & kVmaLocked) && !impl.MayLock(runner, grow)) return base::Error(EAGAIN);
-  }
-  const uint64_t added = (flags & MREMAP_DONTUNMAP) ? new_length : grow;
-  if (added > 0 && !impl.MayExpand(runner, found->prot, found->shared, found->flags, added)) {
-    return base::Error(ENOMEM);
-  }
-
-  // Grow in place.
-  if (!moves && old_length == found->end - old_addr && old_length != 0 &&
-      new_length <= impl.max_addr - old_addr &&
+  TRY(impl.CheckMremap(runner, args, *found));
+  const uint64_t grow = args.new_length - std::min(args.new_length, args.old_length);
+  if (!moves && args.old_length == found->end - old_addr && args.old_length != 0 &&
+      args.new_length <= impl.max_addr - old_addr &&
       !impl.vmas.Overlaps(found->end, found->end + grow)) {
-    Vma more = *found;
-    more.start = more.host_start = found->end;
-    more.end = found->end + grow;
-    if (found->file || found->host.file) more.offset = found->offset + found->size();
-    if (found->host.file) more.host.offset = found->host.offset + found->size();
-    const uint64_t lo = more.start, hi = more.end;
-    impl.ClaimRange(orders, lo, hi);
-    Impl::AddMapOrder(orders, more);
-    impl.vmas.Insert(std::move(more));
-    undo.Add(lo, hi, {});
-    TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
+    TRY(impl.GrowInPlace(runner, *found, grow));
     return old_addr;
   }
   if (!(flags & MREMAP_MAYMOVE)) return base::Error(ENOMEM);
-
-  // Move. What is at the new place goes, as does the tail of a mapping that shrinks.
   const Vma source = *found;
-  if (flags & MREMAP_FIXED) {
-    for (const Vma& old : impl.vmas.Remove(new_addr, new_addr + new_length)) {
-      Impl::AddMunmapOrder(orders, old.host_start, old.end);
-    }
-  } else {
-    const bool huge = !source.file && !source.shared && new_length % kHugePageSize == 0;
-    auto at = impl.FindGap(new_length, huge ? kHugePageSize : kPageSize);
-    new_addr = at.ok() ? *at : TRY(impl.FindGap(new_length, kPageSize));
-  }
-  impl.ClaimRange(orders, new_addr, new_addr + new_length);
-  if (old_length > new_length) {
-    undo.Add(old_addr + new_length, old_addr + old_length,
-             impl.UnmapRange(orders, old_addr + new_length, old_addr + old_length));
-    old_length = new_length;
-  }
-  Vma target = Moved(source, old_addr, new_addr, new_length);
-  const bool keep_old = (flags & MREMAP_DONTUNMAP) != 0;
-  if (keep_old) target.flags &= ~kVmaLocked;
-  if (old_length == 0) {
-    Impl::AddMapOrder(orders, target);  // a second view of the same object
-  } else {
-    orders.emplace_back(platform::order::Mremap{old_addr, old_length, new_addr, new_length});
-    if (keep_old) {
-      Vma left = VmaSet::Cut(source, old_addr, old_addr + old_length);
-      left.host_start = left.start;
-      Impl::AddMapOrder(orders, left);
-    } else {
-      std::vector<Vma> removed = impl.vmas.Remove(old_addr, old_addr + old_length);
-      for (const Vma& old : removed) Impl::AddMunmapOrder(orders, old.host_start, old.start);
-      undo.Add(old_addr, old_addr + old_length, std::move(removed));
-    }
-  }
-  impl.vmas.Insert(std::move(target));
-  undo.Add(new_addr, new_addr + new_length, {});
-  TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
-  return new_addr;
+  return impl.Move(runner, args, source);
 }
 
 base::Status MemoryManager::RemapFilePages(OrderRunner& runner, uint64_t addr, uint64_t length,
