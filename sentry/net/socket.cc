@@ -55,7 +55,8 @@ Result<T> ValueFrom(std::span<const std::byte> bytes) {
 Result<int64_t> TimeoutFrom(std::span<const std::byte> value) {
   timeval tv = TRY(ValueFrom<timeval>(value));
   if (tv.tv_usec < 0 || tv.tv_usec >= 1'000'000) return Error(EDOM);
-  if (tv.tv_sec < 0 || tv.tv_sec > std::numeric_limits<int64_t>::max() / kSecond - 1) return int64_t{0};
+  if (tv.tv_sec < 0 || tv.tv_sec > std::numeric_limits<int64_t>::max() / kSecond - 1)
+    return int64_t{0};
   return tv.tv_sec * kSecond + tv.tv_usec * 1000;
 }
 

@@ -58,7 +58,7 @@ struct RecvArgs {
   int flags = 0;
   bool nonblock = false;
   // Results.
-  int out_flags = 0;  // MSG_TRUNC, ...
+  int out_flags = 0;       // MSG_TRUNC, ...
   size_t full_length = 0;  // of the message, for MSG_TRUNC
   SockAddr from;
   std::vector<base::Ref<FileDescription>> files;

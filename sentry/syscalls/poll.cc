@@ -145,8 +145,7 @@ Result<uint64_t> DoPoll(Task& t, uint64_t addr, uint32_t count, int64_t deadline
 Result<uint64_t> PollWithRestart(Task& t, uint64_t addr, uint32_t count, int64_t deadline_ns) {
   Result<uint64_t> r = DoPoll(t, addr, count, deadline_ns);
   if (r.ok() || r.error().code() != EINTR) return r;
-  t.SetRestartBlock(
-      [=](Task& task) { return PollWithRestart(task, addr, count, deadline_ns); });
+  t.SetRestartBlock([=](Task& task) { return PollWithRestart(task, addr, count, deadline_ns); });
   return Error(base::kERESTART_RESTARTBLOCK);
 }
 
@@ -257,8 +256,7 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
   auto emit = [&](std::span<const EpollEvent> events) {
     return t.memory().Write(addr, std::as_bytes(events));
   };
-  return uint64_t{
-      TRY(EventPoll::From(*file)->Wait(static_cast<size_t>(max), deadline_ns, emit))};
+  return uint64_t{TRY(EventPoll::From(*file)->Wait(static_cast<size_t>(max), deadline_ns, emit))};
 }
 
 }  // namespace

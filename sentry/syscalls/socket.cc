@@ -90,7 +90,8 @@ Result<uint64_t> SysSocketpair(Task& t, const SyscallArgs& a) {
   fds[0] = TRY(t.InstallFile(std::move(first), cloexec));
   Result<int> other = t.InstallFile(std::move(second), cloexec);
   if (other.ok()) fds[1] = *other;
-  Status status = other.ok() ? t.memory().Write(a[3], std::as_bytes(std::span(fds))) : other.error();
+  Status status =
+      other.ok() ? t.memory().Write(a[3], std::as_bytes(std::span(fds))) : other.error();
   if (!status.ok()) {
     t.fd_table().Remove(fds[0]);
     if (other.ok()) t.fd_table().Remove(fds[1]);

@@ -22,10 +22,10 @@ using base::Result;
 using base::Status;
 using base::UserPtr;
 
-constexpr size_t kMaxFiles = 253;          // SCM_MAX_FD
+constexpr size_t kMaxFiles = 253;           // SCM_MAX_FD
 constexpr size_t kMaxControl = 128 * 1024;  // net.core.optmem_max
 constexpr size_t kHeader = sizeof(cmsghdr);
-constexpr uint32_t kMaxBatch = 1024;       // UIO_MAXIOV, of sendmmsg and recvmmsg
+constexpr uint32_t kMaxBatch = 1024;  // UIO_MAXIOV, of sendmmsg and recvmmsg
 
 // struct msghdr and mmsghdr of amd64.
 struct UserMsghdr {
@@ -268,8 +268,8 @@ Result<uint64_t> SysSendmmsg(Task& t, const SyscallArgs& a) {
     uint64_t at = a[1] + i * kMmsgSize;
     Result<uint64_t> n = DoSendmsg(t, s, at, a.Int(3));
     if (n.ok()) {
-      Status stored = UserPtr<uint32_t>(at + kMmsgLength)
-                          .CopyOut(t.memory(), static_cast<uint32_t>(*n));
+      Status stored =
+          UserPtr<uint32_t>(at + kMmsgLength).CopyOut(t.memory(), static_cast<uint32_t>(*n));
       if (!stored.ok()) n = stored.error();
     }
     if (!n.ok()) return i > 0 ? Result<uint64_t>(uint64_t{i}) : n;
@@ -298,8 +298,8 @@ Result<uint64_t> SysRecvmmsg(Task& t, const SyscallArgs& a) {
     uint64_t at = a[1] + done * kMmsgSize;
     last = DoRecvmsg(t, s, at, flags & ~MSG_WAITFORONE);
     if (last.ok()) {
-      Status stored = UserPtr<uint32_t>(at + kMmsgLength)
-                          .CopyOut(t.memory(), static_cast<uint32_t>(*last));
+      Status stored =
+          UserPtr<uint32_t>(at + kMmsgLength).CopyOut(t.memory(), static_cast<uint32_t>(*last));
       if (!stored.ok()) last = stored.error();
     }
     if (!last.ok()) break;

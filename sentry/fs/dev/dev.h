@@ -23,9 +23,9 @@ struct DevNode {
 };
 
 // Makes what the OCI runtime specification wants in every container's /dev ("Default Devices":
-// null zero full random urandom tty, and ptmx, fd, stdin, stdout, stderr as symbolic links), console
-// if asked, and then `nodes`. What is there already stays. `ctx` starts at the container's root with
-// all capabilities. Errors tell the path in `failed`.
+// null zero full random urandom tty, and ptmx, fd, stdin, stdout, stderr as symbolic links),
+// console if asked, and then `nodes`. What is there already stays. `ctx` starts at the container's
+// root with all capabilities. Errors tell the path in `failed`.
 base::Status PopulateDev(Vfs& vfs, const WalkContext& ctx, bool console,
                          std::span<const DevNode> nodes, std::string* failed);
 

@@ -146,13 +146,12 @@ void Console::PumpOut() {
 }
 
 void Console::Flush() {
-  fiber::WaitUntil(
-      terminal_->master_queue(), EPOLLMSG,
-      [this] {
-        return gone_.load() ||
-               (!writing_.load() && (terminal_->MasterReadiness() & EPOLLIN) == 0);
-      },
-      {.deadline_ns = MonotonicNs() + kFlushLimitNs});
+  fiber::WaitUntil(terminal_->master_queue(), EPOLLMSG,
+                   [this] {
+                     return gone_.load() ||
+                            (!writing_.load() && (terminal_->MasterReadiness() & EPOLLIN) == 0);
+                   },
+                   {.deadline_ns = MonotonicNs() + kFlushLimitNs});
 }
 
 }  // namespace sentry

@@ -1,6 +1,6 @@
-// The console of a process that runsc starts with a terminal: a pseudo-terminal of the sandbox whose
-// master end is pumped to and from a terminal of the host. The host's terminal is put into raw mode
-// and only carries bytes; line editing, job control and signals are the sandbox's own.
+// The console of a process that runsc starts with a terminal: a pseudo-terminal of the sandbox
+// whose master end is pumped to and from a terminal of the host. The host's terminal is put into
+// raw mode and only carries bytes; line editing, job control and signals are the sandbox's own.
 #pragma once
 
 #include <atomic>

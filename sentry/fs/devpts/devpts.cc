@@ -122,7 +122,9 @@ base::Result<DevptsFs::Options> DevptsFs::ParseOptions(std::string_view data) {
 }
 
 DevptsFs::DevptsFs(Kernel* kernel, const Options& options)
-    : PseudoFs("devpts", DEVPTS_SUPER_MAGIC, /*dynamic=*/true), kernel_(kernel), options_(options) {}
+    : PseudoFs("devpts", DEVPTS_SUPER_MAGIC, /*dynamic=*/true),
+      kernel_(kernel),
+      options_(options) {}
 
 std::string DevptsFs::ShowOptions() const {
   char mode[32];
@@ -134,9 +136,7 @@ std::string DevptsFs::ShowOptions() const {
   return s;
 }
 
-base::Ref<Inode> DevptsFs::NewRoot(base::Ref<DevptsFs> fs) {
-  return base::MakeRef<Root>(fs.get());
-}
+base::Ref<Inode> DevptsFs::NewRoot(base::Ref<DevptsFs> fs) { return base::MakeRef<Root>(fs.get()); }
 
 base::Ref<Inode> DevptsFs::Find(int index) {
   absl::MutexLock lock(&mutex_);
@@ -154,9 +154,9 @@ base::Result<base::Ref<Terminal>> DevptsFs::NewTerminal(const Credentials& creds
   }
   if (index >= options_.max) return base::Error(ENOSPC);
   auto terminal = base::MakeRef<Terminal>(kernel_, base::Ref<DevptsFs>(this), index);
-  slaves_[index] = base::MakeRef<SlaveInode>(
-      this, options_.mode, options_.set_uid ? options_.uid : creds.fsuid,
-      options_.set_gid ? options_.gid : creds.fsgid, terminal);
+  slaves_[index] =
+      base::MakeRef<SlaveInode>(this, options_.mode, options_.set_uid ? options_.uid : creds.fsuid,
+                                options_.set_gid ? options_.gid : creds.fsgid, terminal);
   return terminal;
 }
 

@@ -48,7 +48,8 @@ Terminal::~Terminal() = default;
 std::string Terminal::name() const { return "pts/" + std::to_string(index_); }
 
 dev_t Terminal::device() const {
-  return makedev(kPtsMajor + static_cast<unsigned>(index_) / 256, static_cast<unsigned>(index_) % 256);
+  return makedev(kPtsMajor + static_cast<unsigned>(index_) / 256,
+                 static_cast<unsigned>(index_) % 256);
 }
 
 base::Result<base::Ref<FileDescription>> Terminal::Open(const OpenArgs& args) {
@@ -168,8 +169,8 @@ struct Terminal::ReadState {
   bool done = false;
   bool canonical = false;
   size_t minimum = 1;
-  int64_t wait_ns = -1;       // for the first byte; -1 without end
-  int64_t interbyte_ns = 0;   // after the first byte, if > 0
+  int64_t wait_ns = -1;      // for the first byte; -1 without end
+  int64_t interbyte_ns = 0;  // after the first byte, if > 0
 };
 
 // Takes what one pass of n_tty_read() takes; 0 if there is nothing.
@@ -195,7 +196,8 @@ base::Result<size_t> Terminal::ReadStep(IoDest& dst, ReadState* s) {
       }
     }
     available = line_.InputAvailable();
-    n = line_.Read(std::span(buffer).first(std::min(sizeof(buffer), dst.remaining())), &end_of_line);
+    n = line_.Read(std::span(buffer).first(std::min(sizeof(buffer), dst.remaining())),
+                   &end_of_line);
     Pump();
   }
   if (available) Settle();
@@ -276,14 +278,13 @@ base::Result<size_t> Terminal::Write(IoSource& src, bool nonblock) {
         continue;
       }
       if (nonblock) return total > 0 ? base::Result<size_t>(total) : base::Error(EAGAIN);
-      auto reason = fiber::WaitUntil(
-          slave_queue_, EPOLLOUT | EPOLLHUP,
-          [this] {
-            if (hung_up()) return true;
-            absl::MutexLock lock(&mutex_);
-            return Room() >= 8;  // what one byte may become
-          },
-          {.interruptible = true});
+      auto reason = fiber::WaitUntil(slave_queue_, EPOLLOUT | EPOLLHUP,
+                                     [this] {
+                                       if (hung_up()) return true;
+                                       absl::MutexLock lock(&mutex_);
+                                       return Room() >= 8;  // what one byte may become
+                                     },
+                                     {.interruptible = true});
       if (reason == fiber::WakeReason::kInterrupted) {
         return total > 0 ? base::Result<size_t>(total) : base::Error(base::kERESTARTSYS);
       }
@@ -333,14 +334,13 @@ base::Result<size_t> Terminal::MasterRead(IoDest& dst, bool nonblock) {
     }
     if (closed) return base::Error(EIO);
     if (nonblock) return base::Error(EAGAIN);
-    auto reason = fiber::WaitUntil(
-        master_queue_, EPOLLIN | EPOLLHUP | EPOLLPRI,
-        [this] {
-          absl::MutexLock lock(&mutex_);
-          return !output_.empty() || (packet_ && packet_status_ != 0) ||
-                 (slave_was_open_ && slaves_ == 0);
-        },
-        {.interruptible = true});
+    auto reason = fiber::WaitUntil(master_queue_, EPOLLIN | EPOLLHUP | EPOLLPRI,
+                                   [this] {
+                                     absl::MutexLock lock(&mutex_);
+                                     return !output_.empty() || (packet_ && packet_status_ != 0) ||
+                                            (slave_was_open_ && slaves_ == 0);
+                                   },
+                                   {.interruptible = true});
     if (reason != fiber::WakeReason::kWoken) return base::Error(base::kERESTARTSYS);
   }
 }
@@ -371,13 +371,12 @@ base::Result<size_t> Terminal::MasterWrite(IoSource& src, bool nonblock) {
       continue;
     }
     if (nonblock) return total > 0 ? base::Result<size_t>(total) : base::Error(EAGAIN);
-    auto reason = fiber::WaitUntil(
-        master_queue_, EPOLLOUT,
-        [this] {
-          absl::MutexLock lock(&mutex_);
-          return input_.size() < kInputLimit;
-        },
-        {.interruptible = true});
+    auto reason = fiber::WaitUntil(master_queue_, EPOLLOUT,
+                                   [this] {
+                                     absl::MutexLock lock(&mutex_);
+                                     return input_.size() < kInputLimit;
+                                   },
+                                   {.interruptible = true});
     if (reason != fiber::WakeReason::kWoken) {
       return total > 0 ? base::Result<size_t>(total) : base::Error(base::kERESTARTSYS);
     }

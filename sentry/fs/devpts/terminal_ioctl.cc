@@ -36,11 +36,10 @@ void FromOld(const OldTermios& o, KTermios* t) { memcpy(t, &o, sizeof(o)); }
 
 // Speeds by the CBAUD code of the control flags (tty_termios_baud_rate).
 uint32_t BaudRate(tcflag_t cflag, uint32_t other) {
-  static constexpr uint32_t kTable[] = {0,     50,    75,    110,    134,    150,    200,    300,
-                                        600,   1200,  1800,  2400,   4800,   9600,   19200,  38400,
-                                        57600, 115200, 230400, 460800, 500000, 576000, 921600,
-                                        1000000, 1152000, 1500000, 2000000, 2500000, 3000000,
-                                        3500000, 4000000};
+  static constexpr uint32_t kTable[] = {
+      0,      50,      75,      110,     134,     150,     200,     300,     600,    1200,   1800,
+      2400,   4800,    9600,    19200,   38400,   57600,   115200,  230400,  460800, 500000, 576000,
+      921600, 1000000, 1152000, 1500000, 2000000, 2500000, 3000000, 3500000, 4000000};
   uint32_t code = cflag & CBAUD;
   if (code == BOTHER) return other;
   if (code & CBAUDEX) code = (code & ~static_cast<uint32_t>(CBAUDEX)) + 15;
@@ -150,9 +149,9 @@ base::Status Terminal::StoreTermios(Task&, KTermios termios, uint32_t cmd) {
   // A pseudo-terminal has 8 bits and no modem (pty_set_termios).
   termios.c_cflag = (termios.c_cflag & ~static_cast<tcflag_t>(CSIZE | PARENB)) | CS8 | CREAD;
   termios.c_ospeed = BaudRate(termios.c_cflag, termios.c_ospeed);
-  termios.c_ispeed =
-      (termios.c_cflag >> IBSHIFT & CBAUD) == 0 ? termios.c_ospeed
-                                                : BaudRate(termios.c_cflag >> IBSHIFT, termios.c_ispeed);
+  termios.c_ispeed = (termios.c_cflag >> IBSHIFT & CBAUD) == 0
+                         ? termios.c_ospeed
+                         : BaudRate(termios.c_cflag >> IBSHIFT, termios.c_ispeed);
   termios.c_line = old.c_line;
   if (drain) TRY(Drain());
   SetTermios(termios, flush);
@@ -161,13 +160,12 @@ base::Status Terminal::StoreTermios(Task&, KTermios termios, uint32_t cmd) {
 
 // tcdrain: what a pseudo-terminal has written is with its master at once, but for stopped output.
 base::Status Terminal::Drain() {
-  auto reason = fiber::WaitUntil(
-      slave_queue_, EPOLLOUT | EPOLLHUP,
-      [this] {
-        absl::MutexLock lock(&mutex_);
-        return !stopped_ || hung_up();
-      },
-      {.interruptible = true});
+  auto reason = fiber::WaitUntil(slave_queue_, EPOLLOUT | EPOLLHUP,
+                                 [this] {
+                                   absl::MutexLock lock(&mutex_);
+                                   return !stopped_ || hung_up();
+                                 },
+                                 {.interruptible = true});
   if (reason != fiber::WakeReason::kWoken) return Error(base::kERESTARTSYS);
   return base::Ok();
 }

@@ -1,8 +1,8 @@
 // Terminal settings as the kernel keeps them (Linux: struct ktermios).
 #pragma once
 
-#include <asm/termbits.h>
 #include <asm/ioctls.h>
+#include <asm/termbits.h>
 
 #include <cstdint>
 

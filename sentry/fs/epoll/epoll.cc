@@ -18,8 +18,8 @@ namespace {
 constexpr uint32_t kPrivateBits = EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE;
 constexpr uint32_t kExclusiveOk =
     EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
-constexpr int kMaxNests = 4;               // EP_MAX_NESTS
-constexpr int kMaxWatches = 1024 * 1024;   // fs.epoll.max_user_watches
+constexpr int kMaxNests = 4;              // EP_MAX_NESTS
+constexpr int kMaxWatches = 1024 * 1024;  // fs.epoll.max_user_watches
 
 std::atomic<int> g_watches{0};
 

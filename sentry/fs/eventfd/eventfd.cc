@@ -78,8 +78,8 @@ base::Result<size_t> EventFile::Write(IoSource& src, bool nonblock) {
   if (!counter_.TryAdd(value)) {
     if (nonblock) return base::Error(EAGAIN);
     auto reason = fiber::WaitUntil(
-        counter_.queue(), EPOLLOUT, [&] { return counter_.TryAdd(value); },
-        {.interruptible = true}, /*exclusive=*/true);
+        counter_.queue(), EPOLLOUT, [&] { return counter_.TryAdd(value); }, {.interruptible = true},
+        /*exclusive=*/true);
     if (reason != fiber::WakeReason::kWoken) return base::Error(base::kERESTARTSYS);
   }
   return sizeof(value);

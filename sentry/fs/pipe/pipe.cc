@@ -271,10 +271,11 @@ size_t Pipe::BytesReadable() {
 
 base::Result<uint32_t> Pipe::SetSize(uint64_t size, bool privileged) {
   if (size > (uint64_t{1} << 31)) return base::Error(EINVAL);
-  uint32_t pages =
-      std::bit_ceil(static_cast<uint32_t>(std::max<uint64_t>((size + kPageSize - 1) / kPageSize, 1)));
+  uint32_t pages = std::bit_ceil(
+      static_cast<uint32_t>(std::max<uint64_t>((size + kPageSize - 1) / kPageSize, 1)));
   fiber::MutexLock lock(&mutex_);
-  if (uint64_t{pages} * kPageSize > g_pipe_max_size.load() && pages > slots_.load() && !privileged) {
+  if (uint64_t{pages} * kPageSize > g_pipe_max_size.load() && pages > slots_.load() &&
+      !privileged) {
     return base::Error(EPERM);
   }
   if (pages == slots_.load()) return pages * kPageSize;
@@ -304,8 +305,8 @@ base::Result<uint32_t> Pipe::SetSize(uint64_t size, bool privileged) {
 base::Status Pipe::WaitPartner(std::atomic<uint32_t>& opened) {
   uint32_t before = opened.load();
   mutex_.Unlock();
-  auto reason = fiber::WaitUntil(
-      queue_, kOpened, [&] { return opened.load() != before; }, {.interruptible = true});
+  auto reason = fiber::WaitUntil(queue_, kOpened, [&] { return opened.load() != before; },
+                                 {.interruptible = true});
   mutex_.Lock();
   if (reason != fiber::WakeReason::kWoken) return base::Error(base::kERESTARTSYS);
   return base::Ok();

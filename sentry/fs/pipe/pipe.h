@@ -32,9 +32,9 @@ class Pipe : public Inode::Special {
   // Moves what there is, at most dst.remaining(); waits for the first byte unless `nonblock`
   // (EAGAIN). 0: no writer is left. EFAULT, ERESTARTSYS.
   base::Result<size_t> Read(IoDest& dst, bool nonblock);
-  // Writes all of `src`, or what fits if `nonblock`. Up to PIPE_BUF bytes are never split. `packet`:
-  // O_DIRECT, each page or less is a packet. EPIPE without readers; *broken tells that there were
-  // none even when bytes had been written (SIGPIPE is the caller's).
+  // Writes all of `src`, or what fits if `nonblock`. Up to PIPE_BUF bytes are never split.
+  // `packet`: O_DIRECT, each page or less is a packet. EPIPE without readers; *broken tells that
+  // there were none even when bytes had been written (SIGPIPE is the caller's).
   base::Result<size_t> Write(IoSource& src, bool nonblock, bool packet, bool* broken);
   // For tee(2) and splice(2): copies the content without taking it, at most dst.remaining(), and
   // waits as Read; and takes `n` bytes that were copied before (no other reader got between only

@@ -41,13 +41,17 @@ base::Result<base::Ref<FileDescription>> OpenFifo(const OpenArgs& args) {
 }  // namespace
 
 PipeFile::PipeFile(Path path, uint32_t flags, base::Ref<Pipe> pipe, uint32_t writers_seen)
-    : FileDescription(std::move(path), flags), pipe_(std::move(pipe)), writers_seen_(writers_seen) {}
+    : FileDescription(std::move(path), flags),
+      pipe_(std::move(pipe)),
+      writers_seen_(writers_seen) {}
 
 PipeFile::~PipeFile() { pipe_->Close(readable(), writable()); }
 
 bool PipeFile::packet() const { return (flags() & O_DIRECT) != 0; }
 
-base::Result<size_t> PipeFile::Read(IoDest& dst, bool nonblock) { return pipe_->Read(dst, nonblock); }
+base::Result<size_t> PipeFile::Read(IoDest& dst, bool nonblock) {
+  return pipe_->Read(dst, nonblock);
+}
 
 base::Result<size_t> PipeFile::Write(IoSource& src, bool nonblock) {
   bool broken = false;
@@ -66,8 +70,8 @@ void RaiseSigpipe() {
 
 base::Result<uint64_t> PipeFile::Ioctl(const IoctlArgs& args) {
   if (args.cmd != FIONREAD) return base::Error(ENOTTY);
-  auto n = static_cast<int>(
-      std::min<size_t>(pipe_->BytesReadable(), std::numeric_limits<int>::max()));
+  auto n =
+      static_cast<int>(std::min<size_t>(pipe_->BytesReadable(), std::numeric_limits<int>::max()));
   TRY(base::UserPtr<int>(args.arg).CopyOut(args.memory, n));
   return uint64_t{0};
 }

@@ -45,7 +45,8 @@ std::vector<int> ParseList(std::string_view text) {
     long first = strtol(p, &next, 10);
     long last = first;
     if (next < end && *next == '-') last = strtol(next + 1, &next, 10);
-    for (long i = first; i <= last && out.size() < kMaxCpus; ++i) out.push_back(static_cast<int>(i));
+    for (long i = first; i <= last && out.size() < kMaxCpus; ++i)
+      out.push_back(static_cast<int>(i));
     p = next < end && *next == ',' ? next + 1 : end;
   }
   return out;
@@ -58,7 +59,7 @@ int ReadNumber(const std::string& path) {
 
 // Without a snapshot: the little that the instruction tells without tables of names.
 std::string CpuInfoFromCpuid() {
-  unsigned a, b, c, d;
+  unsigned a = 0, b = 0, c = 0, d = 0;
   char vendor[13] = {};
   __get_cpuid(0, &a, &b, &c, &d);
   memcpy(vendor, &b, 4);
@@ -80,8 +81,8 @@ std::string CpuInfoFromCpuid() {
            "stepping\t: %u\nphysical id\t: 0\nsiblings\t: 1\ncore id\t\t: 0\ncpu cores\t: 1\n"
            "apicid\t\t: 0\ninitial apicid\t: 0\nfpu\t\t: yes\nfpu_exception\t: yes\n"
            "cpuid level\t: %u\nwp\t\t: yes\nclflush size\t: %u\n",
-           vendor, family, number, model, a & 0xf, static_cast<unsigned>(__get_cpuid_max(0, nullptr)),
-           (b >> 8 & 0xff) * 8);
+           vendor, family, number, model, a & 0xf,
+           static_cast<unsigned>(__get_cpuid_max(0, nullptr)), (b >> 8 & 0xff) * 8);
   return text;
 }
 

@@ -23,9 +23,9 @@ struct SpecialEntry {
 };
 // What is not a plain file; the index in this table is a part of the inode number.
 constexpr SpecialEntry kSpecial[] = {
-    {"exe", DT_LNK, false},  {"cwd", DT_LNK, false},   {"root", DT_LNK, false},
-    {"fd", DT_DIR, false},   {"fdinfo", DT_DIR, false}, {"ns", DT_DIR, false},
-    {"task", DT_DIR, true},  {"map_files", DT_DIR, true}, {"mem", DT_REG, false},
+    {"exe", DT_LNK, false}, {"cwd", DT_LNK, false},      {"root", DT_LNK, false},
+    {"fd", DT_DIR, false},  {"fdinfo", DT_DIR, false},   {"ns", DT_DIR, false},
+    {"task", DT_DIR, true}, {"map_files", DT_DIR, true}, {"mem", DT_REG, false},
     {"net", DT_DIR, false},
 };
 
@@ -62,7 +62,8 @@ class TaskListDir : public PidOwned<PseudoDir> {
       base::Ref<Pid> tid = thread->pid_ref();
       int number = tid->NumberIn(proc().pid_ns());
       if (number == 0) continue;
-      out->push_back({std::to_string(number), PidIno(*tid, proc().pid_ns(), false, kDirIndex), DT_DIR});
+      out->push_back(
+          {std::to_string(number), PidIno(*tid, proc().pid_ns(), false, kDirIndex), DT_DIR});
     }
   }
 };
@@ -106,8 +107,7 @@ class PidDir : public PidOwned<PseudoDir> {
     uint32_t index = kFilesIndex;
     for (const PidFileInfo& info : PidFiles()) {
       if (name == info.name && (whole() || !info.process_only)) {
-        return base::Ref<Inode>(
-            base::MakeRef<PidFile>(&proc(), pid(), whole(), Ino(index), info));
+        return base::Ref<Inode>(base::MakeRef<PidFile>(&proc(), pid(), whole(), Ino(index), info));
       }
       ++index;
     }

@@ -132,8 +132,7 @@ class FdInfoDir : public FdListDir {
  private:
   ~FdInfoDir() override = default;
   base::Result<base::Ref<Inode>> MakeEntry(int fd, FileDescription&) override {
-    return base::Ref<Inode>(
-        base::MakeRef<FdInfoFile>(&proc(), pid(), whole(), EntryIno(fd), fd));
+    return base::Ref<Inode>(base::MakeRef<FdInfoFile>(&proc(), pid(), whole(), EntryIno(fd), fd));
   }
 };
 
@@ -244,9 +243,9 @@ class MapFilesDir : public PidOwned<PseudoDir> {
     for (const Entry& e : Mapped(*task)) {
       if (name != Name(e)) continue;
       Path path = e.file->path();
-      return base::Ref<Inode>(base::MakeRef<PidLink>(
-          &proc(), pid(), whole(), EntryIno(e), 0400,
-          [path](Task&) -> base::Result<Path> { return path; }));
+      return base::Ref<Inode>(
+          base::MakeRef<PidLink>(&proc(), pid(), whole(), EntryIno(e), 0400,
+                                 [path](Task&) -> base::Result<Path> { return path; }));
     }
     return base::Error(ENOENT);
   }

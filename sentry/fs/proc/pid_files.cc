@@ -26,8 +26,7 @@ constexpr uint64_t kMaxArea = 4 << 20;  // of what is shown of arguments and env
 std::string ReadArea(MemoryManager& mm, uint64_t start, uint64_t end) {
   if (end <= start) return "";
   std::string text(std::min(end - start, kMaxArea), '\0');
-  Result<size_t> n =
-      mm.address_space().ReadPartial(start, std::as_writable_bytes(std::span(text)));
+  Result<size_t> n = mm.address_space().ReadPartial(start, std::as_writable_bytes(std::span(text)));
   text.resize(n.ok() ? *n : 0);
   return text;
 }
@@ -104,8 +103,8 @@ Result<std::string> Limits(const PidContext& c) {
   auto value = [](uint64_t v) {
     return v == RLIM_INFINITY ? std::string("unlimited") : fmt::format("{}", v);
   };
-  std::string s = fmt::format("{:<25} {:<20} {:<20} {:<10}\n", "Limit", "Soft Limit", "Hard Limit",
-                              "Units");
+  std::string s =
+      fmt::format("{:<25} {:<20} {:<20} {:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
   for (const auto& l : kLimits) {
     Rlimits::Limit limit = c.task->thread_group().rlimits().Get(l.resource);
     s += fmt::format("{:<25} {:<20} {:<20} {:<10}\n", l.name, value(limit.soft), value(limit.hard),
@@ -193,7 +192,8 @@ Status WriteIdMap(const PidContext& c, std::string_view data, bool gid) {
     if (line.find_first_not_of(" \t") != std::string_view::npos) return Error(EINVAL);
     IdMapEntry e{numbers[0], numbers[1], numbers[2]};
     bool own = map.empty() && data.empty() && e.count == 1;
-    uint32_t outside = gid ? TRY(parent->MapGidIn(e.first_outside)) : TRY(parent->MapUidIn(e.first_outside));
+    uint32_t outside =
+        gid ? TRY(parent->MapGidIn(e.first_outside)) : TRY(parent->MapUidIn(e.first_outside));
     own = own && outside == (gid ? mine.egid : mine.euid) && mine.euid == ns->owner();
     if (!own && !mine.HasCapIn(gid ? CAP_SETGID : CAP_SETUID, *parent)) return Error(EPERM);
     e.first_outside = outside;

@@ -48,10 +48,11 @@ std::string Line(const PidContext& c, const Vma& v) {
     ino = v.file->inode()->ino();
     name = EscapeNewlines(PathForCurrent(c.kernel(), v.file->path()));
   }
-  std::string line = fmt::format(
-      "{:08x}-{:08x} {}{}{}{} {:08x} {:02x}:{:02x} {} ", v.start, v.end, v.prot & PROT_READ ? 'r' : '-',
-      v.prot & PROT_WRITE ? 'w' : '-', v.prot & PROT_EXEC ? 'x' : '-', v.shared ? 's' : 'p',
-      v.file != nullptr || v.shm_id != 0 ? v.offset : 0, gnu_dev_major(dev), gnu_dev_minor(dev), ino);
+  std::string line = fmt::format("{:08x}-{:08x} {}{}{}{} {:08x} {:02x}:{:02x} {} ", v.start, v.end,
+                                 v.prot & PROT_READ ? 'r' : '-', v.prot & PROT_WRITE ? 'w' : '-',
+                                 v.prot & PROT_EXEC ? 'x' : '-', v.shared ? 's' : 'p',
+                                 v.file != nullptr || v.shm_id != 0 ? v.offset : 0,
+                                 gnu_dev_major(dev), gnu_dev_minor(dev), ino);
   if (!name.empty()) {
     if (line.size() < kNameColumn) line.resize(kNameColumn, ' ');
     line += name;
@@ -169,8 +170,8 @@ base::Result<std::string> PidSmapsRollup(const PidContext& c) {
     Account(v, &r);
     if (v.flags & kVmaLocked) locked += ResidentPart(v);
   }
-  std::string line = fmt::format("{:08x}-{:08x} ---p 00000000 00:00 0 ", vmas.front().start,
-                                 vmas.back().end);
+  std::string line =
+      fmt::format("{:08x}-{:08x} ---p 00000000 00:00 0 ", vmas.front().start, vmas.back().end);
   if (line.size() < kNameColumn) line.resize(kNameColumn, ' ');
   return line + "[rollup]\n" + Counters(r, locked);
 }

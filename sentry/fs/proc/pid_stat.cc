@@ -131,7 +131,8 @@ void AllowedCpus(const Task& t, int cpus, std::string* mask, std::string* list) 
         last = cpu;
       }
     }
-    *mask = (done + 32 < cpus ? fmt::format("{:08x}", word) : fmt::format("{:x}", word)) + (mask->empty() ? "" : "," + *mask);
+    *mask = (done + 32 < cpus ? fmt::format("{:08x}", word) : fmt::format("{:x}", word)) +
+            (mask->empty() ? "" : "," + *mask);
   }
   close();
 }
@@ -166,20 +167,19 @@ base::Result<std::string> PidStat(const PidContext& c) {
                    (t.personality.load() & kAddrNoRandomize ? 0 : kPfRandomize);
   char state = t.StateChar();
   bool zombie = state == 'Z' || state == 'X';
-  std::string s = fmt::format(
-      "{} ({}) {} {} {} {} {} {} {} ", (c.whole ? *group.pid() : *t.pid_ref()).NumberIn(c.ns()),
-      Escaped(t.comm()), state, group.ParentPidIn(c.ns()), job.pgrp, job.session, job.tty, job.tpgid,
-      flags);
+  std::string s = fmt::format("{} ({}) {} {} {} {} {} {} {} ",
+                              (c.whole ? *group.pid() : *t.pid_ref()).NumberIn(c.ns()),
+                              Escaped(t.comm()), state, group.ParentPidIn(c.ns()), job.pgrp,
+                              job.session, job.tty, job.tpgid, flags);
   s += fmt::format("{} {} {} {} ", own.min_faults, children.min_faults, own.maj_faults,
                    children.maj_faults);
   s += fmt::format("{} {} {} {} {} {} {} 0 {} ", own.user_ns / kTickNs, own.system_ns / kTickNs,
                    children.user_ns / kTickNs, children.system_ns / kTickNs, Priority(t),
                    t.nice.load(), zombie ? 0 : std::max(group.thread_count(), 1),
                    (t.start_time_ns() + BootOffset()) / kTickNs);
-  s += fmt::format("{} {} {} {} {} {} 0 0 ", stats.total_vm,
-                   mm != nullptr ? ResidentOf(t).total() / kPage : 0,
-                   group.rlimits().Soft(RLIMIT_RSS), layout.start_code, layout.end_code,
-                   layout.start_stack);
+  s += fmt::format(
+      "{} {} {} {} {} {} 0 0 ", stats.total_vm, mm != nullptr ? ResidentOf(t).total() / kPage : 0,
+      group.rlimits().Soft(RLIMIT_RSS), layout.start_code, layout.end_code, layout.start_stack);
   // Signals as the old 31 bits; wchan, swap, exit signal, processor.
   s += fmt::format("{} {} {} {} {} 0 0 17 0 ", (t.PendingSignalSet() & 0x7fffffff),
                    t.signal_mask() & 0x7fffffff, ignored & 0x7fffffff, caught & 0x7fffffff,
@@ -238,10 +238,10 @@ std::string MemoryLines(Task& t) {
 }
 
 std::string CredentialLines(const Credentials& creds) {
-  std::string s = fmt::format(
-      "Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\n", ShownUid(creds.ruid), ShownUid(creds.euid),
-      ShownUid(creds.suid), ShownUid(creds.fsuid), ShownGid(creds.rgid), ShownGid(creds.egid),
-      ShownGid(creds.sgid), ShownGid(creds.fsgid));
+  std::string s = fmt::format("Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\n", ShownUid(creds.ruid),
+                              ShownUid(creds.euid), ShownUid(creds.suid), ShownUid(creds.fsuid),
+                              ShownGid(creds.rgid), ShownGid(creds.egid), ShownGid(creds.sgid),
+                              ShownGid(creds.fsgid));
   return s;
 }
 
@@ -269,7 +269,8 @@ base::Result<std::string> PidStatus(const PidContext& c) {
   base::Ref<const Credentials> creds = t.credentials();
   base::Ref<Pid> tgid = group.pid(), tid = c.whole ? tgid : t.pid_ref();
   std::string s = "Name:\t" + Escaped(t.comm()) + "\n";
-  if (base::Ref<FsContext> fs = t.fs_context_ref()) s += fmt::format("Umask:\t{:04o}\n", fs->umask());
+  if (base::Ref<FsContext> fs = t.fs_context_ref())
+    s += fmt::format("Umask:\t{:04o}\n", fs->umask());
   base::Ref<FdTable> fds = t.fd_table_ref();
   size_t fd_size = fds != nullptr ? std::bit_ceil(std::max<size_t>(fds->size(), 64)) : 0;
   s += fmt::format("State:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n",
@@ -281,17 +282,18 @@ base::Result<std::string> PidStatus(const PidContext& c) {
     for (gid_t gid : creds->groups) s += fmt::format("{} ", ShownGid(gid));
   }
   s += "\nNStgid:" + NumbersFrom(*tgid, c.ns()) + "NSpid:" + NumbersFrom(*tid, c.ns());
-  if (base::Ref<ProcessGroup> p = group.process_group()) s += "NSpgid:" + NumbersFrom(*p->pid(), c.ns());
+  if (base::Ref<ProcessGroup> p = group.process_group())
+    s += "NSpgid:" + NumbersFrom(*p->pid(), c.ns());
   if (base::Ref<Session> n = group.session()) s += "NSsid:" + NumbersFrom(*n->pid(), c.ns());
   s += "Kthread:\t0\n";
   s += MemoryLines(t);
   s += fmt::format("Threads:\t{}\n", std::max(group.thread_count(), 1));
   s += SignalLines(t);
   if (creds != nullptr) {
-    s += fmt::format("CapInh:\t{:016x}\nCapPrm:\t{:016x}\nCapEff:\t{:016x}\nCapBnd:\t{:016x}\n"
-                     "CapAmb:\t{:016x}\n",
-                     creds->inheritable, creds->permitted, creds->effective, creds->bounding,
-                     creds->ambient);
+    s += fmt::format(
+        "CapInh:\t{:016x}\nCapPrm:\t{:016x}\nCapEff:\t{:016x}\nCapBnd:\t{:016x}\n"
+        "CapAmb:\t{:016x}\n",
+        creds->inheritable, creds->permitted, creds->effective, creds->bounding, creds->ambient);
   }
   std::string cpu_mask, cpu_list;
   AllowedCpus(t, c.kernel().cpu_count(), &cpu_mask, &cpu_list);
@@ -301,8 +303,8 @@ base::Result<std::string> PidStatus(const PidContext& c) {
       "SpeculationIndirectBranch:\tconditional enabled\nCpus_allowed:\t{}\nCpus_allowed_list:\t{}\n"
       "Mems_allowed:\t1\nMems_allowed_list:\t0\nvoluntary_ctxt_switches:\t{}\n"
       "nonvoluntary_ctxt_switches:\t{}\n",
-      t.no_new_privs.load() ? 1 : 0, cpu_mask, cpu_list,
-      usage.voluntary_switches, usage.involuntary_switches);
+      t.no_new_privs.load() ? 1 : 0, cpu_mask, cpu_list, usage.voluntary_switches,
+      usage.involuntary_switches);
   return s;
 }
 

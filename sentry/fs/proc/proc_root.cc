@@ -67,8 +67,8 @@ std::string Loadavg(Kernel& kernel) {
     ++total;
     if (task->StateChar() == 'R') ++running;
   }
-  return s + fmt::format("{}/{} {}\n", std::max(running, 1), total,
-                         kernel.root_pid_ns()->last_pid());
+  return s +
+         fmt::format("{}/{} {}\n", std::max(running, 1), total, kernel.root_pid_ns()->last_pid());
 }
 
 // The sandbox's limit, if it has one, bounds what the host tells.
@@ -78,7 +78,8 @@ std::string Meminfo(Kernel& kernel) {
   uint64_t unit = std::max<uint64_t>(info.mem_unit, 1);
   uint64_t total = kernel.total_memory();
   uint64_t host_total = info.totalram * unit;
-  uint64_t free = info.freeram * unit, buffers = info.bufferram * unit, shared = info.sharedram * unit;
+  uint64_t free = info.freeram * unit, buffers = info.bufferram * unit,
+           shared = info.sharedram * unit;
   uint64_t used = 0, anon = 0, shmem = 0;
   for (const auto& group : kernel.ThreadGroups(*kernel.root_pid_ns())) {
     base::Ref<Task> leader = group->leader();
@@ -161,9 +162,10 @@ std::string Stat(Kernel& kernel) {
     if (task->StateChar() == 'R') ++running;
   }
   int64_t boot = (ClockNs(CLOCK_REALTIME) - up) / kSecond;
-  s += fmt::format("intr 0\nctxt {}\nbtime {}\nprocesses {}\nprocs_running {}\nprocs_blocked 0\n"
-                   "softirq 0 0 0 0 0 0 0 0 0 0 0\n",
-                   kernel.context_switches.load(), boot, kernel.forks.load(), running);
+  s += fmt::format(
+      "intr 0\nctxt {}\nbtime {}\nprocesses {}\nprocs_running {}\nprocs_blocked 0\n"
+      "softirq 0 0 0 0 0 0 0 0 0 0 0\n",
+      kernel.context_switches.load(), boot, kernel.forks.load(), running);
   return s;
 }
 
@@ -215,23 +217,20 @@ class Root : public PseudoDir {
     file("cmdline", [] { return std::string("BOOT_IMAGE=/vmlinuz\n"); });
     file("cpuinfo", [k] { return CpuInfoText(k->cpu_count()); });
     file("devices", [] {
-      return std::string("Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n"
-                         "  5 /dev/ptmx\n136 pts\n\nBlock devices:\n");
+      return std::string(
+          "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n"
+          "  5 /dev/ptmx\n136 pts\n\nBlock devices:\n");
     });
     file("filesystems", [k] { return Filesystems(k->vfs()); });
     file("loadavg", [k] { return Loadavg(*k); });
     file("meminfo", [k] { return Meminfo(*k); });
     file("partitions", [] { return std::string("major minor  #blocks  name\n\n"); });
     file("stat", [k] { return Stat(*k); });
-    file("swaps", [] {
-      return std::string("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n");
-    });
+    file("swaps", [] { return std::string("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"); });
     file("uptime", [k] { return Uptime(*k); });
     file("version", [] { return Version(); });
     file("vmstat", [k] { return Vmstat(*k); });
-    file("cgroups", [] {
-      return std::string("#subsys_name\thierarchy\tnum_cgroups\tenabled\n");
-    });
+    file("cgroups", [] { return std::string("#subsys_name\thierarchy\tnum_cgroups\tenabled\n"); });
     AddSysctls(fs, *AddDir("sys"));
   }
 
@@ -296,14 +295,15 @@ base::Ref<Inode> ProcFs::NewRoot(base::Ref<ProcFs> fs) { return base::MakeRef<Ro
 // The root network namespace has the loopback device alone.
 base::Ref<Inode> NetDir(ProcFs& fs) {
   auto dir = base::MakeRef<PseudoDir>(&fs, 0555);
-  dir->Add("dev", base::MakeRef<FuncFile>(&fs, 0444, [] {
-             return std::string(
-                 "Inter-|   Receive                                                |  Transmit\n"
-                 " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets "
-                 "errs drop fifo colls carrier compressed\n"
-                 "    lo:       0       0    0    0    0     0          0         0        0       0  "
-                 "  0    0    0     0       0          0\n");
-           }));
+  dir->Add(
+      "dev", base::MakeRef<FuncFile>(&fs, 0444, [] {
+        return std::string(
+            "Inter-|   Receive                                                |  Transmit\n"
+            " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets "
+            "errs drop fifo colls carrier compressed\n"
+            "    lo:       0       0    0    0    0     0          0         0        0       0  "
+            "  0    0    0     0       0          0\n");
+      }));
   return dir;
 }
 

@@ -19,7 +19,8 @@ using base::Result;
 using base::Status;
 
 std::string_view Trim(std::string_view s) {
-  while (!s.empty() && (s.back() == '\n' || s.back() == ' ' || s.back() == '\0')) s.remove_suffix(1);
+  while (!s.empty() && (s.back() == '\n' || s.back() == ' ' || s.back() == '\0'))
+    s.remove_suffix(1);
   while (!s.empty() && s.front() == ' ') s.remove_prefix(1);
   return s;
 }
@@ -150,9 +151,7 @@ void AddKernel(Kernel& kernel, Builder dir) {
 void AddFs(Kernel& kernel, Builder dir) {
   Kernel* k = &kernel;
   dir.Value("file-max", INT64_MAX);
-  dir.Read("file-nr", [k] {
-    return fmt::format("{}\t0\t{}\n", k->task_count() * 8, INT64_MAX);
-  });
+  dir.Read("file-nr", [k] { return fmt::format("{}\t0\t{}\n", k->task_count() * 8, INT64_MAX); });
   dir.Value("nr_open", 1048576);
   dir.Value("inode-nr", "0\t0");
   dir.ReadWrite(

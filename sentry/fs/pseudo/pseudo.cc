@@ -134,7 +134,8 @@ uint32_t PseudoDir::nlink() const {
 
 std::vector<PseudoEntry> PseudoDir::List() {
   std::vector<PseudoEntry> out;
-  for (const auto& [name, inode] : entries_) out.push_back({name, inode->ino(), DirentType(*inode)});
+  for (const auto& [name, inode] : entries_)
+    out.push_back({name, inode->ino(), DirentType(*inode)});
   ListDynamic(&out);
   return out;
 }

@@ -88,10 +88,10 @@ base::Result<size_t> SignalFile::Read(IoDest& dst, bool nonblock) {
     std::optional<siginfo_t> info = t->DequeueSignal(mask_.load());
     if (!info && (total > 0 || nonblock)) break;
     if (!info) {
-      auto reason = fiber::WaitUntil(
-          t->thread_group().signal_queue(), EPOLLIN,
-          [&] { return (info = t->DequeueSignal(mask_.load())).has_value(); },
-          {.interruptible = true});
+      auto reason =
+          fiber::WaitUntil(t->thread_group().signal_queue(), EPOLLIN,
+                           [&] { return (info = t->DequeueSignal(mask_.load())).has_value(); },
+                           {.interruptible = true});
       if (reason != fiber::WakeReason::kWoken) return base::Error(base::kERESTARTSYS);
     }
     signalfd_siginfo out = Convert(*info);
@@ -122,7 +122,8 @@ fiber::WaitQueue* SignalFile::wait_queue() {
 
 std::string SignalFile::FdInfo() const {
   char line[64];
-  snprintf(line, sizeof(line), "sigmask:\t%016llx\n", static_cast<unsigned long long>(mask_.load()));
+  snprintf(line, sizeof(line), "sigmask:\t%016llx\n",
+           static_cast<unsigned long long>(mask_.load()));
   return line;
 }
 

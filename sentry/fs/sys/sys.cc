@@ -124,8 +124,11 @@ void AddTopology(Builder dir, int cpu, int count) {
   struct {
     const char* name;
     const std::vector<int>& cpus;
-  } const kSets[] = {{"thread_siblings", threads}, {"core_cpus", threads}, {"core_siblings", package},
-                     {"package_cpus", package},    {"die_cpus", package}};
+  } const kSets[] = {{"thread_siblings", threads},
+                     {"core_cpus", threads},
+                     {"core_siblings", package},
+                     {"package_cpus", package},
+                     {"die_cpus", package}};
   for (const auto& set : kSets) {
     dir.Value(set.name, MaskText(set.cpus, count));
     dir.Value(std::string(set.name) + "_list", ListText(set.cpus));
@@ -211,7 +214,8 @@ base::Ref<Inode> NewSysRoot(Kernel& kernel) {
   auto fs = base::MakeRef<PseudoFs>("sysfs", SYSFS_MAGIC, /*dynamic=*/false);
   auto root = base::MakeRef<PseudoDir>(fs.get(), 0555, 1);
   Builder b(fs.get(), root);
-  for (const char* name : {"block", "bus", "firmware", "hypervisor", "module", "power"}) b.Dir(name);
+  for (const char* name : {"block", "bus", "firmware", "hypervisor", "module", "power"})
+    b.Dir(name);
   Builder dev = b.Dir("dev");
   dev.Dir("block");
   dev.Dir("char");
@@ -280,8 +284,7 @@ class Type : public FilesystemType {
 }  // namespace
 
 void RegisterSys(Kernel* kernel, Vfs& vfs) {
-  vfs.RegisterFilesystem(
-      std::make_unique<Type>("sysfs", [kernel] { return NewSysRoot(*kernel); }));
+  vfs.RegisterFilesystem(std::make_unique<Type>("sysfs", [kernel] { return NewSysRoot(*kernel); }));
   vfs.RegisterFilesystem(std::make_unique<Type>(
       "cgroup2", [kernel] { return NewCgroupRoot(*kernel, "cgroup2", CGROUP2_SUPER_MAGIC); }));
   vfs.RegisterFilesystem(std::make_unique<Type>(

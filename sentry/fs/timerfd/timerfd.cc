@@ -156,7 +156,8 @@ std::string TimerFile::FdInfo() const {
            "it_interval: (%lld, %lld)\n",
            clock_, static_cast<unsigned long long>(ticks_), static_cast<unsigned>(settime_flags_),
            static_cast<long long>(value / kSec), static_cast<long long>(value % kSec),
-           static_cast<long long>(interval_ns_ / kSec), static_cast<long long>(interval_ns_ % kSec));
+           static_cast<long long>(interval_ns_ / kSec),
+           static_cast<long long>(interval_ns_ % kSec));
   return text;
 }
 

@@ -23,7 +23,8 @@ constexpr uint32_t kOut = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
 class PairLock {
  public:
   PairLock(absl::Mutex* a, absl::Mutex* b) ABSL_NO_THREAD_SAFETY_ANALYSIS
-      : first_(std::min(a, b)), second_(std::max(a, b)) {
+      : first_(std::min(a, b)),
+        second_(std::max(a, b)) {
     first_->Lock();
     if (second_ != first_) second_->Lock();
   }
@@ -328,9 +329,8 @@ uint32_t UnixEndpoint::Readiness() {
 base::Ref<AbstractNames> AbstractNames::Current(Task& t) {
   static const char key = 0;
   base::Ref<NetNamespace> ns = t.net_namespace_ref();
-  base::Ref<base::RefCounted> part = ns->GetOrMake(&key, []() -> base::Ref<base::RefCounted> {
-    return base::MakeRef<AbstractNames>();
-  });
+  base::Ref<base::RefCounted> part = ns->GetOrMake(
+      &key, []() -> base::Ref<base::RefCounted> { return base::MakeRef<AbstractNames>(); });
   return base::Ref<AbstractNames>(static_cast<AbstractNames*>(part.get()));
 }
 

@@ -36,7 +36,7 @@ class AbstractNames;
 struct UnixRecord {
   size_t length = 0;  // bytes in the ring that are left of it
   SenderCreds creds;
-  FileList files;     // in flight
+  FileList files;  // in flight
   uid_t files_uid = 0;
   base::Ref<class UnixEndpoint> from;  // its send buffer is charged
   size_t charge = 0;
@@ -112,9 +112,7 @@ class UnixEndpoint : public base::RefCounted {
   static constexpr int kReceiveShut = 1, kSendShut = 2, kBothShut = 3;
 
   ~UnixEndpoint() override;
-  bool Writable() const {
-    return charged_.load() * 4 <= static_cast<size_t>(send_buffer_.load());
-  }
+  bool Writable() const { return charged_.load() * 4 <= static_cast<size_t>(send_buffer_.load()); }
   base::Status EnsureRing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   size_t FreeBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   // Copies bytes of `src` behind what the ring holds; they are not a part of it yet.
@@ -154,7 +152,7 @@ class UnixEndpoint : public base::RefCounted {
   // State. Of two ends, the lower address first.
   mutable absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kUnconnected;
-  bool dead_ ABSL_GUARDED_BY(mutex_) = false;  // its description is closed
+  bool dead_ ABSL_GUARDED_BY(mutex_) = false;    // its description is closed
   bool embryo_ ABSL_GUARDED_BY(mutex_) = false;  // waits to be accepted
   int shutdown_ ABSL_GUARDED_BY(mutex_) = 0;
   int error_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -164,7 +162,7 @@ class UnixEndpoint : public base::RefCounted {
   // Datagram senders that found the queue full and poll for room.
   std::vector<base::Ref<UnixEndpoint>> full_pollers_ ABSL_GUARDED_BY(mutex_);
   int backlog_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::optional<SenderCreds> creds_ ABSL_GUARDED_BY(mutex_);       // of a listener's owner
+  std::optional<SenderCreds> creds_ ABSL_GUARDED_BY(mutex_);  // of a listener's owner
   std::optional<SenderCreds> peer_creds_ ABSL_GUARDED_BY(mutex_);
   std::string name_ ABSL_GUARDED_BY(mutex_);
   Path place_ ABSL_GUARDED_BY(mutex_);

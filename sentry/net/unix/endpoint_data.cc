@@ -193,9 +193,9 @@ Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t d
     }
     if (status.ok() && args.nonblock) status = Error(EAGAIN);
     if (status.ok()) {
-      auto reason = fiber::WaitUntil(
-          queue_, EPOLLOUT | EPOLLHUP, [&] { return Writable() || !CheckSend(*to).ok(); },
-          {.interruptible = true, .deadline_ns = deadline_ns});
+      auto reason = fiber::WaitUntil(queue_, EPOLLOUT | EPOLLHUP,
+                                     [&] { return Writable() || !CheckSend(*to).ok(); },
+                                     {.interruptible = true, .deadline_ns = deadline_ns});
       if (reason == fiber::WakeReason::kTimeout) status = Error(EAGAIN);
       if (reason == fiber::WakeReason::kInterrupted) status = Interrupted(deadline_ns);
     }
@@ -260,13 +260,13 @@ Status UnixEndpoint::WaitForData(int64_t deadline_ns, bool nonblock, bool* end) 
   }
   if (nonblock) return Error(EAGAIN);
   io_mutex_.Unlock();
-  auto reason = fiber::WaitUntil(
-      queue_, EPOLLIN | EPOLLHUP,
-      [this] {
-        absl::MutexLock lock(&mutex_);
-        return !records_.empty() || error_ != 0 || (shutdown_ & kReceiveShut) != 0;
-      },
-      {.interruptible = true, .deadline_ns = deadline_ns});
+  auto reason =
+      fiber::WaitUntil(queue_, EPOLLIN | EPOLLHUP,
+                       [this] {
+                         absl::MutexLock lock(&mutex_);
+                         return !records_.empty() || error_ != 0 || (shutdown_ & kReceiveShut) != 0;
+                       },
+                       {.interruptible = true, .deadline_ns = deadline_ns});
   io_mutex_.Lock();
   if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
   if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline_ns);

@@ -35,9 +35,7 @@ class UnixSocket : public Socket {
 
  protected:
   int TakeError() override { return endpoint_->TakeError(); }
-  bool listening() const override {
-    return endpoint_->state() == UnixEndpoint::State::kListening;
-  }
+  bool listening() const override { return endpoint_->state() == UnixEndpoint::State::kListening; }
   int send_buffer() const override { return endpoint_->send_buffer(); }
   void set_send_buffer(int bytes) override { endpoint_->set_send_buffer(bytes); }
   std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }

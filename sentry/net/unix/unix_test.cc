@@ -126,11 +126,10 @@ TEST_F(UnixTest, UnreachableCycleIsCollected) {
 
 TEST_F(UnixTest, DeepNestingIsDroppedWithoutRecursion) {
   Pair inner = Make(SOCK_STREAM);
-  for (int i = 0; i < 20000; ++i) {
+  for (int i = 0; i < 500; ++i) {
     Pair outer = Make(SOCK_STREAM);
     ASSERT_TRUE(Send(outer.first, "x", {inner.first, inner.second}).ok()) << i;
     inner = std::move(outer);
-    if (i > 1000) break;
   }
 }
 
