@@ -75,7 +75,7 @@ std::string RandomUuid() {
   return s;
 }
 
-void AddKernel(Kernel& kernel, Builder dir) {
+void AddNames(Kernel& kernel, Builder& dir) {
   Kernel* k = &kernel;
   dir.ReadWrite(
       "hostname", [k] { return CurrentUts(*k)->hostname() + "\n"; },
@@ -95,6 +95,33 @@ void AddKernel(Kernel& kernel, Builder dir) {
         CurrentUts(*k)->SetDomainname(std::string(Trim(data).substr(0, 64)));
         return base::Ok();
       });
+}
+
+void AddLastPid(Kernel& kernel, Builder& dir) {
+  Kernel* k = &kernel;
+  dir.ReadWrite(
+      "ns_last_pid",
+      [k]() -> Result<std::string> {
+        Task* t = Task::Current();
+        PidNamespace& ns = t != nullptr ? t->pid_namespace() : *k->root_pid_ns();
+        return std::to_string(ns.last_pid()) + "\n";
+      },
+      [](std::string_view data) -> Status {
+        Task* t = Task::Current();
+        if (t == nullptr || !t->creds().HasCapIn(CAP_SYS_ADMIN, *t->pid_namespace().user_ns())) {
+          return Error(EPERM);
+        }
+        int pid = TRY(Parse<int>(data));
+        if (pid < 0) return Error(EINVAL);
+        t->pid_namespace().SetLastPid(pid);
+        return base::Ok();
+      });
+}
+
+void AddKernel(Kernel& kernel, Builder dir) {
+  Kernel* k = &kernel;
+  AddNames(kernel, dir);
+  AddLastPid(kernel, dir);
   dir.Value("ostype", "Linux");
   dir.Value("osrelease", kLinuxRelease);
   dir.Value("version", kLinuxVersion);
@@ -121,23 +148,6 @@ void AddKernel(Kernel& kernel, Builder dir) {
   dir.Value("msgmnb", 16384);
   dir.Value("msgmni", 32000);
   dir.Value("sem", "32000\t1024000000\t500\t32000");
-  dir.ReadWrite(
-      "ns_last_pid",
-      [k]() -> Result<std::string> {
-        Task* t = Task::Current();
-        PidNamespace& ns = t != nullptr ? t->pid_namespace() : *k->root_pid_ns();
-        return std::to_string(ns.last_pid()) + "\n";
-      },
-      [](std::string_view data) -> Status {
-        Task* t = Task::Current();
-        if (t == nullptr || !t->creds().HasCapIn(CAP_SYS_ADMIN, *t->pid_namespace().user_ns())) {
-          return Error(EPERM);
-        }
-        int pid = TRY(Parse<int>(data));
-        if (pid < 0) return Error(EINVAL);
-        t->pid_namespace().SetLastPid(pid);
-        return base::Ok();
-      });
   Builder random = dir.Dir("random");
   random.Value("boot_id", RandomUuid());
   random.Read("uuid", [] { return RandomUuid() + "\n"; });
