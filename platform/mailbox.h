@@ -170,17 +170,21 @@ enum StubMode : uint32_t {
   kModeFrame = 1,   // registers and FPU state in the host's signal frame at `frame`
 };
 
+// Each line that changes hands costs a transfer between cores, so a call takes as few as it can; and
+// what stands in a line that the other side polls is written right before the polled word, since an
+// earlier write would bring the line here only for the poller to take it away again.
 struct Slot {
-  // Line 0: the request, with what most calls need. Registers are the guest's.
-  alignas(64) uint32_t request_seq;
+  // Lines 0 and 1: the guest's registers as a call leaves them.
+  alignas(64) uint64_t rax;
+  uint64_t rdi, rsi, rdx, r10, r8, r9, rip;
+  uint64_t rsp, rbx, rbp, r12, r13, r14, r15;
+  int64_t remaining_ns;  // of a futex wait that was interrupted; -1: without a timeout
+  // Line 2: the request. `request_seq`, polled by the sentry, is the round that it answers.
+  uint32_t request_seq;
   RequestKind kind;
-  uint64_t rax, rdi, rsi, rdx, r10, r8, r9;
-  // Lines 1 and 2: the other registers, and what else the sentry looks at for every call.
-  uint64_t rip, rsp, eflags, rbx, rbp, r12, r13, r14;
-  uint64_t r15, rcx, r11, fs_base, gs_base;
+  uint64_t eflags, rcx, r11, fs_base, gs_base;
   StubMode mode;
   uint32_t copy_in_count;
-  int64_t remaining_ns;        // of a futex wait that was interrupted; -1: without a timeout
   uint32_t futex_interrupted;
   uint32_t pad;
   // Line 3: faults and failed orders.
@@ -190,7 +194,7 @@ struct Slot {
   uint32_t order_index;
   int32_t order_error;
 
-  // Line 4: the answer, written by the sentry.
+  // Line 4: the answer, written by the sentry; the stub polls answer_seq.
   alignas(64) uint32_t answer_seq;
   uint32_t answer_flags;
   uint64_t answer_rax;
@@ -198,7 +202,6 @@ struct Slot {
   uint32_t copy_out_count;
   uint32_t fd_ticket;  // turn in which this batch takes its descriptors from the socket
   uint32_t fd_count;   // descriptors of this batch; 0: none, and no turn
-
   // Line 5: set by the sentry before it sends the interrupt signal.
   alignas(64) uint32_t interrupt;
 
@@ -206,7 +209,6 @@ struct Slot {
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
   uint32_t host_tid;              // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
-  int64_t cpu_ns;
 
   // Line 7: the stub's own.
   alignas(64) uint64_t self;
@@ -218,8 +220,9 @@ struct Slot {
   uint32_t restore_all;   // the last answer has changed more than rax
   uint32_t saved_flags;   // of a patched call: OF in al, the others in ah
   uint32_t site_form;
+  uint64_t call_flags;    // of a patched call, for r11
 
-  // Line 8: identity, written by the sentry. Forging it deceives only the forger.
+  // From here: identity, written by the sentry. Forging it deceives only the forger.
   alignas(64) int32_t pid;
   int32_t tid, ppid;
   uint32_t uid, euid, gid, egid;
@@ -237,7 +240,8 @@ struct Slot {
   unsigned char stack[kSlotSize - 2 * kPageSize - kCopyInSize - kCopyOutSize];
 };
 static_assert(sizeof(Slot) == kSlotSize);
-static_assert(offsetof(Slot, answer_seq) == 256);
+static_assert(offsetof(Slot, request_seq) == 128 && offsetof(Slot, signo) == 192 &&
+              offsetof(Slot, answer_seq) == 256);
 static_assert(offsetof(Slot, orders) == kPageSize);
 
 inline constexpr uint32_t kReadyWords = kMaxSlots / 64;

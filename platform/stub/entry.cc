@@ -371,7 +371,7 @@ NAKED void StubPatchedCommon() {
       "mov %%gs:%c[r8], %%r8\n\t"
       "mov %%gs:%c[r9], %%r9\n\t"
       "mov %%gs:%c[rip], %%rcx\n\t"
-      "mov %%gs:%c[r11], %%r11\n\t"
+      "mov %%gs:%c[call_flags], %%r11\n\t"
       "cmpl $0, %%gs:%c[site_form]\n\t"
       "jne 3f\n\t"
       "mov %%gs:%c[saved_flags], %%eax\n\t"
@@ -393,13 +393,13 @@ NAKED void StubPatchedCommon() {
       "kFastEnd:\n\t"
       "1: mov %%gs:%c[self], %%rdi\n\t"
       "lea %c[stack_end](%%rdi), %%rsp\n\t"
-      "call StubInterruptedDirect\n\t"
+      "call StubInterruptedCall\n\t"
       "2: mov %%gs:%c[self], %%rdi\n\t"
       "jmp kEnterBegin\n\t"
       :
       : OFF(interrupt), OFF(self), OFF(saved_flags), OFF(site_form), OFF(rip), OFF(rsp), OFF(rax),
-        OFF(rbx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10), OFF(r11),
-        OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotSize - 64));
+        OFF(rbx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10),
+        OFF(call_flags), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotSize - 64));
 }
 
 // An island per site; the numbers of each form lead to its entry.

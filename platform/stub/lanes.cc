@@ -112,7 +112,6 @@ constexpr LaneTable kLanes;
 }  // namespace
 
 bool TryLane(Slot* s) {
-  s->futex_interrupted = 0;
   if (s->rax >= kLaneCount || s->lanes_off) return false;
   Lane lane = kLanes.lane[s->rax];
   return lane != nullptr && lane(s);

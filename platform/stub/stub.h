@@ -79,6 +79,7 @@ bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* slot);
 // The way into the guest found the interrupt flag set: hands off (frame and direct mode).
 void StubInterruptedFrame(UContext* uc, Slot* slot);
 void StubInterruptedDirect(Slot* slot);
+void StubInterruptedCall(Slot* slot);
 // A call from a patched site. Returns false if only rax has changed.
 bool StubDirectCall(Slot* slot, uint64_t flags, uint32_t saved_flags);
 // First code of a new host thread, on its slot's stack.

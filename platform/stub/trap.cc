@@ -148,7 +148,18 @@ bool HandleCall(Slot* s) {
   if (TryLane(s)) return false;
   CopyIn(s);
   HandOff(s, RequestKind::kSyscall);
+  if (s->futex_interrupted) s->futex_interrupted = 0;
   return true;
+}
+
+// The registers of a patched call that its entry has not stored.
+void StoreDirect(Slot* s) {
+  s->eflags = s->call_flags;
+  s->rcx = s->rip;
+  s->r11 = s->call_flags;
+  s->fs_base = ReadFsBase();
+  s->gs_base = 0;
+  s->mode = kModeDirect;
 }
 
 bool WorthPatching(Slot* s) {
@@ -187,6 +198,14 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 void AwaitAnswer(Slot* s, uint32_t seq) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
   bool rung = Ring(s, seq);
+  // The quickest answers come before it is worth to look at the clock.
+  for (int i = 0; budget != 0 && i < kLooksPerTick; i++) {
+    if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) != seq) {
+      s->spin_average -= s->spin_average / 8;
+      return;
+    }
+    Pause();
+  }
   uint64_t start = Ticks();
   if (budget != 0 && (s->spin_average <= budget || (++s->spin_misses & 15) == 0)) {
     uint64_t spent = 0;
@@ -314,19 +333,27 @@ extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
     odd |= kTrapFlag;
     s->step = 0;
   }
-  s->eflags = flags;
-  s->rcx = s->rip;
-  s->r11 = flags;
-  s->fs_base = ReadFsBase();
-  s->gs_base = 0;
+  s->call_flags = flags;
   s->gs_owned = 0;
-  s->mode = kModeDirect;
   s->restore_all = odd != 0;
-  HandleCall(s);
+  if (TryLane(s)) {
+    if (odd) StoreDirect(s);
+    return odd != 0;
+  }
+  CopyIn(s);
+  StoreDirect(s);
+  HandOff(s, RequestKind::kSyscall);
+  if (s->futex_interrupted) s->futex_interrupted = 0;
   return s->restore_all != 0;
 }
 
 extern "C" void StubInterruptedDirect(Slot* s) { HandOff(s, RequestKind::kInterrupt); }
+
+// After a patched call that returned the quick way: what of its registers is not in the slot yet.
+extern "C" void StubInterruptedCall(Slot* s) {
+  StoreDirect(s);
+  HandOff(s, RequestKind::kInterrupt);
+}
 
 namespace {
 

@@ -48,6 +48,11 @@ uint64_t CanonicalBase(uint64_t base) { return base < kUserSpaceEnd ? base : 0; 
 
 }  // namespace
 
+// The head of an answer.
+struct ThreadContext::Answer {
+  uint32_t flags, order_count = 0, copy_out_count = 0, fd_ticket = 0, fd_count = 0;
+};
+
 // The orders of one round.
 struct ThreadContext::Batch {
   uint32_t count = 0;
@@ -159,11 +164,8 @@ void ThreadContext::StartRound() {
     }
     ticket = *sent;
   }
-  slot_->answer_rax = regs_.rax;
-  slot_->order_count = batch.count;
-  slot_->fd_count = batch.fd_count;
-  slot_->fd_ticket = ticket;
-  slot_->copy_out_count = static_cast<uint32_t>(copy_out_.size());
+  Answer answer{flags, batch.count, static_cast<uint32_t>(copy_out_.size()), ticket,
+                batch.fd_count};
   if (!copy_out_.empty()) {
     memcpy(slot_->copy_out, copy_out_.data(), copy_out_.size() * sizeof(CopyEntry));
     copy_out_.clear();
@@ -171,7 +173,7 @@ void ThreadContext::StartRound() {
   }
   copy_in_.clear();
   copy_in_loaded_ = true;
-  SendAnswer(flags);
+  SendAnswer(answer);
 }
 
 // Orders of the platform's own. If they do not all fit, the kernel's wait for the next round.
@@ -192,12 +194,18 @@ void ThreadContext::AddPatch(Batch* batch) {
   if (patch) slot_->orders[batch->count++] = *patch;
 }
 
-void ThreadContext::SendAnswer(uint32_t flags) {
-  slot_->answer_flags = flags;
+void ThreadContext::SendAnswer(const Answer& answer) {
   // Who interrupts after this sees that we run, and sets the flag itself.
   if (state_.load(std::memory_order_acquire) & kInterrupted) {
     __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
   }
+  // The stub may be polling this line: all of it at once.
+  slot_->answer_flags = answer.flags;
+  slot_->answer_rax = regs_.rax;
+  slot_->order_count = answer.order_count;
+  slot_->copy_out_count = answer.copy_out_count;
+  slot_->fd_ticket = answer.fd_ticket;
+  slot_->fd_count = answer.fd_count;
   __atomic_store_n(&slot_->answer_seq, seq_, __ATOMIC_SEQ_CST);
   if (__atomic_load_n(&slot_->sleeping, __ATOMIC_SEQ_CST)) FutexWakeShared(&slot_->answer_seq, 1);
 }
@@ -623,10 +631,8 @@ void ThreadContext::Exit() {
   int tid = tid_.load(std::memory_order_acquire);
   if (tid > 0 && !process_->dead()) {
     process_->RemoveThread(tid);
-    slot_->order_count = 0;
-    slot_->copy_out_count = 0;
     seq_++;
-    SendAnswer(kAnswerExit);
+    SendAnswer(Answer{kAnswerExit});
   }
   process_->ReleaseSlot(index_, tid > 0);
 }

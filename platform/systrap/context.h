@@ -80,7 +80,8 @@ class ThreadContext final : public Context {
   struct Batch;
   bool Encode(const Order& order, Batch* batch);
   base::Status Check(const Order& order) const;
-  void SendAnswer(uint32_t flags);
+  struct Answer;
+  void SendAnswer(const Answer& answer);
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
   void LoadCopyIn();

@@ -25,7 +25,8 @@ namespace platform {
 namespace {
 
 // Polls between looks at the ready bits of all processes, for what is not among the hot contexts.
-constexpr uint32_t kScanEvery = 512;
+constexpr uint32_t kScanEvery = 64;
+constexpr int kLooksPerPoll = 16;
 
 }  // namespace
 
@@ -319,9 +320,7 @@ void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bo
 
 size_t SystrapPlatform::Poll() {
   absl::MutexLock lock(&poll_mu_);
-  size_t n = PollLocked(false);
-  if (n != 0) NoteEvent();
-  return n;
+  return PollLocked(false);
 }
 
 void SystrapPlatform::DeliverLocked(ThreadContext* context) {
@@ -335,11 +334,17 @@ void SystrapPlatform::TakeLocked(ThreadContext* context) {
 
 size_t SystrapPlatform::PollLocked(bool full) {
   size_t before = delivered_;
-  if (has_posted_.load(std::memory_order_acquire)) TakePostedLocked();
-  size_t hot = hot_limit_.load(std::memory_order_relaxed);
-  for (size_t i = 0; i < hot; i++) {
-    ThreadContext* context = hot_[i].load(std::memory_order_acquire);
-    if (context && context->HasRequest()) TakeLocked(context);
+  // While the caller has nothing else to do, several looks for one lock.
+  int looks = spinning_ && !full ? kLooksPerPoll : 1;
+  for (;;) {
+    if (has_posted_.load(std::memory_order_acquire)) TakePostedLocked();
+    size_t hot = hot_limit_.load(std::memory_order_relaxed);
+    for (size_t i = 0; i < hot; i++) {
+      ThreadContext* context = hot_[i].load(std::memory_order_acquire);
+      if (context && context->HasRequest()) TakeLocked(context);
+    }
+    if (delivered_ != before || --looks == 0 || wake_pending_.load(std::memory_order_relaxed)) break;
+    _mm_pause();
   }
   bool scan = full || overflow_.load(std::memory_order_relaxed) || ++poll_count_ % kScanEvery == 0;
   if (scan) ScanLocked();
@@ -403,7 +408,6 @@ void SystrapPlatform::Wait(int64_t deadline_ns) {
   {
     absl::MutexLock lock(&poll_mu_);
     n = PollLocked(true);
-    if (n != 0) NoteEvent();
   }
   if (n == 0 && !wake_pending_.load()) {
     timespec deadline{deadline_ns / 1'000'000'000, deadline_ns % 1'000'000'000};

@@ -88,8 +88,7 @@ class SystrapPlatform final : public Platform {
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   bool IsClaimed(int pid);
   bool Decide();
-  uint32_t CountRunning();
-  void NoteEvent();
+  uint32_t CountRunning(size_t* delivered);
   void AllowStubSpin(bool allowed);
 
   const Options options_;
@@ -133,11 +132,13 @@ class SystrapPlatform final : public Platform {
   std::atomic<bool> wake_pending_{false};
 
   // Learned spinning; touched by the polling thread alone.
-  uint64_t idle_since_ = 0;      // ticks: since when nothing has come in
-  uint64_t gap_average_ = 0;     // ticks between events
-  bool spinning_ = false;        // the last answer of ShouldSpin
+  bool spinning_ = false;       // the last answer of ShouldSpin
   uint32_t spin_calls_ = 0;
-  uint64_t last_spin_check_ = 0;
+  size_t seen_ = 0;             // delivered_ at the last look at the clock
+  uint64_t last_look_ = 0;      // ticks
+  uint64_t idle_since_ = 0;     // ticks: since when nothing has come in
+  uint64_t gap_average_ = 0;    // ticks between events
+  bool idle_look_ = false;      // nothing has come since the look before
   uint64_t no_spin_until_ = 0;
   uint64_t backoff_ = 0;
   uint32_t probes_ = 0;

@@ -2,6 +2,7 @@
 #include <x86intrin.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "platform/systrap/context.h"
 #include "platform/systrap/platform.h"
@@ -15,15 +16,16 @@ constexpr uint64_t kStubSpinUs = 20;
 constexpr uint64_t kPreemptedUs = 200;     // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 2'000;
 constexpr uint64_t kMaxBackoffUs = 200'000;
-constexpr uint32_t kPollsPerLook = 16;
+constexpr uint32_t kPollsPerLook = 8;
 constexpr uint32_t kProbeEvery = 64;       // sleeps between tries to spin though it did not pay
 
 }  // namespace
 
 // Guest threads that use a core now. Those beyond the hot list are taken to run.
-uint32_t SystrapPlatform::CountRunning() {
+uint32_t SystrapPlatform::CountRunning(size_t* delivered) {
   uint32_t n = overflow_.load(std::memory_order_relaxed) ? kHot : 0;
   absl::MutexLock lock(&poll_mu_);
+  *delivered = delivered_;
   for (auto& hot : hot_) {
     ThreadContext* context = hot.load(std::memory_order_acquire);
     if (context && context->running() && !context->WaitsInFutex()) n++;
@@ -38,15 +40,6 @@ void SystrapPlatform::AllowStubSpin(bool allowed) {
   }
 }
 
-void SystrapPlatform::NoteEvent() {
-  uint64_t now = __rdtsc();
-  uint64_t max = kMaxSpinUs * machine_.ticks_per_us;
-  uint64_t gap = std::min(now - idle_since_, 4 * max);
-  gap_average_ = gap_average_ - gap_average_ / 8 + gap / 8;
-  idle_since_ = now;
-  last_spin_check_ = 0;  // what runs until the next look is not idleness
-}
-
 bool SystrapPlatform::ShouldSpin() {
   if (options_.spin_ns == 0) return false;
   // While it pays, looking at the clock and at who runs is for every few polls.
@@ -58,30 +51,38 @@ bool SystrapPlatform::ShouldSpin() {
 bool SystrapPlatform::Decide() {
   uint64_t now = __rdtsc();
   uint64_t us = machine_.ticks_per_us;
-  uint32_t running = CountRunning();
+  uint64_t max = options_.spin_ns > 0 ? static_cast<uint64_t>(options_.spin_ns) * us / 1000
+                                      : kMaxSpinUs * us;
+  size_t delivered = 0;
+  uint32_t running = CountRunning(&delivered);
+  uint64_t gap = now - std::exchange(last_look_, now);
+  bool event = delivered != std::exchange(seen_, delivered);
+  if (event) {
+    gap_average_ = gap_average_ - gap_average_ / 8 + std::min(gap, 4 * max) / 8;
+    idle_since_ = now;
+  }
+  bool was_idle = std::exchange(idle_look_, !event);
   // The poller takes one core; a stub that waits for its answer leaves another free.
   bool cores_free = running < static_cast<uint32_t>(machine_.cores);
   AllowStubSpin(cores_free && now >= no_spin_until_);
   // Nobody runs in the guest, but what came a moment ago may be answered by another worker now.
   bool just_now = now - idle_since_ < kAfterEventUs * us;
   if ((running == 0 && !just_now) || !cores_free || now < no_spin_until_) {
-    last_spin_check_ = 0;
+    idle_look_ = false;
     return false;
   }
-  if (last_spin_check_ != 0 && now - last_spin_check_ > kPreemptedUs * us) {
+  // Two looks in a row without an event between: we did nothing but poll.
+  if (was_idle && !event && gap > kPreemptedUs * us) {
     backoff_ = std::clamp(backoff_ * 2, kFirstBackoffUs * us, kMaxBackoffUs * us);
     no_spin_until_ = now + backoff_;
-    last_spin_check_ = 0;
+    idle_look_ = false;
     return false;
   }
-  last_spin_check_ = now;
-  uint64_t max = options_.spin_ns > 0 ? static_cast<uint64_t>(options_.spin_ns) * us / 1000
-                                      : kMaxSpinUs * us;
   bool pays = gap_average_ < max || options_.spin_ns > 0;
   bool spin = now - idle_since_ < max && (pays || probes_ % kProbeEvery == 0);
   if (!spin) {
     probes_++;
-    last_spin_check_ = 0;
+    idle_look_ = false;
   } else if (backoff_ > 0 && now - no_spin_until_ > kMaxBackoffUs * us) {
     backoff_ = 0;
   }
