@@ -11,12 +11,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <climits>
 #include <cstring>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/base/internal/sysinfo.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "platform/platform.h"
 #include "sentry/boot/boot_fds.h"
@@ -64,11 +66,9 @@ bool SetUpSignals(UniqueFd* signals, std::string* why) {
   return signals->valid();
 }
 
-// Lets libraries look up once what they could not after confinement: malloc the number of arenas;
-// a contended absl::Mutex the number of processors and the clock's frequency, which it measures for
-// some milliseconds.
+// Lets libraries look up once what they could not after confinement: a contended absl::Mutex the
+// number of processors and the clock's frequency, which it measures for some milliseconds.
 void WarmUp() {
-  mallopt(M_ARENA_MAX, kMallocArenas);
   absl::base_internal::NumCPUs();
   absl::base_internal::NominalCPUFrequency();
   absl::Now();
@@ -203,6 +203,13 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
   };
   std::string why;
   prctl(PR_SET_NAME, "runsc-sentry");
+  // Without a limit malloc asks /sys for the number of processors; to trim a heap it asks /proc.
+  mallopt(M_ARENA_MAX, kMallocArenas);
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#ifdef NDEBUG
+  // It costs more than the locks.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   SetCloseOnExec(options);
   UniqueFd spec_file(kBootSpecFd);
   Result<std::string> text = ReadSealedFile(spec_file.get(), kMaxSpecBytes);

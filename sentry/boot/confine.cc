@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,9 @@ namespace sentry {
 namespace {
 
 constexpr rlim_t kMaxHostTasks = 32768;
+constexpr int kMaxFrames = 24;
+constexpr uintptr_t kMaxFrameBytes = 64 << 10;
+constexpr uintptr_t kMaxProgramBytes = 1 << 30;
 
 bool Fail(std::string* why, const char* step) {
   *why = std::string(step) + ": " + strerror(errno);
@@ -40,12 +44,23 @@ void Put(const char* text, unsigned long n, unsigned base) {
   w = write(STDERR_FILENO, at, buffer + sizeof(buffer) - at);
 }
 
-// The address as addr2line takes it.
-void OnRefusedCall(int, siginfo_t* info, void*) {
+// Names the call and its callers, as addresses that addr2line takes. The frames are followed as far
+// as they look like frames: libc's own code keeps none.
+void OnRefusedCall(int, siginfo_t* info, void* context) {
+  const auto base = reinterpret_cast<uintptr_t>(&__ehdr_start);
   Put("sentry: refused host call ", static_cast<unsigned long>(info->si_syscall), 10);
-  Put(" at 0x",
-      reinterpret_cast<uintptr_t>(info->si_call_addr) - reinterpret_cast<uintptr_t>(&__ehdr_start),
-      16);
+  Put(" at 0x", reinterpret_cast<uintptr_t>(info->si_call_addr) - base, 16);
+  const greg_t* regs = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  auto low = static_cast<uintptr_t>(regs[REG_RSP]);
+  auto frame = static_cast<uintptr_t>(regs[REG_RBP]);
+  for (int i = 0; i < kMaxFrames; ++i) {
+    if (frame % 8 != 0 || frame < low || frame - low > kMaxFrameBytes) break;
+    const auto* words = reinterpret_cast<const uintptr_t*>(frame);
+    if (words[1] - base > kMaxProgramBytes) break;
+    Put(" 0x", words[1] - base, 16);
+    low = frame + 16;
+    frame = words[0];
+  }
   [[maybe_unused]] ssize_t w = write(STDERR_FILENO, "\n", 1);
   _exit(128 + SIGSYS);
 }
