@@ -22,8 +22,9 @@ SyscallInfo Make(int number, const char* name, SyscallHandler handler, Support s
   return info;
 }
 
-const std::vector<SyscallInfo>& Table() {
-  static const std::vector<SyscallInfo>* const table = new std::vector<SyscallInfo>{
+// Takes 100 KiB of stack, more than a fiber has.
+[[gnu::noinline]] const std::vector<SyscallInfo>* MakeTable() {
+  return new std::vector<SyscallInfo>{
 #define SYSCALL(number, name, handler, support, note, ...) \
   Make(number, #name, &handler, Support::support, note, {__VA_ARGS__}),
 #define VAL(n) \
@@ -87,10 +88,14 @@ const std::vector<SyscallInfo>& Table() {
 #include "sentry/base/syscalls.def"
 #undef SYSCALL
   };
+}
+
+const std::vector<SyscallInfo>& Table() {
+  static const std::vector<SyscallInfo>* const table = MakeTable();
   return *table;
 }
 
-// Built when the program starts: its initializer takes 100 KiB of stack, more than a fiber has.
+// Built when the program starts, before there are fibers.
 [[maybe_unused]] const std::vector<SyscallInfo>& g_table = Table();
 
 const std::vector<const SyscallInfo*>& ByNumber() {
