@@ -9,6 +9,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <climits>
@@ -206,6 +207,8 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
   // Without a limit malloc asks /sys for the number of processors; to trim a heap it asks /proc.
   mallopt(M_ARENA_MAX, kMallocArenas);
   mallopt(M_TRIM_THRESHOLD, INT_MAX);
+  // strftime, for the log, reads the time zone when it is first used.
+  tzset();
 #ifdef NDEBUG
   // It costs more than the locks.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
