@@ -43,7 +43,6 @@ class RawTerminal {
     if (tcgetattr(fd, &saved_) != 0) return;
     termios raw = saved_;
     cfmakeraw(&raw);
-    raw.c_oflag |= OPOST & saved_.c_oflag;
     active_ = tcsetattr(fd, TCSADRAIN, &raw) == 0;
   }
   ~RawTerminal() {
