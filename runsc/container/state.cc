@@ -140,7 +140,12 @@ absl::StatusOr<ContainerLock> Store::Lock(const std::string& id, bool create) co
     struct stat mine, there;
     if (fstat(fd.get(), &mine) == 0 && stat(path.c_str(), &there) == 0 &&
         mine.st_ino == there.st_ino && mine.st_dev == there.st_dev) {
-      return ContainerLock(std::move(fd), path);
+      ContainerLock lock(std::move(fd), path);
+      if (!create && access(Dir(id).c_str(), F_OK) != 0) {
+        lock.Remove();  // the holder before us removed the container; this file is ours
+        return absl::NotFoundError("container does not exist");
+      }
+      return lock;
     }
   }
 }
