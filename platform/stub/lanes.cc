@@ -6,7 +6,7 @@
 namespace platform::stub {
 namespace {
 
-constexpr long kEintr = -4;
+constexpr long kEintr = -4, kEfault = -14;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr uint64_t kClockMonotonic = 1, kClockThreadCpu = 3;
 
@@ -44,15 +44,16 @@ bool FutexWaitLane(Slot* s, bool relative) {
   __kernel_timespec left;
   uint64_t timeout_address = s->r10;
   if (relative && timeout_address != 0) {
-    // Read once; what the host would refuse, it refuses.
-    if (StubCopy(&left, reinterpret_cast<const void*>(timeout_address), sizeof(left)) != 0 ||
-        left.tv_sec < 0 || left.tv_nsec < 0 || left.tv_nsec >= kNsPerSecond ||
-        left.tv_sec > INT64_MAX / kNsPerSecond - 1) {
-      return false;
+    if (StubCopy(&left, reinterpret_cast<const void*>(timeout_address), sizeof(left)) != 0) {
+      return Answer(s, kEfault);
     }
-    timeout = left.tv_sec * kNsPerSecond + left.tv_nsec;
-    timeout_address = Addr(&left);
-    begin = MonotonicNs();
+    // What the host refuses, it is to refuse itself.
+    if (left.tv_sec >= 0 && left.tv_nsec >= 0 && left.tv_nsec < kNsPerSecond &&
+        left.tv_sec < INT64_MAX / kNsPerSecond - 1) {
+      timeout = left.tv_sec * kNsPerSecond + left.tv_nsec;
+      timeout_address = Addr(&left);
+      begin = MonotonicNs();
+    }
   }
   for (;;) {
     __atomic_store_n(&s->in_futex, 1u, __ATOMIC_RELAXED);
@@ -112,7 +113,8 @@ constexpr LaneTable kLanes;
 }  // namespace
 
 bool TryLane(Slot* s) {
-  if (s->rax >= kLaneCount || s->lanes_off) return false;
+  // Futexes have no other home: the sentry cannot wait on the guest's words.
+  if (s->rax >= kLaneCount || (s->lanes_off && s->rax != 202)) return false;
   Lane lane = kLanes.lane[s->rax];
   return lane != nullptr && lane(s);
 }

@@ -5,6 +5,7 @@
 #include <linux/securebits.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
@@ -116,12 +117,74 @@ void MarkSubreaper(Kernel& kernel, Task& t) {
     group->has_child_subreaper = true;
 }
 
+// The options about capabilities and securebits; nothing for the others.
+std::optional<Result<uint64_t>> CapabilityOption(Task& t, const SyscallArgs& a) {
+  switch (a.Int(0)) {
+    case PR_GET_KEEPCAPS:
+      return (t.creds().securebits & SECBIT_KEEP_CAPS) ? 1 : 0;
+    case PR_SET_KEEPCAPS: {
+      if (a[1] > 1) return Error(EINVAL);
+      if (t.creds().securebits & SECBIT_KEEP_CAPS_LOCKED) return Error(EPERM);
+      Ref<Credentials> c = t.creds().Clone();
+      c->securebits = a[1] ? c->securebits | SECBIT_KEEP_CAPS : c->securebits & ~SECBIT_KEEP_CAPS;
+      t.SetCredentials(std::move(c));
+      return 0;
+    }
+    case PR_CAPBSET_READ:
+      if (!CapValid(a[1])) return Error(EINVAL);
+      return (t.creds().bounding & CapBit(a.Int(1))) ? 1 : 0;
+    case PR_CAPBSET_DROP:
+      return DropBounding(t, a[1]);
+    case PR_GET_SECUREBITS:
+      return uint64_t{t.creds().securebits};
+    case PR_SET_SECUREBITS:
+      return SetSecurebits(t, a[1]);
+    case PR_CAP_AMBIENT:
+      return Ambient(t, a);
+    default:
+      return std::nullopt;
+  }
+}
+
+Result<uint64_t> SetName(Task& t, uint64_t addr) {
+  // At most 15 bytes and a NUL, which need not be there.
+  std::string name;
+  for (int i = 0; i < 15; ++i) {
+    char c = TRY(UserPtr<char>(addr + i).CopyIn(t.memory()));
+    if (c == 0) break;
+    name.push_back(c);
+  }
+  t.SetComm(name);
+  return 0;
+}
+
+Result<uint64_t> GetName(Task& t, uint64_t addr) {
+  char buffer[16] = {};
+  std::string name = t.comm();
+  std::copy(name.begin(), name.end(), buffer);
+  TRY(t.memory().Write(addr, std::as_bytes(std::span(buffer))));
+  return 0;
+}
+
+Result<uint64_t> SetMceKill(Task& t, const SyscallArgs& a) {
+  if ((a[3] | a[4]) != 0) return Error(EINVAL);
+  if (a[1] == PR_MCE_KILL_CLEAR) {
+    if (a[2] != 0) return Error(EINVAL);
+    t.mce_kill = PR_MCE_KILL_DEFAULT;
+    return 0;
+  }
+  if (a[1] != PR_MCE_KILL_SET || a[2] > PR_MCE_KILL_DEFAULT) return Error(EINVAL);
+  t.mce_kill = a.Int(2);
+  return 0;
+}
+
 }  // namespace
 
 Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
   ThreadGroup& group = t.thread_group();
   bool no_more = (a[1] | a[2] | a[3] | a[4]) == 0;
   bool only_one = (a[2] | a[3] | a[4]) == 0;
+  if (auto result = CapabilityOption(t, a)) return *result;
   switch (a.Int(0)) {
     case PR_SET_PDEATHSIG:
       if (a[1] > kNumSignals) return Error(EINVAL);
@@ -136,34 +199,10 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       if (a[1] > 1) return Error(EINVAL);
       t.mm().SetDumpable(a.Int(1));
       return 0;
-    case PR_GET_KEEPCAPS:
-      return (t.creds().securebits & SECBIT_KEEP_CAPS) ? 1 : 0;
-    case PR_SET_KEEPCAPS: {
-      if (a[1] > 1) return Error(EINVAL);
-      if (t.creds().securebits & SECBIT_KEEP_CAPS_LOCKED) return Error(EPERM);
-      Ref<Credentials> c = t.creds().Clone();
-      c->securebits = a[1] ? c->securebits | SECBIT_KEEP_CAPS : c->securebits & ~SECBIT_KEEP_CAPS;
-      t.SetCredentials(std::move(c));
-      return 0;
-    }
-    case PR_SET_NAME: {
-      // At most 15 bytes and a NUL, which need not be there.
-      std::string name;
-      for (int i = 0; i < 15; ++i) {
-        char c = TRY(UserPtr<char>(a[1] + i).CopyIn(t.memory()));
-        if (c == 0) break;
-        name.push_back(c);
-      }
-      t.SetComm(name);
-      return 0;
-    }
-    case PR_GET_NAME: {
-      char buffer[16] = {};
-      std::string name = t.comm();
-      std::copy(name.begin(), name.end(), buffer);
-      TRY(t.memory().Write(a[1], std::as_bytes(std::span(buffer))));
-      return 0;
-    }
+    case PR_SET_NAME:
+      return SetName(t, a[1]);
+    case PR_GET_NAME:
+      return GetName(t, a[1]);
     case PR_GET_TIMING:
       return PR_TIMING_STATISTICAL;
     case PR_SET_TIMING:
@@ -171,15 +210,6 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
     case PR_GET_SECCOMP:
     case PR_SET_SECCOMP:
       return Error(EINVAL);  // as a kernel without CONFIG_SECCOMP
-    case PR_CAPBSET_READ:
-      if (!CapValid(a[1])) return Error(EINVAL);
-      return (t.creds().bounding & CapBit(a.Int(1))) ? 1 : 0;
-    case PR_CAPBSET_DROP:
-      return DropBounding(t, a[1]);
-    case PR_GET_SECUREBITS:
-      return uint64_t{t.creds().securebits};
-    case PR_SET_SECUREBITS:
-      return SetSecurebits(t, a[1]);
     case PR_SET_TIMERSLACK:
       t.timer_slack_ns = a.Long(1) <= 0 ? 50000 : a[1];
       return 0;
@@ -211,18 +241,8 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       return 0;
     case PR_SET_MM:
       return SetMm(t, a);
-    case PR_CAP_AMBIENT:
-      return Ambient(t, a);
     case PR_MCE_KILL:
-      if ((a[3] | a[4]) != 0) return Error(EINVAL);
-      if (a[1] == PR_MCE_KILL_CLEAR) {
-        if (a[2] != 0) return Error(EINVAL);
-        t.mce_kill = PR_MCE_KILL_DEFAULT;
-        return 0;
-      }
-      if (a[1] != PR_MCE_KILL_SET || a[2] > PR_MCE_KILL_DEFAULT) return Error(EINVAL);
-      t.mce_kill = a.Int(2);
-      return 0;
+      return SetMceKill(t, a);
     case PR_MCE_KILL_GET:
       if (!no_more) return Error(EINVAL);
       return static_cast<uint64_t>(t.mce_kill.load());

@@ -117,9 +117,13 @@ TEST(Wait, WaitidFillsSiginfo) {
 }
 
 TEST(Wait, StopAndContinue) {
+  int go[2];
+  ASSERT_OK(pipe(go));
   pid_t pid = fork();
   if (pid == 0) {
     raise(SIGSTOP);
+    char c;
+    read(go[0], &c, 1);  // an exit would be reported before the continuation
     _exit(5);
   }
   int status;
@@ -129,8 +133,11 @@ TEST(Wait, StopAndContinue) {
   ASSERT_OK(kill(pid, SIGCONT));
   ASSERT_EQ(pid, waitpid(pid, &status, WCONTINUED));
   EXPECT_TRUE(WIFCONTINUED(status));
+  ASSERT_EQ(1, write(go[1], "x", 1));
   ASSERT_EQ(pid, waitpid(pid, &status, 0));
   EXPECT_EQ(5, WEXITSTATUS(status));
+  close(go[0]);
+  close(go[1]);
 }
 
 TEST(Wait, RusageOfChildren) {
@@ -204,8 +211,8 @@ TEST(Clone, InvalidFlags) {
 
 TEST(Exit, GroupEndsAllThreads) {
   int status = ExitStatus([] {
-    char* stack = static_cast<char*>(mmap(nullptr, 65536, PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* stack = static_cast<char*>(
+        mmap(nullptr, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     clone(
         [](void*) -> int {
           for (;;) pause();
