@@ -310,7 +310,15 @@ TEST_F(PatchTest, FutexRunsNatively) {
   SetFutex(g, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, test::kData + 64);
   ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
   EXPECT_EQ(static_cast<int64_t>(r.rax), -ETIMEDOUT);
-  // A bad address; a bad timeout goes to the kernel, which knows what to answer.
+  // A bad timeout, one that cannot be read, a bad address.
+  t = {0, 2'000'000'000};
+  ASSERT_TRUE(g.space->Write(test::kData + 64, std::as_bytes(std::span(&t, 1))).ok());
+  SetFutex(g, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, test::kData + 64);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(static_cast<int64_t>(r.rax), -EINVAL);
+  SetFutex(g, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, 0x66000000);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(static_cast<int64_t>(r.rax), -EFAULT);
   SetFutex(g, FUTEX_WAKE, 1, 0);
   r.rdi = 0x66000000;
   ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kFault);
