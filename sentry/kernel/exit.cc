@@ -68,6 +68,7 @@ void Task::WalkRobustList() {
 
 void Task::ReleaseMemory(bool last) {
   if (!mm_) return;
+  if (last) NoteResident();
   bool alone = mm_users_->tasks.load(std::memory_order_acquire) == 1;
   if (!gone_) {
     FlushQueuedOrders();
@@ -353,6 +354,11 @@ void Task::FinishExit() {
   }
   signal_pending_.store(false, std::memory_order_relaxed);
   fiber_->ClearInterrupt();
+  if (!is_leader()) {
+    // Nobody finds the thread any more once its exit is told by clear_child_tid.
+    absl::MutexLock l(&kernel_->task_mutex());
+    pid_->task = nullptr;
+  }
   if (last) group_->timers_->Stop();
   ReleaseMemory(last);
   ReleaseResources();

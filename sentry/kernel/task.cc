@@ -156,6 +156,18 @@ int64_t Task::CpuTimeNs() const {
   return total / std::max(group_->thread_count(), 1);
 }
 
+namespace {
+// Where the host does not tell, what is mapped bounds what is resident.
+int64_t ResidentKb(const MemoryManager& mm) {
+  int64_t resident = mm.ResidentBytes();
+  return (resident >= 0 ? resident : static_cast<int64_t>(mm.stats().total_vm)) / 1024;
+}
+}  // namespace
+
+void Task::NoteResident() {
+  if (mm_) max_rss_kb_.store(std::max(max_rss_kb_.load(), ResidentKb(*mm_)));
+}
+
 Usage Task::usage() const {
   Usage u;
   u.user_ns = CpuTimeNs();
@@ -163,7 +175,9 @@ Usage Task::usage() const {
   u.min_faults = min_faults_.load(std::memory_order_relaxed);
   u.maj_faults = maj_faults_.load(std::memory_order_relaxed);
   u.voluntary_switches = voluntary_switches_.load(std::memory_order_relaxed);
-  if (base::Ref<MemoryManager> mm = mm_ref()) u.max_rss_kb = mm->ResidentBytes() / 1024;
+  u.max_rss_kb = max_rss_kb_.load(std::memory_order_relaxed);
+  if (base::Ref<MemoryManager> mm = mm_ref())
+    u.max_rss_kb = std::max(u.max_rss_kb, ResidentKb(*mm));
   return u;
 }
 

@@ -267,6 +267,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // `last`: no other thread of the process goes on using the memory.
   void ReleaseMemory(bool last);
   int64_t ContextCpuNs() const;
+  // Keeps the size of memory that is about to be left, for getrusage.
+  void NoteResident();
   void WalkRobustList();
   void ReleaseResources();
   void CompleteVfork();
@@ -353,7 +355,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::vector<QueuedGroup> queued_groups_;
 
   int64_t cpu_start_ns_ = 0;  // the stub's CPU time when the process began to use it; under mutex_
-  std::atomic<int64_t> system_ns_{0};
+  std::atomic<int64_t> system_ns_{0}, max_rss_kb_{0};
   std::atomic<int64_t> voluntary_switches_{0}, min_faults_{0}, maj_faults_{0};
 };
 
