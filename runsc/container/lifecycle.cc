@@ -102,7 +102,7 @@ absl::StatusOr<oci::Spec> LoadStoredSpec(const Store& store, const std::string& 
 
 absl::StatusOr<sentry::ControlClient> ConnectSandbox(const Store& store, const std::string& id) {
   auto dir = store.OpenDir(id);
-  if (!dir.ok()) return absl::NotFoundError("container does not exist");
+  if (!dir.ok()) return absl::NotFoundError("container " + id + " does not exist");
   auto client = sentry::ControlClient::Connect(dir->get(), "control.sock");
   if (!client.ok()) {
     int error = client.error().code();

@@ -127,7 +127,7 @@ absl::StatusOr<ContainerLock> Store::Lock(const std::string& id, bool create) co
       }
     }
   } else if (access(Dir(id).c_str(), F_OK) != 0) {
-    return absl::NotFoundError("container does not exist");
+    return absl::NotFoundError("container " + id + " does not exist");
   }
   std::string path = root_ + "/." + id + ".lock";
   for (;;) {
@@ -143,7 +143,7 @@ absl::StatusOr<ContainerLock> Store::Lock(const std::string& id, bool create) co
       ContainerLock lock(std::move(fd), path);
       if (!create && access(Dir(id).c_str(), F_OK) != 0) {
         lock.Remove();  // the holder before us removed the container; this file is ours
-        return absl::NotFoundError("container does not exist");
+        return absl::NotFoundError("container " + id + " does not exist");
       }
       return lock;
     }
@@ -154,7 +154,7 @@ absl::StatusOr<ContainerState> Store::Load(const std::string& id) const {
   struct stat st;
   if (stat(Dir(id).c_str(), &st) != 0) {
     if (errno == ENOENT || errno == ENOTDIR) {
-      return absl::NotFoundError("container does not exist");
+      return absl::NotFoundError("container " + id + " does not exist");
     }
     return ErrnoStatus("stat " + Dir(id));
   }
@@ -216,7 +216,8 @@ absl::Status Store::Save(const ContainerState& s) const {
 
 absl::Status Store::MakeDir(const std::string& id) const {
   if (mkdir(Dir(id).c_str(), 0711) == 0) return absl::OkStatus();
-  if (errno == EEXIST) return absl::AlreadyExistsError("container with given ID already exists");
+  if (errno == EEXIST)
+    return absl::AlreadyExistsError("container with given ID already exists: " + id);
   return ErrnoStatus("mkdir " + Dir(id));
 }
 

@@ -78,7 +78,7 @@ class Store {
 
   // Waits for the lock of `id`, making the root directory first if `create`.
   absl::StatusOr<ContainerLock> Lock(const std::string& id, bool create) const;
-  // NotFound "container does not exist"; FailedPrecondition if the directory is there but its
+  // NotFound "container <id> does not exist"; FailedPrecondition if the directory is there but its
   // state is missing or damaged, with what is wrong.
   absl::StatusOr<ContainerState> Load(const std::string& id) const;
   absl::Status Save(const ContainerState& state) const;

@@ -59,8 +59,8 @@ TEST_F(StateTest, IsStoredAndFound) {
 }
 
 TEST_F(StateTest, TellsWhatIsWrongWithADirectory) {
-  EXPECT_EQ(store_->Load("a").status().message(), "container does not exist");
-  EXPECT_EQ(store_->Lock("a", false).status().message(), "container does not exist");
+  EXPECT_EQ(store_->Load("a").status().message(), "container a does not exist");
+  EXPECT_EQ(store_->Lock("a", false).status().message(), "container a does not exist");
   ASSERT_TRUE(store_->Lock("a", true).ok());
   ASSERT_TRUE(store_->MakeDir("a").ok());
   auto message = [&] { return std::string(store_->Load("a").status().message()); };

@@ -169,7 +169,7 @@ TEST_F(LifecycleTest, ErrorsAreOneLineAndLeaveNothing) {
   Runsc("--log " + dir_ + "/log --log-format json state nope");
   Json entry = Json::parse(Slurp(dir_ + "/log"));
   EXPECT_EQ(entry["level"], "error");
-  EXPECT_EQ(entry["msg"], "container does not exist");
+  EXPECT_EQ(entry["msg"], "container nope does not exist");
 }
 
 TEST_F(LifecycleTest, CreatedStartedKilledDeleted) {
