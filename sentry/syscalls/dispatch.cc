@@ -14,7 +14,7 @@ void NoteUnknown(Kernel& kernel, int nr, const SyscallInfo* info) {
   uint64_t seen = nr >= 0 && nr < kMaxSyscall
                       ? kernel.unimplemented[nr].fetch_add(1, std::memory_order_relaxed)
                       : 1;
-  if (seen == 0) {
+  if (seen == 0 && !(info && info->support == Support::kConfiguredOut)) {
     LOG_INFO("system call %d (%s) is not implemented", nr, info ? info->name : "unknown");
   }
 }

@@ -94,9 +94,11 @@ std::string Fd(Task& t, int fd) {
   base::Ref<FdTable> table = t.fd_table_ref();
   base::Ref<FileDescription> file = table ? table->Get(fd) : nullptr;
   if (!file) return fmt::format("{}", fd);
+  // "pipe:[5]" and the like say what they are; what has a place is shown by its path.
   std::string name = file->Describe();
-  if (name.empty() && file->path() && t.fs_context_ref()) {
-    name = t.kernel().vfs().PathName(t.mount_namespace(), t.fs_context().root(), file->path());
+  base::Ref<FsContext> fs = t.fs_context_ref();
+  if (name.find(':') == std::string::npos && file->path() && fs) {
+    name = t.kernel().vfs().PathName(t.mount_namespace(), fs->root(), file->path());
   }
   return fmt::format("{}<{}>", fd, name);
 }
@@ -224,7 +226,7 @@ void Call::Finish(const base::Result<uint64_t>& result) {
                 : fmt::format(") = -1 {}", name ? name : std::to_string(code));
   }
   line += fmt::format(" <{}.{:03} us>", took / 1000, took % 1000);
-  base::LogLine(base::LogLevel::kError, line);
+  base::LogLine(base::LogLevel::kInfo, line);
 }
 
 }  // namespace sentry::trace
