@@ -386,6 +386,10 @@ auto Parse(std::string_view text, Read read)
   Node node(&document, "", &error);
   if (!document.is_object()) node.Fail("must be an object");
   auto result = read(node);
+  // What it quotes from the document may hold line feeds.
+  for (char& c : error) {
+    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
+  }
   if (!error.empty()) return absl::InvalidArgumentError(error);
   return result;
 }

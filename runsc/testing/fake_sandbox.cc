@@ -30,6 +30,9 @@ namespace {
 constexpr const char* kPrograms[] = {"echo",  "cat", "exit", "signal",
                                      "sleep", "tty", "env",  "hostcall"};
 
+// Without a leading '/'.
+std::string Name(const std::string& program) { return program.substr(program[0] == '/'); }
+
 class FakeSandbox : public sentry::Sandbox {
  public:
   explicit FakeSandbox(UniqueFd gofer) : gofer_(std::move(gofer)) {}
@@ -37,7 +40,7 @@ class FakeSandbox : public sentry::Sandbox {
   // Makes a process that waits for Run.
   Result<int32_t> Make(const sentry::ProcessSpec& spec, sentry::ProcessFds fds, std::string* why) {
     bool known = false;
-    for (const char* program : kPrograms) known |= spec.args[0] == program;
+    for (const char* program : kPrograms) known |= Name(spec.args[0]) == program;
     if (!known) {
       *why = "exec: \"" + spec.args[0] + "\": executable file not found in $PATH";
       return Error(ENOENT);
@@ -174,7 +177,7 @@ class FakeSandbox : public sentry::Sandbox {
 
   int Program(int32_t pid, const std::vector<std::string>& args, int in, int out,
               const std::vector<std::string>& env) {
-    const std::string& name = args[0];
+    const std::string name = Name(args[0]);
     std::string arg = args.size() > 1 ? args[1] : "0";
     if (name == "exit") return atoi(arg.c_str()) << 8;
     if (name == "signal") return atoi(arg.c_str());

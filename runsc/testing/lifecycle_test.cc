@@ -350,6 +350,26 @@ TEST_F(LifecycleTest, HooksRunInOrder) {
             "poststart running\npoststop stopped\n");
 }
 
+// A startContainer hook runs inside the sandbox, before init. (The fake finds programs by the
+// path.)
+TEST_F(LifecycleTest, StartContainerHooksRunInTheContainer) {
+  auto hooks = [](const char* path, const char* argument) {
+    return Json{{"hooks",
+                 {{"startContainer",
+                   Json::array({{{"path", path}, {"args", {path, argument}}, {"timeout", 5}}})}}}};
+  };
+  Result r = Run({"echo", "x"}, hooks("/exit", "0"));
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(r.out, "x\n");
+  r = Run({"echo", "x"}, hooks("/exit", "6"));
+  EXPECT_EQ(r.code, 1);
+  EXPECT_NE(r.err.find("error running startContainer hook #0 (/exit): exited with status 6"),
+            std::string::npos)
+      << r.err;
+  EXPECT_EQ(r.out, "");
+  EXPECT_EQ(Shell("ls -A " + dir_ + "/root").out, "");
+}
+
 TEST_F(LifecycleTest, AFailingHookEndsTheCreation) {
   Json fails =
       Json::array({{{"path", "/bin/sh"}, {"args", {"sh", "-c", "echo no luck >&2; exit 3"}}}});

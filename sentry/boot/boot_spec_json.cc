@@ -3,6 +3,7 @@
 #include <concepts>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 #include <vector>
 
 namespace sentry {
@@ -10,11 +11,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The fields of each struct, once for both directions. `A` is Writer or Reader.
+// What a Writer reads and a Reader fills.
 template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, CapSets>)
-{
+using In = std::conditional_t<A::kWrites, const T, T>;
+
+// The fields of each struct, once for both directions. `A` is Writer or Reader.
+template <typename A>
+void Fields(A& a, In<A, CapSets>& s) {
   a("bounding", s.bounding);
   a("effective", s.effective);
   a("inheritable", s.inheritable);
@@ -22,19 +25,15 @@ void Fields(A& a, T& s)
   a("ambient", s.ambient);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, RlimitSpec>)
-{
+template <typename A>
+void Fields(A& a, In<A, RlimitSpec>& s) {
   a("resource", s.resource);
   a("soft", s.soft);
   a("hard", s.hard);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, ProcessSpec>)
-{
+template <typename A>
+void Fields(A& a, In<A, ProcessSpec>& s) {
   a("args", s.args);
   a("env", s.env);
   a("cwd", s.cwd);
@@ -51,10 +50,8 @@ void Fields(A& a, T& s)
   a("consoleCols", s.console_cols);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, MountSpec>)
-{
+template <typename A>
+void Fields(A& a, In<A, MountSpec>& s) {
   a("destination", s.destination);
   a("type", s.type);
   a("source", s.source);
@@ -65,10 +62,8 @@ void Fields(A& a, T& s)
   a("data", s.data);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, DeviceSpec>)
-{
+template <typename A>
+void Fields(A& a, In<A, DeviceSpec>& s) {
   a("path", s.path);
   a("type", s.type);
   a("major", s.major);
@@ -78,27 +73,21 @@ void Fields(A& a, T& s)
   a("gid", s.gid);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, IdMapping>)
-{
+template <typename A>
+void Fields(A& a, In<A, IdMapping>& s) {
   a("containerID", s.container_id);
   a("hostID", s.host_id);
   a("size", s.size);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, BootSpec::Sysctl>)
-{
+template <typename A>
+void Fields(A& a, In<A, BootSpec::Sysctl>& s) {
   a("name", s.name);
   a("value", s.value);
 }
 
-template <typename A, typename T>
-void Fields(A& a, T& s)
-  requires(std::same_as<std::remove_const_t<T>, BootSpec>)
-{
+template <typename A>
+void Fields(A& a, In<A, BootSpec>& s) {
   a("containerId", s.container_id);
   a("hostname", s.hostname);
   a("domainname", s.domainname);
@@ -132,6 +121,7 @@ inline constexpr bool kIsVector<std::vector<T>> = true;
 
 class Writer {
  public:
+  static constexpr bool kWrites = true;
   template <typename T>
   void operator()(const char* name, const T& value) {
     object_[name] = Value(value);
@@ -163,6 +153,7 @@ class Writer {
 
 class Reader {
  public:
+  static constexpr bool kWrites = false;
   Reader(const Json& object, std::string path, std::string* why)
       : object_(object), path_(std::move(path)), why_(why) {}
 
