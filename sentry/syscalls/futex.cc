@@ -1,6 +1,4 @@
 // futex(2) as far as it reaches the sentry: waits that the host's futex ran and a signal ended.
-#include <linux/futex.h>
-
 #include "sentry/kernel/task.h"
 #include "sentry/syscalls/handlers.h"
 
@@ -15,11 +13,10 @@ using base::Result;
 Result<uint64_t> SysFutex(Task& t, const SyscallArgs& a) {
   const platform::Trap& trap = t.context().trap();
   if (!trap.futex_interrupted) return Error(ENOSYS);
-  int command = a.Int(1) & FUTEX_CMD_MASK;
-  // Without a handler the call is made again: absolute deadlines stay what they are. A relative
-  // one cannot be shortened in the guest's memory, so only a handler ends such a wait early.
-  if (command == FUTEX_WAIT && trap.remaining_ns >= 0) return Error(base::kERESTARTNOHAND);
-  return Error(base::kERESTARTSYS);
+  // A wait with a timeout is made again only if no handler ran (Linux: a restart block). An absolute
+  // deadline stays what it is; a relative one, which cannot be shortened in the guest's memory,
+  // begins anew.
+  return Error(a[3] != 0 ? base::kERESTARTNOHAND : base::kERESTARTSYS);
 }
 
 }  // namespace sentry
