@@ -49,16 +49,14 @@ absl::Status WriteCgroupFile(const std::string& path, const std::string& value) 
   return absl::OkStatus();
 }
 
-// mkdir -p below `mount`, noting what was made.
-absl::Status MakeDirs(const std::string& mount, const std::string& dir,
-                      std::vector<std::string>* made) {
+// mkdir -p below `mount`.
+absl::Status MakeDirs(const std::string& mount, const std::string& dir) {
   size_t at = mount.size();
   while (at != std::string::npos) {
     at = dir.find('/', at + 1);
     std::string path = dir.substr(0, at);
-    if (mkdir(path.c_str(), 0755) == 0) {
-      made->push_back(path);
-    } else if (errno == ENOENT && at != std::string::npos) {
+    if (mkdir(path.c_str(), 0755) == 0) continue;
+    if (errno == ENOENT && at != std::string::npos) {
       at = mount.size();  // another container's end took a parent away: from the top
     } else if (errno != EEXIST) {
       return ErrnoStatus("cgroup: mkdir " + path);
@@ -251,74 +249,111 @@ std::vector<CgroupWrite> CgroupWrites(const oci::Resources& r, bool v2) {
   return w;
 }
 
-absl::StatusOr<Cgroups> Cgroups::Create(const oci::Linux& config, const std::string& id,
-                                        bool systemd, std::vector<std::string>* made) {
+absl::Status Cgroups::PlanV1(const CgroupLayout& layout, const std::string& path,
+                             const oci::Resources& resources) {
+  std::vector<CgroupWrite> writes = CgroupWrites(resources, /*v2=*/false);
+  for (const std::string controller : kV1Controllers) {
+    Group group;
+    group.controller = controller;
+    for (const CgroupWrite& w : writes) {
+      if (w.controller == controller) group.writes.push_back(w);
+    }
+    group.needed = !group.writes.empty();
+    auto mount = layout.v1.find(controller);
+    if (mount == layout.v1.end()) {
+      // In the hybrid layout each controller is in one of the two.
+      if (!group.needed || Contains(layout.v2_controllers, controller)) continue;
+      return absl::UnavailableError("cgroup: the controller \"" + controller +
+                                    "\" is not available on this machine");
+    }
+    // A cpuset that is not asked for is better inherited.
+    if (controller == "cpuset" && !group.needed) continue;
+    auto own = layout.v1_own.find(controller);
+    group.mount = mount->second;
+    auto dir = CgroupDir(group.mount, own == layout.v1_own.end() ? "/" : own->second, path);
+    if (!dir.ok()) return dir.status();
+    group.dir = *dir;
+    groups_.push_back(std::move(group));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Cgroups::PlanV2(const CgroupLayout& layout, const std::string& path,
+                             const oci::Resources& resources) {
+  if (layout.v2.empty() || (layout.v2_controllers.empty() && resources.unified.empty())) {
+    return absl::OkStatus();
+  }
+  Group group;
+  for (CgroupWrite& w : CgroupWrites(resources, /*v2=*/true)) {
+    if (layout.v1.count(w.controller) == 0) group.writes.push_back(std::move(w));
+  }
+  group.needed = !group.writes.empty();
+  group.mount = layout.v2;
+  auto dir = CgroupDir(layout.v2, layout.v2_own, path);
+  if (!dir.ok()) return dir.status();
+  group.dir = *dir;
+  groups_.push_back(std::move(group));
+  for (const char* c : {"memory", "cpu", "cpuset", "pids"}) {
+    if (Contains(layout.v2_controllers, c)) v2_controllers_.push_back(c);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Cgroups> Cgroups::Plan(const oci::Linux& config, const std::string& id,
+                                      bool systemd) {
   Cgroups cgroups;
   if (config.cgroups_path.empty() && config.resources.empty()) return cgroups;
   auto path = CgroupPath(config.cgroups_path, id, systemd);
   if (!path.ok()) return path.status();
   auto layout = ReadCgroupLayout();
   if (!layout.ok()) return layout.status();
-
-  for (bool v2 : {false, true}) {
-    std::vector<CgroupWrite> writes = CgroupWrites(config.resources, v2);
-    std::map<std::string, std::string> dirs;  // controller -> directory
-    if (!v2) {
-      for (const std::string controller : kV1Controllers) {
-        auto mount = layout->v1.find(controller);
-        bool wanted = std::any_of(writes.begin(), writes.end(),
-                                  [&](const CgroupWrite& w) { return w.controller == controller; });
-        if (mount == layout->v1.end() || (controller == "cpuset" && !wanted)) continue;
-        auto dir = CgroupDir(mount->second, layout->v1_own[controller], *path);
-        if (!dir.ok()) return dir.status();
-        absl::Status s = MakeDirs(mount->second, *dir, made);
-        if (s.ok() && controller == "cpuset") s = InheritCpuset(mount->second, *dir);
-        // Without the right to do it, only what was asked for is missed.
-        if (!s.ok() && !wanted) continue;
-        if (!s.ok()) return s;
-        dirs[controller] = *dir;
-      }
-    } else if (!layout->v2.empty() &&
-               (!layout->v2_controllers.empty() || !config.resources.unified.empty())) {
-      auto dir = CgroupDir(layout->v2, layout->v2_own, *path);
-      if (!dir.ok()) return dir.status();
-      absl::Status s = MakeDirs(layout->v2, *dir, made);
-      if (!s.ok() && !writes.empty()) return s;
-      if (s.ok()) {
-        for (const std::string& c : layout->v2_controllers) dirs[c] = *dir;
-        for (const CgroupWrite& w : writes) {
-          if (Contains({"cgroup"}, w.controller)) dirs[w.controller] = *dir;
-        }
-        std::vector<std::string> wanted;
-        for (const char* c : {"memory", "cpu", "cpuset", "pids"}) {
-          if (Contains(layout->v2_controllers, c)) wanted.push_back(c);
-        }
-        EnableControllers(layout->v2, dir->substr(0, dir->rfind('/')), wanted);
-      }
-    }
-    for (const CgroupWrite& w : writes) {
-      auto dir = dirs.find(w.controller);
-      if (dir == dirs.end()) {
-        // In the hybrid layout each controller is in one of the two.
-        bool elsewhere = v2 ? layout->v1.count(w.controller) != 0
-                            : Contains(layout->v2_controllers, w.controller);
-        if (elsewhere) continue;
-        if (!v2 && !layout->v2.empty() && layout->v1.empty()) continue;
-        return absl::UnavailableError("cgroup: the controller \"" + w.controller +
-                                      "\" is not available on this machine");
-      }
-      if (auto s = WriteCgroupFile(dir->second + "/" + w.file, w.value); !s.ok()) return s;
-    }
-    for (const auto& [controller, dir] : dirs) {
-      if (!Contains(cgroups.dirs_, dir)) cgroups.dirs_.push_back(dir);
-    }
+  if (layout->v2.empty() || !layout->v1.empty()) {
+    if (auto s = cgroups.PlanV1(*layout, *path, config.resources); !s.ok()) return s;
   }
+  if (auto s = cgroups.PlanV2(*layout, *path, config.resources); !s.ok()) return s;
   return cgroups;
 }
 
+std::vector<std::string> Cgroups::Missing() const {
+  std::vector<std::string> missing;
+  for (const Group& group : groups_) {
+    size_t at = group.mount.size();
+    while (at != std::string::npos) {
+      at = group.dir.find('/', at + 1);
+      std::string path = group.dir.substr(0, at);
+      if (access(path.c_str(), F_OK) != 0 && !Contains(missing, path)) missing.push_back(path);
+    }
+  }
+  return missing;
+}
+
+absl::Status Cgroups::MakeGroup(Group* group, const std::vector<std::string>& v2_controllers) {
+  if (auto s = MakeDirs(group->mount, group->dir); !s.ok()) return s;
+  if (group->controller == "cpuset") {
+    if (auto s = InheritCpuset(group->mount, group->dir); !s.ok()) return s;
+  }
+  if (group->controller.empty()) {
+    EnableControllers(group->mount, group->dir.substr(0, group->dir.rfind('/')), v2_controllers);
+  }
+  for (const CgroupWrite& w : group->writes) {
+    if (auto s = WriteCgroupFile(group->dir + "/" + w.file, w.value); !s.ok()) return s;
+  }
+  group->made = true;
+  return absl::OkStatus();
+}
+
+absl::Status Cgroups::Make() {
+  for (Group& group : groups_) {
+    absl::Status s = MakeGroup(&group, v2_controllers_);
+    if (!s.ok() && group.needed) return s;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Cgroups::Add(pid_t pid) const {
-  for (const std::string& dir : dirs_) {
-    auto s = WriteCgroupFile(dir + "/cgroup.procs", std::to_string(pid));
+  for (const Group& group : groups_) {
+    if (!group.made) continue;
+    auto s = WriteCgroupFile(group.dir + "/cgroup.procs", std::to_string(pid));
     if (!s.ok()) return s;
   }
   return absl::OkStatus();
@@ -327,6 +362,7 @@ absl::Status Cgroups::Add(pid_t pid) const {
 absl::Status Cgroups::Remove(const std::vector<std::string>& made) {
   absl::Status result;
   for (size_t i = made.size(); i-- > 0;) {
+    if (access(made[i].c_str(), F_OK) != 0) continue;  // it was only planned
     // A process that has just died holds its group for a moment more.
     bool leaf = std::none_of(made.begin(), made.end(), [&](const std::string& other) {
       return other.rfind(made[i] + "/", 0) == 0;

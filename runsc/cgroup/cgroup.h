@@ -45,17 +45,36 @@ std::vector<CgroupWrite> CgroupWrites(const oci::Resources& resources, bool v2);
 
 class Cgroups {
  public:
-  // Makes what the configuration asks for; nothing if it asks nothing. Each directory made is
-  // appended to `made` (also on error), to be removed with Remove.
-  static absl::StatusOr<Cgroups> Create(const oci::Linux& config, const std::string& id,
-                                        bool systemd, std::vector<std::string>* made);
+  // Finds out what the configuration asks for; nothing if it asks nothing. Makes nothing yet.
+  static absl::StatusOr<Cgroups> Plan(const oci::Linux& config, const std::string& id,
+                                      bool systemd);
+  // The directories that Make will make, parents first. To be stored before, so that none is left
+  // behind by a crash.
+  std::vector<std::string> Missing() const;
+  // Makes the groups and sets their limits.
+  absl::Status Make();
   // Moves a process (with its future children) in.
   absl::Status Add(pid_t pid) const;
   // Removes directories, the last first. One that other containers use stays, without an error.
   static absl::Status Remove(const std::vector<std::string>& made);
 
  private:
-  std::vector<std::string> dirs_;
+  // One directory in one hierarchy; in v2 it serves all controllers.
+  struct Group {
+    std::string controller;  // v1; empty: v2
+    std::string mount, dir;
+    std::vector<CgroupWrite> writes;
+    bool needed = false;  // false: passed over where it cannot be made
+    bool made = false;
+  };
+  absl::Status PlanV1(const CgroupLayout& layout, const std::string& path,
+                      const oci::Resources& resources);
+  absl::Status PlanV2(const CgroupLayout& layout, const std::string& path,
+                      const oci::Resources& resources);
+  static absl::Status MakeGroup(Group* group, const std::vector<std::string>& v2_controllers);
+
+  std::vector<Group> groups_;
+  std::vector<std::string> v2_controllers_;
 };
 
 }  // namespace runsc

@@ -83,10 +83,10 @@ TEST(CgroupWrites, AreThoseOfEachVersion) {
 }
 
 TEST(Cgroups, DoesNothingUnasked) {
-  std::vector<std::string> made;
-  auto cgroups = Cgroups::Create(oci::Linux{}, "id", false, &made);
+  auto cgroups = Cgroups::Plan(oci::Linux{}, "id", false);
   ASSERT_TRUE(cgroups.ok());
-  EXPECT_TRUE(made.empty());
+  EXPECT_TRUE(cgroups->Missing().empty());
+  EXPECT_TRUE(cgroups->Make().ok());
   EXPECT_TRUE(cgroups->Add(1).ok());
 }
 

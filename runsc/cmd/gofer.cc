@@ -23,6 +23,7 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
   config.rootless = spec->rootless;
   fcntl(kGoferConnectionFd, F_SETFD, FD_CLOEXEC);
   config.connection.reset(kGoferConnectionFd);
+  config.rootless = spec->rootless;
   // Without a log, fatal messages go to the runsc that starts us.
   config.log.reset(
       fcntl(spec->have_log ? static_cast<int>(kGoferLogFd) : STDERR_FILENO, F_DUPFD_CLOEXEC, 3));

@@ -92,14 +92,16 @@ ContainerState NewState(const CreateOptions& options, const std::string& rootfs)
 // Makes the cgroups and clones the processes into them; they wait.
 absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSetup* setup,
                      CreatedContainer* c) {
-  absl::Status s =
-      WriteFileAtomically(store.Dir(options.id) + "/config.json", options.config_text, 0600);
-  if (s.ok()) s = store.Save(c->state);
+  absl::Status s = store.Save(c->state);
+  if (s.ok()) {
+    s = WriteFileAtomically(store.Dir(options.id) + "/config.json", options.config_text, 0600);
+  }
   if (!s.ok()) return s;
-  auto cgroups = Cgroups::Create(options.spec.linux_, options.id, options.systemd_cgroup,
-                                 &c->state.cgroup_dirs);
-  s = store.Save(c->state);
+  auto cgroups = Cgroups::Plan(options.spec.linux_, options.id, options.systemd_cgroup);
   if (!cgroups.ok()) return cgroups.status();
+  c->state.cgroup_dirs = cgroups->Missing();
+  if (!c->state.cgroup_dirs.empty()) s = store.Save(c->state);
+  if (s.ok()) s = cgroups->Make();
   if (!s.ok()) return s;
 
   LaunchOptions launch;

@@ -23,6 +23,7 @@ using base::UniqueFd;
 namespace {
 
 constexpr int kKillTimeoutMs = 10'000;
+constexpr int kKillAnswerMs = 2'000;  // then the sandbox itself is killed
 
 // Kills a process of ours, if it is still the one we mean, and waits for its end.
 absl::Status KillAndAwait(const ProcessId& process, const char* role) {
@@ -158,7 +159,9 @@ absl::Status SignalContainer(const Store& store, const ContainerState& state, in
   }
   auto sandbox = ConnectSandbox(store, state.id);
   if (sandbox.ok()) {
-    auto sent = sandbox->Signal(sentry::Sandbox::kInit, signo, all);
+    auto sent = signo == SIGKILL
+                    ? sandbox->Signal(sentry::Sandbox::kInit, signo, all, kKillAnswerMs)
+                    : sandbox->Signal(sentry::Sandbox::kInit, signo, all);
     if (sent.ok()) return absl::OkStatus();
     if (sent.error().code() == EPIPE || sent.error().code() == ESRCH) {
       return absl::FailedPreconditionError("container not running");

@@ -102,9 +102,9 @@ Result<int32_t> ControlClient::Exec(const ProcessSpec& process, bool owned,
   return static_cast<int32_t>(Int(json, "pid"));
 }
 
-Status ControlClient::Signal(int32_t pid, int signo, bool all) {
+Status ControlClient::Signal(int32_t pid, int signo, bool all, int timeout_ms) {
   Json json = {{"pid", pid}, {"signo", signo}, {"all", all}};
-  TRY(Call(ControlOp::kSignal, json.dump(), {}, kShortMs, nullptr));
+  TRY(Call(ControlOp::kSignal, json.dump(), {}, timeout_ms, nullptr));
   return base::Ok();
 }
 

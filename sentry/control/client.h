@@ -24,7 +24,8 @@ class ControlClient {
   // `fds` become the process's descriptors 0 and up; they stay the caller's.
   base::Result<int32_t> Exec(const ProcessSpec& process, bool owned, const std::vector<int>& fds,
                              std::string* why);
-  base::Status Signal(int32_t pid, int signo, bool all);
+  // `timeout_ms`: how long a sandbox may take to answer.
+  base::Status Signal(int32_t pid, int signo, bool all, int timeout_ms = 10'000);
   base::Result<std::vector<ProcessInfo>> Processes();
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols);
 
