@@ -14,16 +14,14 @@
 
 #include <climits>
 #include <cstring>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/base/internal/sysinfo.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "platform/platform.h"
 #include "sentry/boot/boot_fds.h"
 #include "sentry/boot/boot_spec_json.h"
+#include "sentry/boot/warm_up.h"
 #include "sentry/control/protocol.h"
 #include "sentry/control/server.h"
 
@@ -67,17 +65,8 @@ bool SetUpSignals(UniqueFd* signals, std::string* why) {
   return signals->valid();
 }
 
-// Lets libraries look up once what they could not after confinement: a contended absl::Mutex the
-// number of processors and the clock's frequency, which it measures for some milliseconds.
-void WarmUp() {
-  absl::base_internal::NumCPUs();
-  absl::base_internal::NominalCPUFrequency();
-  absl::Now();
-}
-
 bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& hooks,
-             std::thread* warm_up, std::unique_ptr<platform::Platform>* platform,
-             std::string* why) {
+             std::unique_ptr<platform::Platform>* platform, std::string* why) {
   if (!PrepareMounts(why)) return false;
   // The console sends SIGWINCH to the processes of the session that it controls, which is ours.
   if (spec.process.terminal && ioctl(kBootFirstFile, TIOCSCTTY, 0) != 0) {
@@ -92,10 +81,9 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
     return false;
   }
   *platform = std::move(*made);
-  if (!EnterEmptyRoot(why)) return false;
-  // Capabilities belong to threads: it must have ended.
-  warm_up->join();
-  return DropCapabilities(why) && InstallFilter(hooks.platform_host_calls, options.have_log, why);
+  WarmUpLibraries();
+  return EnterEmptyRoot(why) && DropCapabilities(why) &&
+         InstallFilter(hooks.platform_host_calls, options.have_log, why);
 }
 
 SandboxFds TakeFds(const BootOptions& options) {
@@ -225,10 +213,8 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
   if (!CloseFrom(kBootFirstFile + options.file_count, &why) || !SetUpSignals(&signals, &why)) {
     return fail("cannot confine the sentry: " + why);
   }
-  std::thread warm_up(WarmUp);
   std::unique_ptr<platform::Platform> platform;
-  if (!Confine(options, *spec, hooks, &warm_up, &platform, &why)) {
-    if (warm_up.joinable()) warm_up.join();
+  if (!Confine(options, *spec, hooks, &platform, &why)) {
     return fail("cannot confine the sentry: " + why);
   }
 
