@@ -45,7 +45,12 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
                             int flags) {
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
   if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
-  UserIoDest dst(t.memory(), TRY(ImportIovec(t.memory(), args[1], args[2])));
+  UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
+  // The task's own view of guest memory tells of a fault in a small copy when the call is over. With
+  // several parts, what came before the fault must count, so each is copied at once.
+  base::UserMemory& memory =
+      iovec.parts.size() > 1 ? static_cast<base::UserMemory&>(t.mm().address_space()) : t.memory();
+  UserIoDest dst(memory, std::move(iovec));
   const bool nonblock = file->nonblock() || (flags & RWF_NOWAIT) != 0;
   const size_t n = TRY(at_offset ? file->PRead(dst, static_cast<uint64_t>(offset), nonblock)
                                  : file->Read(dst, nonblock));
