@@ -294,14 +294,16 @@ Resources ReadResources(const Node& node, std::vector<std::string>* not_enforced
     }
     r.unified.emplace_back(key, value.String());
   });
-  for (const char* name : {"devices", "blockIO", "hugepageLimits", "network", "rdma"}) {
-    Node field = node[name];
-    // An empty list asks for nothing.
-    if (field.present() && !(std::string(name) != "network" && std::string(name) != "blockIO" &&
-                             std::string(name) != "rdma" && field.Items().empty())) {
-      NotEnforced(field, not_enforced);
+  // There are no devices of the host to refuse; a rule that allows one is what has no effect.
+  Node devices = node["devices"];
+  for (const Node& rule : devices.Items()) {
+    if (rule["allow"].Bool()) {
+      NotEnforced(devices, not_enforced);
+      break;
     }
   }
+  if (!node["hugepageLimits"].Items().empty()) NotEnforced(node["hugepageLimits"], not_enforced);
+  for (const char* name : {"blockIO", "network", "rdma"}) NotEnforced(node[name], not_enforced);
   return r;
 }
 
