@@ -12,8 +12,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <climits>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -34,6 +36,7 @@ using base::UniqueFd;
 namespace {
 
 constexpr int kMallocArenas = 8;
+constexpr std::chrono::seconds kDestroyTimeout(10);
 
 // Reports to the runsc that started us. It may be gone: then nobody needs the report.
 void Report(int sync, const std::string& text) {
@@ -132,7 +135,15 @@ class Loop {
     }
     Report(sync_.get(), "ready");
     int code = server_.Run();
-    if (!gofer_ended_) sandbox_->Destroy();
+    if (gofer_ended_) return code;
+    // The container has ended, whatever still waits for a file that does not answer. (A signal
+    // would not do: process 1 of a PID namespace ignores those that it has no handler for.)
+    std::thread([code] {
+      std::this_thread::sleep_for(kDestroyTimeout);
+      Log("the sandbox does not come down in time");
+      _exit(code);
+    }).detach();
+    sandbox_->Destroy();
     return code;
   }
 
