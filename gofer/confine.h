@@ -13,8 +13,8 @@
 namespace gofer {
 
 // Standard input and output become /dev/null, standard error the log; every descriptor but those of
-// `config` and `errors` is closed; limits are set. No core dumps, no tracing by processes of the same
-// user.
+// `config` and `errors` is closed; limits are set. No core dumps, no tracing by processes of the
+// same user.
 base::Status LimitProcess(GoferConfig& config, int errors, const char** step);
 
 // Replaces each mount's descriptor by a private copy of the mount tree below it, without a parent,

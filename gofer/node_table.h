@@ -44,6 +44,8 @@ class NodeTable {
   base::Result<base::Ref<FsNode>> Get(Handle handle) const;
   void Forget(Handle handle);
   uint32_t size() const;
+  // False if Add would fail now.
+  bool HasRoom() const { return size() < max_; }
 
  private:
   struct Slot {

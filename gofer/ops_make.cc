@@ -97,6 +97,7 @@ base::Result<MakeArgs> ReadMake(Session& s, Reader in) {
     return base::Error(EPROTO);
   }
   args.parent = TRY(s.Dir(r.parent, true));
+  if (!s.nodes.HasRoom()) return base::Error(ENFILE);
   return args;
 }
 
@@ -168,6 +169,7 @@ base::Status DoSymlink(Session& s, Reader in, ReplyBuilder out) {
   }
   if (target.empty()) return base::Error(ENOENT);
   const auto parent = TRY(s.Dir(r.parent, true));
+  if (!s.nodes.HasRoom()) return base::Error(ENFILE);
   const Owner owner = TRY(OwnerIn(*parent, r.uid, r.gid, 0777, false));
   if (symlinkat(std::string(target).c_str(), parent->fd(), NameBuffer(name).text) != 0) {
     return base::LastError();

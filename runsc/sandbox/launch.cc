@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -208,6 +209,14 @@ bool AwaitEnd(pid_t pid, int timeout_ms) {
   return poll(&p, 1, timeout_ms) == 1;
 }
 
+// Each file that the sandbox knows is a descriptor of the gofer, each open one of the sentry too.
+// Without the right to raise the limit, the one there is has to do.
+void RaiseDescriptorLimit(pid_t pid) {
+  constexpr rlim_t kDescriptors = 1 << 20;  // fs.nr_open as Linux sets it
+  const rlimit limit = {kDescriptors, kDescriptors};
+  prlimit(pid, RLIMIT_NOFILE, &limit, nullptr);
+}
+
 }  // namespace
 
 int WaitForChild(pid_t pid) {
@@ -295,6 +304,8 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   if (!pid.ok()) return pid.status();
   launch.sentry_pid_ = *pid;
 
+  RaiseDescriptorLimit(launch.gofer_pid_);
+  RaiseDescriptorLimit(launch.sentry_pid_);
   if (auto s = WriteIdMaps(launch.gofer_pid_, IdMapKind::kIdentity); !s.ok()) return s;
   if (auto s = WriteIdMaps(launch.sentry_pid_, IdMapKind::kUnprivileged); !s.ok()) return s;
   return launch;

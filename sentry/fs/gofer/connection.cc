@@ -136,4 +136,13 @@ void GoferConnection::Forget(gofer::Handle handle) {
   client_.Submit(gofer::MakeForget(batch), [](gofer::Reply) {});
 }
 
+void GoferConnection::FlushForgotten() {
+  std::vector<gofer::Handle> batch;
+  {
+    absl::MutexLock l(&mutex_);
+    batch.swap(forgotten_);
+  }
+  (void)Call(gofer::MakeForget(batch));
+}
+
 }  // namespace sentry

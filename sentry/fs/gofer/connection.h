@@ -28,7 +28,11 @@ class GoferConnection : public base::RefCounted {
   // Gives a handle back, some time soon. Never parks.
   void Forget(gofer::Handle handle);
 
+  // Gives back now what Forget has collected; parks.
+  void FlushForgotten();
+
   uint32_t mounts() const { return hello_.mounts; }
+  uint32_t max_handles() const { return hello_.max_handles; }
 
  private:
   template <typename T, typename... Args>

@@ -13,8 +13,6 @@ namespace {
 
 // A directory with more entries than this cannot be listed: the sentry's memory is bounded.
 constexpr size_t kMaxListing = 2'000'000;
-// Nor are children looked up at once beyond this many, as each holds a handle.
-constexpr size_t kMaxPrefetch = 4096;
 // How many single lookups in a directory make all children worth it: after it was listed, and else
 // with its size taken into account.
 constexpr uint32_t kListedLookups = 2;
@@ -76,7 +74,7 @@ void GoferInode::Prefetch() {
       if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
       prefetch->children.emplace(std::move(e.name), gofer_fs().Obtain(e.node, ""));
     }
-    if (prefetch->children.size() > kMaxPrefetch) return;
+    if (prefetch->children.size() > gofer_fs().max_prefetch()) return;
     eof = page->eof;
     cursor = page->next;
   }
@@ -114,7 +112,12 @@ base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
   const std::vector<std::string_view> list(
       names.begin(),
       names.begin() + static_cast<ptrdiff_t>(std::min<size_t>(names.size(), gofer::kMaxWalk)));
-  auto walk = gofer::ParseWalk(Call(gofer::MakeWalk(handle_, list, 0, 0)), list.size(), 0);
+  const gofer::Request request = gofer::MakeWalk(handle_, list, 0, 0);
+  auto walk = gofer::ParseWalk(Call(request), list.size(), 0);
+  if (walk.ok() && walk->stop == ENFILE && walk->nodes.empty()) {
+    gofer_fs().Reclaim();
+    walk = gofer::ParseWalk(Call(request), list.size(), 0);
+  }
   if (!walk.ok()) return walk.error();
   for (size_t i = 0; i < walk->nodes.size(); ++i) {
     const bool last = i + 1 == walk->nodes.size();
@@ -128,8 +131,14 @@ base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
   return result;
 }
 
-base::Result<base::Ref<Inode>> GoferInode::Made(base::Result<gofer::NodeResult> made,
-                                                std::string link) {
+base::Result<base::Ref<Inode>> GoferInode::MakeNode(const gofer::Request& request, bool want_fd,
+                                                    std::string link) {
+  if (!IsDir()) return base::Error(ENOTDIR);
+  auto made = gofer::ParseNode(Call(request), want_fd);
+  if (!made.ok() && made.error().code() == ENFILE) {
+    gofer_fs().Reclaim();
+    made = gofer::ParseNode(Call(request), want_fd);
+  }
   if (!made.ok()) return made.error();
   NamesChanged();
   base::Ref<GoferInode> inode = gofer_fs().Obtain(made->node, std::move(link));
@@ -141,31 +150,27 @@ base::Result<base::Ref<Inode>> GoferInode::Made(base::Result<gofer::NodeResult> 
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Create(std::string_view name, const NewInode& args) {
-  if (!IsDir()) return base::Error(ENOTDIR);
-  const bool regular = S_ISREG(args.mode);
-  const uint32_t mode = regular ? args.mode & 07777 : args.mode;
-  return Made(gofer::ParseNode(
-                  Call(gofer::MakeMake(regular ? gofer::Op::kCreate : gofer::Op::kMknod, handle_,
-                                       name, mode, args.uid, args.gid, regular ? O_RDWR : 0)),
-                  regular),
-              "");
+  if (S_ISREG(args.mode)) {
+    return MakeNode(gofer::MakeMake(gofer::Op::kCreate, handle_, name, args.mode & 07777, args.uid,
+                                    args.gid, O_RDWR),
+                    true, "");
+  }
+  return MakeNode(
+      gofer::MakeMake(gofer::Op::kMknod, handle_, name, args.mode, args.uid, args.gid, 0), false,
+      "");
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Mkdir(std::string_view name, const NewInode& args) {
-  if (!IsDir()) return base::Error(ENOTDIR);
-  return Made(gofer::ParseNode(Call(gofer::MakeMake(gofer::Op::kMkdir, handle_, name,
-                                                    args.mode & 07777, args.uid, args.gid, 0)),
-                               false),
-              "");
+  return MakeNode(
+      gofer::MakeMake(gofer::Op::kMkdir, handle_, name, args.mode & 07777, args.uid, args.gid, 0),
+      false, "");
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::string_view target,
                                                    const NewInode& args) {
-  if (!IsDir()) return base::Error(ENOTDIR);
   if (target.size() > gofer::kMaxLink) return base::Error(ENAMETOOLONG);
-  return Made(
-      gofer::ParseNode(Call(gofer::MakeSymlink(handle_, name, target, args.uid, args.gid)), false),
-      std::string(target));
+  return MakeNode(gofer::MakeSymlink(handle_, name, target, args.uid, args.gid), false,
+                  std::string(target));
 }
 
 base::Status GoferInode::Link(std::string_view name, Inode& target) {
@@ -247,6 +252,7 @@ base::Result<std::shared_ptr<const GoferListing>> GoferInode::List() {
     cursor = page->next;
   }
   std::shared_ptr<const GoferListing> result = std::move(listing);
+  if (gofer_fs().exclusive()) gofer_fs().KeepListing(result);
   absl::MutexLock l(&mutex_);
   listing_ = result;
   listing_version_ = version;

@@ -2,9 +2,11 @@
 
 #include <linux/magic.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "sentry/fs/gofer/inode.h"
+#include "sentry/vfs/dentry.h"
 
 namespace sentry {
 namespace {
@@ -12,13 +14,19 @@ namespace {
 // Host descriptors of files that nobody has open, kept for the next open.
 constexpr size_t kMaxIdle = 512;
 constexpr size_t kMaxPrefetched = 32;
+constexpr size_t kMaxPrefetch = 4096;  // children of one directory; each holds a handle
+// Entries of all listings that are kept.
+constexpr size_t kMaxListed = 32 * 1024;
 // What /proc/filesystems and statfs have no name for otherwise.
 constexpr uint64_t kGoferMagic = 0x676f6672;
 
 }  // namespace
 
 GoferFilesystem::GoferFilesystem(base::Ref<GoferConnection> connection, GoferCache cache)
-    : Filesystem("gofer", kGoferMagic), connection_(std::move(connection)), cache_(cache) {}
+    : Filesystem("gofer", kGoferMagic),
+      connection_(std::move(connection)),
+      cache_(cache),
+      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 128)) {}
 
 GoferFilesystem::~GoferFilesystem() = default;
 
@@ -118,6 +126,38 @@ void GoferFilesystem::EnterPrefetched(GoferInode* inode) {
   if (victim) victim->DropPrefetch();
 }
 
+void GoferFilesystem::KeepListing(std::shared_ptr<const GoferListing> listing) {
+  const size_t size = listing->items.size() + 1;
+  if (size > kMaxListed / 4) return;
+  std::vector<std::shared_ptr<const GoferListing>> dropped;  // freed after the lock
+  absl::MutexLock l(&idle_mutex_);
+  listings_.push_back(std::move(listing));
+  listed_entries_ += size;
+  while (listed_entries_ > kMaxListed) {
+    listed_entries_ -= listings_.front()->items.size() + 1;
+    dropped.push_back(std::move(listings_.front()));
+    listings_.pop_front();
+  }
+}
+
+void GoferFilesystem::Reclaim() {
+  for (;;) {
+    base::Ref<GoferInode> inode;
+    {
+      absl::MutexLock l(&idle_mutex_);
+      if (prefetched_.empty()) break;
+      GoferInode* oldest = prefetched_.front();
+      prefetched_.pop_front();
+      oldest->prefetched_at_.reset();
+      if (!oldest->TryIncRef()) continue;
+      inode = base::Ref<GoferInode>::Adopt(oldest);
+    }
+    inode->DropPrefetch();
+  }
+  DentryCache::Get().DropUnused();
+  connection_->FlushForgotten();
+}
+
 base::Result<struct statfs> GoferFilesystem::StatFs() {
   const gofer::StatFsReply r =
       TRY(gofer::ParseStatFs(connection_->Call(gofer::MakeOn(gofer::Op::kStatFs, root_handle_))));
@@ -148,6 +188,9 @@ base::Result<base::Ref<Inode>> MountGofer(const base::Ref<GoferConnection>& conn
                                           uint32_t index, GoferCache cache) {
   const gofer::AttachReply attach =
       TRY(gofer::ParseAttach(connection->Call(gofer::MakeAttach(index))));
+  // A cached dentry holds a handle; prefetched children and open files need some as well.
+  DentryCache& dentries = DentryCache::Get();
+  dentries.set_limit(std::min<size_t>(dentries.limit(), connection->max_handles() / 8 * 3));
   auto fs = base::MakeRef<GoferFilesystem>(connection, cache);
   return base::Ref<Inode>(fs->MakeRoot(attach));
 }

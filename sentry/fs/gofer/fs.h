@@ -2,7 +2,9 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <list>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,7 @@
 namespace sentry {
 
 class GoferInode;
+struct GoferListing;
 
 class GoferFilesystem : public Filesystem {
  public:
@@ -45,6 +48,13 @@ class GoferFilesystem : public Filesystem {
   // Directories that hold prefetched children: the oldest lose theirs.
   void EnterPrefetched(GoferInode* inode);
 
+  // Keeps a directory's listing for the next reader; the oldest go.
+  void KeepListing(std::shared_ptr<const GoferListing> listing);
+  // The gofer has no handle left: drops all that is kept for later use, the dentry cache included.
+  void Reclaim();
+  // How many children of a directory may be looked up at once.
+  size_t max_prefetch() const { return max_prefetch_; }
+
   // False once the host said that this file system knows no RWF_NOWAIT.
   bool nowait() const { return nowait_.load(std::memory_order_relaxed); }
   void set_no_nowait() { nowait_.store(false, std::memory_order_relaxed); }
@@ -60,6 +70,7 @@ class GoferFilesystem : public Filesystem {
 
   const base::Ref<GoferConnection> connection_;
   const GoferCache cache_;
+  const size_t max_prefetch_;
   gofer::Handle root_handle_ = 0;  // set once by MakeRoot, as are the next two
   bool readonly_ = false;
   bool in_memory_ = false;
@@ -73,6 +84,8 @@ class GoferFilesystem : public Filesystem {
   absl::Mutex idle_mutex_;  // leaf
   std::list<GoferInode*> idle_ ABSL_GUARDED_BY(idle_mutex_);
   std::list<GoferInode*> prefetched_ ABSL_GUARDED_BY(idle_mutex_);
+  std::deque<std::shared_ptr<const GoferListing>> listings_ ABSL_GUARDED_BY(idle_mutex_);
+  size_t listed_entries_ ABSL_GUARDED_BY(idle_mutex_) = 0;
 };
 
 }  // namespace sentry

@@ -40,7 +40,7 @@ class GoferFsTest : public testing::Test {
     std::filesystem::remove_all(dir_);
   }
 
-  void Mount(GoferCache cache) {
+  void Mount(GoferCache cache, uint32_t max_handles = 5000) {
     int pair[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
     std::vector<gofer::MountConfig> mounts(1);
@@ -50,7 +50,7 @@ class GoferFsTest : public testing::Test {
                                .connection = base::UniqueFd(pair[1]),
                                .proc_fd = proc_.get(),
                                .threads = 2,
-                               .max_handles = 5000});
+                               .max_handles = max_handles});
     server_->Start();
     server_->Release();
     // As at boot: off the fibers.
@@ -291,6 +291,21 @@ TEST_F(GoferFsTest, ChildrenLookedUpAtOnce) {
     EXPECT_EQ(WalkError("/f6"), ENOENT);
     Write(*Open("/none", O_CREAT | O_WRONLY), "new");
     EXPECT_EQ(Stat("/none").size, 3u);
+  });
+}
+
+TEST_F(GoferFsTest, FewHandlesSuffice) {
+  for (int i = 0; i < 300; ++i) SetHostText("/f" + std::to_string(i), "x");
+  const size_t limit = DentryCache::Get().limit();
+  Mount(GoferCache::kExclusive, 40);
+  DentryCache::Get().set_limit(limit);  // more than there are handles
+  Run([&] {
+    for (int i = 0; i < 300; ++i) EXPECT_EQ(Stat("/f" + std::to_string(i)).size, 1u);
+    for (int i = 0; i < 300; ++i) Open("/g" + std::to_string(i), O_CREAT | O_WRONLY);
+    for (int i = 0; i < 100; ++i) {
+      EXPECT_TRUE(vfs_.Mkdir(Ctx(), "/d" + std::to_string(i), 0755).ok());
+    }
+    EXPECT_EQ(List("/").size(), 702u);
   });
 }
 

@@ -99,7 +99,7 @@ class GoferInode : public Inode {
   static constexpr int64_t kSharedNs = 200'000;
 
   ~GoferInode() override;
-  gofer::Reply Call(gofer::Request request) {
+  gofer::Reply Call(gofer::Request request) const {
     return gofer_fs().connection().Call(std::move(request));
   }
   // A host descriptor for reading or for reading and writing.
@@ -116,7 +116,9 @@ class GoferInode : public Inode {
   // Counts a lookup that asked the gofer, and looks up all children when that is likely to pay.
   void CountLookup();
   void Prefetch();
-  base::Result<base::Ref<Inode>> Made(base::Result<gofer::NodeResult> made, std::string link);
+  // Sends a request that makes a node in this directory, again if the gofer was out of handles.
+  base::Result<base::Ref<Inode>> MakeNode(const gofer::Request& request, bool want_fd,
+                                          std::string link);
   static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }
 
   const gofer::Handle handle_;
