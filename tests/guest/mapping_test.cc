@@ -78,39 +78,42 @@ int Recurse(size_t bytes) {
 }  // namespace
 
 TEST(StackGrowth, CallsMayFillWhatWasNeverTouched) {
-  EXPECT_EQ(0, ExitStatus([] {
-              volatile char buffer[6 << 20];
-              int fd = open("/dev/zero", O_RDONLY);
-              ssize_t n = read(fd, const_cast<char*>(buffer), sizeof buffer);
-              return n == static_cast<ssize_t>(sizeof buffer) ? 0 : 1;
-            }));
+  auto body1 = [] {
+    volatile char buffer[6 << 20];
+    int fd = open("/dev/zero", O_RDONLY);
+    ssize_t n = read(fd, const_cast<char*>(buffer), sizeof buffer);
+    return n == static_cast<ssize_t>(sizeof buffer) ? 0 : 1;
+  };
+  EXPECT_EQ(0, ExitStatus(body1));
 }
 
 TEST(StackGrowth, PastTheLimitIsSigsegv) {
   EXPECT_EQ(-SIGSEGV, ExitStatus([] { return Recurse(size_t{1} << 40) & 1; }));
-  EXPECT_EQ(42, ExitStatus([] {
-              static char alt[65536];
-              stack_t ss{.ss_sp = alt, .ss_flags = 0, .ss_size = sizeof alt};
-              sigaltstack(&ss, nullptr);
-              struct sigaction sa {};
-              sa.sa_flags = SA_ONSTACK | SA_SIGINFO;
-              sa.sa_sigaction = [](int, siginfo_t* info, void*) {
-                _exit(info->si_code == SEGV_MAPERR ? 42 : 43);
-              };
-              sigaction(SIGSEGV, &sa, nullptr);
-              return Recurse(size_t{1} << 40) & 1;
-            }));
+  auto body2 = [] {
+    static char alt[65536];
+    stack_t ss{.ss_sp = alt, .ss_flags = 0, .ss_size = sizeof alt};
+    sigaltstack(&ss, nullptr);
+    struct sigaction sa {};
+    sa.sa_flags = SA_ONSTACK | SA_SIGINFO;
+    sa.sa_sigaction = [](int, siginfo_t* info, void*) {
+      _exit(info->si_code == SEGV_MAPERR ? 42 : 43);
+    };
+    sigaction(SIGSEGV, &sa, nullptr);
+    return Recurse(size_t{1} << 40) & 1;
+  };
+  EXPECT_EQ(42, ExitStatus(body2));
 }
 
 TEST(StackGrowth, FollowsARaisedLimit) {
-  EXPECT_EQ(0, ExitStatus([] {
-              rlimit limit;
-              getrlimit(RLIMIT_STACK, &limit);
-              if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < (32 << 20)) return 0;
-              limit.rlim_cur = 32 << 20;
-              if (setrlimit(RLIMIT_STACK, &limit) != 0) return 1;
-              return Recurse(24 << 20) > 0 ? 0 : 2;
-            }));
+  auto body3 = [] {
+    rlimit limit;
+    getrlimit(RLIMIT_STACK, &limit);
+    if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < (32 << 20)) return 0;
+    limit.rlim_cur = 32 << 20;
+    if (setrlimit(RLIMIT_STACK, &limit) != 0) return 1;
+    return Recurse(24 << 20) > 0 ? 0 : 2;
+  };
+  EXPECT_EQ(0, ExitStatus(body3));
 }
 
 TEST(StackGrowth, GrowsDownMapping) {
@@ -232,37 +235,38 @@ TEST(MadviseForms, RemoveFreeAndHints) {
 }
 
 TEST(Limits, AddressSpaceAndData) {
-  EXPECT_EQ(0, ExitStatus([] {
-              rlimit limit{256 << 20, 256 << 20};
-              if (setrlimit(RLIMIT_AS, &limit)) return 1;
-              if (mmap(nullptr, 512 << 20, kRw, kAnon, -1, 0) != MAP_FAILED || errno != ENOMEM)
-                return 2;
-              if (mmap(nullptr, 64 << 20, kRw, kAnon, -1, 0) == MAP_FAILED) return 3;
-              return 0;
-            }));
-  EXPECT_EQ(0, ExitStatus([] {
-              rlimit limit{64 << 20, 64 << 20};
-              if (setrlimit(RLIMIT_DATA, &limit)) return 1;
-              if (sbrk(128 << 20) != reinterpret_cast<void*>(-1) || errno != ENOMEM) return 2;
-              if (mmap(nullptr, 128 << 20, kRw, kAnon, -1, 0) != MAP_FAILED || errno != ENOMEM)
-                return 3;
-              return mmap(nullptr, 128 << 20, PROT_READ, kAnon, -1, 0) == MAP_FAILED ? 4 : 0;
-            }));
+  auto body4 = [] {
+    rlimit limit{256 << 20, 256 << 20};
+    if (setrlimit(RLIMIT_AS, &limit)) return 1;
+    if (mmap(nullptr, 512 << 20, kRw, kAnon, -1, 0) != MAP_FAILED || errno != ENOMEM) return 2;
+    if (mmap(nullptr, 64 << 20, kRw, kAnon, -1, 0) == MAP_FAILED) return 3;
+    return 0;
+  };
+  EXPECT_EQ(0, ExitStatus(body4));
+  auto body5 = [] {
+    rlimit limit{64 << 20, 64 << 20};
+    if (setrlimit(RLIMIT_DATA, &limit)) return 1;
+    if (sbrk(128 << 20) != reinterpret_cast<void*>(-1) || errno != ENOMEM) return 2;
+    if (mmap(nullptr, 128 << 20, kRw, kAnon, -1, 0) != MAP_FAILED || errno != ENOMEM) return 3;
+    return mmap(nullptr, 128 << 20, PROT_READ, kAnon, -1, 0) == MAP_FAILED ? 4 : 0;
+  };
+  EXPECT_EQ(0, ExitStatus(body5));
 }
 
 TEST(Limits, LockedMemory) {
-  EXPECT_EQ(0, ExitStatus([] {
-              char* p = Map(8 * kPage);
-              rlimit limit{4 * kPage, 4 * kPage};
-              if (setrlimit(RLIMIT_MEMLOCK, &limit)) return 1;
-              if (setresuid(12345, 12345, 12345)) return 2;
-              if (mlock(p, 8 * kPage) != -1 || errno != ENOMEM) return 3;
-              if (mlock(p, 4 * kPage)) return 4;
-              if (munlock(p, 8 * kPage)) return 5;
-              if (mlock(p, 9999 * kPage) != -1 || errno != ENOMEM) return 6;
-              if (munlockall()) return 7;
-              return 0;
-            }));
+  auto body6 = [] {
+    char* p = Map(8 * kPage);
+    rlimit limit{4 * kPage, 4 * kPage};
+    if (setrlimit(RLIMIT_MEMLOCK, &limit)) return 1;
+    if (setresuid(12345, 12345, 12345)) return 2;
+    if (mlock(p, 8 * kPage) != -1 || errno != ENOMEM) return 3;
+    if (mlock(p, 4 * kPage)) return 4;
+    if (munlock(p, 8 * kPage)) return 5;
+    if (mlock(p, 9999 * kPage) != -1 || errno != ENOMEM) return 6;
+    if (munlockall()) return 7;
+    return 0;
+  };
+  EXPECT_EQ(0, ExitStatus(body6));
   EXPECT_ERRNO(mlockall(0), EINVAL);
   EXPECT_ERRNO(mlockall(MCL_ONFAULT), EINVAL);
 }
@@ -331,15 +335,16 @@ TEST(Fork, MemoryIsCopiedAndSharedMappingsAreNot) {
   char* mine = Map(64 * kPage);
   char* shared = Map(kPage, kRw, MAP_SHARED | MAP_ANONYMOUS);
   memset(mine, 1, 64 * kPage);
-  EXPECT_EQ(0, ExitStatus([=] {
-              for (int i = 0; i < 64; i++) {
-                if (mine[i * kPage] != 1) return 1;
-                mine[i * kPage] = 2;
-              }
-              shared[0] = 9;
-              char* p = static_cast<char*>(mmap(nullptr, kPage, kRw, kAnon, -1, 0));
-              return p == MAP_FAILED ? 2 : munmap(mine, 64 * kPage);
-            }));
+  auto body7 = [=] {
+    for (int i = 0; i < 64; i++) {
+      if (mine[i * kPage] != 1) return 1;
+      mine[i * kPage] = 2;
+    }
+    shared[0] = 9;
+    char* p = static_cast<char*>(mmap(nullptr, kPage, kRw, kAnon, -1, 0));
+    return p == MAP_FAILED ? 2 : munmap(mine, 64 * kPage);
+  };
+  EXPECT_EQ(0, ExitStatus(body7));
   EXPECT_EQ(1, mine[63 * kPage]);
   EXPECT_EQ(9, shared[0]);
   munmap(mine, 64 * kPage);
