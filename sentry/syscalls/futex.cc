@@ -13,9 +13,9 @@ using base::Result;
 Result<uint64_t> SysFutex(Task& t, const SyscallArgs& a) {
   const platform::Trap& trap = t.context().trap();
   if (!trap.futex_interrupted) return Error(ENOSYS);
-  // A wait with a timeout is made again only if no handler ran (Linux: a restart block). An absolute
-  // deadline stays what it is; a relative one, which cannot be shortened in the guest's memory,
-  // begins anew.
+  // A wait with a timeout is made again only if no handler ran (Linux: a restart block). An
+  // absolute deadline stays what it is; a relative one, which cannot be shortened in the guest's
+  // memory, begins anew.
   return Error(a[3] != 0 ? base::kERESTARTNOHAND : base::kERESTARTSYS);
 }
 
