@@ -15,6 +15,9 @@ namespace {
 constexpr uint64_t kAnonInodeMagic = 0x09041934;
 constexpr uint32_t kTmpfileBit = O_TMPFILE & ~O_DIRECTORY;
 
+// Directories can be nested without bound by relative paths; nobody is shown more than this.
+constexpr size_t kMaxShownPath = 4 * kPathMax;
+
 class AnonymousFilesystem : public Filesystem {
  public:
   AnonymousFilesystem() : Filesystem("anon_inodefs", kAnonInodeMagic) {}
@@ -136,6 +139,7 @@ std::string Vfs::PathName(MountNamespace& ns, const Path& root, const Path& path
         break;
       }
       name.insert(0, "/" + at.dentry->name());
+      if (name.size() > kMaxShownPath) return name;
       at.dentry = std::move(up);
     }
     if (name.empty()) name = "/";

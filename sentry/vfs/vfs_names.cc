@@ -82,14 +82,19 @@ void ForgetName(Dentry& dir, Dentry& victim, std::string_view name) {
   if (!dir.inode_ptr()->fs().cheap_lookup()) dir.AddChild(name, nullptr);
 }
 
-// An object lost its last name, or one of several.
-void NotifyRemoved(Inode& dir, std::string_view name, Inode& victim) {
-  if (!AnyWatches()) return;
-  NotifyDir(dir, IN_DELETE | (victim.IsDir() ? IN_ISDIR : 0), name);
+// An object lost its last name, or one of several. The order is Linux's: the object's own events
+// come before its parent's.
+void NotifyLostName(Inode& victim) {
   if (victim.watches() == nullptr) return;
   auto attr = victim.GetAttr();
-  const bool gone = victim.IsDir() || (attr.ok() && attr->nlink == 0);
-  NotifyInode(victim, gone ? IN_DELETE_SELF : IN_ATTRIB);
+  if (!victim.IsDir()) NotifyInode(victim, IN_ATTRIB);
+  if (victim.IsDir() || (attr.ok() && attr->nlink == 0)) NotifyInode(victim, IN_DELETE_SELF);
+}
+
+void NotifyRemoved(Inode& dir, std::string_view name, Inode& victim) {
+  if (!AnyWatches()) return;
+  NotifyLostName(victim);
+  NotifyDir(dir, IN_DELETE | (victim.IsDir() ? IN_ISDIR : 0), name);
 }
 
 }  // namespace
@@ -345,11 +350,7 @@ void NotifyRename(const RenamePlan& p, Inode& moved, Inode* replaced) {
   NotifyDir(*p.old_dir.inode_ptr(), IN_MOVED_FROM | dir_bit, p.old_name, cookie);
   NotifyDir(*p.new_dir.inode_ptr(), IN_MOVED_TO | dir_bit, p.new_name, cookie);
   NotifyInode(moved, IN_MOVE_SELF);
-  if (replaced != nullptr && replaced->watches() != nullptr) {
-    auto attr = replaced->GetAttr();
-    const bool gone = replaced->IsDir() || (attr.ok() && attr->nlink == 0);
-    NotifyInode(*replaced, gone ? IN_DELETE_SELF : IN_ATTRIB);
-  }
+  if (replaced != nullptr) NotifyLostName(*replaced);
 }
 
 }  // namespace

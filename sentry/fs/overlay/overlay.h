@@ -9,7 +9,7 @@
 namespace sentry {
 
 // Root inode of a new overlay over the directory `lower`, which nobody else changes. `upper` bounds
-// the layer in memory.
+// the layer in memory; what it leaves open is half of the host's memory.
 base::Result<base::Ref<Inode>> NewOverlay(base::Ref<Inode> lower, const TmpfsOptions& upper = {});
 
 }  // namespace sentry

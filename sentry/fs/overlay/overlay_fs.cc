@@ -1,3 +1,5 @@
+#include <sys/sysinfo.h>
+
 #include "sentry/fs/overlay/overlay_inode.h"
 
 namespace sentry {
@@ -62,6 +64,11 @@ base::Result<base::Ref<Inode>> NewOverlay(base::Ref<Inode> lower, const TmpfsOpt
   if (!lower->IsDir()) return base::Error(ENOTDIR);
   TmpfsOptions options = upper;
   options.mode = 0700;
+  if (struct sysinfo info; (options.size == 0 || options.inodes == 0) && sysinfo(&info) == 0) {
+    const uint64_t half = uint64_t{info.totalram} * info.mem_unit / 2;
+    if (options.size == 0) options.size = half;
+    if (options.inodes == 0) options.inodes = half / 4096;
+  }
   auto fs = base::MakeRef<OverlayFilesystem>(lower, NewTmpfs(options));
   return base::Ref<Inode>(fs->Wrap(std::move(lower), nullptr));
 }

@@ -151,6 +151,7 @@ base::Status TmpfsDirectory::Link(std::string_view name, Inode& target) {
   const uint32_t nlink = inode.nlink();
   if (nlink == 0 && !inode.linkable()) return base::Error(ENOENT);
   if (nlink >= kMaxLinks) return base::Error(EMLINK);
+  if (nlink > 0) TRY(tmpfs().TakeInode());
   inode.AddLink(1);
   AddEntry(name, base::Ref<TmpfsInode>(&inode));
   Touch(false, true, true);
@@ -160,7 +161,7 @@ base::Status TmpfsDirectory::Link(std::string_view name, Inode& target) {
 base::Status TmpfsDirectory::Unlink(std::string_view name, Inode& victim) {
   if (Find(name) == nullptr) return base::Error(ENOENT);
   RemoveEntry(name);
-  static_cast<TmpfsInode&>(victim).AddLink(-1);
+  static_cast<TmpfsInode&>(victim).DropName();
   Touch(false, true, true);
   return base::Ok();
 }
@@ -204,7 +205,7 @@ base::Status TmpfsDirectory::Rename(std::string_view name, Inode& moved, Inode& 
         old->AddLink(-2);
         new_dir.AddLink(-1);
       } else {
-        old->AddLink(-1);
+        old->DropName();
       }
       new_dir.RemoveEntry(new_name);
     }

@@ -88,7 +88,23 @@ TmpfsInode::TmpfsInode(TmpfsFilesystem* fs, uint64_t ino, const NewInode& args)
   CachePerm(args.mode, args.uid, args.gid);
 }
 
-TmpfsInode::~TmpfsInode() { tmpfs().ReturnInode(); }
+TmpfsInode::~TmpfsInode() {
+  {
+    absl::MutexLock l(&mutex_);
+    (void)ChargeXattrs(0);
+  }
+  tmpfs().ReturnInode();
+}
+
+base::Status TmpfsInode::ChargeXattrs(size_t bytes) {
+  if (bytes > kMaxXattrBytes) return base::Error(ENOSPC);
+  const uint64_t had = (xattr_bytes_ + kMemoryPage - 1) / kMemoryPage;
+  const uint64_t want = (bytes + kMemoryPage - 1) / kMemoryPage;
+  if (want > had && !tmpfs().pages().Charge(want - had)) return base::Error(ENOSPC);
+  if (want < had) tmpfs().pages().Uncharge(had - want);
+  xattr_bytes_ = bytes;
+  return base::Ok();
+}
 
 void TmpfsInode::OnZeroRefs() {
   // A directory's end drops its children, and so on downwards: in a loop, since directories can be
@@ -143,6 +159,11 @@ void TmpfsInode::AddLink(int n) {
   attr_.ctime = CurrentTime();
 }
 
+void TmpfsInode::DropName() {
+  AddLink(-1);
+  if (nlink() > 0) tmpfs().ReturnInode();
+}
+
 uint32_t TmpfsInode::nlink() const {
   absl::MutexLock l(&mutex_);
   return attr_.nlink;
@@ -188,14 +209,12 @@ base::Status TmpfsInode::SetXattr(std::string_view name, std::string_view value,
   if ((flags & XATTR_CREATE) != 0 && it != xattrs_.end()) return base::Error(EEXIST);
   if ((flags & XATTR_REPLACE) != 0 && it == xattrs_.end()) return base::Error(ENODATA);
   const size_t old = it != xattrs_.end() ? name.size() + it->second.size() : 0;
-  const size_t bytes = xattr_bytes_ - old + name.size() + value.size();
-  if (bytes > kMaxXattrBytes) return base::Error(ENOSPC);
+  TRY(ChargeXattrs(xattr_bytes_ - old + name.size() + value.size()));
   if (it != xattrs_.end()) {
     it->second = std::string(value);
   } else {
     xattrs_.emplace(name, value);
   }
-  xattr_bytes_ = bytes;
   attr_.ctime = CurrentTime();
   return base::Ok();
 }
@@ -211,7 +230,7 @@ base::Status TmpfsInode::RemoveXattr(std::string_view name) {
   absl::MutexLock l(&mutex_);
   auto it = xattrs_.find(name);
   if (it == xattrs_.end()) return base::Error(ENODATA);
-  xattr_bytes_ -= name.size() + it->second.size();
+  TRY(ChargeXattrs(xattr_bytes_ - name.size() - it->second.size()));
   xattrs_.erase(it);
   attr_.ctime = CurrentTime();
   return base::Ok();

@@ -56,6 +56,9 @@ class TmpfsInode : public Inode {
   TmpfsFilesystem& tmpfs() const { return static_cast<TmpfsFilesystem&>(fs()); }
   // One name more or fewer.
   void AddLink(int n);
+  // A name of other than a directory goes. Each but the last was counted as an inode when it was
+  // made, as Linux does, so that names are bounded too.
+  void DropName();
   uint32_t nlink() const;
   // Made by O_TMPFILE without O_EXCL: may get a first name though it has none.
   void set_linkable() { linkable_ = true; }
@@ -75,6 +78,8 @@ class TmpfsInode : public Inode {
   mutable absl::Mutex mutex_;  // leaf
   InodeAttr attr_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string, std::less<>> xattrs_ ABSL_GUARDED_BY(mutex_);
+  // Of names and values; whole pages are charged for them.
+  base::Status ChargeXattrs(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t xattr_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::atomic<bool> linkable_{false};
 };

@@ -142,6 +142,25 @@ TEST_F(TmpfsTest, BudgetOfPagesAndInodes) {
   EXPECT_EQ(OpenError("/5", O_CREAT | O_RDWR), 0);
 }
 
+TEST_F(TmpfsTest, NamesAndXattrsAreCountedToo) {
+  Make({.size = 1 << 20, .inodes = 4});
+  Open("/f", O_CREAT | O_RDWR);
+  EXPECT_TRUE(vfs_.Link(Ctx(), "/f", {}, Ctx(), "/2").ok());
+  EXPECT_TRUE(vfs_.Link(Ctx(), "/f", {}, Ctx(), "/3").ok());
+  EXPECT_EQ(Code(vfs_.Link(Ctx(), "/f", {}, Ctx(), "/4")), ENOSPC);
+  EXPECT_TRUE(vfs_.Unlink(Ctx(), "/2").ok());
+  EXPECT_TRUE(vfs_.Rename(Ctx(), "/3", Ctx(), "/4", 0).ok());
+  Path f = *vfs_.Walk(Ctx(), "/f", {});
+  EXPECT_TRUE(vfs_.SetXattr(*creds_, f, "user.a", std::string(5000, 'v'), 0).ok());
+  EXPECT_EQ(vfs_.StatFs(root_)->f_bfree, 254u);
+  EXPECT_TRUE(vfs_.RemoveXattr(*creds_, f, "user.a").ok());
+  EXPECT_EQ(vfs_.StatFs(root_)->f_bfree, 256u);
+  f = Path();
+  EXPECT_TRUE(vfs_.Unlink(Ctx(), "/f").ok());
+  EXPECT_TRUE(vfs_.Unlink(Ctx(), "/4").ok());
+  EXPECT_EQ(vfs_.StatFs(root_)->f_ffree, 3u);
+}
+
 TEST_F(TmpfsTest, UnlinkedFileLivesOn) {
   auto f = Open("/gone", O_CREAT | O_RDWR);
   Write(*f, "data");
