@@ -3,8 +3,8 @@
 
 namespace platform {
 
-// Adds the rules, with checked arguments, to the caller's filter (a scmp_filter_ctx whose default is
-// to refuse). Returns 0, or the negative errno of libseccomp.
+// Adds the rules, with checked arguments, to the caller's filter (a scmp_filter_ctx whose default
+// is to refuse). Returns 0, or the negative errno of libseccomp.
 int AllowHostCalls(void* filter);
 
 }  // namespace platform

@@ -89,8 +89,8 @@ TEST_F(HostileTest, RandomMailboxes) {
         size_t size = 4 + r() % 60;
         uint64_t where = r() % 4 == 0 ? kMailboxBase + r() % 4096
                                       : SlotAddress(0) + r() % (round % 2 ? 1024 : 65536);
-        static_cast<void>(g.space->WritePartial(
-            where, std::as_bytes(std::span(bytes)).first(size)));
+        static_cast<void>(
+            g.space->WritePartial(where, std::as_bytes(std::span(bytes)).first(size)));
       }
     });
     for (int i = 0; i < 30; i++) {
@@ -153,8 +153,8 @@ TEST_F(HostileTest, StubsCallsWithAnyNumber) {
   EXPECT_EQ(fds.size(), 1u);
   for (uint64_t nr = 0; nr < 480; nr++) {
     if (listed.contains(nr)) continue;
-    // uretprobe and uprobe pass by seccomp in the host itself, which ends them with SIGILL unless its
-    // own trampoline has made them.
+    // uretprobe and uprobe pass by seccomp in the host itself, which ends them with SIGILL unless
+    // its own trampoline has made them.
     if (nr == 335 || nr == 336) continue;
     for (const auto& p : patterns) {
       Regs& r = g.main.context->regs();
@@ -179,8 +179,8 @@ TEST_F(HostileTest, StubsCallsWithAnyNumber) {
 TEST_F(HostileTest, OutsideTheStubNothingIsLetThrough) {
   Guest g;
   ASSERT_TRUE(g.Load(*platform_));
-  for (uint64_t nr : {3ull, 9ull, 10ull, 11ull, 15ull, 25ull, 28ull, 47ull, 56ull, 60ull, 131ull, 157ull,
-                      0x40000000ull, 0x40000000ull + 202, 0xffffffffull}) {
+  for (uint64_t nr : {3ull, 9ull, 10ull, 11ull, 15ull, 25ull, 28ull, 47ull, 56ull, 60ull, 131ull,
+                      157ull, 0x40000000ull, 0x40000000ull + 202, 0xffffffffull}) {
     g.SetEntry(guest_site);
     g.main.context->regs().rax = nr;
     ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall) << nr;
@@ -207,7 +207,8 @@ TEST_F(HostileTest, ListedCallsWithBadArguments) {
   };
   for (uint64_t flags : clone_flags) expect_trapped(56, flags, 0, 0, 0);
   expect_trapped(56, kZygoteCloneFlags, 0, 0, 0);
-  for (uint64_t flags : {0x22ull, 0x21ull, 0x8032ull, 0x40032ull, 0x100032ull, 0x31ull, 0x2032ull}) {
+  for (uint64_t flags :
+       {0x22ull, 0x21ull, 0x8032ull, 0x40032ull, 0x100032ull, 0x31ull, 0x2032ull}) {
     expect_trapped(9, 0x10000, 0x1000, 3, flags);  // no MAP_FIXED, populated, huge, locked ...
   }
   expect_trapped(9, 0x10000, 0x1000, 0x1000003, 0x32);  // PROT_GROWSDOWN
@@ -215,7 +216,8 @@ TEST_F(HostileTest, ListedCallsWithBadArguments) {
   expect_trapped(25, test::kData, 4096, 4096, 1);       // mremap to anywhere
   expect_trapped(157, 4, 1, 0, 0);                      // PR_SET_DUMPABLE
   expect_trapped(157, 1, 0, 0, 0);                      // PR_SET_PDEATHSIG, no signal
-  for (uint64_t op : {6ull, 7ull, 8ull, 11ull, 12ull, 2ull}) expect_trapped(202, test::kData, op, 0, 0);
+  for (uint64_t op : {6ull, 7ull, 8ull, 11ull, 12ull, 2ull})
+    expect_trapped(202, test::kData, op, 0, 0);
   expect_trapped(228, 0, test::kData, 0, 0);
 }
 

@@ -2,16 +2,16 @@
 // into both; freestanding.
 //
 // One memory file per guest address space (the mailbox) is mapped by its stub and by the sentry
-// only: a header and kMaxSlots slots, one per guest thread. One more file, written by the sentry and
-// mapped read-only in every stub, holds the doorbell and what stubs must know of the machine.
+// only: a header and kMaxSlots slots, one per guest thread. One more file, written by the sentry
+// and mapped read-only in every stub, holds the doorbell and what stubs must know of the machine.
 //
 // The guest owns its stub's memory, so the sentry treats every word of a mailbox as hostile: it
 // reads a value once into memory of its own and checks it there.
 //
 // A round: the sentry writes an answer and then `answer_seq`; the stub carries it out, runs the
-// guest until the next trap, writes the request and then `request_seq = answer_seq`, sets its bit in
-// the header's `ready` words and, if the doorbell says that the sentry sleeps, wakes it. The sentry
-// alone counts rounds.
+// guest until the next trap, writes the request and then `request_seq = answer_seq`, sets its bit
+// in the header's `ready` words and, if the doorbell says that the sentry sleeps, wakes it. The
+// sentry alone counts rounds.
 #pragma once
 
 #include <cstddef>
@@ -38,12 +38,14 @@ inline constexpr uint64_t kSlotSize = 0x1'0000;
 inline constexpr uint32_t kHeaderSlots = 2;  // places of slots that the header takes
 inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
 inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
-static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 && kMailboxSize < (1ull << kMailboxShift));
+static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
+              kMailboxSize < (1ull << kMailboxShift));
 
-// ---- Patched sites --------------------------------------------------------------------------------
+// ---- Patched sites
+// --------------------------------------------------------------------------------
 //
-// The call at a site becomes `jmp *kJumpTable[i]`, seven bytes: ff 24 25 and the entry's address, an
-// absolute address of 32 bits. The table stands where the last two of these bytes are those of
+// The call at a site becomes `jmp *kJumpTable[i]`, seven bytes: ff 24 25 and the entry's address,
+// an absolute address of 32 bits. The table stands where the last two of these bytes are those of
 // `syscall`, 0f 05. So `mov $nr,%eax; syscall` is patched by changing the five bytes of the mov
 // alone, and a thread between the two instructions is still right.
 //
@@ -55,7 +57,8 @@ inline constexpr uint32_t kMaxSites = 4096;
 inline constexpr uint64_t kJumpTableSize = kMaxSites * sizeof(uint64_t);
 inline constexpr uint64_t kIslandSize = 16;
 
-inline constexpr uint32_t kFirstCompareSite = kMaxSites / 2;  // numbers from here on serve that form
+inline constexpr uint32_t kFirstCompareSite =
+    kMaxSites / 2;  // numbers from here on serve that form
 
 enum SiteForm : uint32_t {
   // mov $nr,%eax; syscall. Patched from the mov.
@@ -101,7 +104,7 @@ static_assert(sizeof(Shared) <= kSharedSize);
 
 // What a stub reports.
 enum class RequestKind : uint32_t {
-  kReady = 1,    // a forked child has its own mailbox now
+  kReady = 1,  // a forked child has its own mailbox now
   kSyscall,
   kFault,
   kInterrupt,
@@ -129,9 +132,9 @@ enum class OrderOp : uint32_t {
   kWrite,        // a: addr, b: length, c: offset in the slot's out area
   kFutexWake,    // a: addr, b: count, c: private
   kCloneThread,  // a: slot index; result: host thread id
-  kPatch,        // a: first byte to change, b: new bytes, c: how many (5 to 7), d: old bytes, without
-                 // which nothing is done. Never fails.
-  kFork,         // fd: index of the mailbox; its socket follows. result: host process id
+  kPatch,  // a: first byte to change, b: new bytes, c: how many (5 to 7), d: old bytes, without
+           // which nothing is done. Never fails.
+  kFork,   // fd: index of the mailbox; its socket follows. result: host process id
 };
 
 struct OrderEntry {
@@ -170,9 +173,9 @@ enum StubMode : uint32_t {
   kModeFrame = 1,   // registers and FPU state in the host's signal frame at `frame`
 };
 
-// Each line that changes hands costs a transfer between cores, so a call takes as few as it can; and
-// what stands in a line that the other side polls is written right before the polled word, since an
-// earlier write would bring the line here only for the poller to take it away again.
+// Each line that changes hands costs a transfer between cores, so a call takes as few as it can;
+// and what stands in a line that the other side polls is written right before the polled word,
+// since an earlier write would bring the line here only for the poller to take it away again.
 struct Slot {
   // Lines 0 and 1: the guest's registers as a call leaves them.
   alignas(64) uint64_t rax;
@@ -208,19 +211,19 @@ struct Slot {
   // Line 6: written by the stub when it is slow anyway.
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
-  uint32_t host_tid;              // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
+  uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
 
   // Line 7: the stub's own.
   alignas(64) uint64_t self;
-  uint32_t gs_owned;  // the guest uses GS; its value is in gs_base
-  uint64_t frame;     // ucontext in kModeFrame
+  uint32_t gs_owned;      // the guest uses GS; its value is in gs_base
+  uint64_t frame;         // ucontext in kModeFrame
   uint32_t spin_average;  // learned: ticks that answers take
   uint32_t spin_misses;
-  uint32_t step;          // a single-step trap is owed to the guest
-  uint32_t restore_all;   // the last answer has changed more than rax
-  uint32_t saved_flags;   // of a patched call: OF in al, the others in ah
+  uint32_t step;         // a single-step trap is owed to the guest
+  uint32_t restore_all;  // the last answer has changed more than rax
+  uint32_t saved_flags;  // of a patched call: OF in al, the others in ah
   uint32_t site_form;
-  uint64_t call_flags;    // of a patched call, for r11
+  uint64_t call_flags;  // of a patched call, for r11
 
   // From here: identity, written by the sentry. Forging it deceives only the forger.
   alignas(64) int32_t pid;
@@ -250,7 +253,7 @@ struct MailboxHeader {
   alignas(64) uint64_t ready[kReadyWords];  // a bit per slot: has handed off
   alignas(64) uint32_t fd_turn;             // whose turn it is at the socket
   uint32_t fd_waiters;
-  int32_t socket;                           // the stub's descriptor
+  int32_t socket;  // the stub's descriptor
   // A number of the sentry's by which it knows that a process has mapped this mailbox.
   alignas(64) uint64_t nonce[2];
   alignas(64) uint64_t patching;  // address whose first byte is int3 for a moment
@@ -267,7 +270,7 @@ inline constexpr uint64_t SlotAddress(uint32_t index) { return kMailboxBase + Sl
 
 // ---- The zygote's messages ----------------------------------------------------------------------
 
-struct ZygoteHello {  // comes with the listener of the clone gate, if there is one
+struct ZygoteHello {   // comes with the listener of the clone gate, if there is one
   uint64_t vdso_base;  // 0: the vDSO could not be moved
   int32_t error;
 };
@@ -283,8 +286,8 @@ struct ZygoteReply {
 // SIGUSR1: not a real-time signal, since those queue up and may be refused.
 inline constexpr int kInterruptSignal = 10;
 // CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | CHILD_SETTID | CHILD_CLEARTID
-inline constexpr uint64_t kThreadCloneFlags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 |
-                                              0x1000000 | 0x200000;
+inline constexpr uint64_t kThreadCloneFlags =
+    0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x1000000 | 0x200000;
 // CLONE_PARENT | CHILD_CLEARTID, SIGCHLD
 inline constexpr uint64_t kForkCloneFlags = 0x8000 | 0x200000 | 17;
 // What the zygote itself uses, and no stub may: CLONE_CHILD_SETTID besides.

@@ -379,7 +379,8 @@ TEST_F(PatchTest, ArgumentsAreCopiedIn) {
   const char path[] = "/etc/passwd";
   ASSERT_TRUE(g.space->Write(test::kData, std::as_bytes(std::span(path))).ok());
   // A string that ends with the mapping, without a NUL.
-  ASSERT_TRUE(g.space->Write(test::kData + test::kDataSize - 4, std::as_bytes(std::span("abcd", 4))).ok());
+  ASSERT_TRUE(
+      g.space->Write(test::kData + test::kDataSize - 4, std::as_bytes(std::span("abcd", 4))).ok());
   g.SetEntry(guest_site);
   c.regs().rax = 257;
   c.regs().rsi = test::kData;

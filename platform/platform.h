@@ -72,38 +72,63 @@ namespace order {
 struct Mmap {  // always MAP_FIXED: replaces what was there
   uint64_t addr, length;
   int prot;
-  bool shared;                    // MAP_SHARED, else MAP_PRIVATE
+  bool shared;  // MAP_SHARED, else MAP_PRIVATE
   bool noreserve = false;
-  base::Ref<base::HostFd> file;   // null: anonymous
+  base::Ref<base::HostFd> file;  // null: anonymous
   uint64_t offset = 0;
   // Set for a private file mapping whose text may be patched.
   bool has_identity = false;
   FileIdentity identity{};
 };
-struct Munmap { uint64_t addr, length; };
-struct Mprotect { uint64_t addr, length; int prot; };
+struct Munmap {
+  uint64_t addr, length;
+};
+struct Mprotect {
+  uint64_t addr, length;
+  int prot;
+};
 // Advice: NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, (NO)HUGEPAGE, (DO|DONT)DUMP, COLD,
 // PAGEOUT, (WIPE|KEEP)ONFORK, POPULATE_READ, POPULATE_WRITE; others fail with EINVAL.
-struct Madvise { uint64_t addr, length; int advice; };
-struct Mremap { uint64_t old_addr, old_length, new_addr, new_length; };  // moves to new_addr exactly
+struct Madvise {
+  uint64_t addr, length;
+  int advice;
+};
+struct Mremap {
+  uint64_t old_addr, old_length, new_addr, new_length;
+};  // moves to new_addr exactly
 // Writes a copy of the thread's FPU state to guest memory as a signal frame holds it: the XSAVE
 // image with Linux's sw_reserved words and end marker (arch/x86/kernel/fpu/signal.c). `addr` is
 // 64-byte aligned, with fpu_frame_size() bytes.
-struct SaveFpu { uint64_t addr; };
+struct SaveFpu {
+  uint64_t addr;
+};
 // Loads the FPU state from such an image, checked as Linux does; addr 0: the initial state.
-struct RestoreFpu { uint64_t addr; };
+struct RestoreFpu {
+  uint64_t addr;
+};
 // Stores `bytes` at `addr` in guest memory (at most 4096).
-struct Write { uint64_t addr; std::vector<std::byte> bytes; };
+struct Write {
+  uint64_t addr;
+  std::vector<std::byte> bytes;
+};
 // futex(FUTEX_WAKE) of `count` waiters on the shared or private word at addr.
-struct FutexWake { uint64_t addr; uint32_t count; bool is_private; };
+struct FutexWake {
+  uint64_t addr;
+  uint32_t count;
+  bool is_private;
+};
 // Starts the host thread of a context from AddressSpace::PrepareThread; it inherits the FPU state.
-struct CloneThread { Context* thread; };
+struct CloneThread {
+  Context* thread;
+};
 // Forks the stub into the address space from AddressSpace::PrepareFork.
-struct Fork { AddressSpace* child; };
+struct Fork {
+  AddressSpace* child;
+};
 }  // namespace order
-using Order = std::variant<order::Mmap, order::Munmap, order::Mprotect, order::Madvise, order::Mremap,
-                           order::SaveFpu, order::RestoreFpu, order::Write, order::FutexWake,
-                           order::CloneThread, order::Fork>;
+using Order = std::variant<order::Mmap, order::Munmap, order::Mprotect, order::Madvise,
+                           order::Mremap, order::SaveFpu, order::RestoreFpu, order::Write,
+                           order::FutexWake, order::CloneThread, order::Fork>;
 
 enum class ResumeMode {
   kGuest,       // carry out the orders, then run the guest; success of the orders is not reported
@@ -150,8 +175,8 @@ class Context : public base::UserMemory {
   virtual base::Status FlushWrites() = 0;
   // Tells the thread to exit; the context must not be resumed again and may be destroyed.
   virtual void Exit() = 0;
-  // False: every call of this thread reaches the kernel (strace, a tracer, a guest's seccomp filter).
-  // True at first. Only while stopped.
+  // False: every call of this thread reaches the kernel (strace, a tracer, a guest's seccomp
+  // filter). True at first. Only while stopped.
   virtual void AllowExpressLane(bool /*allowed*/) {}
   // Makes the patched and express paths of this thread publish these values without a hand-off.
   struct Identity {
@@ -163,9 +188,9 @@ class Context : public base::UserMemory {
 
 // What guest addresses are usable.
 struct Limits {
-  uint64_t min_address;  // lowest mappable address, vm.mmap_min_addr
-  uint64_t max_address;  // one past the highest (below the stub's region)
-  uint64_t vdso_base;    // where the vDSO ELF image stands, for AT_SYSINFO_EHDR; 0 if none
+  uint64_t min_address;           // lowest mappable address, vm.mmap_min_addr
+  uint64_t max_address;           // one past the highest (below the stub's region)
+  uint64_t vdso_base;             // where the vDSO ELF image stands, for AT_SYSINFO_EHDR; 0 if none
   uint64_t sigreturn_trampoline;  // unused by amd64 libc (SA_RESTORER), kept 0
 };
 
@@ -190,16 +215,16 @@ class AddressSpace : public base::UserMemory {
   virtual int64_t ResidentBytes() const = 0;  // -1: the platform cannot tell
   virtual int host_pid() const = 0;
   // Ranges [begin, end) inside limits() that the platform uses itself, to be left alone when a hole
-  // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program) gets
-  // it: the order is carried out, and the platform does without.
+  // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program)
+  // gets it: the order is carried out, and the platform does without.
   virtual std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const { return {}; }
 };
 
 struct Options {
-  bool strict = false;        // memory calls and clone validated by user notification
-  bool patch = true;          // patch system call sites
-  int64_t spin_ns = -1;       // -1: learned; 0: never spin
-  int pool_size = 2;          // stubs kept ready
+  bool strict = false;   // memory calls and clone validated by user notification
+  bool patch = true;     // patch system call sites
+  int64_t spin_ns = -1;  // -1: learned; 0: never spin
+  int pool_size = 2;     // stubs kept ready
 };
 
 class Platform {
@@ -214,9 +239,9 @@ class Platform {
   virtual size_t Poll() = 0;
   // True if it is worth to go on polling rather than to call Wait (guest threads run, cores free).
   virtual bool ShouldSpin() = 0;
-  // Blocks the polling thread until a context hands off (OnTrap is called in here too, so look at the
-  // run queue after it), Wake is called, or CLOCK_MONOTONIC reaches
-  // deadline_ns (INT64_MAX: none).
+  // Blocks the polling thread until a context hands off (OnTrap is called in here too, so look at
+  // the run queue after it), Wake is called, or CLOCK_MONOTONIC reaches deadline_ns (INT64_MAX:
+  // none).
   virtual void Wait(int64_t deadline_ns) = 0;
   // Ends a Wait that is under way or about to begin. Any thread.
   virtual void Wake() = 0;

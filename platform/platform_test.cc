@@ -136,9 +136,9 @@ TEST_F(PlatformTest, ManyOrdersInOneBatch) {
   EXPECT_EQ(trap.results.size(), 400u);
   for (uint64_t i = 0; i < 200; i++) {
     unsigned char byte = 0;
-    ASSERT_TRUE(g.space
-                    ->Read(0x10000000 + i * 0x2000 + 4095, std::as_writable_bytes(std::span(&byte, 1)))
-                    .ok());
+    ASSERT_TRUE(
+        g.space->Read(0x10000000 + i * 0x2000 + 4095, std::as_writable_bytes(std::span(&byte, 1)))
+            .ok());
     EXPECT_EQ(byte, i % 256);
   }
 }
@@ -160,9 +160,9 @@ TEST_F(PlatformTest, FilesAreMapped) {
   ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   for (int i = 0; i < 40; i++) {
     int value = -1;
-    ASSERT_TRUE(g.space
-                    ->Read(0x20000000 + i * 0x10000ull, std::as_writable_bytes(std::span(&value, 1)))
-                    .ok());
+    ASSERT_TRUE(
+        g.space->Read(0x20000000 + i * 0x10000ull, std::as_writable_bytes(std::span(&value, 1)))
+            .ok());
     EXPECT_EQ(value, i);
   }
 }
@@ -367,7 +367,8 @@ std::vector<std::byte> AvxPattern() {
 void ExpectAvx(base::UserMemory& m, uint64_t addr) {
   std::vector<std::byte> got(128), in = AvxPattern(), want;
   for (int i = 0; i < 4; i++) {
-    for (int k = 0; k < 2; k++) want.insert(want.end(), in.begin() + i * 16, in.begin() + i * 16 + 16);
+    for (int k = 0; k < 2; k++)
+      want.insert(want.end(), in.begin() + i * 16, in.begin() + i * 16 + 16);
   }
   ASSERT_TRUE(m.Read(addr, got).ok());
   EXPECT_EQ(got, want);
@@ -473,14 +474,16 @@ TEST_F(PlatformTest, BadFpuImagesDoNoHarm) {
     std::vector<std::byte> bad = good;
     for (int k = 0; k < 20; k++) {
       seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-      bad[(seed >> 33) % std::min<size_t>(bad.size(), i % 2 ? 600 : bad.size())] = std::byte(seed >> 20);
+      bad[(seed >> 33) % std::min<size_t>(bad.size(), i % 2 ? 600 : bad.size())] =
+          std::byte(seed >> 20);
     }
     ASSERT_TRUE(c.Write(kImage, bad).ok());
     c.QueueOrder(order::RestoreFpu{kImage});
     g.SetEntry(guest_site);
     c.regs().rax = 39;
     TrapKind kind = RunGuest(*platform_, g.main).kind;
-    ASSERT_TRUE(kind == TrapKind::kSyscall || kind == TrapKind::kOrderFailed || kind == TrapKind::kFault);
+    ASSERT_TRUE(kind == TrapKind::kSyscall || kind == TrapKind::kOrderFailed ||
+                kind == TrapKind::kFault);
   }
   // One that cannot be read is an error.
   c.QueueOrder(order::RestoreFpu{0x66000000});

@@ -18,35 +18,64 @@ struct Call {
   Shape arg[6];
 };
 
-#define VAL(n) Shape{}
-#define PTR(n) Shape{}
-#define LEN(n) Shape{}
-#define OFF(n) Shape{}
-#define FLAGS(n) Shape{}
-#define MODE(n) Shape{}
-#define ID(n) Shape{}
-#define PID(n) Shape{}
-#define SIG(n) Shape{}
-#define FD(n) Shape{}
-#define DIRFD(n) Shape{}
-#define PATH(n) Shape{kString}
-#define STR(n) Shape{kString}
-#define ARGV(n) Shape{}
-#define IN(n, bytes) Shape{kFixed, 0, bytes}
-#define OUT(n, bytes) Shape{}
-#define INOUT(n, bytes) Shape{kFixed, 0, bytes}
-#define IN_LEN(n, a) Shape{kBytes, a}
-#define OUT_LEN(n, a) Shape{}
-#define IN_CNT(n, a, bytes) Shape{kArray, a, bytes}
-#define OUT_CNT(n, a, bytes) Shape{}
-#define INOUT_CNT(n, a, bytes) Shape{kArray, a, bytes}
-#define IOV_IN(n, a) Shape{kArray, a, 16}
-#define IOV_OUT(n, a) Shape{kArray, a, 16}
-#define SOCKADDR_IN(n, a) Shape{kBytes, a}
-#define SOCKADDR_OUT(n, a) Shape{}
-#define MSG_IN(n) Shape{kFixed, 0, 56}
-#define MSG_OUT(n) Shape{kFixed, 0, 56}
-#define FUTEX(n) Shape{}
+#define VAL(n) \
+  Shape {}
+#define PTR(n) \
+  Shape {}
+#define LEN(n) \
+  Shape {}
+#define OFF(n) \
+  Shape {}
+#define FLAGS(n) \
+  Shape {}
+#define MODE(n) \
+  Shape {}
+#define ID(n) \
+  Shape {}
+#define PID(n) \
+  Shape {}
+#define SIG(n) \
+  Shape {}
+#define FD(n) \
+  Shape {}
+#define DIRFD(n) \
+  Shape {}
+#define PATH(n) \
+  Shape { kString }
+#define STR(n) \
+  Shape { kString }
+#define ARGV(n) \
+  Shape {}
+#define IN(n, bytes) \
+  Shape { kFixed, 0, bytes }
+#define OUT(n, bytes) \
+  Shape {}
+#define INOUT(n, bytes) \
+  Shape { kFixed, 0, bytes }
+#define IN_LEN(n, a) \
+  Shape { kBytes, a }
+#define OUT_LEN(n, a) \
+  Shape {}
+#define IN_CNT(n, a, bytes) \
+  Shape { kArray, a, bytes }
+#define OUT_CNT(n, a, bytes) \
+  Shape {}
+#define INOUT_CNT(n, a, bytes) \
+  Shape { kArray, a, bytes }
+#define IOV_IN(n, a) \
+  Shape { kArray, a, 16 }
+#define IOV_OUT(n, a) \
+  Shape { kArray, a, 16 }
+#define SOCKADDR_IN(n, a) \
+  Shape { kBytes, a }
+#define SOCKADDR_OUT(n, a) \
+  Shape {}
+#define MSG_IN(n) \
+  Shape { kFixed, 0, 56 }
+#define MSG_OUT(n) \
+  Shape { kFixed, 0, 56 }
+#define FUTEX(n) \
+  Shape {}
 
 constexpr uint32_t kCallCount = 512;
 

@@ -75,7 +75,8 @@ bool FutexWaitLane(Slot* s, bool relative) {
 }
 
 bool Futex(Slot* s) {
-  switch (static_cast<uint32_t>(s->rsi) & ~static_cast<uint32_t>(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)) {
+  switch (static_cast<uint32_t>(s->rsi) &
+          ~static_cast<uint32_t>(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)) {
     case FUTEX_WAIT:
       return FutexWaitLane(s, true);
     case FUTEX_WAIT_BITSET:

@@ -70,8 +70,8 @@ bool ReceiveFds(int* fds, uint32_t count) {
 
 constexpr int kReadWriteExec = 7, kReadExec = 5;
 
-// Changes `count` (5 or 7) bytes of code at `addr`, whose page is and stays readable and executable.
-// A thread that runs into the middle meets an int3 and tries again.
+// Changes `count` (5 or 7) bytes of code at `addr`, whose page is and stays readable and
+// executable. A thread that runs into the middle meets an int3 and tries again.
 void Patch(uint64_t addr, uint64_t bytes, uint64_t count) {
   auto* code = reinterpret_cast<unsigned char*>(addr);
   uint64_t first = addr & ~(kPageSize - 1);

@@ -28,9 +28,9 @@ struct UContext {
 };
 struct SigInfo {
   int32_t signo, error, code, pad;
-  uint64_t addr;     // faults; SIGSYS: the address after the call
-  int32_t syscall;   // SIGSYS
-  uint32_t arch;     // SIGSYS
+  uint64_t addr;    // faults; SIGSYS: the address after the call
+  int32_t syscall;  // SIGSYS
+  uint32_t arch;    // SIGSYS
 };
 
 // Everything is one image: no reference goes through a table of addresses.
@@ -91,8 +91,8 @@ bool StubDirectCall(Slot* slot, uint64_t flags, uint32_t saved_flags);
 
 // ---- trap.cc ----
 
-// Reports `kind` and does what the answers say until the guest is to be entered; the slot then holds
-// its registers.
+// Reports `kind` and does what the answers say until the guest is to be entered; the slot then
+// holds its registers.
 void HandOff(Slot* slot, RequestKind kind);
 // Waits for the answer to round `seq` (its answer_seq is another).
 void AwaitAnswer(Slot* slot, uint32_t seq);
@@ -105,12 +105,14 @@ bool TryLane(Slot* slot);
 
 // ---- copy_in.cc ----
 
-// Copies what the call's arguments point to into the slot, as far as its shape tells and room lasts.
+// Copies what the call's arguments point to into the slot, as far as its shape tells and room
+// lasts.
 void CopyIn(Slot* slot);
 
 // ---- orders.cc ----
 
-// Carries out the answer's orders. Returns false after one that failed (index and error in the slot).
+// Carries out the answer's orders. Returns false after one that failed (index and error in the
+// slot).
 bool RunOrders(Slot* slot, uint32_t count, uint32_t fd_count);
 // Copies the answer's pending writes out to the guest; false after a fault.
 bool RunCopyOut(Slot* slot, uint32_t count);

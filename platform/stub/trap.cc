@@ -6,8 +6,8 @@ namespace platform::stub {
 namespace {
 
 enum : int { kSigIll = 4, kSigTrap = 5, kSigBus = 7, kSigFpe = 8, kSigSegv = 11, kSigSys = 31 };
-constexpr int32_t kTrapTrace = 2;        // TRAP_TRACE
-constexpr int32_t kSiKernel = 0x80;      // SI_KERNEL
+constexpr int32_t kTrapTrace = 2;    // TRAP_TRACE
+constexpr int32_t kSiKernel = 0x80;  // SI_KERNEL
 constexpr uint32_t kAuditArchX8664 = 0xc000003e;
 constexpr uint64_t kTrapFlag = 0x100;
 // Flags under which the stub's own code would go wrong: TF, DF, NT, AC.

@@ -104,7 +104,7 @@ constexpr uint64_t kStubStackEnd = kSlotSize - 64;
 // The child: becomes the stub of an address space with its first thread in slot 0.
 [[noreturn]] void BecomeStub(int mailbox_fd, int socket_fd) {
   Syscall(kSysClose, kSocket);
-  if (IsError(Syscall(kSysMmap, kMailboxBase, kMailboxSize, 3, 0x11, // MAP_SHARED | MAP_FIXED
+  if (IsError(Syscall(kSysMmap, kMailboxBase, kMailboxSize, 3, 0x11,  // MAP_SHARED | MAP_FIXED
                       static_cast<uint64_t>(mailbox_fd), 0))) {
     Die();
   }

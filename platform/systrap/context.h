@@ -60,8 +60,8 @@ class ThreadContext final : public Context {
   void Start(int tid);
   // A forked child: waits for its stub to report before `parent` is told of its order's success.
   void AwaitFork(ThreadContext* parent);
-  // The child that this one's order has forked has reported, or will not. True if the listener is to
-  // be told.
+  // The child that this one's order has forked has reported, or will not. True if the listener is
+  // to be told.
   bool ForkDone(bool good);
   // Ends the running state without telling the listener.
   void Stop();
@@ -119,11 +119,11 @@ class ThreadContext final : public Context {
   size_t batch_begin_ = 0, batch_end_ = 0;  // orders of the round under way
   int refused_ = 0;                         // errno of order batch_end_, which was not sent
   std::vector<uint64_t> results_;
-  uint32_t entry_of_first_ = 0;             // entry of order batch_begin_ in the slot
-  std::vector<OrderEntry> internal_;        // orders of the platform's own, before all others
+  uint32_t entry_of_first_ = 0;       // entry of order batch_begin_ in the slot
+  std::vector<OrderEntry> internal_;  // orders of the platform's own, before all others
 
-  uint64_t trapped_rip_ = 0;    // where the last call came from
-  bool direct_call_ = false;    // it came from a patched site
+  uint64_t trapped_rip_ = 0;  // where the last call came from
+  bool direct_call_ = false;  // it came from a patched site
   bool patch_wanted_ = false;
 
   // What the stub has copied in at the last trap, loaded from the slot at the first need.

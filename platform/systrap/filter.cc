@@ -125,9 +125,9 @@ void MemoryRules(Assembler& a) {
   // choice, never populated, locked or in huge pages.
   a.BeginRule(SYS_mmap);
   a.ArgWithin(2, PROT_READ | PROT_WRITE | PROT_EXEC);
-  a.ArgOneOf(3, MAP_NORESERVE,
-             {MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, MAP_PRIVATE | MAP_FIXED,
-              MAP_SHARED | MAP_FIXED});
+  a.ArgOneOf(
+      3, MAP_NORESERVE,
+      {MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, MAP_PRIVATE | MAP_FIXED, MAP_SHARED | MAP_FIXED});
   a.EndRule();
   // Only its own address space.
   a.BeginRule(SYS_munmap);
@@ -139,9 +139,8 @@ void MemoryRules(Assembler& a) {
   a.BeginRule(SYS_madvise);
   a.ArgOneOf(2, 0,
              {MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_FREE,
-              MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD,
-              MADV_PAGEOUT, MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ,
-              MADV_POPULATE_WRITE});
+              MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD, MADV_PAGEOUT,
+              MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ, MADV_POPULATE_WRITE});
   a.EndRule();
   // Moves its own pages to a fixed place.
   a.BeginRule(SYS_mremap);
@@ -153,7 +152,8 @@ void ThreadRules(Assembler& a) {
   // A thread or a child as the stub makes them: under this filter too, in no new namespace, and
   // bounded by the limits on processes. The clone gate asks the sentry besides.
   a.BeginRule(SYS_clone);
-  a.ArgOneOf(0, 0, {static_cast<uint32_t>(kThreadCloneFlags), static_cast<uint32_t>(kForkCloneFlags)});
+  a.ArgOneOf(0, 0,
+             {static_cast<uint32_t>(kThreadCloneFlags), static_cast<uint32_t>(kForkCloneFlags)});
   a.EndRule();
   // Ends the calling thread.
   a.BeginRule(SYS_exit);

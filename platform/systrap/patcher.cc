@@ -14,7 +14,8 @@ namespace {
 constexpr size_t kMaxCountedSites = 8192;
 constexpr uint32_t kMaxAttempts = 3;
 
-constexpr size_t kBefore = 8, kAfter = 6;  // bytes looked at around the end of a syscall instruction
+constexpr size_t kBefore = 8,
+                 kAfter = 6;  // bytes looked at around the end of a syscall instruction
 constexpr uint32_t kMovBytes = 5, kSyscallBytes = 2, kCompareBytes = 6;
 constexpr uint32_t kMovChanged = 5, kCompareChanged = 7;
 

@@ -27,7 +27,8 @@ class Patcher {
  public:
   Patcher(StubProcess* process, bool enabled) : process_(process), enabled_(enabled) {}
 
-  // A call came by SIGSYS from the instruction before `rip`. True if the site is worth patching now.
+  // A call came by SIGSYS from the instruction before `rip`. True if the site is worth patching
+  // now.
   bool NoteTrap(uint64_t rip);
   // The order that patches it, or nothing. `single_thread`: no other thread can be inside.
   std::optional<OrderEntry> MakePatch(uint64_t rip, bool single_thread);
@@ -53,7 +54,7 @@ class Patcher {
   struct Patched {
     uint32_t index;
     SiteForm form;
-    uint64_t start;   // first changed byte
+    uint64_t start;  // first changed byte
     uint64_t old_bytes, new_bytes;
     uint32_t count;
     uint32_t attempts;
@@ -72,8 +73,8 @@ class Patcher {
   absl::Mutex mu_;
   bool enabled_ ABSL_GUARDED_BY(mu_);
   std::vector<Range> text_ ABSL_GUARDED_BY(mu_);
-  absl::flat_hash_map<uint64_t, uint32_t> hits_ ABSL_GUARDED_BY(mu_);      // by rip
-  absl::flat_hash_map<uint64_t, Patched> sites_ ABSL_GUARDED_BY(mu_);      // by rip
+  absl::flat_hash_map<uint64_t, uint32_t> hits_ ABSL_GUARDED_BY(mu_);  // by rip
+  absl::flat_hash_map<uint64_t, Patched> sites_ ABSL_GUARDED_BY(mu_);  // by rip
   // All that ever stood in the mailbox's table: a thread of a child that is being forked may still
   // need one that has been dropped here.
   std::vector<std::pair<uint32_t, Site>> table_ ABSL_GUARDED_BY(mu_);

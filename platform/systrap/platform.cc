@@ -55,7 +55,8 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
   if (map == MAP_FAILED) return fail("mapping of the doorbell");
   shared_ = static_cast<Shared*>(map);
   // From here on nobody can map it writable; this mapping stays as it is.
-  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) != 0) {
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) !=
+      0) {
     return fail("seal of the doorbell");
   }
   std::vector<uint64_t> filter = BuildStubFilter(machine_.has_fsgsbase);
@@ -210,7 +211,8 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
 bool SystrapPlatform::IsClaimed(int pid) {
   if (pid == zygote_.pid()) return true;
   absl::MutexLock lock(&watch_mu_);
-  return std::any_of(watched_.begin(), watched_.end(), [&](const auto& p) { return p->pid() == pid; });
+  return std::any_of(watched_.begin(), watched_.end(),
+                     [&](const auto& p) { return p->pid() == pid; });
 }
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapPlatform::NewAddressSpace() {
@@ -343,7 +345,8 @@ size_t SystrapPlatform::PollLocked(bool full) {
       ThreadContext* context = hot_[i].load(std::memory_order_acquire);
       if (context && context->HasRequest()) TakeLocked(context);
     }
-    if (delivered_ != before || --looks == 0 || wake_pending_.load(std::memory_order_relaxed)) break;
+    if (delivered_ != before || --looks == 0 || wake_pending_.load(std::memory_order_relaxed))
+      break;
     _mm_pause();
   }
   bool scan = full || overflow_.load(std::memory_order_relaxed) || ++poll_count_ % kScanEvery == 0;
@@ -372,8 +375,8 @@ void SystrapPlatform::TakePostedLocked() {
   }
 }
 
-// Looks at the ready bits of every process with running threads. Bits of what was found directly are
-// stale and do no harm.
+// Looks at the ready bits of every process with running threads. Bits of what was found directly
+// are stale and do no harm.
 void SystrapPlatform::ScanLocked() {
   size_t before = delivered_;
   for (size_t p = 0; p < processes_.size(); p++) {

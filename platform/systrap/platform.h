@@ -60,7 +60,8 @@ class SystrapPlatform final : public Platform {
   // The process `pid`, forked from `parent`, belongs to `child`.
   base::Status AdoptFork(SystrapAddressSpace* child, StubProcess* parent, int pid)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  // The forked child's stub has reported (or died, or is not what it should be). Under the poll lock.
+  // The forked child's stub has reported (or died, or is not what it should be). Under the poll
+  // lock.
   void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   // To state where the poll lock is held.
@@ -132,13 +133,13 @@ class SystrapPlatform final : public Platform {
   std::atomic<bool> wake_pending_{false};
 
   // Learned spinning; touched by the polling thread alone.
-  bool spinning_ = false;       // the last answer of ShouldSpin
+  bool spinning_ = false;  // the last answer of ShouldSpin
   uint32_t spin_calls_ = 0;
-  size_t seen_ = 0;             // delivered_ at the last look at the clock
-  uint64_t last_look_ = 0;      // ticks
-  uint64_t idle_since_ = 0;     // ticks: since when nothing has come in
-  uint64_t gap_average_ = 0;    // ticks between events
-  bool idle_look_ = false;      // nothing has come since the look before
+  size_t seen_ = 0;           // delivered_ at the last look at the clock
+  uint64_t last_look_ = 0;    // ticks
+  uint64_t idle_since_ = 0;   // ticks: since when nothing has come in
+  uint64_t gap_average_ = 0;  // ticks between events
+  bool idle_look_ = false;    // nothing has come since the look before
   uint64_t no_spin_until_ = 0;
   uint64_t backoff_ = 0;
   uint32_t probes_ = 0;

@@ -10,14 +10,14 @@
 namespace platform {
 namespace {
 
-constexpr uint64_t kMaxSpinUs = 50;        // longer than this a sleep and its wake-up cost less
+constexpr uint64_t kMaxSpinUs = 50;  // longer than this a sleep and its wake-up cost less
 constexpr uint64_t kAfterEventUs = 5;
 constexpr uint64_t kStubSpinUs = 20;
-constexpr uint64_t kPreemptedUs = 200;     // a gap in our own spinning: somebody else ran here
+constexpr uint64_t kPreemptedUs = 200;  // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 2'000;
 constexpr uint64_t kMaxBackoffUs = 200'000;
 constexpr uint32_t kPollsPerLook = 8;
-constexpr uint32_t kProbeEvery = 64;       // sleeps between tries to spin though it did not pay
+constexpr uint32_t kProbeEvery = 64;  // sleeps between tries to spin though it did not pay
 
 }  // namespace
 
@@ -51,8 +51,8 @@ bool SystrapPlatform::ShouldSpin() {
 bool SystrapPlatform::Decide() {
   uint64_t now = __rdtsc();
   uint64_t us = machine_.ticks_per_us;
-  uint64_t max = options_.spin_ns > 0 ? static_cast<uint64_t>(options_.spin_ns) * us / 1000
-                                      : kMaxSpinUs * us;
+  uint64_t max =
+      options_.spin_ns > 0 ? static_cast<uint64_t>(options_.spin_ns) * us / 1000 : kMaxSpinUs * us;
   size_t delivered = 0;
   uint32_t running = CountRunning(&delivered);
   uint64_t gap = now - std::exchange(last_look_, now);

@@ -21,7 +21,9 @@ namespace platform {
 namespace {
 
 // The kernel's clock id for a process's CPU time (include/linux/posix-timers_types.h).
-clockid_t ProcessCpuClock(int pid) { return static_cast<clockid_t>(~static_cast<unsigned>(pid) << 3 | 2); }
+clockid_t ProcessCpuClock(int pid) {
+  return static_cast<clockid_t>(~static_cast<unsigned>(pid) << 3 | 2);
+}
 
 }  // namespace
 
@@ -78,7 +80,8 @@ bool StubProcess::OwnsMailbox() {
 }
 
 void StubProcess::Kill() {
-  if (verified_ && pidfd_.valid()) syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
+  if (verified_ && pidfd_.valid())
+    syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
 }
 
 void StubProcess::Reap() {

@@ -28,9 +28,7 @@ class StubProcess : public base::RefCounted {
   ~StubProcess() override;
 
   SystrapPlatform& platform() const { return *platform_; }
-  Slot* slot(uint32_t index) const {
-    return reinterpret_cast<Slot*>(mailbox_ + SlotOffset(index));
-  }
+  Slot* slot(uint32_t index) const { return reinterpret_cast<Slot*>(mailbox_ + SlotOffset(index)); }
   MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(mailbox_); }
   int mailbox_fd() const { return mailbox_fd_.get(); }
   int stub_socket() const { return stub_socket_.get(); }

@@ -32,9 +32,8 @@ void ThreadContext::LoadCopyIn() {
 }
 
 bool ThreadContext::OverlapsPending(uint64_t addr, size_t size) const {
-  return std::any_of(copy_out_.begin(), copy_out_.end(), [&](const CopyEntry& e) {
-    return Overlap(addr, size, e.addr, e.length);
-  });
+  return std::any_of(copy_out_.begin(), copy_out_.end(),
+                     [&](const CopyEntry& e) { return Overlap(addr, size, e.addr, e.length); });
 }
 
 base::Result<size_t> ThreadContext::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
@@ -82,9 +81,8 @@ base::Result<size_t> ThreadContext::WritePartial(uint64_t addr, std::span<const 
   if (src.empty()) return size_t{0};
   if (!copy_in_loaded_) LoadCopyIn();
   // What was copied in is not what stands there any more.
-  std::erase_if(copy_in_, [&](const CopyEntry& e) {
-    return Overlap(addr, src.size(), e.addr, e.length);
-  });
+  std::erase_if(copy_in_,
+                [&](const CopyEntry& e) { return Overlap(addr, src.size(), e.addr, e.length); });
   if (BufferWrite(addr, src)) return src.size();
   if (OverlapsPending(addr, src.size())) TRY(FlushWrites());
   return process_->WriteMemory(addr, src);

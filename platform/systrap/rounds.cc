@@ -1,0 +1,287 @@
+// A context's rounds: the next orders that fit are encoded into the slot and sent with the answer.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "platform/systrap/address_space.h"
+#include "platform/systrap/context.h"
+#include "platform/systrap/platform.h"
+
+namespace platform {
+namespace {
+
+// Those that the stub's filter lets through.
+bool AdviceAllowed(int advice) {
+  switch (advice) {
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+    case MADV_SEQUENTIAL:
+    case MADV_WILLNEED:
+    case MADV_DONTNEED:
+    case MADV_FREE:
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+    case MADV_DONTDUMP:
+    case MADV_DODUMP:
+    case MADV_COLD:
+    case MADV_PAGEOUT:
+    case MADV_WIPEONFORK:
+    case MADV_KEEPONFORK:
+    case MADV_POPULATE_READ:
+    case MADV_POPULATE_WRITE:
+      return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+// The head of an answer.
+struct ThreadContext::Answer {
+  uint32_t flags, order_count = 0, copy_out_count = 0, fd_ticket = 0, fd_count = 0;
+};
+
+// The orders of one round.
+struct ThreadContext::Batch {
+  uint32_t count = 0;
+  uint32_t out_used = 0;
+  bool must_report = false;  // the platform itself needs to know the results
+  bool closed = false;       // nothing may follow in this round
+  int fds[kMaxOrderFds];
+  uint32_t fd_count = 0;
+
+  // Index of `fd` in the message; -1 if there is no room.
+  int AddFd(int fd) {
+    for (uint32_t i = 0; i < fd_count; i++) {
+      if (fds[i] == fd) return static_cast<int>(i);
+    }
+    if (fd_count == kMaxOrderFds) return -1;
+    fds[fd_count] = fd;
+    return static_cast<int>(fd_count++);
+  }
+};
+
+void ThreadContext::StartRound() {
+  if (process_->dead() || exited_) {
+    trap_ = Trap{TrapKind::kGone};
+    return Post();
+  }
+  Batch batch;
+  batch.out_used = out_used_;
+  batch_begin_ = batch_end_;
+  AddInternal(&batch);
+  entry_of_first_ = batch.count;
+  while (batch_end_ < orders_.size() && !batch.closed && internal_.empty()) {
+    base::Status status = Check(orders_[batch_end_]);
+    if (!status.ok()) {
+      refused_ = status.error().code();
+      break;
+    }
+    if (!Encode(orders_[batch_end_], &batch)) break;
+    batch_end_++;
+  }
+  if (refused_ != 0 && batch.count == 0) return FailOrder(batch_end_, refused_);
+  uint32_t flags = 0;
+  bool last = batch_end_ == orders_.size() && refused_ == 0 && !batch.must_report;
+  if (!last || mode_ == ResumeMode::kOrdersOnly) {
+    flags = kAnswerOrdersOnly;
+  } else {
+    if (patch_wanted_) AddPatch(&batch);
+    bool rax_only = OnlyRaxChanged();
+    // A patched call that returns as it should does its comparison on the way.
+    bool fixed = !(rax_only && direct_call_) && process_->patcher().FixReturn(&regs_);
+    if (fixed || !rax_only) {
+      flags = kAnswerRegs;
+      StoreRegs();
+    }
+  }
+  uint32_t ticket = 0;
+  if (batch.fd_count != 0) {
+    base::Result<uint32_t> sent = process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
+    // A stub that does not take what it is sent, or too many descriptors under way in the host.
+    if (!sent.ok()) return FailOrder(batch_begin_, ENOMEM);
+    ticket = *sent;
+  }
+  Answer answer{flags, batch.count, static_cast<uint32_t>(copy_out_.size()), ticket,
+                batch.fd_count};
+  if (!copy_out_.empty()) {
+    memcpy(slot_->copy_out, copy_out_.data(), copy_out_.size() * sizeof(CopyEntry));
+    copy_out_.clear();
+    out_used_ = 0;
+  }
+  copy_in_.clear();
+  copy_in_loaded_ = true;
+  SendAnswer(answer);
+}
+
+// Orders of the platform's own. If they do not all fit, the kernel's wait for the next round.
+void ThreadContext::AddInternal(Batch* batch) {
+  size_t n = std::min<size_t>(internal_.size(), kMaxOrders);
+  if (n == 0) return;
+  memcpy(slot_->orders, internal_.data(), n * sizeof(OrderEntry));
+  internal_.erase(internal_.begin(), internal_.begin() + static_cast<ptrdiff_t>(n));
+  batch->count = static_cast<uint32_t>(n);
+  batch->must_report = !internal_.empty();
+}
+
+void ThreadContext::AddPatch(Batch* batch) {
+  if (batch->count == kMaxOrders) return;
+  patch_wanted_ = false;
+  std::optional<OrderEntry> patch =
+      process_->patcher().MakePatch(trapped_rip_, process_->thread_count() == 1);
+  if (patch) slot_->orders[batch->count++] = *patch;
+}
+
+void ThreadContext::SendAnswer(const Answer& answer) {
+  // Who interrupts after this sees that we run, and sets the flag itself.
+  if (state_.load(std::memory_order_acquire) & kInterrupted) {
+    __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
+  }
+  // The stub may be polling this line: all of it at once.
+  slot_->answer_flags = answer.flags;
+  slot_->answer_rax = regs_.rax;
+  slot_->order_count = answer.order_count;
+  slot_->copy_out_count = answer.copy_out_count;
+  slot_->fd_ticket = answer.fd_ticket;
+  slot_->fd_count = answer.fd_count;
+  __atomic_store_n(&slot_->answer_seq, seq_, __ATOMIC_SEQ_CST);
+  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_SEQ_CST)) FutexWakeShared(&slot_->answer_seq, 1);
+}
+
+base::Status ThreadContext::Check(const Order& order) const {
+  const Limits& limits = space_->limits();
+  auto range = [&](uint64_t addr, uint64_t length) -> base::Status {
+    bool ok = addr % kPageSize == 0 && length % kPageSize == 0 && length != 0 &&
+              addr < limits.max_address && length <= limits.max_address - addr;
+    return ok ? base::Status() : base::Status(base::Error(EINVAL));
+  };
+  constexpr int kProtMask = PROT_READ | PROT_WRITE | PROT_EXEC;
+  if (const auto* o = std::get_if<order::Mmap>(&order)) {
+    if (o->prot & ~kProtMask || o->offset % kPageSize != 0) return base::Error(EINVAL);
+    if (o->shared && !o->file) return base::Error(EINVAL);
+    return range(o->addr, o->length);
+  }
+  if (const auto* o = std::get_if<order::Munmap>(&order)) return range(o->addr, o->length);
+  if (const auto* o = std::get_if<order::Mprotect>(&order)) {
+    if (o->prot & ~kProtMask) return base::Error(EINVAL);
+    return range(o->addr, o->length);
+  }
+  if (const auto* o = std::get_if<order::Madvise>(&order)) {
+    if (!AdviceAllowed(o->advice)) return base::Error(EINVAL);
+    return range(o->addr, o->length);
+  }
+  if (const auto* o = std::get_if<order::Mremap>(&order)) {
+    TRY(range(o->old_addr, o->old_length));
+    return range(o->new_addr, o->new_length);
+  }
+  if (const auto* o = std::get_if<order::SaveFpu>(&order)) {
+    bool ok = o->addr % 64 == 0 && o->addr < limits.max_address;
+    return ok ? base::Status() : base::Status(base::Error(EINVAL));
+  }
+  if (const auto* o = std::get_if<order::Write>(&order)) {
+    bool ok = o->bytes.size() <= 4096;
+    return ok ? base::Status() : base::Status(base::Error(EINVAL));
+  }
+  return {};
+}
+
+// False if the order does not fit into this round any more.
+bool ThreadContext::Encode(const Order& order, Batch* batch) {
+  if (batch->count == kMaxOrders) return false;
+  // Orders that must come first get a round before this one.
+  internal_ = process_->patcher().NoteOrder(order);
+  if (!internal_.empty()) {
+    batch->must_report = true;
+    return false;
+  }
+  OrderEntry e{};
+  e.fd = -1;
+  if (const auto* o = std::get_if<order::Mmap>(&order)) {
+    e.op = OrderOp::kMmap;
+    e.a = o->addr;
+    e.b = o->length;
+    e.c = static_cast<uint64_t>(o->prot);
+    e.d = MAP_FIXED | (o->shared ? MAP_SHARED : MAP_PRIVATE) | (o->noreserve ? MAP_NORESERVE : 0);
+    e.e = o->offset;
+    if (o->file) {
+      e.fd = batch->AddFd(o->file->get());
+      if (e.fd < 0) return false;
+    } else {
+      e.d |= MAP_ANONYMOUS;
+    }
+  } else if (const auto* o = std::get_if<order::Munmap>(&order)) {
+    e.op = OrderOp::kMunmap;
+    e.a = o->addr;
+    e.b = o->length;
+  } else if (const auto* o = std::get_if<order::Mprotect>(&order)) {
+    e.op = OrderOp::kMprotect;
+    e.a = o->addr;
+    e.b = o->length;
+    e.c = static_cast<uint64_t>(o->prot);
+  } else if (const auto* o = std::get_if<order::Madvise>(&order)) {
+    e.op = OrderOp::kMadvise;
+    e.a = o->addr;
+    e.b = o->length;
+    e.c = static_cast<uint64_t>(o->advice);
+  } else if (const auto* o = std::get_if<order::Mremap>(&order)) {
+    e.op = OrderOp::kMremap;
+    e.a = o->old_addr;
+    e.b = o->old_length;
+    e.c = o->new_addr;
+    e.d = o->new_length;
+  } else if (const auto* o = std::get_if<order::SaveFpu>(&order)) {
+    e.op = OrderOp::kSaveFpu;
+    e.a = o->addr;
+  } else if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
+    e.op = OrderOp::kRestoreFpu;
+    e.a = o->addr;
+  } else if (const auto* o = std::get_if<order::Write>(&order)) {
+    uint32_t size = static_cast<uint32_t>(o->bytes.size());
+    if (size > kCopyOutSize - batch->out_used) return false;
+    memcpy(slot_->out_area + batch->out_used, o->bytes.data(), size);
+    e.op = OrderOp::kWrite;
+    e.a = o->addr;
+    e.b = size;
+    e.c = batch->out_used;
+    batch->out_used += size;
+  } else if (const auto* o = std::get_if<order::FutexWake>(&order)) {
+    e.op = OrderOp::kFutexWake;
+    e.a = o->addr;
+    e.b = o->count;
+    e.c = o->is_private;
+  } else if (const auto* o = std::get_if<order::CloneThread>(&order)) {
+    e.op = OrderOp::kCloneThread;
+    e.a = static_cast<ThreadContext*>(o->thread)->index_;
+    process_->platform().clone_gate().Expect(tid_, kThreadCloneFlags);
+    batch->must_report = true;
+  } else if (const auto* o = std::get_if<order::Fork>(&order)) {
+    // The child inherits the descriptors that are open at this moment and closes these two.
+    if (batch->fd_count != 0) return false;
+    auto* child = static_cast<SystrapAddressSpace*>(o->child);
+    child->PrepareMain(index_);
+    process_->platform().clone_gate().Expect(tid_, kForkCloneFlags);
+    e.op = OrderOp::kFork;
+    e.fd = batch->AddFd(child->process().mailbox_fd());
+    batch->AddFd(child->process().stub_socket());
+    batch->must_report = batch->closed = true;
+  }
+  slot_->orders[batch->count++] = e;
+  return true;
+}
+
+void ThreadContext::Exit() {
+  if (exited_) return;
+  static_cast<void>(FlushWrites());  // a fault here has nobody to be told
+  exited_ = true;
+  int tid = tid_.load(std::memory_order_acquire);
+  if (tid > 0 && !process_->dead()) {
+    process_->RemoveThread(tid);
+    seq_++;
+    SendAnswer(Answer{kAnswerExit});
+  }
+  process_->ReleaseSlot(index_, tid > 0);
+}
+
+}  // namespace platform
