@@ -5,6 +5,7 @@
 #include "sentry/boot/boot.h"
 #include "sentry/boot/sandbox.h"
 #include "sentry/fs/proc/host_snapshot.h"
+#include "sentry/syscalls/docs.h"
 
 namespace {
 
@@ -22,6 +23,7 @@ base::Result<std::unique_ptr<platform::Platform>> CreatePlatform(const sentry::B
 int main(int argc, char** argv) {
   const sentry::BootHooks hooks{.create_platform = CreatePlatform,
                                 .platform_host_calls = platform::AllowHostCalls,
-                                .create_sandbox = &sentry::CreateSandbox};
+                                .create_sandbox = &sentry::CreateSandbox,
+                                .describe_syscalls = &sentry::SyscallsJson};
   return runsc::RunMain(argc, argv, hooks);
 }

@@ -34,6 +34,9 @@ void AddFeaturesCommand(Context& context) {
           {"apparmor", {{"enabled", false}}},
           {"selinux", {{"enabled", false}}}}},
         {"annotations", {{"runsc.version", kVersion}}}};
+    if (context.boot_hooks && context.boot_hooks->describe_syscalls) {
+      json["annotations"]["runsc.syscalls"] = context.boot_hooks->describe_syscalls();
+    }
     printf("%s\n", json.dump(4).c_str());
     return 0;
   });

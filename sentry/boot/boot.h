@@ -30,6 +30,8 @@ struct BootHooks {
       create_platform;
   FilterContribution platform_host_calls;
   decltype(&CreateSandbox) create_sandbox = nullptr;
+  // The table of system calls as JSON, for `runsc features`; may be null.
+  std::string (*describe_syscalls)() = nullptr;
 };
 
 // Runs the sandbox to its end; returns the exit status for the process: that of init, or 128 and
