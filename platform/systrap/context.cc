@@ -61,23 +61,25 @@ void ThreadContext::Resume(ResumeMode mode) {
   results_.clear();
   batch_begin_ = batch_end_ = 0;
   refused_ = 0;
-  trap_ = Trap{};
-  counted_ = true;
-  process_->running.fetch_add(1);
   seq_++;
   // An interrupt that came while the context was stopped stays set.
-  state_.fetch_or(kRunning, std::memory_order_acq_rel);
+  state_.fetch_or(kRunning);
+  process_->NoteRunning();
   process_->platform().NoteResume(this);
   StartRound();
 }
 
 bool ThreadContext::OnlyRaxChanged() const {
-  constexpr size_t kRax = offsetof(Regs, rax), kAfterRax = kRax + sizeof(uint64_t);
-  constexpr size_t kOrig = offsetof(Regs, orig_rax), kAfterOrig = kOrig + sizeof(uint64_t);
-  const char* a = reinterpret_cast<const char*>(&regs_);
-  const char* b = reinterpret_cast<const char*>(&slot_regs_);
-  return memcmp(a, b, kRax) == 0 && memcmp(a + kAfterRax, b + kAfterRax, kOrig - kAfterRax) == 0 &&
-         memcmp(a + kAfterOrig, b + kAfterOrig, sizeof(Regs) - kAfterOrig) == 0;
+  constexpr size_t kWords = sizeof(Regs) / sizeof(uint64_t);
+  constexpr size_t kRax = offsetof(Regs, rax) / sizeof(uint64_t);
+  constexpr size_t kOrigRax = offsetof(Regs, orig_rax) / sizeof(uint64_t);
+  const auto* a = reinterpret_cast<const uint64_t*>(&regs_);
+  const auto* b = reinterpret_cast<const uint64_t*>(&slot_regs_);
+  uint64_t difference = 0;
+  for (size_t i = 0; i < kWords; i++) {
+    difference |= i == kRax || i == kOrigRax ? 0 : a[i] ^ b[i];
+  }
+  return difference == 0;
 }
 
 void ThreadContext::StoreRegs() {
@@ -243,9 +245,8 @@ void ThreadContext::AwaitFork(ThreadContext* parent) {
   parent->forks_pending_++;
   // The stub reports round 1, which PrepareMain has written into its slot.
   seq_ = 1;
-  counted_ = true;
-  process_->running.fetch_add(1);
-  state_.fetch_or(kRunning, std::memory_order_acq_rel);
+  state_.fetch_or(kRunning);
+  process_->NoteRunning();
   process_->platform().NoteResume(this);
 }
 
@@ -258,7 +259,7 @@ bool ThreadContext::Take() {
       LoadRegs();
       regs_.orig_rax = regs_.rax;
       regs_.rax = static_cast<uint64_t>(-ENOSYS);
-      trap_ = Trap{TrapKind::kSyscall};
+      trap_.kind = TrapKind::kSyscall;
       copy_in_loaded_ = false;
       trapped_rip_ = regs_.rip;
       direct_call_ = slot_->mode == kModeDirect;
@@ -334,10 +335,6 @@ bool ThreadContext::TakeDeath() {
 
 void ThreadContext::Stop() {
   posted_ = false;
-  if (counted_) {
-    counted_ = false;
-    process_->running.fetch_sub(1);
-  }
   // Any trap answers the interrupts that came before it. One that comes between these two is
   // delivered once more.
   if (__atomic_load_n(&slot_->interrupt, __ATOMIC_RELAXED) != 0) {

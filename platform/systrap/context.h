@@ -112,7 +112,6 @@ class ThreadContext final : public Context {
   uint32_t seq_ = 0;
   std::atomic<bool> posted_{false};
   bool exited_ = false;
-  bool counted_ = false;  // in process_->running
   ResumeMode mode_ = ResumeMode::kGuest;
 
   std::vector<Order> orders_;

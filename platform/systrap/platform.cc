@@ -350,7 +350,7 @@ size_t SystrapPlatform::PollLocked(bool full) {
     _mm_pause();
   }
   bool scan = full || overflow_.load(std::memory_order_relaxed) || ++poll_count_ % kScanEvery == 0;
-  if (scan) ScanLocked();
+  if (scan) ScanLocked(full);
   return delivered_ - before;
 }
 
@@ -377,11 +377,11 @@ void SystrapPlatform::TakePostedLocked() {
 
 // Looks at the ready bits of every process with running threads. Bits of what was found directly
 // are stale and do no harm.
-void SystrapPlatform::ScanLocked() {
+void SystrapPlatform::ScanLocked(bool full) {
   size_t before = delivered_;
   for (size_t p = 0; p < processes_.size(); p++) {
     StubProcess* process = processes_[p];
-    if (process->running.load(std::memory_order_relaxed) == 0) continue;
+    if (!process->MayRun()) continue;
     uint32_t words = (process->slot_limit() + 63) / 64;
     for (uint32_t w = 0; w < words; w++) {
       uint64_t* word = &process->header()->ready[w];
@@ -393,6 +393,7 @@ void SystrapPlatform::ScanLocked() {
         if (context && context->HasRequest()) TakeLocked(context);
       }
     }
+    if (full) process->RefreshMayRun();
   }
   // Make room among the hot ones for those that run now.
   if (overflow_.exchange(false)) {

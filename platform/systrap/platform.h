@@ -81,7 +81,7 @@ class SystrapPlatform final : public Platform {
   void ReapOne(StubProcess* process);
 
   size_t PollLocked(bool full) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  void ScanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  void ScanLocked(bool full) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   void TakePostedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   void DeliverLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   void TakeLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);

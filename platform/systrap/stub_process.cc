@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "platform/systrap/context.h"
 #include "platform/systrap/fds.h"
 #include "platform/systrap/platform.h"
 
@@ -182,6 +183,13 @@ void StubProcess::set_context(uint32_t index, ThreadContext* context) {
   if (contexts_[index]) context_count_--;
   if (context) context_count_++;
   contexts_[index] = context;
+}
+
+void StubProcess::RefreshMayRun() {
+  may_run_.store(false, std::memory_order_seq_cst);
+  for (ThreadContext* context : contexts_) {
+    if (context && context->running()) return NoteRunning();
+  }
 }
 
 void StubProcess::AddThread(int tid) {

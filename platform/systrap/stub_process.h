@@ -81,8 +81,13 @@ class StubProcess : public base::RefCounted {
 
   Patcher& patcher() { return patcher_; }
 
-  // How many contexts are running; the poller looks into the mailbox only if some are.
-  std::atomic<uint32_t> running{0};
+  // Whether contexts may be running: the poller looks into the mailbox only then. A context says so
+  // after it has begun to run; the poller takes it back and looks at the contexts after that.
+  void NoteRunning() {
+    if (!may_run_.load(std::memory_order_seq_cst)) may_run_.store(true, std::memory_order_seq_cst);
+  }
+  bool MayRun() const { return may_run_.load(std::memory_order_seq_cst); }
+  void RefreshMayRun();
 
  private:
   explicit StubProcess(SystrapPlatform* platform);
@@ -93,6 +98,7 @@ class StubProcess : public base::RefCounted {
   uint64_t nonce_[2] = {};
   std::atomic<int> pid_{0};
   std::atomic<bool> dead_{false};
+  std::atomic<bool> may_run_{false};
   std::atomic<bool> verified_{false};
   std::atomic<uint32_t> slot_limit_{0};
   std::vector<ThreadContext*> contexts_;
