@@ -26,7 +26,7 @@ GoferFilesystem::GoferFilesystem(base::Ref<GoferConnection> connection, GoferCac
     : Filesystem("gofer", kGoferMagic),
       connection_(std::move(connection)),
       cache_(cache),
-      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 128)) {}
+      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 32)) {}
 
 GoferFilesystem::~GoferFilesystem() = default;
 
@@ -188,9 +188,10 @@ base::Result<base::Ref<Inode>> MountGofer(const base::Ref<GoferConnection>& conn
                                           uint32_t index, GoferCache cache) {
   const gofer::AttachReply attach =
       TRY(gofer::ParseAttach(connection->Call(gofer::MakeAttach(index))));
-  // A cached dentry holds a handle; prefetched children and open files need some as well.
+  // A cached dentry holds a handle; what is open, and children looked up but not asked for yet,
+  // need some as well. A little too many is no harm (Reclaim), too few make every walk start anew.
   DentryCache& dentries = DentryCache::Get();
-  dentries.set_limit(std::min<size_t>(dentries.limit(), connection->max_handles() / 8 * 3));
+  dentries.set_limit(std::min<size_t>(dentries.limit(), connection->max_handles() / 8 * 7));
   auto fs = base::MakeRef<GoferFilesystem>(connection, cache);
   return base::Ref<Inode>(fs->MakeRoot(attach));
 }
