@@ -177,6 +177,7 @@ base::Status Task::LinkChild(const CloneArgs& a, Task& child) {
 
 base::Status Kernel::LinkGroup(ThreadGroup& group, Task& leader, Task* parent,
                                const base::Ref<ProcessGroup>& pgrp) {
+  task_mutex_.AssertHeld();
   base::Ref<Pid> pid = leader.pid_;
   PidNamespace& ns = *pid->ns();
   if (pid->number() == 1) {

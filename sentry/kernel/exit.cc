@@ -178,6 +178,7 @@ void ThreadGroup::NotifyExit(Deferred* later) {
 
 // Under task_mutex. Drops the group from the tree; the caller holds a reference.
 void ThreadGroup::Reap(Deferred* later) {
+  kernel_->task_mutex().AssertHeld();
   if (reaped_) return;
   reaped_ = true;
   if (parent_) std::erase(parent_->thread_group().children_, this);

@@ -224,6 +224,7 @@ void Kernel::OnExit(ThreadGroup& process, std::function<void(int)> done) {
 }
 
 void Kernel::RunExitWatches(ThreadGroup& group, int status, Deferred* later) {
+  task_mutex_.AssertHeld();
   for (auto it = exit_watches_.begin(); it != exit_watches_.end();) {
     if (it->group != &group) {
       ++it;

@@ -183,6 +183,7 @@ void Task::KickFatal() {
 }
 
 void Task::RecalcPending() {
+  group_->signal_mutex().AssertHeld();
   SigSet ready = (pending_.set() | group_->shared_pending_.set()) & ~signal_mask();
   bool pending = ready != 0 || stop_counted_ || group_->notify_continue_ || FatalPending();
   signal_pending_.store(pending, std::memory_order_seq_cst);
@@ -195,6 +196,7 @@ void Task::RecalcPending() {
 }
 
 void Task::SetMaskLocked(SigSet mask) {
+  group_->signal_mutex().AssertHeld();
   mask &= ~kUnblockable;
   SigSet newly_blocked = mask & ~signal_mask();
   blocked_.store(mask, std::memory_order_relaxed);
