@@ -33,8 +33,9 @@ class Builder {
   base::Result<ContainerMounts> Build() {
     TRY(MakeRoot());
     for (const MountSpec& mount : spec_.mounts) {
-      TRY(Named("mounting \"" + mount.source + "\" to \"" + mount.destination + "\"",
-                MakeMount(mount)));
+      TRY(Named(
+          "mounting \"" + mount.source + "\" (" + mount.type + ") to \"" + mount.destination + "\"",
+          MakeMount(mount)));
     }
     TRY(MakeDev());
     for (const std::string& path : spec_.readonly_paths) {

@@ -138,7 +138,7 @@ std::string Vfs::PathName(MountNamespace& ns, const Path& root, const Path& path
         reachable = false;
         break;
       }
-      name.insert(0, "/" + at.dentry->name());
+      name = "/" + at.dentry->name() + name;
       if (name.size() > kMaxShownPath) return name;
       at.dentry = std::move(up);
     }

@@ -102,7 +102,8 @@ class Sandbox:
         path = os.path.join(self.dir, name or f"bundle-{uuid.uuid4().hex[:8]}")
         os.makedirs(path)
         rootfs = rootfs or self.rootfs
-        if rootfs and not os.path.isabs(config.get("root", {}).get("path", "/")):
+        path_in_config = config.get("root", {}).get("path", "/")
+        if rootfs and isinstance(path_in_config, str) and not os.path.isabs(path_in_config):
             config = copy.deepcopy(config)
             config["root"]["path"] = rootfs
         with open(os.path.join(path, "config.json"), "w") as f:

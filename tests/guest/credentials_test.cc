@@ -23,36 +23,36 @@ int GetCaps(uint32_t effective[2]) {
 TEST(Ids, SetresuidDropsForGood) {
   if (getuid() != 0) GTEST_SKIP() << "needs root";
   EXPECT_EQ(0, ExitStatus([] {
-    gid_t groups[3] = {10, 20, 30};
-    if (setgroups(3, groups)) return 1;
-    gid_t back[3];
-    if (getgroups(3, back) != 3 || back[1] != 20) return 2;
-    if (getgroups(2, back) != -1 || errno != EINVAL) return 3;
-    if (setresgid(100, 100, 100) || setresuid(1000, 1000, 1000)) return 4;
-    uid_t r, e, s;
-    getresuid(&r, &e, &s);
-    if (r != 1000 || e != 1000 || s != 1000) return 5;
-    if (setuid(0) != -1 || errno != EPERM) return 6;
-    if (setgroups(0, nullptr) != -1 || errno != EPERM) return 7;
-    uint32_t caps[2];
-    if (GetCaps(caps) || caps[0] || caps[1]) return 8;
-    return 0;
-  }));
+              gid_t groups[3] = {10, 20, 30};
+              if (setgroups(3, groups)) return 1;
+              gid_t back[3];
+              if (getgroups(3, back) != 3 || back[1] != 20) return 2;
+              if (getgroups(2, back) != -1 || errno != EINVAL) return 3;
+              if (setresgid(100, 100, 100) || setresuid(1000, 1000, 1000)) return 4;
+              uid_t r, e, s;
+              getresuid(&r, &e, &s);
+              if (r != 1000 || e != 1000 || s != 1000) return 5;
+              if (setuid(0) != -1 || errno != EPERM) return 6;
+              if (setgroups(0, nullptr) != -1 || errno != EPERM) return 7;
+              uint32_t caps[2];
+              if (GetCaps(caps) || caps[0] || caps[1]) return 8;
+              return 0;
+            }));
 }
 
 TEST(Ids, SavedIdComesBack) {
   if (getuid() != 0) GTEST_SKIP() << "needs root";
   EXPECT_EQ(0, ExitStatus([] {
-    if (seteuid(1000)) return 1;
-    uint32_t caps[2];
-    if (GetCaps(caps) || caps[0]) return 2;
-    if (seteuid(0)) return 3;
-    if (GetCaps(caps) || !caps[0]) return 4;
-    if (setreuid(1000, 1001)) return 5;
-    uid_t r, e, s;
-    getresuid(&r, &e, &s);
-    return r == 1000 && e == 1001 && s == 1001 ? 0 : 6;
-  }));
+              if (seteuid(1000)) return 1;
+              uint32_t caps[2];
+              if (GetCaps(caps) || caps[0]) return 2;
+              if (seteuid(0)) return 3;
+              if (GetCaps(caps) || !caps[0]) return 4;
+              if (setreuid(1000, 1001)) return 5;
+              uid_t r, e, s;
+              getresuid(&r, &e, &s);
+              return r == 1000 && e == 1001 && s == 1001 ? 0 : 6;
+            }));
 }
 
 TEST(Ids, KillNeedsPermission) {
@@ -62,9 +62,9 @@ TEST(Ids, KillNeedsPermission) {
     for (;;) pause();
   }
   EXPECT_EQ(0, ExitStatus([&] {
-    if (setuid(1000)) return 1;
-    return kill(victim, SIGTERM) == -1 && errno == EPERM ? 0 : 2;
-  }));
+              if (setuid(1000)) return 1;
+              return kill(victim, SIGTERM) == -1 && errno == EPERM ? 0 : 2;
+            }));
   kill(victim, SIGKILL);
   waitpid(victim, nullptr, 0);
 }
@@ -72,27 +72,27 @@ TEST(Ids, KillNeedsPermission) {
 TEST(Capabilities, DropAndErrors) {
   if (getuid() != 0) GTEST_SKIP() << "needs root";
   EXPECT_EQ(0, ExitStatus([] {
-    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    __user_cap_data_struct data[2]{};
-    if (syscall(SYS_capget, &header, data)) return 1;
-    data[0].effective &= ~(1u << CAP_CHOWN);
-    if (syscall(SYS_capset, &header, data)) return 2;
-    TempDir dir;
-    WriteFile(dir / "f", "");
-    if (chown((dir / "f").c_str(), 1, 1) != -1 || errno != EPERM) return 3;
-    data[0].permitted &= ~(1u << CAP_CHOWN);
-    if (syscall(SYS_capset, &header, data)) return 4;
-    data[0].permitted |= 1u << CAP_CHOWN;
-    if (syscall(SYS_capset, &header, data) != -1 || errno != EPERM) return 5;
-    if (prctl(PR_CAPBSET_READ, CAP_KILL) != 1) return 6;
-    if (prctl(PR_CAPBSET_DROP, CAP_KILL)) return 7;
-    if (prctl(PR_CAPBSET_READ, CAP_KILL) != 0) return 8;
-    if (prctl(PR_CAPBSET_READ, 99) != -1 || errno != EINVAL) return 9;
-    header.version = 1;
-    if (syscall(SYS_capget, &header, data) != -1 || errno != EINVAL) return 10;
-    if (header.version != _LINUX_CAPABILITY_VERSION_3) return 11;
-    return 0;
-  }));
+              __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+              __user_cap_data_struct data[2]{};
+              if (syscall(SYS_capget, &header, data)) return 1;
+              data[0].effective &= ~(1u << CAP_CHOWN);
+              if (syscall(SYS_capset, &header, data)) return 2;
+              TempDir dir;
+              WriteFile(dir / "f", "");
+              if (chown((dir / "f").c_str(), 1, 1) != -1 || errno != EPERM) return 3;
+              data[0].permitted &= ~(1u << CAP_CHOWN);
+              if (syscall(SYS_capset, &header, data)) return 4;
+              data[0].permitted |= 1u << CAP_CHOWN;
+              if (syscall(SYS_capset, &header, data) != -1 || errno != EPERM) return 5;
+              if (prctl(PR_CAPBSET_READ, CAP_KILL) != 1) return 6;
+              if (prctl(PR_CAPBSET_DROP, CAP_KILL)) return 7;
+              if (prctl(PR_CAPBSET_READ, CAP_KILL) != 0) return 8;
+              if (prctl(PR_CAPBSET_READ, 99) != -1 || errno != EINVAL) return 9;
+              header.version = 1;
+              if (syscall(SYS_capget, &header, data) != -1 || errno != EINVAL) return 10;
+              if (header.version != _LINUX_CAPABILITY_VERSION_3) return 11;
+              return 0;
+            }));
 }
 
 TEST(Prctl, NamesAndFlags) {
@@ -102,16 +102,16 @@ TEST(Prctl, NamesAndFlags) {
   EXPECT_STREQ("a-name-that-is-", name);
   EXPECT_EQ("a-name-that-is-\n", ReadFile("/proc/self/comm"));
   EXPECT_EQ(0, ExitStatus([] {
-    if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 0) return 1;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return 2;
-    if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1) return 3;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0) != -1 || errno != EINVAL) return 4;
-    if (prctl(PR_SET_PDEATHSIG, SIGTERM)) return 5;
-    int s = 0;
-    if (prctl(PR_GET_PDEATHSIG, &s) || s != SIGTERM) return 6;
-    if (prctl(PR_SET_DUMPABLE, 7) != -1 || errno != EINVAL) return 7;
-    return 0;
-  }));
+              if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 0) return 1;
+              if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return 2;
+              if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1) return 3;
+              if (prctl(PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0) != -1 || errno != EINVAL) return 4;
+              if (prctl(PR_SET_PDEATHSIG, SIGTERM)) return 5;
+              int s = 0;
+              if (prctl(PR_GET_PDEATHSIG, &s) || s != SIGTERM) return 6;
+              if (prctl(PR_SET_DUMPABLE, 7) != -1 || errno != EINVAL) return 7;
+              return 0;
+            }));
   EXPECT_ERRNO(prctl(9999), EINVAL);
 }
 
@@ -170,23 +170,24 @@ TEST(Facts, HostnameCanBeSetByRootWithTheCapability) {
   char name[65] = {};
   ASSERT_OK(gethostname(name, sizeof name));
   EXPECT_EQ(0, ExitStatus([] {
-    if (getuid() == 0 && setuid(1000)) return 1;
-    return sethostname("x", 1) == -1 && errno == EPERM ? 0 : 2;
-  }));
+              if (getuid() == 0 && setuid(1000)) return 1;
+              return sethostname("x", 1) == -1 && errno == EPERM ? 0 : 2;
+            }));
 }
 
 TEST(Priority, NiceAndErrors) {
   EXPECT_EQ(0, ExitStatus([] {
-    errno = 0;
-    int before = getpriority(PRIO_PROCESS, 0);
-    if (errno) return 1;
-    if (setpriority(PRIO_PROCESS, 0, before + 3)) return 2;
-    if (getpriority(PRIO_PROCESS, 0) != before + 3) return 3;
-    if (getpriority(static_cast<__priority_which_t>(9), 0) != -1 || errno != EINVAL) return 4;
-    errno = 0;
-    if (getpriority(PRIO_PROCESS, 1 << 21) != -1 || errno != ESRCH) return 5;
-    return 0;
-  }));
+              errno = 0;
+              int before = getpriority(PRIO_PROCESS, 0);
+              if (errno) return 1;
+              if (setpriority(PRIO_PROCESS, 0, before + 3)) return 2;
+              if (getpriority(PRIO_PROCESS, 0) != before + 3) return 3;
+              if (getpriority(static_cast<__priority_which_t>(9), 0) != -1 || errno != EINVAL)
+                return 4;
+              errno = 0;
+              if (getpriority(PRIO_PROCESS, 1 << 21) != -1 || errno != ESRCH) return 5;
+              return 0;
+            }));
 }
 
 TEST(Unknown, SystemCallIsEnosys) {

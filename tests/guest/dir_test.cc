@@ -166,8 +166,9 @@ TEST(Rename, FlagsNoreplaceAndExchange) {
   ASSERT_OK(renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE));
   EXPECT_EQ("b", ReadFile(a));
   EXPECT_EQ("a", ReadFile(b));
-  EXPECT_ERRNO(renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(),
-                         RENAME_EXCHANGE | RENAME_NOREPLACE), EINVAL);
+  EXPECT_ERRNO(
+      renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE | RENAME_NOREPLACE),
+      EINVAL);
 }
 
 TEST(Attributes, ChmodChownUtimens) {

@@ -115,8 +115,9 @@ TEST(Exec, KeepsPidAndDropsCloexecAndHandlers) {
   int keep = open("/dev/null", O_RDONLY), drop = open("/dev/null", O_RDONLY | O_CLOEXEC);
   signal(SIGUSR1, [](int) {});
   signal(SIGUSR2, SIG_IGN);
-  std::string script = "[ -e /proc/self/fd/" + std::to_string(keep) + " ] && echo kept; [ -e /proc/self/fd/" +
-                       std::to_string(drop) + " ] || echo dropped; grep -E 'SigIgn|SigCgt' /proc/self/status";
+  std::string script = "[ -e /proc/self/fd/" + std::to_string(keep) +
+                       " ] && echo kept; [ -e /proc/self/fd/" + std::to_string(drop) +
+                       " ] || echo dropped; grep -E 'SigIgn|SigCgt' /proc/self/status";
   std::string out = Output("/bin/sh", {"sh", "-c", script.c_str()}, {"PATH=/bin:/usr/bin"});
   EXPECT_NE(std::string::npos, out.find("kept\ndropped\n"));
   signal(SIGUSR1, SIG_DFL);
@@ -154,10 +155,11 @@ TEST(Exec, SetuidBitChangesTheEffectiveId) {
   EXPECT_NE(std::string::npos, out.find("ids 0 1234")) << out;
   out.clear();
   EXPECT_EQ(0, ExitStatus([&] {
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    std::string text = Output(copy, {"copy", "--gtest_filter=Helper.PrintsIds"}, {"GUEST_HELPER=1"});
-    return text.find("ids 0 0") == std::string::npos;
-  }));
+              prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+              std::string text =
+                  Output(copy, {"copy", "--gtest_filter=Helper.PrintsIds"}, {"GUEST_HELPER=1"});
+              return text.find("ids 0 0") == std::string::npos;
+            }));
 }
 
 TEST(Helper, PrintsIds) {

@@ -253,7 +253,8 @@ TEST(Fcntl, StatusFlags) {
   int fd = open((dir / "f").c_str(), O_CREAT | O_RDWR, 0600);
   EXPECT_EQ(O_RDWR, fcntl(fd, F_GETFL) & O_ACCMODE);
   ASSERT_OK(fcntl(fd, F_SETFL, O_APPEND | O_NONBLOCK));
-  EXPECT_EQ(O_APPEND | O_NONBLOCK | O_RDWR, fcntl(fd, F_GETFL) & (O_APPEND | O_NONBLOCK | O_ACCMODE));
+  EXPECT_EQ(O_APPEND | O_NONBLOCK | O_RDWR,
+            fcntl(fd, F_GETFL) & (O_APPEND | O_NONBLOCK | O_ACCMODE));
   EXPECT_ERRNO(fcntl(fd, 9999), EINVAL);
   EXPECT_ERRNO(fcntl(-1, F_GETFL), EBADF);
   close(fd);
@@ -346,7 +347,10 @@ TEST(CopyFileRange, CopiesBetweenFiles) {
   off64_t from = 2, to = 1;
   EXPECT_EQ(4, copy_file_range(in, &from, out, &to, 4, 0));
   EXPECT_EQ(6, from);
-  EXPECT_EQ(std::string("\0" "2345", 5), ReadFile(dir / "out"));
+  EXPECT_EQ(std::string("\0"
+                        "2345",
+                        5),
+            ReadFile(dir / "out"));
   close(in);
   close(out);
 }

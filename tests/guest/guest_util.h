@@ -21,11 +21,11 @@
 #include "gtest/gtest.h"
 
 // Expects a call to fail with -1 and the given errno.
-#define EXPECT_ERRNO(expr, code)                                       \
-  do {                                                                 \
-    errno = 0;                                                         \
-    EXPECT_EQ(-1, static_cast<long>(expr)) << #expr;                   \
-    EXPECT_EQ(code, errno) << #expr << ": " << strerror(errno);        \
+#define EXPECT_ERRNO(expr, code)                                \
+  do {                                                          \
+    errno = 0;                                                  \
+    EXPECT_EQ(-1, static_cast<long>(expr)) << #expr;            \
+    EXPECT_EQ(code, errno) << #expr << ": " << strerror(errno); \
   } while (0)
 #define ASSERT_OK(expr) ASSERT_GE(static_cast<long>(expr), 0) << #expr << ": " << strerror(errno)
 #define EXPECT_OK(expr) EXPECT_GE(static_cast<long>(expr), 0) << #expr << ": " << strerror(errno)

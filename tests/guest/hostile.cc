@@ -1,9 +1,9 @@
 // A hostile guest: jumps at every system call instruction that it finds in its own address space,
 // the hidden ones of the runtime included, with every call number and harmful arguments.
 //
-// Each (site, number) is tried in a child of its own, which survives faults; the program's end says
-// only that it got through. That nothing happened outside is for the test around it to check.
-// Usage: hostile [OWN_SITES]; prints "sites N hidden M tried K".
+// The calls are tried in children, which survive faults and are replaced when they die; the
+// program's end says only that it got through. That nothing happened outside is for the test around
+// it to check. Usage: hostile [OWN_SITES]; prints "sites N hidden M tried K".
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -36,7 +36,8 @@ void CatchFaults() {
   struct sigaction sa {};
   sa.sa_handler = OnFault;
   sa.sa_flags = SA_ONSTACK | SA_NODEFER;
-  for (int s : {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS, SIGALRM}) sigaction(s, &sa, nullptr);
+  for (int s : {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS, SIGALRM})
+    sigaction(s, &sa, nullptr);
 }
 
 // Loads the registers of a system call and jumps to `site`; comes back if what follows returns.
@@ -103,8 +104,6 @@ void ScanHidden(std::vector<uint64_t>* sites) {
 }
 
 void Attack(uint64_t site, uint64_t nr) {
-  CatchFaults();
-  pid_t self = getpid();
   uint64_t p = reinterpret_cast<uint64_t>(g_scratch);
   const uint64_t patterns[][6] = {
       {0, 0, 0, 0, 0, 0},
@@ -116,12 +115,12 @@ void Attack(uint64_t site, uint64_t nr) {
       {p, p, p, p, p, p},
       {0x7ffffff00000, 4096, 7, 0x32, 3, 0},
   };
+  pid_t self = getpid();
   for (const auto& pattern : patterns) {
-    alarm(1);
+    ualarm(10000, 0);
     if (sigsetjmp(g_jump, 1) == 0) JumpAt(site, nr, pattern);
     if (getpid() != self) _exit(0);
   }
-  _exit(0);
 }
 
 int64_t Now() {
@@ -130,26 +129,47 @@ int64_t Now() {
   return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-void Try(uint64_t site, uint64_t nr) {
-  pid_t pid = fork();
-  if (pid == 0) {
-    setpgid(0, 0);
-    Attack(site, nr);
-  }
-  if (pid < 0) return;
-  int64_t end = Now() + 3000000000;
-  int status;
-  while (waitpid(pid, &status, WNOHANG) == 0) {
-    if (Now() > end) {
-      kill(-pid, SIGKILL);
-      kill(pid, SIGKILL);
-      waitpid(pid, &status, 0);
-      break;
+// How far the child that attacks has come; it may die at any call.
+volatile size_t* g_progress;
+
+// Tries all of `numbers` at `site`, in as many children as it takes.
+void Try(uint64_t site, const std::vector<uint64_t>& numbers) {
+  *g_progress = 0;
+  while (*g_progress < numbers.size()) {
+    pid_t pid = fork();
+    if (pid < 0) return;
+    if (pid == 0) {
+      setpgid(0, 0);
+      int null = open("/dev/null", O_RDWR);
+      for (int fd : {0, 1, 2}) dup2(null, fd);
+      CatchFaults();
+      while (*g_progress < numbers.size()) {
+        uint64_t nr = numbers[*g_progress];
+        *g_progress = *g_progress + 1;
+        Attack(site, nr);
+      }
+      _exit(0);
     }
-    timespec nap{0, 200000};
-    nanosleep(&nap, nullptr);
-  }
-  while (waitpid(-1, &status, WNOHANG) > 0) {
+    int64_t end = Now() + 2000000000;
+    size_t last = *g_progress;
+    int status;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+      if (*g_progress != last) {
+        last = *g_progress;
+        end = Now() + 2000000000;
+      }
+      if (Now() > end) {  // it hangs, all signals blocked
+        kill(-pid, SIGKILL);
+        kill(pid, SIGKILL);
+        waitpid(pid, &status, 0);
+        break;
+      }
+      timespec nap{0, 500000};
+      nanosleep(&nap, nullptr);
+    }
+    kill(-pid, SIGKILL);
+    while (waitpid(-1, &status, WNOHANG) > 0) {
+    }
   }
 }
 
@@ -166,12 +186,14 @@ int main(int argc, char** argv) {
   if (own.size() > own_limit) own.resize(own_limit);
   std::vector<uint64_t> sites = own;
   sites.insert(sites.end(), hidden.begin(), hidden.end());
-  long tried = 0;
-  for (uint64_t site : sites) {
-    for (uint64_t nr = 0; nr <= 470; nr++, tried++) Try(site, nr);
-    for (uint64_t nr = 0; nr <= 64; nr++, tried++) Try(site, nr | 0x40000000);  // x32
-    for (uint64_t nr : {~0ull, 1ull << 32, 1ull << 63}) Try(site, nr);
-  }
-  printf("sites %zu hidden %zu tried %ld\n", own_found, hidden.size(), tried);
+  g_progress = static_cast<size_t*>(
+      mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  std::vector<uint64_t> numbers;
+  for (uint64_t nr = 0; nr <= 470; nr++) numbers.push_back(nr);
+  for (uint64_t nr = 0; nr <= 470; nr++) numbers.push_back(nr | 0x40000000);  // x32
+  for (uint64_t nr : {~0ull, 1ull << 32, 1ull << 63}) numbers.push_back(nr);
+  for (uint64_t site : sites) Try(site, numbers);
+  size_t tried = sites.size() * numbers.size();
+  printf("sites %zu hidden %zu tried %zu\n", own_found, hidden.size(), tried);
   return 0;
 }

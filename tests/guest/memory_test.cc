@@ -16,7 +16,8 @@ char* Map(size_t length, int prot = PROT_READ | PROT_WRITE, int flags = MAP_PRIV
 sigjmp_buf g_jump;
 // True if reading (or writing) the byte faults.
 bool Faults(volatile char* p, bool write) {
-  struct sigaction sa {}, old_segv, old_bus;
+  struct sigaction sa {
+  }, old_segv, old_bus;
   sa.sa_handler = [](int) { siglongjmp(g_jump, 1); };
   sigaction(SIGSEGV, &sa, &old_segv);
   sigaction(SIGBUS, &sa, &old_bus);
@@ -37,9 +38,9 @@ TEST(Mmap, AnonymousIsZeroAndPrivate) {
   for (size_t i = 0; i < 16 * kPage; i += 512) ASSERT_EQ(0, p[i]);
   p[5] = 1;
   EXPECT_EQ(0, ExitStatus([&] {
-    p[5] = 2;
-    return p[5] == 2 ? 0 : 1;
-  }));
+              p[5] = 2;
+              return p[5] == 2 ? 0 : 1;
+            }));
   EXPECT_EQ(1, p[5]);
   EXPECT_OK(munmap(p, 16 * kPage));
   EXPECT_TRUE(Faults(p, false));
@@ -48,9 +49,9 @@ TEST(Mmap, AnonymousIsZeroAndPrivate) {
 TEST(Mmap, SharedAnonymousIsShared) {
   char* p = Map(kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
   EXPECT_EQ(0, ExitStatus([&] {
-    p[5] = 42;
-    return 0;
-  }));
+              p[5] = 42;
+              return 0;
+            }));
   EXPECT_EQ(42, p[5]);
   munmap(p, kPage);
 }
@@ -183,7 +184,8 @@ TEST(Mprotect, GeneratedSystemCallsWork) {
   memcpy(p, code, sizeof code);
   for (int i = 0; i < 10; i++) EXPECT_EQ(getpid(), reinterpret_cast<int (*)()>(p)());
   p[1] = 102;  // getuid: rewritten code must take effect
-  for (int i = 0; i < 10; i++) EXPECT_EQ(static_cast<int>(getuid()), reinterpret_cast<int (*)()>(p)());
+  for (int i = 0; i < 10; i++)
+    EXPECT_EQ(static_cast<int>(getuid()), reinterpret_cast<int (*)()>(p)());
   EXPECT_EQ(102, p[1]);
   EXPECT_EQ(0x0f, static_cast<unsigned char>(p[5]));
   munmap(p, kPage);
@@ -229,9 +231,9 @@ TEST(Madvise, WipeAndDontForkOnFork) {
   ASSERT_OK(madvise(p, kPage, MADV_WIPEONFORK));
   ASSERT_OK(madvise(p + kPage, kPage, MADV_DONTFORK));
   EXPECT_EQ(0, ExitStatus([&] {
-    if (p[0] != 0) return 1;
-    return Faults(p + kPage, false) ? 0 : 2;
-  }));
+              if (p[0] != 0) return 1;
+              return Faults(p + kPage, false) ? 0 : 2;
+            }));
   munmap(p, 2 * kPage);
 }
 
@@ -295,13 +297,13 @@ TEST(Memfd, SealsAndSharing) {
 
 TEST(Stack, GrowsToItsLimit) {
   EXPECT_EQ(0, ExitStatus([] {
-    std::function<int(int)> recurse = [&](int n) -> int {
-      volatile char frame[16384];
-      frame[100] = static_cast<char>(n);
-      return n == 0 ? frame[100] : recurse(n - 1) + frame[100] * 0;
-    };
-    return recurse(400);  // 6.5 MiB of 8
-  }));
+              std::function<int(int)> recurse = [&](int n) -> int {
+                volatile char frame[16384];
+                frame[100] = static_cast<char>(n);
+                return n == 0 ? frame[100] : recurse(n - 1) + frame[100] * 0;
+              };
+              return recurse(400);  // 6.5 MiB of 8
+            }));
 }
 
 TEST(ProcessVm, ReadsAnotherProcess) {

@@ -37,7 +37,8 @@ TEST(ProcSelf, StatusAndStat) {
   std::string stat = ReadFile("/proc/self/stat");
   int pid, ppid, pgrp, session;
   char comm[64], state;
-  ASSERT_EQ(6, sscanf(stat.c_str(), "%d (%63[^)]) %c %d %d %d", &pid, comm, &state, &ppid, &pgrp, &session));
+  ASSERT_EQ(6, sscanf(stat.c_str(), "%d (%63[^)]) %c %d %d %d", &pid, comm, &state, &ppid, &pgrp,
+                      &session));
   EXPECT_EQ(getpid(), pid);
   EXPECT_EQ('R', state);
   EXPECT_EQ(getppid(), ppid);
@@ -49,8 +50,8 @@ TEST(ProcSelf, StatusAndStat) {
 }
 
 TEST(ProcSelf, MapsShowMappings) {
-  char* p = static_cast<char*>(
-      mmap(nullptr, 3 * 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  char* p =
+      static_cast<char*>(mmap(nullptr, 3 * 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   mprotect(p + 4096, 4096, PROT_READ | PROT_WRITE);
   char line[64];
   snprintf(line, sizeof line, "%lx-%lx rw-p 00000000 00:00 0", reinterpret_cast<long>(p) + 4096,
@@ -75,7 +76,8 @@ TEST(ProcSelf, LinksAndDescriptors) {
   write(fd, "abc", 3);
   std::string info = ReadFile("/proc/self/fdinfo/" + name);
   EXPECT_EQ("3", Field(info, "pos"));
-  EXPECT_EQ(O_RDWR | O_APPEND, strtol(Field(info, "flags").c_str(), nullptr, 8) & (O_ACCMODE | O_APPEND));
+  EXPECT_EQ(O_RDWR | O_APPEND,
+            strtol(Field(info, "flags").c_str(), nullptr, 8) & (O_ACCMODE | O_APPEND));
   int again = open(("/proc/self/fd/" + name).c_str(), O_RDONLY);
   EXPECT_OK(again);
   char b[4];

@@ -187,7 +187,8 @@ TEST(Signal, SegvIsCaughtOnAlternateStackAndGoesOn) {
   ss.ss_sp = stack;
   ss.ss_size = sizeof stack;
   ASSERT_OK(sigaltstack(&ss, nullptr));
-  struct sigaction sa {}, old;
+  struct sigaction sa {
+  }, old;
   sa.sa_sigaction = [](int, siginfo_t* info, void*) {
     g_info = *info;
     mprotect(reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(info->si_addr) & ~4095ul), 4096,
@@ -208,7 +209,8 @@ TEST(Signal, SegvIsCaughtOnAlternateStackAndGoesOn) {
 }
 
 TEST(Signal, SegvMaperrAndDefaultKills) {
-  struct sigaction sa {}, old;
+  struct sigaction sa {
+  }, old;
   sa.sa_sigaction = [](int, siginfo_t* info, void*) {
     g_info = *info;
     siglongjmp(g_jump, 1);
@@ -242,7 +244,8 @@ TEST(Signal, DivideErrorIllAndTrap) {
   sigaction(SIGILL, &sa, nullptr);
   sigaction(SIGTRAP, &sa, nullptr);
   if (sigsetjmp(g_jump, 1) == 0) {
-    asm volatile("xor %%edx,%%edx; mov $1,%%eax; xor %%ecx,%%ecx; idiv %%ecx" ::: "eax", "ecx", "edx");
+    asm volatile("xor %%edx,%%edx; mov $1,%%eax; xor %%ecx,%%ecx; idiv %%ecx" ::
+                     : "eax", "ecx", "edx");
   }
   EXPECT_EQ(SIGFPE, g_info.si_signo);
   EXPECT_EQ(FPE_INTDIV, g_info.si_code);
@@ -359,7 +362,8 @@ TEST(Signal, IgnoredAndDefaultIgnoredDoNothing) {
 }
 
 TEST(Signal, NocldwaitReapsByItself) {
-  struct sigaction sa {}, old;
+  struct sigaction sa {
+  }, old;
   sa.sa_handler = SIG_DFL;
   sa.sa_flags = SA_NOCLDWAIT;
   sigaction(SIGCHLD, &sa, &old);
@@ -418,11 +422,10 @@ TEST(Signal, FpuStateSurvivesHandlers) {
   int64_t end = NowNs() + 300000000;
   bool same = true;
   while (NowNs() < end && same) {
-    asm volatile(
-        "movaps %1,%%xmm5\n mov $20000,%%ecx\n 1: dec %%ecx\n jnz 1b\n movaps %%xmm5,%0"
-        : "=m"(out)
-        : "m"(in)
-        : "ecx", "xmm5");
+    asm volatile("movaps %1,%%xmm5\n mov $20000,%%ecx\n 1: dec %%ecx\n jnz 1b\n movaps %%xmm5,%0"
+                 : "=m"(out)
+                 : "m"(in)
+                 : "ecx", "xmm5");
     same = memcmp(in, out, sizeof in) == 0;
   }
   timer = {};

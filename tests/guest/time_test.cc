@@ -37,8 +37,8 @@ TEST(Clock, CpuClocksCountWorkOnly) {
   EXPECT_GT(NowNs(CLOCK_THREAD_CPUTIME_ID) - t, 15000000);
   rusage usage;
   ASSERT_OK(getrusage(RUSAGE_SELF, &usage));
-  EXPECT_GT(usage.ru_utime.tv_sec * 1000000 + usage.ru_utime.tv_usec + usage.ru_stime.tv_sec * 1000000 +
-                usage.ru_stime.tv_usec,
+  EXPECT_GT(usage.ru_utime.tv_sec * 1000000 + usage.ru_utime.tv_usec +
+                usage.ru_stime.tv_sec * 1000000 + usage.ru_stime.tv_usec,
             10000);
   EXPECT_GT(usage.ru_maxrss, 0);
   tms buffer;

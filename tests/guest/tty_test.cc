@@ -22,7 +22,9 @@ struct Pty {
     if (master >= 0) close(master);
     if (slave >= 0) close(slave);
   }
-  void Type(const char* text) { EXPECT_EQ(static_cast<ssize_t>(strlen(text)), write(master, text, strlen(text))); }
+  void Type(const char* text) {
+    EXPECT_EQ(static_cast<ssize_t>(strlen(text)), write(master, text, strlen(text)));
+  }
   std::string Get(int fd, int timeout_ms = 1000) {
     pollfd p{fd, POLLIN, 0};
     if (poll(&p, 1, timeout_ms) != 1) return "<nothing>";

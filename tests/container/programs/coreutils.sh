@@ -6,7 +6,7 @@ ls /usr | head -20
 find / -xdev -not -path '/proc/*' -not -path '/sys/*' -not -path '/dev/*' -not -path /program | sort | sha256sum
 find /usr -xdev -type f -size +100k | wc -l
 grep -r root /etc 2>/dev/null | sort | sha256sum
-seq 1000000 | sort -R --random-source=<(yes) | sort -n | sha256sum
+seq 1000000 | awk '{ print ($1 * 7919) % 1000003 }' | sort -n | sha256sum
 mkdir /tmp/t && cd /tmp/t
 tar cf a.tar -C / usr/share/doc etc && tar tf a.tar | wc -l
 mkdir out && tar xf a.tar -C out && (cd out && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
