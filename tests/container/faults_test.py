@@ -9,7 +9,7 @@ import unittest
 
 import harness
 from harness import default_config
-from isolation_test import descendants
+from isolation_test import descendants, gofer_of
 
 
 def runtime_processes(sandbox):
@@ -72,18 +72,10 @@ class FaultsTest(harness.ContainerTest):
         self.assertEqual([], runtime_processes(self.sb))
 
     def test_kill_the_gofer(self):
-        before = set(filter(str.isdigit, os.listdir("/proc")))
         id, pid = self.start(["sleep", "100"])
-        family = set(descendants(pid))
-        gofers = []
-        for p in set(filter(str.isdigit, os.listdir("/proc"))) - before:
-            try:
-                if int(p) not in family and "gofer" in open(f"/proc/{p}/cmdline").read():
-                    gofers.append(int(p))
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-        self.assertEqual(1, len(gofers))
-        os.kill(gofers[0], signal.SIGKILL)
+        gofer = gofer_of(id)
+        self.assertIsNotNone(gofer)
+        os.kill(gofer, signal.SIGKILL)
         self.check_cleaned(id)
 
     def test_kill_a_stub(self):
