@@ -46,8 +46,8 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
   if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
-  // The task's own view of guest memory tells of a fault in a small copy when the call is over. With
-  // several parts, what came before the fault must count, so each is copied at once.
+  // The task's own view of guest memory tells of a fault in a small copy when the call is over.
+  // With several parts, what came before the fault must count, so each is copied at once.
   base::UserMemory& memory =
       iovec.parts.size() > 1 ? static_cast<base::UserMemory&>(t.mm().address_space()) : t.memory();
   UserIoDest dst(memory, std::move(iovec));

@@ -35,8 +35,8 @@ struct HostMapping {
 struct DirEntry {
   std::string_view name;
   uint64_t ino;
-  uint8_t type;       // DT_*
-  int64_t next_off;   // position after this entry (d_off)
+  uint8_t type;      // DT_*
+  int64_t next_off;  // position after this entry (d_off)
 };
 using DirEmit = std::function<bool(const DirEntry&)>;
 
@@ -89,7 +89,8 @@ class FileDescription : public base::RefCounted {
   virtual base::Status Sync(bool data_only);
   virtual base::Status Allocate(int mode, uint64_t offset, uint64_t length);
   virtual base::Status Truncate(uint64_t size);
-  // May `length` bytes at `offset` be mapped with PROT_* `prot`? Called again for each fork-free map.
+  // May `length` bytes at `offset` be mapped with PROT_* `prot`? Called again for each fork-free
+  // map.
   virtual base::Result<HostMapping> Mmap(uint64_t offset, uint64_t length, int prot, bool shared);
   virtual base::Result<InodeAttr> GetAttr();
   virtual base::Status SetAttr(const AttrChange& change);
@@ -116,8 +117,8 @@ class FileDescription : public base::RefCounted {
   // Further lines of /proc/PID/fdinfo/N.
   virtual std::string FdInfo() const { return ""; }
 
-  // Epoll instances hold no reference to the files they watch; they are told when the last one goes,
-  // before anything of the description is torn down (Linux: eventpoll_release).
+  // Epoll instances hold no reference to the files they watch; they are told when the last one
+  // goes, before anything of the description is torn down (Linux: eventpoll_release).
   using ReleaseHook = void (*)(FileDescription&);
   void WatchRelease(ReleaseHook hook) { release_hook_.store(hook, std::memory_order_release); }
 

@@ -74,7 +74,7 @@ class FileLocks {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool TryFlock(const void* holder, bool exclusive);
 
-  mutable absl::Mutex mutex_;  // leaf
+  mutable absl::Mutex mutex_;                                // leaf
   std::vector<RecordLock> records_ ABSL_GUARDED_BY(mutex_);  // by owner, then start
   std::vector<FlockEntry> flocks_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> any_{false};

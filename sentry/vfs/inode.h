@@ -20,7 +20,8 @@ namespace sentry {
 class FileLocks;
 class InodeWatches;
 
-// A mounted instance of a filesystem (Linux: super_block). Lives as long as an inode or mount of it.
+// A mounted instance of a filesystem (Linux: super_block). Lives as long as an inode or mount of
+// it.
 class Filesystem : public base::RefCounted {
  public:
   // type_name as /proc/mounts shows it. A device number is taken from the anonymous range.
@@ -141,7 +142,8 @@ class Inode : public base::RefCounted {
   // The directory was removed: nothing can be made in it (Linux: S_DEAD). Set under lock().
   bool dead() const { return dead_.load(std::memory_order_acquire); }
   void SetDead() { dead_.store(true, std::memory_order_release); }
-  // Is the cached entry name -> child (null: negative) still right? Only if fs().needs_revalidation().
+  // Is the cached entry name -> child (null: negative) still right? Only if
+  // fs().needs_revalidation().
   virtual bool Revalidate(std::string_view name, Inode* child);
   // O_TMPFILE.
   virtual base::Result<base::Ref<Inode>> Tmpfile(const NewInode& new_inode);

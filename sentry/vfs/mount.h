@@ -39,7 +39,7 @@ class Mount : public base::RefCounted {
   std::atomic<uint64_t> flags_;
   // Guarded by the mutex of the namespace.
   MountNamespace* ns_ = nullptr;
-  base::Ref<Mount> parent_;  // null for the namespace's root mount
+  base::Ref<Mount> parent_;       // null for the namespace's root mount
   base::Ref<Dentry> mountpoint_;  // in parent_
   int children_ = 0;
 };
@@ -64,8 +64,8 @@ class MountNamespace : public base::RefCounted {
   base::Status Detach(const base::Ref<Mount>& mount, int flags, uint32_t caller_refs = 1);
   // mount(MS_MOVE): EINVAL, ELOOP (into itself), ENOTDIR.
   base::Status Move(const base::Ref<Mount>& mount, const Path& where);
-  // pivot_root(2) for a task whose root is `root`. The caller then moves tasks that stand at the old
-  // root to the new one (FsContext::Replace).
+  // pivot_root(2) for a task whose root is `root`. The caller then moves tasks that stand at the
+  // old root to the new one (FsContext::Replace).
   base::Status PivotRoot(const Path& root, const Path& new_root, const Path& put_old);
   // A bind mount: a clone of what.mount with what.dentry as root, with its mounts below if
   // `recursive`, on `where`.
@@ -97,7 +97,8 @@ class MountNamespace : public base::RefCounted {
   // True if `ancestor` is `mount` or above it.
   bool IsAbove(const Mount& ancestor, const Mount& mount) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Places into the tree what is in no place; the count of mounts grows only by AddLocked.
-  void PlaceLocked(Mount& mount, Mount& parent, Dentry& where) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PlaceLocked(Mount& mount, Mount& parent, Dentry& where)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UnplaceLocked(Mount& mount, std::vector<base::Ref<base::RefCounted>>* drop)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   base::Status AttachLocked(const base::Ref<Mount>& mount, const Path& where, bool is_new)

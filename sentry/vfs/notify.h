@@ -40,7 +40,8 @@ class InodeWatches {
 
 class Dentry;
 
-// An event on the object itself and, as its child, in its parent directory (Linux: fsnotify_dentry).
+// An event on the object itself and, as its child, in its parent directory (Linux:
+// fsnotify_dentry).
 void NotifyDentry(const Dentry& dentry, uint32_t mask);
 // An event about the entry `name` of a directory.
 inline void NotifyDir(Inode& dir, uint32_t mask, std::string_view name, uint32_t cookie = 0) {

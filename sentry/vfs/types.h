@@ -29,7 +29,7 @@ class MountNamespace;
 // Attributes of an inode, as statx(2) reports them. Ids are kernel ids.
 struct InodeAttr {
   uint64_t ino = 0;
-  dev_t dev = 0;   // of the filesystem
+  dev_t dev = 0;    // of the filesystem
   mode_t mode = 0;  // type and permissions
   uint32_t nlink = 1;
   uid_t uid = 0;
@@ -109,8 +109,8 @@ struct Path {
 };
 
 inline constexpr size_t kNameMax = 255;
-inline constexpr size_t kPathMax = 4096;      // including the NUL
-inline constexpr int kMaxSymlinks = 40;       // Linux: MAXSYMLINKS
+inline constexpr size_t kPathMax = 4096;  // including the NUL
+inline constexpr int kMaxSymlinks = 40;   // Linux: MAXSYMLINKS
 inline constexpr uint64_t kMaxFileSize = std::numeric_limits<int64_t>::max();
 
 }  // namespace sentry

@@ -22,8 +22,8 @@ namespace sentry {
 struct WalkContext {
   const Credentials& creds;
   MountNamespace& ns;
-  Path root;        // of the task
-  Path start;       // cwd, or the directory of dirfd
+  Path root;   // of the task
+  Path start;  // cwd, or the directory of dirfd
   mode_t umask = 0;
   // openat2(2) RESOLVE_* bits.
   uint64_t resolve = 0;
@@ -31,16 +31,17 @@ struct WalkContext {
 
 // How the last component is treated.
 struct WalkFlags {
-  bool follow_last = true;       // follow a symbolic link in the last component
-  bool allow_empty = false;      // AT_EMPTY_PATH: "" names `start`
-  bool need_dir = false;         // ENOTDIR otherwise
-  bool exec_check = false;       // kMayExec on a directory found, as chdir(2) needs: EACCES
+  bool follow_last = true;   // follow a symbolic link in the last component
+  bool allow_empty = false;  // AT_EMPTY_PATH: "" names `start`
+  bool need_dir = false;     // ENOTDIR otherwise
+  bool exec_check = false;   // kMayExec on a directory found, as chdir(2) needs: EACCES
 };
 
 // The registries of what is opened by type rather than by filesystem; filled at boot.
 class SpecialFiles {
  public:
-  using OpenDevice = std::function<base::Result<base::Ref<FileDescription>>(const OpenArgs&, dev_t)>;
+  using OpenDevice =
+      std::function<base::Result<base::Ref<FileDescription>>(const OpenArgs&, dev_t)>;
   using OpenFifo = std::function<base::Result<base::Ref<FileDescription>>(const OpenArgs&)>;
   // (major, minor) or, with minor -1, a whole major. Character devices only.
   void RegisterCharDevice(unsigned major, int minor, OpenDevice open);
@@ -105,7 +106,8 @@ class Vfs {
   // Permission as access(2) checks it, read-only mounts and MS_NOEXEC included.
   base::Status Access(const Credentials& creds, const Path& path, int may);
   base::Result<std::string> ReadLink(const Credentials& creds, const Path& path);
-  base::Result<std::string> GetXattr(const Credentials& creds, const Path& path, std::string_view name);
+  base::Result<std::string> GetXattr(const Credentials& creds, const Path& path,
+                                     std::string_view name);
   base::Status SetXattr(const Credentials& creds, const Path& path, std::string_view name,
                         std::string_view value, int flags);
   base::Result<std::vector<std::string>> ListXattr(const Credentials& creds, const Path& path);
@@ -114,7 +116,8 @@ class Vfs {
 
   // --- mounts ---
   base::Result<base::Ref<Mount>> MakeMount(std::string_view fs_type, const MountArgs& args);
-  // Bind mount of `what` (recursive with MS_REC in flags; MS_RDONLY and the like are added) on `where`.
+  // Bind mount of `what` (recursive with MS_REC in flags; MS_RDONLY and the like are added) on
+  // `where`.
   base::Status Bind(MountNamespace& ns, const Path& what, const Path& where, uint64_t flags);
 
   // A description without a place in the tree needs an inode and path all the same (pipes,
@@ -124,7 +127,8 @@ class Vfs {
   const base::Ref<Filesystem>& anonymous_filesystem() const;
   // A mount of a filesystem's root that is in no namespace yet. Mounts of one root inode share its
   // dentries.
-  static base::Ref<Mount> NewMount(const base::Ref<Inode>& root, uint64_t flags, std::string source);
+  static base::Ref<Mount> NewMount(const base::Ref<Inode>& root, uint64_t flags,
+                                   std::string source);
 
   Vfs();
   ~Vfs();

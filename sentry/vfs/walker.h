@@ -67,7 +67,8 @@ class Walker {
   uint64_t rename_sequence_ = 0;
 };
 
-// Looks `name` up in a directory whose inode lock the caller holds. Null or negative: there is none.
+// Looks `name` up in a directory whose inode lock the caller holds. Null or negative: there is
+// none.
 base::Result<base::Ref<Dentry>> LookupLocked(Dentry& dir, std::string_view name);
 
 }  // namespace sentry

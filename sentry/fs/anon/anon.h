@@ -21,6 +21,7 @@ class AnonFile : public FileDescription {
  public:
   AnonFile(Vfs& vfs, std::string_view name, uint32_t flags);
   std::string Describe() const override { return "anon_inode:" + name_; }
+  base::Result<int64_t> Seek(int64_t, int) override { return int64_t{0}; }  // noop_llseek
 
  private:
   const std::string name_;

@@ -76,7 +76,7 @@ class FullFile : public MemDevice {
   ~FullFile() override = default;
 };
 
-class RandomFile : public MemDevice {
+class UrandomFile : public MemDevice {
  public:
   using MemDevice::MemDevice;
   base::Result<size_t> Read(IoDest& dst, bool) override {
@@ -96,6 +96,15 @@ class RandomFile : public MemDevice {
   }
   // The host's pool needs no stirring by us.
   base::Result<size_t> Write(IoSource& src, bool) override { return src.remaining(); }
+
+ protected:
+  ~UrandomFile() override = default;
+};
+
+// The same but for poll, which urandom has not.
+class RandomFile : public UrandomFile {
+ public:
+  using UrandomFile::UrandomFile;
   bool CanPoll() const override { return true; }
 
  private:
@@ -140,7 +149,7 @@ void RegisterMemoryDevices(Vfs& vfs) {
   special.RegisterCharDevice(kMemMajor, kZero, OpenDevice<ZeroFile>);
   special.RegisterCharDevice(kMemMajor, kFull, OpenDevice<FullFile>);
   special.RegisterCharDevice(kMemMajor, kRandom, OpenDevice<RandomFile>);
-  special.RegisterCharDevice(kMemMajor, kUrandom, OpenDevice<RandomFile>);
+  special.RegisterCharDevice(kMemMajor, kUrandom, OpenDevice<UrandomFile>);
 }
 
 base::Status PopulateDev(Vfs& vfs, const WalkContext& ctx, bool console,

@@ -244,9 +244,10 @@ base::Status Terminal::Flush(Task&, uint64_t which, bool master) {
     if (input) {
       line_.DropInput();
       input_.Clear();
-      if (packet_) packet_status_ |= TIOCPKT_FLUSHREAD;
+      if (packet_ && !master) packet_status_ |= TIOCPKT_FLUSHREAD;
     }
-    if (output) DropOutput();
+    if (output && master) output_.Clear();
+    if (output && !master) DropOutput();
   }
   Settle();
   return base::Ok();

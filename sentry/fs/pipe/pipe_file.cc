@@ -34,8 +34,8 @@ base::Result<base::Ref<FileDescription>> OpenFifo(const OpenArgs& args) {
   uint32_t writers_seen;
   // A pipe without a name, opened through /proc, waits for nobody (Linux: fifo_open, is_pipe).
   bool fifo = inode->fs().magic() != PIPEFS_MAGIC;
-  TRY(pipe->Open(Reads(args.flags), Writes(args.flags), fifo,
-                 (args.flags & O_NONBLOCK) != 0, &writers_seen));
+  TRY(pipe->Open(Reads(args.flags), Writes(args.flags), fifo, (args.flags & O_NONBLOCK) != 0,
+                 &writers_seen));
   return base::Ref<FileDescription>(
       base::MakeRef<PipeFile>(args.path, args.flags, std::move(pipe), writers_seen));
 }

@@ -231,6 +231,13 @@ class Root : public PseudoDir {
     file("version", [] { return Version(); });
     file("vmstat", [k] { return Vmstat(*k); });
     file("cgroups", [] { return std::string("#subsys_name\thierarchy\tnum_cgroups\tenabled\n"); });
+    AddDir("tty")->Add("drivers", base::MakeRef<FuncFile>(fs, 0444, [] {
+                         return std::string(
+                             "/dev/tty             /dev/tty        5       0 system:/dev/tty\n"
+                             "/dev/console         /dev/console    5       1 system:console\n"
+                             "/dev/ptmx            /dev/ptmx       5       2 system\n"
+                             "pty_slave            /dev/pts      136 0-2047 pty:slave\n");
+                       }));
     AddSysctls(fs, *AddDir("sys"));
   }
 

@@ -55,12 +55,13 @@ Status UnixSocket::Bind(Task& t, const SockAddr& address) {
   }
   std::string name = TRY(NameOf(address));
   if (name[0] == '\0') return endpoint_->BindAbstract(*names, std::move(name));
-  if (!endpoint_->name().empty()) return Error(EINVAL);
   WalkContext ctx = t.WalkFromCwd();
   InodeAttr attr = TRY(GetAttr());
   Result<Path> made = vfs_.MknodAt(ctx, name, S_IFSOCK | (attr.mode & 0777), 0);
   if (!made.ok()) return Error(made.error().code() == EEXIST ? EADDRINUSE : made.error().code());
-  return endpoint_->BindPath(name, *made);
+  Status bound = endpoint_->BindPath(name, *made);
+  if (!bound.ok()) (void)vfs_.Unlink(ctx, name);  // as unix_bind_bsd
+  return bound;
 }
 
 Result<base::Ref<UnixEndpoint>> UnixSocket::Find(Task& t, const SockAddr& address) {
