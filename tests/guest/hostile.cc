@@ -3,7 +3,7 @@
 //
 // The calls are tried in children, which survive faults and are replaced when they die; the
 // program's end says only that it got through. That nothing happened outside is for the test around
-// it to check. Usage: hostile [OWN_SITES]; prints "sites N hidden M tried K".
+// it to check. Usage: hostile [OWN_SITES [HIDDEN_SITES]]; prints "sites N hidden M tried K".
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -178,12 +178,20 @@ void Try(uint64_t site, const std::vector<uint64_t>& numbers) {
 int main(int argc, char** argv) {
   const size_t own_limit = argc > 1 ? strtoul(argv[1], nullptr, 10) : 2;
   CatchFaults();
+  const size_t hidden_limit = argc > 2 ? strtoul(argv[2], nullptr, 10) : SIZE_MAX;
   std::vector<uint64_t> own, hidden;
   ScanOwn(&own);
   ScanHidden(&hidden);
   size_t own_found = own.size();
   // The program's own sites are all alike: a few of them stand for the rest.
   if (own.size() > own_limit) own.resize(own_limit);
+  const size_t hidden_found = hidden.size();
+  if (hidden.size() > hidden_limit) {  // evenly spread
+    std::vector<uint64_t> some;
+    for (size_t i = 0; i < hidden_limit; i++)
+      some.push_back(hidden[i * hidden_found / hidden_limit]);
+    hidden = some;
+  }
   std::vector<uint64_t> sites = own;
   sites.insert(sites.end(), hidden.begin(), hidden.end());
   g_progress = static_cast<size_t*>(
@@ -194,6 +202,6 @@ int main(int argc, char** argv) {
   for (uint64_t nr : {~0ull, 1ull << 32, 1ull << 63}) numbers.push_back(nr);
   for (uint64_t site : sites) Try(site, numbers);
   size_t tried = sites.size() * numbers.size();
-  printf("sites %zu hidden %zu tried %zu\n", own_found, hidden.size(), tried);
+  printf("sites %zu hidden %zu tried %zu\n", own_found, hidden_found, tried);
   return 0;
 }
