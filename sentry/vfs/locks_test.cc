@@ -1,6 +1,9 @@
 #include "sentry/vfs/file_locks.h"
 
+#include <gtest/gtest.h>
+
 #include <atomic>
+#include <thread>
 
 #include "sentry/fiber/scheduler.h"
 

@@ -2,6 +2,7 @@
 #include "sentry/vfs/vfs.h"
 
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <linux/openat2.h>
 #include <sys/mount.h>
 

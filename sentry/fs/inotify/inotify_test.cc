@@ -1,6 +1,7 @@
 #include "sentry/fs/inotify/inotify.h"
 
 #include <fcntl.h>
+#include <gtest/gtest.h>
 
 #include "sentry/fs/tmpfs/tmpfs.h"
 

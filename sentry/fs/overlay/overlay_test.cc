@@ -1,6 +1,7 @@
 #include "sentry/fs/overlay/overlay.h"
 
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <linux/fs.h>
 #include <sys/xattr.h>
 

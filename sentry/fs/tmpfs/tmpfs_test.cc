@@ -2,6 +2,7 @@
 #include "sentry/fs/tmpfs/tmpfs.h"
 
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <sys/mman.h>
