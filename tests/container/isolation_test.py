@@ -152,6 +152,7 @@ class IsolationTest(harness.ContainerTest):
                     os.symlink(os.path.join(outside, "d"), os.path.join(shared, "d"))
                     os.unlink(os.path.join(shared, "d"))
                     os.rename(os.path.join(shared, "e"), os.path.join(shared, "d"))
+                    time.sleep(0.001)  # so that the right state is met too
                 except OSError:
                     pass
         thread = threading.Thread(target=swap)
