@@ -119,6 +119,7 @@ std::string Vfs::PathName(MountNamespace& ns, const Path& root, const Path& path
   for (;;) {
     const uint64_t sequence = Dentry::rename_sequence();
     std::string name;
+    size_t shown = 0;
     bool reachable = true;
     Path at = path;
     while (!(at == root)) {
@@ -138,8 +139,11 @@ std::string Vfs::PathName(MountNamespace& ns, const Path& root, const Path& path
         reachable = false;
         break;
       }
-      name = "/" + at.dentry->name() + name;
-      if (name.size() > kMaxShownPath) return name;
+      name.insert(0, at.dentry->name());
+      name.insert(0, 1, '/');
+      // (Asked of the length itself, g++ 12 warns of a copy out of bounds that cannot be.)
+      shown += at.dentry->name().size() + 1;
+      if (shown > kMaxShownPath) return name;
       at.dentry = std::move(up);
     }
     if (name.empty()) name = "/";
