@@ -133,7 +133,7 @@ class IsolationTest(harness.ContainerTest):
                          f"echo overwritten > /abs; echo overwritten > /rel; ls -d /proc/self/root/work 2>/dev/null"],
                         timeout=60)
         self.assertNotIn("SECRET", r.stdout)
-        self.assertEqual("SECRET", open(secret).read())
+        self.assertEqual("SECRET\n", open(secret).read())
 
     def test_rename_races_do_not_lead_out(self):
         outside = os.path.join(self.sb.dir, "outside")
