@@ -15,7 +15,7 @@ from harness import default_config
 GUEST = os.environ.get("RUNSC_GUEST", "")
 # The gofer keeps the file capabilities of its own user namespace, without which it could not give
 # new files the owners that the container asks for.
-GOFER_CAPS = {0, 1, 2, 3, 4, 27}  # chown, dac_override, dac_read_search, fowner, fsetid, mknod
+GOFER_CAPS = {0, 1, 2, 3, 4}  # chown, dac_override, dac_read_search, fowner, fsetid
 
 
 def status_of(pid):
