@@ -140,7 +140,7 @@ except MemoryError:
         self.assertEqual("24 True\nMemoryError\n", r.stdout, r.stderr)
 
     def test_many_containers_leak_nothing(self):
-        count = int(os.environ.get("RUNSC_TEST_CONTAINERS", "40"))
+        count = int(os.environ.get("RUNSC_TEST_CONTAINERS", "300"))
         mounts = len(open("/proc/self/mountinfo").readlines())
         for i in range(count):
             r = self.sb.run(["true"], id=f"loop{i}")
