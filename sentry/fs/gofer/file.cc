@@ -12,6 +12,7 @@
 #include "sentry/fiber/blocking.h"
 #include "sentry/fs/gofer/inode.h"
 #include "sentry/vfs/dentry.h"
+#include "sentry/vfs/dir_file.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -210,23 +211,12 @@ base::Result<int64_t> GoferFile::SeekDataOrHole(uint64_t offset, uint64_t, bool 
 }
 
 // Positions: 0 is ".", 1 is "..", then the entries of the listing taken when position 0 was read.
-class GoferDirFile : public FileDescription {
+class GoferDirFile : public DirFile {
  public:
   GoferDirFile(Path path, uint32_t flags, GoferInode* inode)
-      : FileDescription(std::move(path), flags), inode_(inode) {}
+      : DirFile(std::move(path), flags), inode_(inode) {}
 
-  bool CanPoll() const override { return false; }
-  base::Result<size_t> Read(IoDest&, bool) override { return base::Error(EISDIR); }
-  base::Result<size_t> PRead(IoDest&, uint64_t, bool) override { return base::Error(EISDIR); }
   base::Status Sync(bool) override { return inode_->SyncDirectory(); }
-
-  base::Result<int64_t> Seek(int64_t offset, int whence) override {
-    fiber::MutexLock l(&pos_mutex_);
-    if (whence == SEEK_CUR) offset += static_cast<int64_t>(pos_);
-    if ((whence != SEEK_SET && whence != SEEK_CUR) || offset < 0) return base::Error(EINVAL);
-    pos_ = static_cast<uint64_t>(offset);
-    return offset;
-  }
 
   base::Status GetDents(const DirEmit& emit) override {
     fiber::MutexLock l(&pos_mutex_);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sentry/fs/overlay/overlay_inode.h"
+#include "sentry/vfs/dir_file.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -77,24 +78,10 @@ class OverlayFile : public SeekableFile {
 };
 
 // Lists what both layers had when the listing began; a seek to the start begins another.
-class OverlayDirectoryFile : public FileDescription {
+class OverlayDirectoryFile : public DirFile {
  public:
   OverlayDirectoryFile(Path path, uint32_t flags, OverlayInode* dir)
-      : FileDescription(std::move(path), flags), dir_(dir) {}
-
-  bool CanPoll() const override { return false; }
-  base::Result<size_t> Read(IoDest&, bool) override { return base::Error(EISDIR); }
-  base::Result<size_t> PRead(IoDest&, uint64_t, bool) override { return base::Error(EISDIR); }
-  base::Status Sync(bool) override { return base::Ok(); }
-
-  base::Result<int64_t> Seek(int64_t offset, int whence) override {
-    fiber::MutexLock l(&pos_mutex_);
-    if (whence == SEEK_CUR) offset += static_cast<int64_t>(pos_);
-    if ((whence != SEEK_SET && whence != SEEK_CUR) || offset < 0) return base::Error(EINVAL);
-    pos_ = static_cast<uint64_t>(offset);
-    if (pos_ == 0) listed_ = false;
-    return offset;
-  }
+      : DirFile(std::move(path), flags), dir_(dir) {}
 
   base::Status GetDents(const DirEmit& emit) override {
     fiber::MutexLock l(&pos_mutex_);
@@ -108,6 +95,10 @@ class OverlayDirectoryFile : public FileDescription {
   }
 
  private:
+  void OnSeek() override {
+    if (pos_ == 0) listed_ = false;
+  }
+
   struct Listed {
     uint64_t ino;
     uint32_t name;  // in names_

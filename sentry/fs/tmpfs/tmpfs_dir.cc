@@ -7,6 +7,7 @@
 #include "absl/hash/hash.h"
 #include "sentry/fs/tmpfs/tmpfs_inode.h"
 #include "sentry/vfs/dentry.h"
+#include "sentry/vfs/dir_file.h"
 
 namespace sentry {
 namespace {
@@ -15,23 +16,10 @@ namespace {
 constexpr uint64_t kDirentSize = 20;
 constexpr uint32_t kMaxLinks = 0x7fffffff;
 
-class DirectoryFile : public FileDescription {
+class DirectoryFile : public DirFile {
  public:
   DirectoryFile(Path path, uint32_t flags, TmpfsDirectory* dir)
-      : FileDescription(std::move(path), flags), dir_(dir) {}
-
-  bool CanPoll() const override { return false; }
-  base::Result<size_t> Read(IoDest&, bool) override { return base::Error(EISDIR); }
-  base::Result<size_t> PRead(IoDest&, uint64_t, bool) override { return base::Error(EISDIR); }
-  base::Status Sync(bool) override { return base::Ok(); }
-
-  base::Result<int64_t> Seek(int64_t offset, int whence) override {
-    fiber::MutexLock l(&pos_mutex_);
-    if (whence == SEEK_CUR) offset += static_cast<int64_t>(pos_);
-    if ((whence != SEEK_SET && whence != SEEK_CUR) || offset < 0) return base::Error(EINVAL);
-    pos_ = static_cast<uint64_t>(offset);
-    return offset;
-  }
+      : DirFile(std::move(path), flags), dir_(dir) {}
 
   base::Status GetDents(const DirEmit& emit) override {
     fiber::MutexLock l(&pos_mutex_);
