@@ -45,6 +45,17 @@ class Terminal:
                 raise AssertionError(f"terminal closed; no {pattern!r} in {self.text!r}")
             self.text += data.decode(errors="replace")
 
+    def type_until(self, text, pattern, timeout=20):
+        """Types `text` again and again until `pattern` comes: for what takes effect in its own time."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.type(text)
+            try:
+                return self.expect(pattern, timeout=1)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def type(self, text):
         os.write(self.master, text.encode())
 
@@ -62,15 +73,11 @@ class TerminalTest(harness.ContainerTest):
         out = t.expect(r"is-a-terminal\r\n")
         self.assertRegex(out, r"/dev/(pts/\d+|console)")
         t.resize(33, 101)
-        time.sleep(0.3)
-        t.type("stty size\n")
-        t.expect(r"33 101\r\n")
+        t.type_until("stty size\n", r"33 101\r\n")
         t.type("trap 'echo got-winch' WINCH; echo set\n")
         t.expect(r"set\r\n")
         t.resize(20, 60)
-        time.sleep(0.2)
-        t.type("\n")
-        t.expect(r"got-winch")
+        t.type_until("\n", r"got-winch")
         t.type("sleep 100\n")
         time.sleep(0.4)
         t.type("\x03")
