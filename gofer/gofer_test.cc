@@ -118,6 +118,25 @@ TEST_P(GoferTest, OpensTheInodeOfTheHandleAfterRenameAndUnlink) {
   EXPECT_EQ(Call(MakeOpen(root_, O_RDONLY)).error, EISDIR);
 }
 
+TEST_P(GoferTest, OpensManyForReading) {
+  Launch();
+  WriteFile(MountPath("second"), "2");
+  const std::vector<Handle> handles = {At({"file"}), root_, At({"second"}), 12345};
+  auto fds = ParseOpenMany(Call(MakeOpenMany(handles)), handles.size());
+  ASSERT_TRUE(fds.ok());
+  EXPECT_EQ(ReadFd((*fds)[0]), "hello");
+  EXPECT_FALSE((*fds)[1].valid());
+  EXPECT_EQ(ReadFd((*fds)[2]), "2");
+  EXPECT_EQ(write((*fds)[2].get(), "x", 1), -1);
+  EXPECT_FALSE((*fds)[3].valid());
+  const std::vector<Handle> most(kMaxOpenMany, handles[0]);
+  fds = ParseOpenMany(Call(MakeOpenMany(most)), most.size());
+  ASSERT_TRUE(fds.ok());
+  for (const base::UniqueFd& fd : *fds) EXPECT_EQ(ReadFd(fd), "hello");
+  EXPECT_EQ(Call(MakeOpenMany({})).error, EPROTO);
+  EXPECT_EQ(Call(MakeOpenMany(std::vector<Handle>(kMaxOpenMany + 1, 1))).error, EPROTO);
+}
+
 TEST_P(GoferTest, CreateBelongsToTheCaller) {
   Launch();
   auto made = ParseNode(Call(MakeMake(Op::kCreate, root_, "new", 04750, 1234, 5678, O_RDWR)), true);
@@ -423,11 +442,11 @@ TEST_P(GoferTest, ManyRequestsInFlight) {
 TEST_P(GoferTest, EverythingElseBeforeHelloIsRefused) {
   if (GetParam()) GTEST_SKIP();
   Server server({.proc_fd = -1, .max_handles = 10});
-  base::UniqueFd fd;
+  std::vector<base::UniqueFd> fds;
   Request request = MakeAttach(0);
   RequestHeader header = {static_cast<uint32_t>(request.packet.size()), Op::kAttach, 0, 1};
   memcpy(request.packet.data(), &header, sizeof(header));
-  const std::string reply = server.HandlePacket(request.packet, &fd);
+  const std::string reply = server.HandlePacket(request.packet, &fds);
   ReplyHeader r;
   ASSERT_EQ(reply.size(), sizeof(r));
   memcpy(&r, reply.data(), sizeof(r));

@@ -131,7 +131,7 @@ base::Status DoCreate(Session& s, Reader in, ReplyBuilder out) {
   const Handle handle =
       TRY(s.nodes.Add(base::MakeRef<FsNode>(std::move(path), args.parent->mount(), S_IFREG)));
   Append(out.body, Node{handle, attr});
-  *out.fd = std::move(fd);
+  out.Give(std::move(fd));
   return base::Ok();
 }
 

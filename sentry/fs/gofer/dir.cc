@@ -72,14 +72,24 @@ void GoferInode::Prefetch() {
     if (!page.ok()) return;
     for (gofer::Entry& e : page->entries) {
       if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
-      prefetch->children.emplace(std::move(e.name), gofer_fs().Obtain(e.node, ""));
+      auto child = gofer_fs().Obtain(e.node, "");
+      GoferInode* file = child->IsReg() ? child.get() : nullptr;
+      if (prefetch->children.emplace(std::move(e.name), std::move(child)).second && file) {
+        prefetch->files.push_back(file);
+      }
     }
     if (prefetch->children.size() > gofer_fs().max_prefetch()) return;
     eof = page->eof;
     cursor = page->next;
   }
+  std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
+  for (size_t i = 0; i < result->files.size(); ++i) {
+    GoferInode* file = result->files[i];
+    absl::MutexLock l(&file->mutex_);
+    file->siblings_ = result;
+    file->sibling_index_ = i;
+  }
   {
-    std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
     absl::MutexLock l(&mutex_);
     prefetch_.swap(result);
     prefetch_version_ = version;

@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "sentry/fiber/blocking.h"
 #include "sentry/fs/gofer/inode.h"
+#include "sentry/fs/gofer/read_block.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/dir_file.h"
 #include "sentry/vfs/file_description.h"
@@ -91,19 +93,26 @@ class GoferFile : public SeekableFile {
 
   GoferInode* const inode_;           // kept by path()
   const base::Ref<base::HostFd> fd_;  // for reading, or for reading and writing
+  GoferReadBlock block_;
 };
 
 base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
   if (offset > kMaxFileSize) return base::Error(EINVAL);
   size_t done = 0;
   IoBuffer buffer(dst.remaining());
+  if (auto known = block_.Read(*inode_, fd_->get(), buffer.data(), dst.remaining(), offset)) {
+    return *known == 0 ? 0 : dst.Put(std::as_bytes(std::span(buffer.data(), *known)));
+  }
   while (dst.remaining() > 0) {
     const size_t want = std::min(dst.remaining(), buffer.size());
-    auto n = inode_->ReadAt(fd_->get(), buffer.data(), want, offset + done);
+    const std::optional<uint64_t> version = inode_->DataVersion();
+    bool end = false;
+    auto n = inode_->ReadAt(fd_->get(), buffer.data(), want, offset + done, &end);
     if (!n.ok()) {
       if (done > 0) return done;
       return n.error();
     }
+    if (end && version) block_.SetEnd(*version, offset + done + *n);
     if (*n == 0) break;
     auto put = dst.Put(std::as_bytes(std::span(buffer.data(), *n)));
     if (!put.ok()) {
