@@ -31,6 +31,18 @@ base::Result<base::Ref<base::HostFd>> GoferInode::EnsureFd(bool write) {
     absl::MutexLock l(&mutex_);
     if (read_fd_) return read_fd_;
   }
+  return OpenFd(write);
+}
+
+base::Result<base::Ref<base::HostFd>> GoferInode::MappingFd() {
+  {
+    absl::MutexLock l(&mutex_);
+    if (read_fd_) return read_fd_;
+  }
+  return OpenFd(false);
+}
+
+base::Result<base::Ref<base::HostFd>> GoferInode::OpenFd(bool write) {
   base::UniqueFd fd =
       TRY(gofer::ParseFd(Call(gofer::MakeOpen(handle_, write ? O_RDWR : O_RDONLY))));
   if (!IsOpenOn(fd)) return base::Error(EIO);

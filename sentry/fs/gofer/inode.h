@@ -100,6 +100,8 @@ class GoferInode : public Inode {
     }
     return data_version_.load(std::memory_order_seq_cst);
   }
+  // A host descriptor that cannot write.
+  base::Result<base::Ref<base::HostFd>> MappingFd();
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
   // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
@@ -121,6 +123,7 @@ class GoferInode : public Inode {
   }
   // A host descriptor for reading or for reading and writing.
   base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
+  base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
   void AdoptFd(base::UniqueFd fd);
   bool HasFd() const;
   void KeepForReading(base::UniqueFd fd);
