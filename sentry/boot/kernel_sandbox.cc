@@ -455,7 +455,12 @@ base::Status KernelSandbox::Signal(int32_t pid, int signo) {
 
 base::Status KernelSandbox::SignalAll(int signo) {
   if (signo <= 0 || signo > SIGRTMAX) return base::Error(EINVAL);
-  for (auto& group : kernel_.ThreadGroups(*kernel_.root_pid_ns())) group->SendKernelSignal(signo);
+  base::Ref<ThreadGroup> init = GroupFor(kInit);
+  for (auto& group : kernel_.ThreadGroups(*kernel_.root_pid_ns())) {
+    if (group.get() != init.get()) group->SendKernelSignal(signo);
+  }
+  // Knows what to do with one that never ran.
+  (void)Signal(kInit, signo);
   return base::Ok();
 }
 
