@@ -56,6 +56,7 @@ enum class Op : uint16_t {
   kConnect,
   kForget,
   kSyncFs,
+  kTmpfile,
   kOpenMany,
   kMax = kOpenMany,
 };
@@ -217,6 +218,8 @@ static_assert(kMaxOpenMany <= 32);
 // kCreate (regular file; EEXIST if there), kMkdir, kMknod (FIFO, socket, regular file; devices
 // EPERM). The new node belongs to uid and gid, or to the group of a set-group-id parent as in
 // Linux's inode_init_owner(). Reply: Node; for kCreate also the open descriptor.
+// kTmpfile: a regular file without a name in `parent` (O_TMPFILE), which kLink may name; no name,
+// as kCreate otherwise.
 struct MakeRequest {
   Handle parent;
   uint32_t mode;  // permissions; for kMknod with the type

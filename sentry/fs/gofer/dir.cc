@@ -183,9 +183,16 @@ base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::s
                   std::string(target));
 }
 
+base::Result<base::Ref<Inode>> GoferInode::Tmpfile(const NewInode& args) {
+  return MakeNode(gofer::MakeMake(gofer::Op::kTmpfile, handle_, "", args.mode & 07777, args.uid,
+                                  args.gid, O_RDWR),
+                  true, "");
+}
+
 base::Status GoferInode::Link(std::string_view name, Inode& target) {
   if (!IsDir()) return base::Error(ENOTDIR);
   GoferInode& to = From(target);
+  if (to.never_linked_.load(std::memory_order_relaxed)) return base::Error(ENOENT);
   const gofer::Attr attr = TRY(gofer::ParseAttr(Call(gofer::MakeLink(to.handle_, handle_, name))));
   NamesChanged();
   to.Apply(attr);

@@ -263,6 +263,9 @@ base::Result<base::Ref<FileDescription>> GoferInode::Open(const OpenArgs& args) 
   }
   if (!IsReg()) return base::Error(IsSymlink() ? ELOOP : ENXIO);
   auto fd = TRY(EnsureFd((args.flags & O_ACCMODE) != O_RDONLY));
+  if ((args.flags & O_TMPFILE) == O_TMPFILE && (args.flags & O_EXCL) != 0) {
+    never_linked_.store(true, std::memory_order_relaxed);
+  }
   return base::Ref<FileDescription>(
       base::MakeRef<GoferFile>(args.path, args.flags, this, std::move(fd)));
 }
