@@ -35,49 +35,6 @@ Error Interrupted(int64_t deadline_ns) {
 
 }  // namespace
 
-// --- the ring ---
-
-Status UnixEndpoint::EnsureRing() {
-  if (ring_.valid()) return base::Ok();
-  auto memory = base::RingMemory::New(base::ByteRing::kHeaderSize + kRingSize);
-  if (!memory.ok()) return Error(ENOBUFS);
-  memory_ = *std::move(memory);
-  ring_ = base::ByteRing(memory_->data(), kRingSize);
-  ring_.Reset();
-  return base::Ok();
-}
-
-size_t UnixEndpoint::FreeBytes() {
-  bool broken = false;
-  size_t used = ring_.Used(&broken);
-  return broken ? 0 : kRingSize - used;
-}
-
-Result<size_t> UnixEndpoint::Fill(IoSource& src, size_t n) {
-  size_t total = 0;
-  for (std::span<std::byte> part : ring_.Free(n)) {
-    if (part.empty()) continue;
-    Result<size_t> got = src.Get(part);
-    if (!got.ok()) return total > 0 ? Result<size_t>(total) : got;
-    total += *got;
-    if (*got < part.size()) break;
-  }
-  return total;
-}
-
-Result<size_t> UnixEndpoint::Copy(size_t skip, size_t n, IoDest& dst) {
-  size_t total = 0;
-  if (n == 0) return total;
-  for (std::span<std::byte> part : ring_.Content(skip, n)) {
-    if (part.empty()) continue;
-    Result<size_t> put = dst.Put(part);
-    if (!put.ok()) return total > 0 ? Result<size_t>(total) : put;
-    total += *put;
-    if (*put < part.size()) break;
-  }
-  return total;
-}
-
 void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
   ring_.Produced(length);
   queued_.fetch_add(length);
@@ -171,12 +128,12 @@ Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t d
     {
       fiber::MutexLock lock(&to->io_mutex_);
       status = CheckSend(*to);
-      if (status.ok()) status = to->EnsureRing();
+      if (status.ok()) status = to->ring_.Ensure();
       if (status.ok()) {
         size_t limit = static_cast<size_t>(send_buffer()), charged = charged_.load();
-        size_t room = std::min(to->FreeBytes(), limit > charged ? limit - charged : 0);
+        size_t room = std::min(to->ring_.Room(), limit > charged ? limit - charged : 0);
         if (room > 0) {
-          Result<size_t> n = to->Fill(src, std::min(room, src.remaining()));
+          Result<size_t> n = to->ring_.Fill(src, std::min(room, src.remaining()));
           if (n.ok() && *n > 0) {
             done = *n;
             to->Append(*this, done, args);
@@ -212,23 +169,24 @@ bool UnixEndpoint::QueueFull() const {
 bool UnixEndpoint::HasRoomFor(UnixEndpoint& to, size_t n) {
   size_t charged = charged_.load();
   if (charged > 0 && charged + n > static_cast<size_t>(send_buffer())) return false;
-  if (kRingSize - std::min(to.queued_.load(), kRingSize) < n) return false;
+  if (RingBuffer::kSize - std::min(to.queued_.load(), RingBuffer::kSize) < n) return false;
   return to.peer().get() == this || !to.QueueFull();
 }
 
 Result<size_t> UnixEndpoint::SendMessage(UnixEndpoint& to, IoSource& src, SendArgs& args,
                                          int64_t deadline_ns) {
   size_t length = src.remaining();
-  if (length + kMessageOverhead > static_cast<size_t>(send_buffer()) || length > kRingSize) {
+  if (length + kMessageOverhead > static_cast<size_t>(send_buffer()) ||
+      length > RingBuffer::kSize) {
     return Error(EMSGSIZE);
   }
   while (true) {
     {
       fiber::MutexLock lock(&to.io_mutex_);
       TRY(CheckSend(to));
-      TRY(to.EnsureRing());
-      if (HasRoomFor(to, length) && to.FreeBytes() >= length) {
-        if (length > 0 && TRY(to.Fill(src, length)) != length) return Error(EFAULT);
+      TRY(to.ring_.Ensure());
+      if (HasRoomFor(to, length) && to.ring_.Room() >= length) {
+        if (length > 0 && TRY(to.ring_.Fill(src, length)) != length) return Error(EFAULT);
         to.Append(*this, length, args);
         break;
       }
@@ -294,7 +252,7 @@ Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t 
     args->creds = record.creds;
     have_creds = true;
     size_t want = std::min(record.length, dst.remaining());
-    Result<size_t> n = Copy(skip, want, dst);
+    Result<size_t> n = ring_.Copy(skip, want, dst);
     if (!n.ok()) {
       status = n.error();
       break;
@@ -340,7 +298,7 @@ Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t
     args->full_length = record.length;
     args->creds = record.creds;
     args->from = AddressOf(record.from->name());
-    Result<size_t> n = Copy(0, want, dst);
+    Result<size_t> n = ring_.Copy(0, want, dst);
     TakeFilesOf(0, peek, args);
     if (!peek) Consume(0, /*whole=*/true);
     if (!n.ok()) return n;
