@@ -110,6 +110,8 @@ class Socket : public FileDescription {
   virtual base::Status Shutdown(int how);  // SHUT_*
   virtual base::Result<SockAddr> LocalAddress();
   virtual base::Result<SockAddr> PeerAddress();  // ENOTCONN
+  // Of a socket that accept(2) has just made; it may have ended already.
+  virtual base::Result<SockAddr> AcceptedAddress() { return PeerAddress(); }
   // SIGPIPE is sent by them as Linux does, unless MSG_NOSIGNAL.
   virtual base::Result<size_t> Send(IoSource& src, SendArgs args);
   virtual base::Result<size_t> Receive(IoDest& dst, RecvArgs* args);
