@@ -22,20 +22,9 @@
 
 #include "gofer/client.h"
 #include "gofer/server.h"
+#include "sentry/base/sanitizer.h"
 
 namespace gofer {
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool kSanitized = true;
-#else
-inline constexpr bool kSanitized = false;
-#endif
-#else
-inline constexpr bool kSanitized = false;
-#endif
 
 inline void WriteFile(const std::string& path, const std::string& text) {
   std::ofstream(path) << text;
@@ -55,7 +44,7 @@ inline std::string ReadFd(const base::UniqueFd& fd) {
 class GoferFixture : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
-    if (GetParam() && kSanitized) GTEST_SKIP() << "sanitizers make host calls of their own";
+    if (GetParam() && base::kSanitized) GTEST_SKIP() << "sanitizers make host calls of their own";
     char name[] = "/tmp/gofer_test_XXXXXX";
     dir_ = mkdtemp(name);
     for (const char* d : {"/mount", "/readonly", "/connect", "/outside"}) {

@@ -14,7 +14,7 @@ void AddSpecCommand(Context& context) {
                   "the bundle. It is a starter file: the command it runs is \"sh\".");
   command.Text("--bundle,-b", &bundle, "path to the root of the bundle directory");
   command.Flag("--rootless", &rootless, "generate a configuration for a rootless container");
-  command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
+  command.Runs([command](const Args& args) -> absl::StatusOr<int> {
     if (auto s = command.CheckArgs(args, 0, 0); !s.ok()) return s;
     if (!bundle.empty() && chdir(bundle.c_str()) != 0) return ErrnoStatus("chdir " + bundle);
     if (access("config.json", F_OK) == 0) {

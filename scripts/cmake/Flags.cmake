@@ -3,6 +3,7 @@
 add_library(runsc_flags INTERFACE)
 add_library(runsc::flags ALIAS runsc_flags)
 set(RUNSC_SANITIZE "" CACHE STRING "Sanitizers, as for -fsanitize=")
+option(RUNSC_FUZZ "Build the fuzz targets (clang, with RUNSC_SANITIZE)" OFF)
 
 # Position independence is one flag for all (not CMake's -fPIC for libraries): the precompiled header
 # must be compiled as its users are.
@@ -10,8 +11,12 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 set(CMAKE_C_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
 set(CMAKE_C_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
-set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g")
-set(CMAKE_C_FLAGS_DEBUG "-O1 -g")
+set(_debug "-O1 -g")
+if(RUNSC_SANITIZE)
+  set(_debug "-O1 -g1")  # lines are all that a report needs
+endif()
+set(CMAKE_CXX_FLAGS_DEBUG "${_debug}")
+set(CMAKE_C_FLAGS_DEBUG "${_debug}")
 
 target_include_directories(runsc_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(runsc_flags INTERFACE Threads::Threads)
@@ -31,6 +36,9 @@ if(RUNSC_SANITIZE)
   target_link_options(runsc_flags INTERFACE -fsanitize=${RUNSC_SANITIZE})
   if(RUNSC_SANITIZE MATCHES "undefined")
     target_compile_options(runsc_flags INTERFACE -fno-sanitize-recover=undefined)
+  endif()
+  if(RUNSC_FUZZ)
+    target_compile_options(runsc_flags INTERFACE -fsanitize=fuzzer-no-link)
   endif()
   if(RUNSC_SANITIZE MATCHES "thread")
     # Debian's Abseil is not instrumented: absl::Mutex over pthread_mutex_t instead, which

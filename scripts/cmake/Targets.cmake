@@ -3,9 +3,11 @@
 #   runsc_library(NAME sentry_foo SRCS a.cc b.cc DEPS sentry_base absl::flat_hash_map)
 #     A static library. Without SRCS an interface library (headers alone). HDRS defaults to the
 #     folder's *.h; the `checkheaders` target compiles each of them alone.
-#   runsc_test(NAME foo_test SRCS foo_test.cc DEPS sentry_foo [LABELS unit] [TIMEOUT 120] [ARGS ..])
-#     A GoogleTest program with its own main, and a ctest test of that name. LABELS: unit (default),
-#     guest-host, guest-sandbox, container.
+#   runsc_test(NAME foo_test SRCS foo_test.cc DEPS sentry_foo [TIMEOUT 120])
+#     A GoogleTest program, and a ctest test foo_test.Suite.Case for each of its cases, with the
+#     label unit.
+#   runsc_gtests(NAME foo TARGET foo_test [LAUNCHER ..] PROPERTIES ..)
+#     The ctest tests of a GoogleTest program that is there already.
 #   runsc_benchmark(NAME foo_bench SRCS foo_bench.cc DEPS sentry_foo)
 #     A Google Benchmark program.
 #   runsc_binary(NAME runsc SRCS main.cc DEPS ...)
@@ -108,13 +110,34 @@ function(runsc_library)
   _runsc_check_headers(${A_NAME} "${A_HDRS}" "${A_DEPS}")
 endfunction()
 
+# Has ctest read a line of CMake that calls a function of EachTest.cmake.
+function(_runsc_ctest_reads name line)
+  set(_file ${CMAKE_CURRENT_BINARY_DIR}/${name}_tests.cmake)
+  file(GENERATE OUTPUT ${_file} CONTENT
+    "include(\"${CMAKE_SOURCE_DIR}/scripts/cmake/EachTest.cmake\")\n${line}\n")
+  set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${_file})
+endfunction()
+
+# Arguments as text of one CMake command, each quoted.
+function(_runsc_quoted out)
+  set(_text)
+  foreach(_argument IN LISTS ARGN)
+    string(APPEND _text " [==[${_argument}]==]")
+  endforeach()
+  set(${out} "${_text}" PARENT_SCOPE)
+endfunction()
+
+function(runsc_gtests)
+  cmake_parse_arguments(A "" "NAME;TARGET" "LAUNCHER;PROPERTIES" ${ARGN})
+  _runsc_quoted(_properties ${A_PROPERTIES})
+  _runsc_ctest_reads(${A_NAME}
+    "runsc_each_gtest(${A_NAME} \"$<TARGET_FILE:${A_TARGET}>\" [==[${A_LAUNCHER}]==] ${_properties})")
+endfunction()
+
 function(runsc_test)
-  cmake_parse_arguments(A "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS;ARGS" ${ARGN})
+  cmake_parse_arguments(A "" "NAME;TIMEOUT" "SRCS;DEPS" ${ARGN})
   if(A_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "runsc_test(${A_NAME}): unknown ${A_UNPARSED_ARGUMENTS}")
-  endif()
-  if(NOT A_LABELS)
-    set(A_LABELS unit)
   endif()
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 120)
@@ -128,11 +151,8 @@ function(runsc_test)
                                           GTest::gtest_main)
   target_link_options(${A_NAME} PRIVATE -pie)
   _runsc_use_pch(${A_NAME} runsc_test_pch)
-  add_test(NAME ${A_NAME} COMMAND ${A_NAME} ${A_ARGS})
-  set_tests_properties(${A_NAME} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT})
-  if("unit" IN_LIST A_LABELS)
-    add_dependencies(unit_tests ${A_NAME})
-  endif()
+  runsc_gtests(NAME ${A_NAME} TARGET ${A_NAME} PROPERTIES LABELS unit TIMEOUT ${A_TIMEOUT})
+  add_dependencies(unit_tests ${A_NAME})
 endfunction()
 
 function(runsc_benchmark)

@@ -4,26 +4,13 @@
 #include <boost/context/detail/fcontext.hpp>
 #include <cstddef>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define FIBER_ASAN 1
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define FIBER_TSAN 1
-#endif
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FIBER_ASAN 1
-#endif
-#if __has_feature(thread_sanitizer)
-#define FIBER_TSAN 1
-#endif
-#endif
+#include "sentry/base/sanitizer.h"
 
-#ifdef FIBER_ASAN
+#ifdef RUNSC_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#ifdef FIBER_TSAN
+#ifdef RUNSC_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -44,24 +31,24 @@ inline Transfer SwitchContext(ContextHandle to, void* data) {
 
 // Forgets the frames of a fiber that has ended, whose stack another one gets.
 inline void UnpoisonStack([[maybe_unused]] std::byte* bottom, [[maybe_unused]] size_t size) {
-#ifdef FIBER_ASAN
+#ifdef RUNSC_ASAN
   __asan_unpoison_memory_region(bottom, size);
 #endif
 }
 inline void* CreateSanitizerFiber() {
-#ifdef FIBER_TSAN
+#ifdef RUNSC_TSAN
   return __tsan_create_fiber(0);
 #else
   return nullptr;
 #endif
 }
 inline void DestroySanitizerFiber([[maybe_unused]] void* fiber) {
-#ifdef FIBER_TSAN
+#ifdef RUNSC_TSAN
   __tsan_destroy_fiber(fiber);
 #endif
 }
 inline void* CurrentSanitizerFiber() {
-#ifdef FIBER_TSAN
+#ifdef RUNSC_TSAN
   return __tsan_get_current_fiber();
 #else
   return nullptr;
@@ -71,10 +58,10 @@ inline void* CurrentSanitizerFiber() {
 // needs of the context that is left; null if it ends.
 inline void BeforeSwitch([[maybe_unused]] void* to, [[maybe_unused]] void** save,
                          [[maybe_unused]] const void* bottom, [[maybe_unused]] size_t size) {
-#ifdef FIBER_TSAN
+#ifdef RUNSC_TSAN
   __tsan_switch_to_fiber(to, 0);
 #endif
-#ifdef FIBER_ASAN
+#ifdef RUNSC_ASAN
   __sanitizer_start_switch_fiber(save, bottom, size);
 #endif
 }
@@ -82,7 +69,7 @@ inline void BeforeSwitch([[maybe_unused]] void* to, [[maybe_unused]] void** save
 // entry). Tells whose stack has been left.
 inline void AfterSwitch([[maybe_unused]] void* saved, [[maybe_unused]] const void** left_bottom,
                         [[maybe_unused]] size_t* left_size) {
-#ifdef FIBER_ASAN
+#ifdef RUNSC_ASAN
   __sanitizer_finish_switch_fiber(saved, left_bottom, left_size);
 #endif
 }

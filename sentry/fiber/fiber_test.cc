@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "sentry/base/host_fd.h"
+#include "sentry/base/sanitizer.h"
 #include "sentry/base/time.h"
 #include "sentry/fiber/blocking.h"
 #include "sentry/fiber/fd_watch.h"
@@ -151,7 +152,7 @@ TEST_P(FiberTest, WakeRaces) {
 }
 
 TEST_P(FiberTest, TenThousandFibers) {
-#ifdef __SANITIZE_THREAD__
+#ifdef RUNSC_TSAN
   constexpr int kFibers = 200;  // each costs the sanitizer a megabyte
 #else
   constexpr int kFibers = 10000;
@@ -502,9 +503,11 @@ TEST_P(FiberTest, IdleUsesNoCpu) {
   EXPECT_LE(after.ru_nvcsw - before.ru_nvcsw, 5);
 }
 
+class ManyWorkersTest : public FiberTest {};
+INSTANTIATE_TEST_SUITE_P(Workers, ManyWorkersTest, ::testing::Values(2, 4));
+
 // A long run without a park does not keep what it makes runnable from running.
-TEST_P(FiberTest, LongRunnersDoNotStarveOthers) {
-  if (GetParam() < 2) GTEST_SKIP() << "needs a second worker";
+TEST_P(ManyWorkersTest, LongRunnersDoNotStarveOthers) {
   std::atomic<bool> other_ran{false};
   Spawn("long", [&] {
     Spawn("short", [&] { other_ran = true; });

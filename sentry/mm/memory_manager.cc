@@ -256,8 +256,14 @@ void MemoryManager::ForEachVma(const std::function<void(const Vma&)>& f) const {
 }
 
 MmStats MemoryManager::stats() const {
+  // As install_special_mapping, Linux's for the vDSO, counts it.
+  const uint64_t vdso_size = VdsoSize(*as_);
   fiber::MutexLock lock(&impl_->mutex);
-  return impl_->vmas.stats();
+  MmStats stats = impl_->vmas.stats();
+  stats.total_vm += vdso_size;
+  stats.exec_vm += vdso_size;
+  stats.peak_vm += vdso_size;
+  return stats;
 }
 
 int64_t MemoryManager::ResidentBytes() const { return as_->ResidentBytes(); }

@@ -26,7 +26,8 @@ using test::FakeRunner;
 constexpr uint64_t kPg = kPageSize;
 constexpr int kRw = PROT_READ | PROT_WRITE;
 constexpr int kAnon = MAP_PRIVATE | MAP_ANONYMOUS;
-constexpr uint64_t kBase = 0x1000'0000'0000;  // free in this process too
+// Free in this process too, where the sanitizers have no shadow memory.
+constexpr uint64_t kBase = 0x7e90'0000'0000;
 
 class MmTest : public testing::Test {
  protected:

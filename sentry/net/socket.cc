@@ -62,15 +62,40 @@ Result<int64_t> TimeoutFrom(std::span<const std::byte> value) {
 
 timeval ToTimeval(int64_t ns) { return {ns / kSecond, ns % kSecond / 1000}; }
 
-// The options of kept_flags_, by bit.
-int KeptBit(int name) {
-  constexpr int kKept[] = {SO_DEBUG,     SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_KEEPALIVE,
-                           SO_OOBINLINE, SO_NO_CHECK,  SO_REUSEPORT, SO_PASSSEC};
-  const int* it = std::find(std::begin(kKept), std::end(kKept), name);
-  return it == std::end(kKept) ? -1 : static_cast<int>(it - kKept);
+}  // namespace
+
+int SocketOptions::Bit(int name) {
+  constexpr int kNames[] = {SO_DEBUG,     SO_REUSEADDR, SO_DONTROUTE,       SO_BROADCAST,
+                            SO_KEEPALIVE, SO_OOBINLINE, SO_NO_CHECK,        SO_REUSEPORT,
+                            SO_PASSSEC,   SO_PASSCRED,  SO_TIMESTAMP,       SO_TIMESTAMPNS,
+                            SO_ZEROCOPY,  SO_RXQ_OVFL,  SO_SELECT_ERR_QUEUE};
+  const int* it = std::find(std::begin(kNames), std::end(kNames), name);
+  return it == std::end(kNames) ? -1 : static_cast<int>(it - kNames);
 }
 
-}  // namespace
+void SocketOptions::SetFlag(int name, bool on) {
+  uint32_t bit = 1u << Bit(name);
+  if (on) {
+    flags.fetch_or(bit);
+  } else {
+    flags.fetch_and(~bit);
+  }
+}
+
+void SocketOptions::CopyFrom(const SocketOptions& other) {
+  flags = other.flags.load();
+  receive_timeout_ns = other.receive_timeout_ns.load();
+  send_timeout_ns = other.send_timeout_ns.load();
+  receive_buffer = other.receive_buffer.load();
+  send_buffer = other.send_buffer.load();
+  receive_buffer_locked = other.receive_buffer_locked.load();
+  send_buffer_locked = other.send_buffer_locked.load();
+  receive_low = other.receive_low.load();
+  priority = other.priority.load();
+  device = other.device.load();
+  mark = other.mark.load();
+  linger_seconds = other.linger_seconds.load();
+}
 
 sa_family_t SockAddr::family() const {
   if (length < sizeof(sa_family_t)) return AF_UNSPEC;
@@ -106,11 +131,13 @@ void RaiseSocketSigpipe() {
   t->SendSignal(info);
 }
 
-Socket::Socket(Vfs& vfs, int domain, int type, int protocol, uint32_t flags)
+Socket::Socket(Vfs& vfs, int domain, int type, int protocol, uint32_t flags,
+               base::Ref<SocketOptions> options)
     : FileDescription(SocketPath(vfs), O_RDWR | (flags & O_NONBLOCK)),
       domain_(domain),
       type_(type),
-      protocol_(protocol) {}
+      protocol_(protocol),
+      options_(options != nullptr ? std::move(options) : base::MakeRef<SocketOptions>()) {}
 
 Status Socket::Bind(Task&, const SockAddr&) { return Error(EOPNOTSUPP); }
 Status Socket::Connect(Task&, const SockAddr&, bool) { return Error(EOPNOTSUPP); }
@@ -160,7 +187,8 @@ Status Socket::SetOption(Task& t, int level, int name, std::span<const std::byte
 }
 
 Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
-  if (int bit = KeptBit(name); bit >= 0) return Bytes<int>(kept_flags_.load() >> bit & 1);
+  const SocketOptions& o = *options_;
+  if (SocketOptions::Bit(name) >= 0) return Bytes<int>(o.flag(name) ? 1 : 0);
   switch (name) {
     case SO_TYPE:
       return Bytes(type_);
@@ -175,21 +203,23 @@ Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
     case SO_SNDBUF:
       return Bytes(send_buffer());
     case SO_RCVBUF:
-      return Bytes(receive_buffer_.load());
+      return Bytes(o.receive_buffer.load());
     case SO_RCVTIMEO:
-      return Bytes(ToTimeval(receive_timeout_ns_.load()));
+      return Bytes(ToTimeval(o.receive_timeout_ns.load()));
     case SO_SNDTIMEO:
-      return Bytes(ToTimeval(send_timeout_ns_.load()));
+      return Bytes(ToTimeval(o.send_timeout_ns.load()));
     case SO_RCVLOWAT:
-      return Bytes(receive_low_.load());
+      return Bytes(o.receive_low.load());
     case SO_SNDLOWAT:
       return Bytes(1);
     case SO_PRIORITY:
-      return Bytes(priority_.load());
-    case SO_LINGER:
-      return Bytes(linger_.load());
-    case SO_PASSCRED:
-      return Bytes<int>(pass_creds() ? 1 : 0);
+      return Bytes(o.priority.load());
+    case SO_MARK:
+      return Bytes(o.mark.load());
+    case SO_LINGER: {
+      int seconds = o.linger_seconds.load();
+      return Bytes(linger{seconds >= 0 ? 1 : 0, std::max(seconds, 0)});
+    }
     case SO_COOKIE:
       return Bytes(inode()->ino());
     case SO_PEERCRED: {
@@ -206,60 +236,62 @@ Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
   }
 }
 
-Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> value) {
-  switch (name) {
-    case SO_RCVTIMEO:
-      receive_timeout_ns_ = TRY(TimeoutFrom(value));
-      return base::Ok();
-    case SO_SNDTIMEO:
-      send_timeout_ns_ = TRY(TimeoutFrom(value));
-      return base::Ok();
-    case SO_LINGER:
-      linger_ = TRY(ValueFrom<uint64_t>(value));
-      return base::Ok();
-    default:
-      break;
+Status Socket::SetBuffer(Task& t, int name, int number) {
+  bool force = name == SO_SNDBUFFORCE || name == SO_RCVBUFFORCE;
+  if (force && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
+  // Doubled for bookkeeping, as Linux does.
+  int size = std::clamp(number, 0, kBufferMax) * 2;
+  if (name == SO_SNDBUF || name == SO_SNDBUFFORCE) {
+    set_send_buffer(std::max(size, kMinSendBuffer));
+    options_->send_buffer_locked = true;
+  } else {
+    options_->receive_buffer = std::max(size, kMinReceiveBuffer);
+    options_->receive_buffer_locked = true;
   }
+  OnOptionChange();
+  return base::Ok();
+}
+
+Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> value) {
+  SocketOptions& o = *options_;
   int number = TRY(ValueFrom<int>(value));
-  if (int bit = KeptBit(name); bit >= 0) {
+  if (SocketOptions::Bit(name) >= 0) {
     if (name == SO_DEBUG && number != 0 && !t.HasCap(CAP_NET_ADMIN)) return Error(EACCES);
-    if (number != 0) {
-      kept_flags_.fetch_or(1u << bit);
-    } else {
-      kept_flags_.fetch_and(~(1u << bit));
-    }
+    o.SetFlag(name, number != 0);
+    // One of the two at a time.
+    if (name == SO_TIMESTAMP) o.SetFlag(SO_TIMESTAMPNS, false);
+    if (name == SO_TIMESTAMPNS) o.SetFlag(SO_TIMESTAMP, false);
     return base::Ok();
   }
   switch (name) {
-    case SO_PASSCRED:
-      pass_creds_ = number != 0;
+    case SO_RCVTIMEO:
+      o.receive_timeout_ns = TRY(TimeoutFrom(value));
       return base::Ok();
-    case SO_SNDBUFFORCE:
-    case SO_RCVBUFFORCE:
-      if (!t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
-      [[fallthrough]];
-    case SO_SNDBUF:
-    case SO_RCVBUF: {
-      // Doubled for bookkeeping, as Linux does.
-      int size = std::clamp(number, 0, kBufferMax) * 2;
-      if (name == SO_SNDBUF || name == SO_SNDBUFFORCE) {
-        set_send_buffer(std::max(size, kMinSendBuffer));
-      } else {
-        receive_buffer_ = std::max(size, kMinReceiveBuffer);
-      }
+    case SO_SNDTIMEO:
+      o.send_timeout_ns = TRY(TimeoutFrom(value));
+      return base::Ok();
+    case SO_LINGER: {
+      auto l = TRY(ValueFrom<linger>(value));
+      o.linger_seconds = l.l_onoff != 0 ? std::max(l.l_linger, 0) : -1;
       return base::Ok();
     }
+    case SO_SNDBUFFORCE:
+    case SO_RCVBUFFORCE:
+    case SO_SNDBUF:
+    case SO_RCVBUF:
+      return SetBuffer(t, name, number);
     case SO_RCVLOWAT:
-      receive_low_ = number < 0 ? std::numeric_limits<int>::max() : std::max(number, 1);
+      o.receive_low = number < 0 ? std::numeric_limits<int>::max() : std::max(number, 1);
+      OnOptionChange();
       return base::Ok();
     case SO_PRIORITY:
       if ((number < 0 || number > 6) && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
-      priority_ = number;
+      o.priority = number;
       return base::Ok();
-    case SO_TYPE:
-    case SO_DOMAIN:
-    case SO_PROTOCOL:
-    case SO_ERROR:
+    case SO_MARK:
+      if (!t.HasCap(CAP_NET_RAW) && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
+      o.mark = static_cast<uint32_t>(number);
+      return base::Ok();
     default:
       return Error(ENOPROTOOPT);
   }

@@ -66,11 +66,36 @@ struct RecvArgs {
   SenderCreds creds;
 };
 
+// What SOL_SOCKET options set, and what a socket that is accepted takes over from its listener. The
+// endpoint behind a description may share it. Each value is atomic by itself.
+class SocketOptions : public base::RefCounted {
+ public:
+  static constexpr int kDefaultBuffer = 212992;  // net.core.{r,w}mem_default
+  // Of the options that are on or off: SO_REUSEADDR and its kin; see SocketOptions::Bit.
+  bool flag(int name) const {
+    return (flags.load(std::memory_order_relaxed) >> Bit(name) & 1) != 0;
+  }
+  void SetFlag(int name, bool on);
+  // -1: it is not one of them.
+  static int Bit(int name);
+  void CopyFrom(const SocketOptions& other);
+
+  std::atomic<uint32_t> flags{0};
+  std::atomic<int64_t> receive_timeout_ns{0}, send_timeout_ns{0};  // 0: none
+  std::atomic<int> receive_buffer{kDefaultBuffer}, send_buffer{kDefaultBuffer};
+  // Set by the application, which ends the adjustment by the protocol (SOCK_RCVBUF_LOCK).
+  std::atomic<bool> receive_buffer_locked{false}, send_buffer_locked{false};
+  std::atomic<int> receive_low{1}, priority{0}, device{0};  // device: an interface's index
+  std::atomic<uint32_t> mark{0};
+  std::atomic<int> linger_seconds{-1};  // -1: off
+};
+
 // Base of all sockets. Default answers are Linux's sock_no_*: EOPNOTSUPP.
 class Socket : public FileDescription {
  public:
-  // type: SOCK_STREAM, ... without flags; `flags`: O_NONBLOCK.
-  Socket(Vfs& vfs, int domain, int type, int protocol, uint32_t flags);
+  // type: SOCK_STREAM, ... without flags; `flags`: O_NONBLOCK; `options`: null for ones of its own.
+  Socket(Vfs& vfs, int domain, int type, int protocol, uint32_t flags,
+         base::Ref<SocketOptions> options = nullptr);
   static Socket* From(FileDescription& file) { return dynamic_cast<Socket*>(&file); }
 
   int domain() const { return domain_; }
@@ -85,6 +110,8 @@ class Socket : public FileDescription {
   virtual base::Status Shutdown(int how);  // SHUT_*
   virtual base::Result<SockAddr> LocalAddress();
   virtual base::Result<SockAddr> PeerAddress();  // ENOTCONN
+  // Of a socket that accept(2) has just made; it may have ended already.
+  virtual base::Result<SockAddr> AcceptedAddress() { return PeerAddress(); }
   // SIGPIPE is sent by them as Linux does, unless MSG_NOSIGNAL.
   virtual base::Result<size_t> Send(IoSource& src, SendArgs args);
   virtual base::Result<size_t> Receive(IoDest& dst, RecvArgs* args);
@@ -98,18 +125,21 @@ class Socket : public FileDescription {
   base::Result<size_t> Read(IoDest& dst, bool nonblock) override;
   base::Result<size_t> Write(IoSource& src, bool nonblock) override;
 
-  bool pass_creds() const { return pass_creds_.load(std::memory_order_relaxed); }
+  SocketOptions& options() const { return *options_; }
+  bool pass_creds() const { return options_->flag(SO_PASSCRED); }
   // Deadlines for a wait that begins now; fiber::kNoDeadline.
-  int64_t ReceiveDeadline() const { return DeadlineOf(receive_timeout_ns_.load()); }
-  int64_t SendDeadline() const { return DeadlineOf(send_timeout_ns_.load()); }
+  int64_t ReceiveDeadline() const { return DeadlineOf(options_->receive_timeout_ns.load()); }
+  int64_t SendDeadline() const { return DeadlineOf(options_->send_timeout_ns.load()); }
 
  protected:
   ~Socket() override = default;
   // What SOL_SOCKET options need from the family.
   virtual int TakeError() { return 0; }
   virtual bool listening() const { return false; }
-  virtual int send_buffer() const { return 0; }
-  virtual void set_send_buffer(int) {}
+  virtual int send_buffer() const { return options_->send_buffer.load(); }
+  virtual void set_send_buffer(int bytes) { options_->send_buffer.store(bytes); }
+  // A value of `options` has changed that matters to who waits (SO_RCVLOWAT, buffers).
+  virtual void OnOptionChange() {}
   virtual std::optional<SenderCreds> peer_creds() const { return std::nullopt; }
   // An interrupted wait: restarted only if it has no time limit (sock_intr_errno).
   static base::Error Interrupted(int64_t deadline_ns);
@@ -117,16 +147,11 @@ class Socket : public FileDescription {
  private:
   static int64_t DeadlineOf(int64_t timeout_ns);
   base::Result<std::vector<std::byte>> GetSocketOption(Task& t, int name);
+  base::Status SetBuffer(Task& t, int name, int number);
   base::Status SetSocketOption(Task& t, int name, std::span<const std::byte> value);
 
   const int domain_, type_, protocol_;
-  std::atomic<bool> pass_creds_{false};
-  std::atomic<int64_t> receive_timeout_ns_{0}, send_timeout_ns_{0};  // 0: none
-  std::atomic<int> receive_buffer_{212992};
-  std::atomic<int> receive_low_{1}, priority_{0};
-  // Options that are kept and read back, and mean nothing inside of one machine.
-  std::atomic<uint32_t> kept_flags_{0};
-  std::atomic<uint64_t> linger_{0};
+  const base::Ref<SocketOptions> options_;
 };
 
 // SIGPIPE to the current task.

@@ -8,6 +8,7 @@
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/inet/inet.h"
 #include "sentry/net/unix/unix_socket.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/syscalls/socket_util.h"
@@ -57,13 +58,27 @@ Result<int> TypeOf(int type_and_flags) {
   return type;
 }
 
+Result<base::Ref<FileDescription>> NewSocket(Task& t, int domain, int type, int protocol,
+                                             uint32_t flags) {
+  Vfs& vfs = t.kernel().vfs();
+  switch (domain) {
+    case AF_UNIX:
+      return NewUnixSocket(vfs, type, protocol, flags);
+    case AF_INET:
+    case AF_INET6:
+      return NewInetSocket(t, vfs, domain, type, protocol, flags);
+    default:
+      return Error(EAFNOSUPPORT);
+  }
+}
+
 Result<uint64_t> DoAccept(Task& t, const SyscallArgs& a, int flags) {
   if (flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) return Error(EINVAL);
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
   uint32_t status = flags & SOCK_NONBLOCK ? O_NONBLOCK : 0;
   base::Ref<FileDescription> made = TRY(s.socket->Accept(status, s.file->nonblock()));
   if (a[1] != 0) {
-    Result<SockAddr> peer = Socket::From(*made)->PeerAddress();
+    Result<SockAddr> peer = Socket::From(*made)->AcceptedAddress();
     if (!peer.ok()) return Error(ECONNABORTED);
     TRY(CopyOutAddress(t, *peer, a[1], a[2]));
   }
@@ -74,14 +89,14 @@ Result<uint64_t> DoAccept(Task& t, const SyscallArgs& a, int flags) {
 
 Result<uint64_t> SysSocket(Task& t, const SyscallArgs& a) {
   int domain = a.Int(0), type = TRY(TypeOf(a.Int(1)));
-  if (domain != AF_UNIX) return Error(EAFNOSUPPORT);
   uint32_t flags = a.Int(1) & SOCK_NONBLOCK ? O_NONBLOCK : 0;
-  auto file = TRY(NewUnixSocket(t.kernel().vfs(), type, a.Int(2), flags));
+  base::Ref<FileDescription> file = TRY(NewSocket(t, domain, type, a.Int(2), flags));
   return static_cast<uint64_t>(TRY(t.InstallFile(std::move(file), (a.Int(1) & SOCK_CLOEXEC) != 0)));
 }
 
 Result<uint64_t> SysSocketpair(Task& t, const SyscallArgs& a) {
   int domain = a.Int(0), type = TRY(TypeOf(a.Int(1)));
+  if (domain == AF_INET || domain == AF_INET6) return Error(EOPNOTSUPP);
   if (domain != AF_UNIX) return Error(EAFNOSUPPORT);
   bool cloexec = (a.Int(1) & SOCK_CLOEXEC) != 0;
   uint32_t flags = a.Int(1) & SOCK_NONBLOCK ? O_NONBLOCK : 0;

@@ -3,7 +3,6 @@
 
 import json
 import os
-import unittest
 
 import harness
 from harness import default_config
@@ -96,4 +95,4 @@ class ConfigTest(harness.ContainerTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()

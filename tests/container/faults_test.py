@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-import unittest
 
 import harness
 from harness import default_config
@@ -144,6 +143,7 @@ except MemoryError:
         points = [line.split()[4] for line in open("/proc/self/mountinfo")]
         return sorted(p for p in points if "/runsc-test-" not in p or p.startswith(self.sb.dir + "/"))
 
+    @harness.serial
     def test_many_containers_leak_nothing(self):
         count = int(os.environ.get("RUNSC_TEST_CONTAINERS", "300"))
         mounts = self.host_mounts()
@@ -154,6 +154,7 @@ except MemoryError:
         self.assertEqual("", self.sb.runsc("list", "-q").stdout)
         self.assertEqual(mounts, self.host_mounts())
 
+    @harness.serial
     def test_thirty_at_once(self):
         ids = [f"many{i}" for i in range(30)]
         bundle = self.sb.bundle(default_config(["sh", "-c", "echo $$; sleep 0.5"]))
@@ -168,4 +169,4 @@ except MemoryError:
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -220,3 +221,37 @@ class ContainerTest(unittest.TestCase):
             self.skipTest("needs root")
         self.sb = Sandbox(self.rootfs)
         self.addCleanup(self.sb.close)
+
+
+def serial(test):
+    """Marks a test that takes the whole machine: nothing else runs beside it."""
+    test.serial = True
+    return test
+
+
+def main():
+    """Instead of unittest.main(): FILE [-v] [Class.test..] runs those tests (or all), FILE --list
+    names them for ctest. Exits with 77 if everything that was asked for was skipped."""
+    loader = unittest.defaultTestLoader
+    tests = []
+
+    def collect(suite):
+        for t in suite:
+            if isinstance(t, unittest.TestSuite):
+                collect(t)
+            else:
+                tests.append(t)
+
+    module = sys.modules["__main__"]
+    names = [a for a in sys.argv[1:] if not a.startswith("-")]
+    collect(loader.loadTestsFromNames(names, module) if names
+            else loader.loadTestsFromModule(module))
+    if "--list" in sys.argv:
+        for t in tests:
+            is_serial = getattr(getattr(t, t._testMethodName), "serial", False)
+            print(f"{type(t).__name__}.{t._testMethodName}" + (" serial" if is_serial else ""))
+        return
+    result = unittest.TextTestRunner(verbosity=2).run(unittest.TestSuite(tests))
+    if not result.wasSuccessful():
+        sys.exit(1)
+    sys.exit(77 if len(result.skipped) == result.testsRun else 0)

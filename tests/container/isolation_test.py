@@ -211,4 +211,4 @@ class IsolationTest(harness.ContainerTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import time
-import unittest
 
 import harness
 from harness import default_config
@@ -280,4 +279,4 @@ class LifecycleTest(harness.ContainerTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()

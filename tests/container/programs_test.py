@@ -59,4 +59,4 @@ for path in sorted(glob.glob(os.path.join(PROGRAMS, "*"))):
     setattr(ProgramsTest, f"test_{name}", lambda self, path=path: self.check(path))
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()

@@ -13,7 +13,6 @@ import struct
 import subprocess
 import termios
 import time
-import unittest
 
 import harness
 from harness import default_config
@@ -78,13 +77,13 @@ class TerminalTest(harness.ContainerTest):
         t.expect(r"set\r\n")
         t.resize(20, 60)
         t.type_until("\n", r"got-winch")
-        t.type("sleep 100\n")
-        time.sleep(0.4)
+        t.type("sh -c 'echo be''gun; exec sleep 100'\n")
+        t.expect(r"begun\r\n")
         t.type("\x03")
         t.type("echo status-$?\n")
         t.expect(r"status-130\r\n")
-        t.type("sleep 100\n")
-        time.sleep(0.4)
+        t.type("sh -c 'echo be''gun; exec sleep 100'\n")
+        t.expect(r"begun\r\n")
         t.type("\x1a")
         t.expect(r"Stopped")
         t.type("jobs; bg; kill %1; wait; echo jobs-done\n")
@@ -173,4 +172,4 @@ class TerminalTest(harness.ContainerTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()

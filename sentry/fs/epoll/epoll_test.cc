@@ -12,7 +12,8 @@ class EpollTest : public ::testing::Test {
   std::vector<std::pair<uint32_t, uint64_t>> Wait(EventPoll& ep, size_t max = 16) {
     std::vector<std::pair<uint32_t, uint64_t>> got;
     auto n = ep.Wait(max, 0, [&](std::span<const EpollEvent> events) -> base::Status {
-      for (const EpollEvent& e : events) got.emplace_back(e.events, e.data);
+      for (const EpollEvent& e : events)
+        got.emplace_back(uint32_t{e.events}, uint64_t{e.data});  // packed
       return base::Ok();
     });
     EXPECT_TRUE(n.ok());

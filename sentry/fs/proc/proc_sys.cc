@@ -2,11 +2,10 @@
 #include <fmt/format.h>
 #include <linux/capability.h>
 
-#include <charconv>
-
 #include "sentry/base/random.h"
 #include "sentry/fs/pipe/pipe.h"
 #include "sentry/fs/proc/proc_root.h"
+#include "sentry/fs/proc/sysctl.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/vfs/mount.h"
@@ -17,43 +16,6 @@ namespace {
 using base::Error;
 using base::Result;
 using base::Status;
-
-std::string_view Trim(std::string_view s) {
-  while (!s.empty() && (s.back() == '\n' || s.back() == ' ' || s.back() == '\0'))
-    s.remove_suffix(1);
-  while (!s.empty() && s.front() == ' ') s.remove_prefix(1);
-  return s;
-}
-
-template <typename T>
-Result<T> Parse(std::string_view data) {
-  data = Trim(data);
-  T value;
-  auto [end, ec] = std::from_chars(data.data(), data.data() + data.size(), value);
-  if (ec != std::errc() || end != data.data() + data.size()) return Error(EINVAL);
-  return value;
-}
-
-// A directory being filled.
-class Builder {
- public:
-  Builder(ProcFs* fs, PseudoDir& dir) : fs_(fs), dir_(dir) {}
-  Builder Dir(const char* name) { return Builder(fs_, *dir_.AddDir(name)); }
-  void Value(const char* name, std::string value) {
-    Read(name, [value = value + "\n"]() -> Result<std::string> { return value; });
-  }
-  void Value(const char* name, int64_t value) { Value(name, std::to_string(value)); }
-  void Read(const char* name, FuncFile::Reader read) {
-    dir_.Add(name, base::MakeRef<FuncFile>(fs_, 0444, std::move(read)));
-  }
-  void ReadWrite(const char* name, FuncFile::Reader read, FuncFile::Writer write) {
-    dir_.Add(name, base::MakeRef<FuncFile>(fs_, 0644, std::move(read), std::move(write)));
-  }
-
- private:
-  ProcFs* const fs_;
-  PseudoDir& dir_;
-};
 
 base::Ref<UtsNamespace> CurrentUts(Kernel& kernel) {
   Task* t = Task::Current();
@@ -75,12 +37,12 @@ std::string RandomUuid() {
   return s;
 }
 
-void AddNames(Kernel& kernel, Builder& dir) {
+void AddNames(Kernel& kernel, SysctlBuilder& dir) {
   Kernel* k = &kernel;
   dir.ReadWrite(
       "hostname", [k] { return CurrentUts(*k)->hostname() + "\n"; },
       [k](std::string_view data) -> Status {
-        std::string_view name = Trim(data);
+        std::string_view name = TrimSysctl(data);
         if (name.size() > 64) name = name.substr(0, 64);
         CurrentUts(*k)->SetHostname(std::string(name));
         return base::Ok();
@@ -92,12 +54,12 @@ void AddNames(Kernel& kernel, Builder& dir) {
         return (name.empty() ? "(none)" : name) + "\n";
       },
       [k](std::string_view data) -> Status {
-        CurrentUts(*k)->SetDomainname(std::string(Trim(data).substr(0, 64)));
+        CurrentUts(*k)->SetDomainname(std::string(TrimSysctl(data).substr(0, 64)));
         return base::Ok();
       });
 }
 
-void AddLastPid(Kernel& kernel, Builder& dir) {
+void AddLastPid(Kernel& kernel, SysctlBuilder& dir) {
   Kernel* k = &kernel;
   dir.ReadWrite(
       "ns_last_pid",
@@ -111,14 +73,14 @@ void AddLastPid(Kernel& kernel, Builder& dir) {
         if (t == nullptr || !t->creds().HasCapIn(CAP_SYS_ADMIN, *t->pid_namespace().user_ns())) {
           return Error(EPERM);
         }
-        int pid = TRY(Parse<int>(data));
+        int pid = TRY(ParseSysctl<int>(data));
         if (pid < 0) return Error(EINVAL);
         t->pid_namespace().SetLastPid(pid);
         return base::Ok();
       });
 }
 
-void AddKernel(Kernel& kernel, Builder dir) {
+void AddKernel(Kernel& kernel, SysctlBuilder dir) {
   Kernel* k = &kernel;
   AddNames(kernel, dir);
   AddLastPid(kernel, dir);
@@ -148,17 +110,17 @@ void AddKernel(Kernel& kernel, Builder dir) {
   dir.Value("msgmnb", 16384);
   dir.Value("msgmni", 32000);
   dir.Value("sem", "32000\t1024000000\t500\t32000");
-  Builder random = dir.Dir("random");
+  SysctlBuilder random = dir.Dir("random");
   random.Value("boot_id", RandomUuid());
   random.Read("uuid", [] { return RandomUuid() + "\n"; });
   random.Value("entropy_avail", 256);
   random.Value("poolsize", 256);
-  Builder pty = dir.Dir("pty");
+  SysctlBuilder pty = dir.Dir("pty");
   pty.Value("max", 4096);
   pty.Value("reserve", 1024);
 }
 
-void AddFs(Kernel& kernel, Builder dir) {
+void AddFs(Kernel& kernel, SysctlBuilder dir) {
   Kernel* k = &kernel;
   dir.Value("file-max", INT64_MAX);
   dir.Read("file-nr", [k] { return fmt::format("{}\t0\t{}\n", k->task_count() * 8, INT64_MAX); });
@@ -167,7 +129,7 @@ void AddFs(Kernel& kernel, Builder dir) {
   dir.ReadWrite(
       "pipe-max-size", [] { return std::to_string(g_pipe_max_size.load()) + "\n"; },
       [](std::string_view data) -> Status {
-        uint32_t size = TRY(Parse<uint32_t>(data));
+        uint32_t size = TRY(ParseSysctl<uint32_t>(data));
         if (size == 0 || size > 1u << 31) return Error(EINVAL);
         g_pipe_max_size.store(std::bit_ceil(std::max(size, 4096u)));
         return base::Ok();
@@ -184,13 +146,13 @@ void AddFs(Kernel& kernel, Builder dir) {
   dir.Value("overflowgid", 65534);
   dir.Value("lease-break-time", 45);
   dir.Dir("epoll").Value("max_user_watches", 1024 * 1024);
-  Builder inotify = dir.Dir("inotify");
+  SysctlBuilder inotify = dir.Dir("inotify");
   inotify.Value("max_user_instances", 128);
   inotify.Value("max_user_watches", 65536);
   inotify.Value("max_queued_events", 16384);
 }
 
-void AddVm(Builder dir) {
+void AddVm(SysctlBuilder dir) {
   dir.Value("overcommit_memory", 0);
   dir.Value("overcommit_ratio", 50);
   dir.Value("overcommit_kbytes", 0);
@@ -203,24 +165,14 @@ void AddVm(Builder dir) {
   dir.Value("page-cluster", 3);
 }
 
-void AddNet(Builder dir) {
-  Builder core = dir.Dir("core");
-  core.Value("somaxconn", 4096);
-  core.Value("rmem_max", 212992);
-  core.Value("wmem_max", 212992);
-  core.Value("rmem_default", 212992);
-  core.Value("wmem_default", 212992);
-  dir.Dir("unix").Value("max_dgram_qlen", 10);
-}
-
 }  // namespace
 
 void AddSysctls(ProcFs* fs, PseudoDir& dir) {
-  Builder root(fs, dir);
+  SysctlBuilder root(fs, dir);
   AddKernel(fs->kernel(), root.Dir("kernel"));
   AddFs(fs->kernel(), root.Dir("fs"));
   AddVm(root.Dir("vm"));
-  AddNet(root.Dir("net"));
+  AddNetSysctls(root.Dir("net"));
 }
 
 }  // namespace sentry

@@ -267,8 +267,7 @@ void UnixEndpoint::Release() {
     name = name_;
     embryo = embryo_;
     shutdown_ = kBothShut;
-    ring_ = base::ByteRing();
-    memory_.reset();
+    ring_.Drop();
     queued_.store(0);
   }
   if (names != nullptr) names->Remove(name, *this);

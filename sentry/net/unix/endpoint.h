@@ -19,10 +19,9 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
-#include "sentry/base/ring.h"
-#include "sentry/base/ring_memory.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/wait_queue.h"
+#include "sentry/net/ring_buffer.h"
 #include "sentry/net/socket.h"
 #include "sentry/net/unix/inflight.h"
 #include "sentry/vfs/inode.h"
@@ -48,7 +47,6 @@ struct UnixRecord {
 class UnixEndpoint : public base::RefCounted {
  public:
   enum class State { kUnconnected, kListening, kConnected };
-  static constexpr size_t kRingSize = 512 * 1024;
   static constexpr size_t kMaxQueuedMessages = 10;  // net.unix.max_dgram_qlen
   static constexpr int kSomaxconn = 4096;
 
@@ -113,12 +111,6 @@ class UnixEndpoint : public base::RefCounted {
 
   ~UnixEndpoint() override;
   bool Writable() const { return charged_.load() * 4 <= static_cast<size_t>(send_buffer_.load()); }
-  base::Status EnsureRing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
-  size_t FreeBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
-  // Copies bytes of `src` behind what the ring holds; they are not a part of it yet.
-  base::Result<size_t> Fill(IoSource& src, size_t n) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
-  base::Result<size_t> Copy(size_t skip, size_t n, IoDest& dst)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   // Enters a record for `length` bytes that have been filled in; joins it to the last of a stream.
   void Append(UnixEndpoint& from, size_t length, SendArgs& args)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
@@ -147,8 +139,7 @@ class UnixEndpoint : public base::RefCounted {
   const int type_;
   // Held while bytes move through the ring; before mutex_. A sender takes the receiver's alone.
   fiber::Mutex io_mutex_;
-  std::unique_ptr<base::RingMemory> memory_ ABSL_GUARDED_BY(io_mutex_);
-  base::ByteRing ring_ ABSL_GUARDED_BY(io_mutex_);
+  RingBuffer ring_ ABSL_GUARDED_BY(io_mutex_);
   // State. Of two ends, the lower address first.
   mutable absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kUnconnected;

@@ -18,9 +18,6 @@ constexpr uint32_t kIn = EPOLLIN | EPOLLRDNORM;
 constexpr uint32_t kOut = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
 constexpr size_t kMessageOverhead = 32;  // unix_dgram_sendmsg: len > sk_sndbuf - 32 is EMSGSIZE
 
-// Few sockets fill more of their ring.
-constexpr size_t kRingCharge = 128 * 1024;
-
 // What a message of `length` bytes takes of the sender's buffer, so that small ones are bounded
 // too: as Linux counts it (SKB_TRUESIZE), the header and data in a power of two, or pages.
 size_t TrueSize(size_t length) {
@@ -46,49 +43,6 @@ Error Interrupted(int64_t deadline_ns) {
 }
 
 }  // namespace
-
-// --- the ring ---
-
-Status UnixEndpoint::EnsureRing() {
-  if (ring_.valid()) return base::Ok();
-  auto memory = base::RingMemory::New(base::ByteRing::kHeaderSize + kRingSize, kRingCharge);
-  if (!memory.ok()) return Error(ENOBUFS);
-  memory_ = *std::move(memory);
-  ring_ = base::ByteRing(memory_->data(), kRingSize);
-  ring_.Reset();
-  return base::Ok();
-}
-
-size_t UnixEndpoint::FreeBytes() {
-  bool broken = false;
-  size_t used = ring_.Used(&broken);
-  return broken ? 0 : kRingSize - used;
-}
-
-Result<size_t> UnixEndpoint::Fill(IoSource& src, size_t n) {
-  size_t total = 0;
-  for (std::span<std::byte> part : ring_.Free(n)) {
-    if (part.empty()) continue;
-    Result<size_t> got = src.Get(part);
-    if (!got.ok()) return total > 0 ? Result<size_t>(total) : got;
-    total += *got;
-    if (*got < part.size()) break;
-  }
-  return total;
-}
-
-Result<size_t> UnixEndpoint::Copy(size_t skip, size_t n, IoDest& dst) {
-  size_t total = 0;
-  if (n == 0) return total;
-  for (std::span<std::byte> part : ring_.Content(skip, n)) {
-    if (part.empty()) continue;
-    Result<size_t> put = dst.Put(part);
-    if (!put.ok()) return total > 0 ? Result<size_t>(total) : put;
-    total += *put;
-    if (*put < part.size()) break;
-  }
-  return total;
-}
 
 void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
   ring_.Produced(length);
@@ -187,12 +141,12 @@ Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t d
     {
       fiber::MutexLock lock(&to->io_mutex_);
       status = CheckSend(*to);
-      if (status.ok()) status = to->EnsureRing();
+      if (status.ok()) status = to->ring_.Ensure();
       if (status.ok()) {
         size_t limit = static_cast<size_t>(send_buffer()), charged = charged_.load();
-        size_t room = std::min(to->FreeBytes(), limit > charged ? limit - charged : 0);
+        size_t room = std::min(to->ring_.Room(), limit > charged ? limit - charged : 0);
         if (room > 0) {
-          Result<size_t> n = to->Fill(src, std::min(room, src.remaining()));
+          Result<size_t> n = to->ring_.Fill(src, std::min(room, src.remaining()));
           if (n.ok() && *n > 0) {
             done = *n;
             to->Append(*this, done, args);
@@ -228,23 +182,24 @@ bool UnixEndpoint::QueueFull() const {
 bool UnixEndpoint::HasRoomFor(UnixEndpoint& to, size_t n) {
   // As sock_alloc_send_pskb: the last message may go beyond the limit.
   if (charged_.load() >= static_cast<size_t>(send_buffer())) return false;
-  if (kRingSize - std::min(to.queued_.load(), kRingSize) < n) return false;
+  if (RingBuffer::kSize - std::min(to.queued_.load(), RingBuffer::kSize) < n) return false;
   return to.peer().get() == this || !to.QueueFull();
 }
 
 Result<size_t> UnixEndpoint::SendMessage(UnixEndpoint& to, IoSource& src, SendArgs& args,
                                          int64_t deadline_ns) {
   size_t length = src.remaining();
-  if (length + kMessageOverhead > static_cast<size_t>(send_buffer()) || length > kRingSize) {
+  if (length + kMessageOverhead > static_cast<size_t>(send_buffer()) ||
+      length > RingBuffer::kSize) {
     return Error(EMSGSIZE);
   }
   while (true) {
     {
       fiber::MutexLock lock(&to.io_mutex_);
       TRY(CheckSend(to));
-      TRY(to.EnsureRing());
-      if (HasRoomFor(to, length) && to.FreeBytes() >= length) {
-        if (length > 0 && TRY(to.Fill(src, length)) != length) return Error(EFAULT);
+      TRY(to.ring_.Ensure());
+      if (HasRoomFor(to, length) && to.ring_.Room() >= length) {
+        if (length > 0 && TRY(to.ring_.Fill(src, length)) != length) return Error(EFAULT);
         to.Append(*this, length, args);
         break;
       }
@@ -310,7 +265,7 @@ Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t 
     args->creds = record.creds;
     have_creds = true;
     size_t want = std::min(record.length, dst.remaining());
-    Result<size_t> n = Copy(skip, want, dst);
+    Result<size_t> n = ring_.Copy(skip, want, dst);
     if (!n.ok()) {
       status = n.error();
       break;
@@ -356,7 +311,7 @@ Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t
     args->full_length = record.length;
     args->creds = record.creds;
     args->from = AddressOf(record.from->name());
-    Result<size_t> n = Copy(0, want, dst);
+    Result<size_t> n = ring_.Copy(0, want, dst);
     TakeFilesOf(0, peek, args);
     if (!peek) Consume(0, /*whole=*/true);
     if (!n.ok()) return n;

@@ -1,7 +1,7 @@
 # ps, mount, df and friends: what must not differ is compared.
 ps -o comm= -p $$
 sleep 30 & pid=$!
-until [[ $(< /proc/$pid/comm) == sleep ]]; do :; done  # it has been executed
+until [ "$(ps -o comm=,stat= -p $pid)" = "sleep           S" ]; do sleep 0.01; done
 ps -o pid=,comm=,stat= -p $pid | sed "s/^ *$pid /PID /"
 ps aux | awk 'NR == 1 { print } /sleep 30/ && !/awk/ { print $1, $11, $12 }'
 pgrep -x sleep | sed "s/$pid/PID/"

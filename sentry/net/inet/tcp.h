@@ -1,0 +1,220 @@
+// TCP without packets: two ends of one machine, with the states, errors and limits that packets
+// would have led to (Linux: net/ipv4/tcp.c, af_inet.c).
+#pragma once
+
+#include <netinet/tcp.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/fiber/mutex.h"
+#include "sentry/fiber/timer.h"
+#include "sentry/net/inet/endpoint.h"
+#include "sentry/net/ring_buffer.h"
+
+namespace sentry {
+
+class TcpEndpoint;
+
+// Guards the control state of all TCP endpoints: who listens, who is connected, which end has
+// ended. Before port tables and wait queues; never held while bytes are copied.
+extern absl::Mutex g_tcp_mutex;
+
+// One direction of a connection. Positions count the bytes of its life.
+struct TcpStream {
+  // Writers and readers; neither is held across a park.
+  fiber::Mutex write_mutex, read_mutex;
+  RingBuffer ring;  // valid to a reader once written > read
+  std::atomic<uint64_t> written{0}, read{0};
+  // Bytes that may be on their way: what the buffers of both ends allow.
+  std::atomic<size_t> limit{RingBuffer::kSize};
+  std::atomic<size_t> window{RingBuffer::kSize};  // of them, those that the receiver has taken
+  std::atomic<bool> want_room{false};             // a writer waits or polls for room
+  // The urgent byte (MSG_OOB).
+  std::atomic<bool> urgent{false};  // there is one ahead, or not yet read
+  absl::Mutex urgent_mutex;         // leaf
+  uint64_t urgent_at ABSL_GUARDED_BY(urgent_mutex) = 0;
+  bool urgent_unread ABSL_GUARDED_BY(urgent_mutex) = false;
+  std::byte urgent_byte ABSL_GUARDED_BY(urgent_mutex){};
+
+  size_t Used() const {
+    return static_cast<size_t>(written.load(std::memory_order_acquire) -
+                               read.load(std::memory_order_acquire));
+  }
+  size_t Room() const {
+    size_t used = Used(), most = limit.load(std::memory_order_relaxed);
+    return used < most ? most - used : 0;
+  }
+  // sk_stream_is_writeable(): a third is free.
+  bool Writable() const { return Room() * 2 >= Used() && Room() > 0; }
+};
+
+// What two ends share. Ends are kept until both have given the connection up.
+class TcpConnection : public base::RefCounted {
+ public:
+  struct Side {
+    base::Ref<TcpEndpoint> end;     // set before anybody sees the connection
+    std::atomic<bool> gone{false};  // closed, reset, or connected to something else
+    TcpStream out;
+  };
+  std::array<Side, 2> sides;
+  bool self = false;  // connected to itself: there is only side 0
+  int64_t began_ns = 0;
+
+  int PeerOf(int side) const { return self ? side : 1 - side; }
+};
+
+// Options of IPPROTO_TCP that are kept; all are inherited by what is accepted.
+struct TcpOptions {
+  std::atomic<int> nodelay{0}, cork{0}, keep_idle{7200}, keep_interval{75}, keep_count{9};
+  std::atomic<int> user_timeout_ms{0}, max_segment{0}, quick_ack{1}, defer_accept{0};
+  std::atomic<int> syn_count{0}, linger2{0}, window_clamp{0}, fast_open{0}, fast_open_connect{0};
+  std::atomic<int> not_sent_low{0}, save_syn{0}, thin_linear{0}, inquiry{0};
+  std::atomic<bool> reno{false};  // congestion control: reno or cubic
+  void CopyFrom(const TcpOptions& other);
+};
+
+// Thread-safe. Data moves without g_tcp_mutex.
+class TcpEndpoint : public InetEndpoint {
+ public:
+  static constexpr int kDefaultReceive = 131072, kDefaultSend = 16384;  // tcp_rmem, tcp_wmem
+
+  TcpEndpoint(base::Ref<InetStack> stack, int family);
+
+  // --- control ---
+  base::Status Bind(Task& t, const InetAddress& address);
+  // The address is looked at only if the socket is not connected (connecting) yet.
+  base::Status Connect(const SockAddr& address, bool nonblock, int64_t deadline_ns);
+  base::Status Disconnect();
+  base::Status Listen(int backlog);
+  base::Result<base::Ref<TcpEndpoint>> Accept(bool nonblock, int64_t deadline_ns);
+  base::Status Shutdown(int how);
+  // The description was closed.
+  void Release();
+  // The address of the other side; EINVAL forms of ENOTCONN. `accepted`: also of one that ended.
+  base::Result<InetAddress> PeerName(bool accepted);
+
+  // --- data ---
+  base::Result<size_t> Send(IoSource& src, const SendArgs& args, int64_t deadline_ns);
+  base::Result<size_t> Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
+  base::Result<size_t> ReceiveUrgent(IoDest& dst, RecvArgs* args);
+  uint32_t Readiness();
+  int TakeError() { return error_.exchange(0); }
+  // SIOCINQ, SIOCOUTQ, SIOCATMARK; EINVAL of a listener.
+  base::Result<int> BytesReadable();
+  base::Result<int> BytesUnsent();
+  bool AtMark();
+
+  // --- options and state ---
+  TcpOptions& tcp_options() { return tcp_options_; }
+  void UpdateLimits();
+  int state() const { return state_.load(std::memory_order_relaxed); }
+  bool listening() const { return state() == TCP_LISTEN; }
+  tcp_info Info();
+  // For /proc/net/tcp.
+  struct Row {
+    InetAddress local, remote;
+    int state;
+    uint64_t sent, unread;
+    uid_t uid;
+    uint64_t ino;
+  };
+  Row Describe();
+
+  PortTable& table() override { return stack().tcp(); }
+  InetAddress LocalName() override;
+
+ private:
+  friend class TcpConnection;
+  using Conn = base::Ref<TcpConnection>;
+  static constexpr int kReceiveShut = 1, kSendShut = 2, kBothShut = 3;
+
+  ~TcpEndpoint() override = default;
+
+  // What may be destroyed once the lock has been given up.
+  using Garbage = std::vector<base::Ref<base::RefCounted>>;
+
+  // --- control ---
+  base::Status StartConnect(InetAddress to) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void ConnectSelf() ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  // Of a listener: `client` is connected, or waits for room in the backlog.
+  void Handshake(TcpEndpoint& client) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void Establish(TcpEndpoint& client) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  // Clients that wait, as long as there is room.
+  void Admit(Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  bool Full() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void Join(Conn connection, int side) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void FailConnect(int error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void StopListening(Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  // Of a client in SYN_SENT.
+  void StopAsking(Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void SendFin() ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void ReceiveFin() ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void ReceiveReset() ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  // The connection is over for this end.
+  void Done(bool time_wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  // Gives the connection up; `reset`: with an RST even if nothing is unread.
+  void Leave(bool reset, Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  // Ends everything, as close(2) does.
+  void End(Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  void SetState(int state) { state_.store(state, std::memory_order_release); }
+  TcpEndpoint* Peer(int* side = nullptr);
+  void WakeAll();
+  base::Status WaitForConnect(bool nonblock, int64_t deadline_ns, int would_block);
+
+  // --- data ---
+  Conn connection(int* side);
+  TcpStream* in(TcpConnection& c, int side) { return &c.sides[c.PeerOf(side)].out; }
+  // Why nothing can be sent.
+  base::Status CheckSend();
+  // Writes what fits; 0: there is no room.
+  base::Result<size_t> SendSome(TcpConnection& c, int side, IoSource& src, bool urgent);
+  // One reader's progress over a stream.
+  struct Reading {
+    uint64_t position;  // of the next byte
+    size_t left;        // bytes still wanted
+    size_t total = 0;
+    bool peek, discard, at_mark = false;
+  };
+  // Takes what is there, up to the urgent mark; 0: nothing.
+  base::Result<size_t> ReceiveSome(TcpConnection& c, int side, IoDest& dst, Reading* r);
+  // How many bytes may be read at once; skips an urgent byte that is not in line.
+  size_t UpToMark(TcpStream& stream, Reading* r) ABSL_EXCLUSIVE_LOCKS_REQUIRED(stream.read_mutex);
+  // The receiver has made room.
+  void TellWriter(TcpConnection& c, int side);
+  // Without a connection: what a receive returns.
+  base::Result<size_t> ReceiveNothing();
+  base::Status WaitReceive(TcpStream& stream, const Reading& r, const RecvArgs& args,
+                           int64_t deadline_ns);
+  // Of a connection that a listener hands out once there is data (TCP_DEFER_ACCEPT).
+  void EndDefer() ABSL_LOCKS_EXCLUDED(g_tcp_mutex);
+
+  std::atomic<int> state_{TCP_CLOSE}, error_{0}, shutdown_{0};
+  std::atomic<bool> done_{false};  // a FIN was received (SOCK_DONE)
+  std::atomic<bool> deferred_{false};
+  TcpOptions tcp_options_;
+  enum class SocketState { kUnconnected, kConnecting, kConnected };  // SS_*
+  SocketState socket_state_ ABSL_GUARDED_BY(g_tcp_mutex) = SocketState::kUnconnected;
+  IpAddress bound_ip_ ABSL_GUARDED_BY(g_tcp_mutex);  // by bind(2)
+  bool bound_ ABSL_GUARDED_BY(g_tcp_mutex) = false;  // by bind(2)
+  size_t backlog_ ABSL_GUARDED_BY(g_tcp_mutex) = 0;
+  std::deque<base::Ref<TcpEndpoint>> accept_queue_ ABSL_GUARDED_BY(g_tcp_mutex);
+  // Of a listener: clients for whom there is no room, and connections that are accepted once they
+  // have sent something. Of those: the listener.
+  std::deque<base::Ref<TcpEndpoint>> asking_ ABSL_GUARDED_BY(g_tcp_mutex);
+  std::vector<base::Ref<TcpEndpoint>> deferring_ ABSL_GUARDED_BY(g_tcp_mutex);
+  base::Ref<TcpEndpoint> asked_ ABSL_GUARDED_BY(g_tcp_mutex);
+  fiber::Timer timer_;  // of what asks or defers
+
+  absl::Mutex connection_mutex_;  // leaf
+  Conn connection_ ABSL_GUARDED_BY(connection_mutex_);
+  int side_ ABSL_GUARDED_BY(connection_mutex_) = 0;
+};
+
+}  // namespace sentry

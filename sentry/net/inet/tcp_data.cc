@@ -1,0 +1,441 @@
+// How bytes move between the ends of a TCP connection: net/ipv4/tcp.c.
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "sentry/kernel/kernel.h"
+#include "sentry/net/inet/tcp.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+constexpr uint32_t kIn = EPOLLIN | EPOLLRDNORM;
+constexpr uint32_t kOut = EPOLLOUT | EPOLLWRNORM;
+
+Error Interrupted(int64_t deadline_ns) {
+  return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
+}
+
+// Keeps the last byte that went through it: the urgent one.
+class LastByte : public IoSource {
+ public:
+  explicit LastByte(IoSource& src) : src_(src) {}
+  size_t remaining() const override { return src_.remaining(); }
+  Result<size_t> Get(std::span<std::byte> dst) override {
+    size_t n = TRY(src_.Get(dst));
+    if (n > 0) last_ = dst[n - 1];
+    return n;
+  }
+  std::byte last() const { return last_; }
+
+ private:
+  IoSource& src_;
+  std::byte last_{};
+};
+
+}  // namespace
+
+TcpEndpoint::Conn TcpEndpoint::connection(int* side) {
+  absl::MutexLock lock(&connection_mutex_);
+  *side = side_;
+  return connection_;
+}
+
+// What is on its way is bounded by the buffers of both ends, where the application has set them.
+void TcpEndpoint::UpdateLimits() {
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return;
+  for (int i = 0; i < (c->self ? 1 : 2); ++i) {
+    TcpStream& out = c->sides[static_cast<size_t>(i)].out;
+    const SocketOptions& sender = c->sides[static_cast<size_t>(i)].end->options();
+    const SocketOptions& receiver = c->sides[static_cast<size_t>(c->PeerOf(i))].end->options();
+    size_t most = RingBuffer::kSize;
+    size_t window = receiver.receive_buffer_locked.load()
+                        ? static_cast<size_t>(receiver.receive_buffer.load())
+                        : most;
+    size_t send =
+        sender.send_buffer_locked.load() ? static_cast<size_t>(sender.send_buffer.load()) : most;
+    out.window = std::min(window, most);
+    out.limit = std::min(window + send, most);
+    if (out.Writable() && out.want_room.exchange(false)) {
+      c->sides[static_cast<size_t>(i)].end->wait_queue().Wake(kOut);
+    }
+  }
+}
+
+// --- sending ---
+
+Status TcpEndpoint::CheckSend() {
+  if (int error = TakeError()) return Error(error);
+  int now = state();
+  if ((shutdown_.load() & kSendShut) != 0 || now == TCP_CLOSE || now == TCP_LISTEN) {
+    return Error(EPIPE);
+  }
+  return base::Ok();
+}
+
+Result<size_t> TcpEndpoint::SendSome(TcpConnection& c, int side, IoSource& src, bool urgent) {
+  TcpConnection::Side& theirs = c.sides[static_cast<size_t>(c.PeerOf(side))];
+  TcpStream& out = c.sides[static_cast<size_t>(side)].out;
+  TcpEndpoint& peer = *theirs.end;
+  size_t n;
+  {
+    fiber::MutexLock lock(&out.write_mutex);
+    TRY(out.ring.Ensure());
+    size_t room = std::min(out.Room(), src.remaining());
+    if (room == 0) return size_t{0};
+    LastByte last(src);
+    n = TRY(out.ring.Fill(last, room));
+    if (n == 0) return Error(EFAULT);
+    uint64_t end = out.written.load(std::memory_order_relaxed) + n;
+    if (urgent && src.remaining() == 0) {
+      absl::MutexLock mark(&out.urgent_mutex);
+      out.urgent_at = end - 1;
+      out.urgent_byte = last.last();
+      out.urgent_unread = true;
+      out.urgent.store(true, std::memory_order_release);
+    } else {
+      urgent = false;
+    }
+    out.ring.Produced(n);
+    out.written.store(end, std::memory_order_seq_cst);
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  NetCounters& counters = stack().counters;
+  counters.packets.fetch_add(1, std::memory_order_relaxed);
+  counters.bytes.fetch_add(n, std::memory_order_relaxed);
+  if (theirs.gone.load(std::memory_order_seq_cst)) {
+    // It answers with a reset; what was sent counts as sent.
+    absl::MutexLock lock(&g_tcp_mutex);
+    ReceiveReset();
+    return n;
+  }
+  if (peer.deferred_.load(std::memory_order_relaxed)) peer.EndDefer();
+  int low = peer.options().receive_low.load(std::memory_order_relaxed);
+  if (urgent) {
+    peer.wait_queue().Wake(kIn | EPOLLPRI);
+    peer.SendSigurg();
+  } else if (low <= 1 || out.Used() >= static_cast<size_t>(low) || out.Room() == 0) {
+    peer.wait_queue().Wake(kIn);
+  }
+  return n;
+}
+
+Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t deadline_ns) {
+  bool urgent = (args.flags & MSG_OOB) != 0;
+  size_t total = 0;
+  if (state() == TCP_SYN_SENT) {
+    TRY(WaitForConnect(args.nonblock, deadline_ns, EAGAIN));
+  }
+  int side;
+  Conn c = connection(&side);
+  do {
+    Status status = CheckSend();
+    if (status.ok() && c == nullptr) status = Error(EPIPE);
+    if (status.ok() && src.remaining() == 0) break;
+    Result<size_t> n = status.ok() ? SendSome(*c, side, src, urgent) : status.error();
+    if (!n.ok()) return total > 0 ? Result<size_t>(total) : n;
+    total += *n;
+    if (*n > 0) continue;
+    TcpStream& out = c->sides[static_cast<size_t>(side)].out;
+    out.want_room.store(true, std::memory_order_seq_cst);
+    if (out.Room() > 0) continue;  // made meanwhile
+    if (args.nonblock) return total > 0 ? Result<size_t>(total) : Error(EAGAIN);
+    auto ready = [&] {
+      if (out.Writable() || error_.load() != 0 || (shutdown_.load() & kSendShut)) return true;
+      out.want_room.store(true, std::memory_order_seq_cst);
+      return out.Writable();
+    };
+    auto reason = fiber::WaitUntil(wait_queue(), EPOLLOUT, ready,
+                                   {.interruptible = true, .deadline_ns = deadline_ns});
+    if (reason == fiber::WakeReason::kTimeout) {
+      return total > 0 ? Result<size_t>(total) : Error(EAGAIN);
+    }
+    if (reason == fiber::WakeReason::kInterrupted) {
+      return total > 0 ? Result<size_t>(total) : Interrupted(deadline_ns);
+    }
+  } while (src.remaining() > 0);
+  return total;
+}
+
+// --- receiving ---
+
+void TcpEndpoint::TellWriter(TcpConnection& c, int side) {
+  TcpStream& stream = *in(c, side);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (!stream.want_room.load(std::memory_order_seq_cst) || !stream.Writable()) return;
+  if (!stream.want_room.exchange(false)) return;
+  c.sides[static_cast<size_t>(c.PeerOf(side))].end->wait_queue().Wake(kOut);
+}
+
+size_t TcpEndpoint::UpToMark(TcpStream& stream, Reading* r) {
+  auto available = [&] {
+    return static_cast<size_t>(stream.written.load(std::memory_order_acquire) - r->position);
+  };
+  if (available() == 0 || !stream.urgent.load(std::memory_order_acquire)) return available();
+  bool in_line = options().flag(SO_OOBINLINE);
+  absl::MutexLock lock(&stream.urgent_mutex);
+  size_t n = available();
+  if (stream.urgent_at > r->position) {
+    return static_cast<size_t>(std::min<uint64_t>(n, stream.urgent_at - r->position));
+  }
+  if (stream.urgent_at < r->position) return n;
+  if (r->total > 0) {
+    r->at_mark = true;
+    return 0;
+  }
+  if (!r->peek) {
+    stream.urgent.store(false);
+    stream.urgent_unread = false;
+  }
+  if (in_line) return n;
+  ++r->position;
+  if (!r->peek) {
+    stream.ring.Consumed(1);
+    stream.read.store(r->position, std::memory_order_release);
+  }
+  return n - 1;
+}
+
+Result<size_t> TcpEndpoint::ReceiveSome(TcpConnection& c, int side, IoDest& dst, Reading* r) {
+  TcpStream& stream = *in(c, side);
+  fiber::MutexLock lock(&stream.read_mutex);
+  uint64_t read = stream.read.load(std::memory_order_relaxed);
+  // Another reader may have taken what was looked at.
+  r->position = r->peek ? std::max(r->position, read) : read;
+  size_t n = std::min(UpToMark(stream, r), r->left);
+  if (n == 0) return n;
+  if (!r->discard) {
+    size_t skip = static_cast<size_t>(r->position - stream.read.load(std::memory_order_relaxed));
+    n = TRY(stream.ring.Copy(skip, n, dst));
+    if (n == 0) return Error(EFAULT);
+  }
+  r->position += n;
+  r->total += n;
+  r->left -= n;
+  if (r->peek) return n;
+  stream.ring.Consumed(n);
+  stream.read.store(r->position, std::memory_order_seq_cst);
+  // Back to the ring's beginning while it is empty: few pages are touched, and they stay cached.
+  if (stream.Used() == 0 && stream.write_mutex.TryLock()) {
+    if (stream.Used() == 0) stream.ring.Reset();
+    stream.write_mutex.Unlock();
+  }
+  return n;
+}
+
+Result<size_t> TcpEndpoint::ReceiveNothing() {
+  if (done_.load()) return size_t{0};
+  if (int error = TakeError()) return Error(error);
+  if (shutdown_.load() & kReceiveShut) return size_t{0};
+  return Error(ENOTCONN);
+}
+
+Status TcpEndpoint::WaitReceive(TcpStream& stream, const Reading& r, const RecvArgs& args,
+                                int64_t deadline_ns) {
+  if (args.nonblock) return Error(EAGAIN);
+  auto ready = [&] {
+    return stream.written.load(std::memory_order_acquire) > r.position || error_.load() != 0 ||
+           (shutdown_.load() & kReceiveShut) != 0;
+  };
+  auto reason = fiber::WaitUntil(wait_queue(), EPOLLIN, ready,
+                                 {.interruptible = true, .deadline_ns = deadline_ns});
+  if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
+  if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline_ns);
+  return base::Ok();
+}
+
+// tcp_recvmsg_locked().
+Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
+  if (state() == TCP_LISTEN) return Error(ENOTCONN);
+  if (args->flags & MSG_OOB) return ReceiveUrgent(dst, args);
+  if (state() == TCP_SYN_SENT) TRY(WaitForConnect(args->nonblock, deadline_ns, EAGAIN));
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return ReceiveNothing();
+  TcpStream& stream = *in(*c, side);
+  Reading r{.position = stream.read.load(),
+            .left = dst.remaining(),
+            .peek = (args->flags & MSG_PEEK) != 0,
+            .discard = (args->flags & MSG_TRUNC) != 0};
+  size_t target = r.left;
+  if (!(args->flags & MSG_WAITALL)) {
+    target = std::min<size_t>(target, static_cast<size_t>(options().receive_low.load()));
+  }
+  target = std::max<size_t>(target, 1);  // sock_rcvlowat(): a receive of nothing waits as well
+  Status status;
+  do {
+    bool over = state() == TCP_CLOSE || error_.load() != 0 || (shutdown_.load() & kReceiveShut);
+    Result<size_t> n = ReceiveSome(*c, side, dst, &r);
+    if (!n.ok()) {
+      status = n.error();
+      break;
+    }
+    if (*n > 0) {
+      if (!r.peek) TellWriter(*c, side);
+      continue;
+    }
+    if (r.at_mark || r.total >= target || (r.left == 0 && stream.Used() > 0)) break;
+    if (over) {
+      if (r.total > 0) break;
+      return ReceiveNothing();
+    }
+    status = WaitReceive(stream, r, *args, deadline_ns);
+    if (!status.ok()) break;
+  } while (r.left > 0 || r.total == 0);
+  if (r.total > 0 || status.ok()) return r.total;
+  return status.error();
+}
+
+// tcp_recv_urg().
+Result<size_t> TcpEndpoint::ReceiveUrgent(IoDest& dst, RecvArgs* args) {
+  int side;
+  Conn c = connection(&side);
+  bool in_line = options().flag(SO_OOBINLINE);
+  if (c == nullptr) return Error(in_line || state() != TCP_CLOSE ? EINVAL : ENOTCONN);
+  TcpStream& stream = *in(*c, side);
+  std::byte byte;
+  {
+    absl::MutexLock lock(&stream.urgent_mutex);
+    if (in_line || !stream.urgent.load() || !stream.urgent_unread) {
+      if (state() == TCP_CLOSE && !done_.load() && !in_line) return Error(ENOTCONN);
+      return Error(EINVAL);
+    }
+    byte = stream.urgent_byte;
+    if (!(args->flags & MSG_PEEK)) stream.urgent_unread = false;
+  }
+  args->out_flags |= MSG_OOB;
+  if (dst.remaining() == 0) {
+    args->out_flags |= MSG_TRUNC;
+    return size_t{0};
+  }
+  if (args->flags & MSG_TRUNC) return size_t{1};
+  return dst.Put(std::span(&byte, 1));
+}
+
+// --- looking ---
+
+uint32_t TcpEndpoint::Readiness() {
+  int now = state();
+  if (now == TCP_LISTEN) {
+    absl::MutexLock lock(&g_tcp_mutex);
+    return accept_queue_.empty() ? 0 : kIn;
+  }
+  uint32_t mask = 0;
+  int shut = shutdown_.load();
+  if (shut == kBothShut || now == TCP_CLOSE) mask |= EPOLLHUP;
+  if (shut & kReceiveShut) mask |= kIn | EPOLLRDHUP;
+  if (error_.load() != 0) mask |= EPOLLERR;
+  if (now == TCP_SYN_SENT) return mask;
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return mask | kOut;
+  TcpStream& stream = *in(*c, side);
+  auto target = static_cast<size_t>(options().receive_low.load());
+  if (stream.urgent.load()) {
+    absl::MutexLock lock(&stream.urgent_mutex);
+    if (stream.urgent_unread) mask |= EPOLLPRI;
+    if (stream.urgent_at == stream.read.load() && !options().flag(SO_OOBINLINE)) ++target;
+  }
+  if (stream.Used() >= target || (stream.Room() == 0 && stream.Used() > 0)) mask |= kIn;
+  TcpStream& out = c->sides[static_cast<size_t>(side)].out;
+  if (shut & kSendShut || out.Writable()) return mask | kOut;
+  out.want_room.store(true, std::memory_order_seq_cst);
+  return out.Writable() ? mask | kOut : mask;
+}
+
+Result<int> TcpEndpoint::BytesReadable() {
+  if (state() == TCP_LISTEN) return Error(EINVAL);
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return 0;
+  TcpStream& stream = *in(*c, side);
+  size_t n = stream.Used();
+  if (stream.urgent.load() && !options().flag(SO_OOBINLINE)) {
+    absl::MutexLock lock(&stream.urgent_mutex);
+    uint64_t read = stream.read.load();
+    if (stream.urgent_at > read) {
+      n = std::min<size_t>(n, stream.urgent_at - read);
+    } else if (stream.urgent_at == read && n > 0) {
+      --n;
+    }
+  }
+  return static_cast<int>(n);
+}
+
+// What the receiver has not taken into its buffer.
+Result<int> TcpEndpoint::BytesUnsent() {
+  if (state() == TCP_LISTEN) return Error(EINVAL);
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return 0;
+  TcpStream& out = c->sides[static_cast<size_t>(side)].out;
+  size_t used = out.Used(), window = out.window.load();
+  return static_cast<int>(used > window ? used - window : 0);
+}
+
+bool TcpEndpoint::AtMark() {
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return false;
+  TcpStream& stream = *in(*c, side);
+  if (!stream.urgent.load()) return false;
+  absl::MutexLock lock(&stream.urgent_mutex);
+  return stream.urgent_at == stream.read.load();
+}
+
+TcpEndpoint::Row TcpEndpoint::Describe() {
+  Row row;
+  {
+    absl::MutexLock lock(&g_tcp_mutex);
+    row = {local, remote, state(), 0, 0, uid, ino()};
+    if (state() == TCP_LISTEN) {
+      row.unread = accept_queue_.size();
+      row.sent = backlog_;
+      return row;
+    }
+  }
+  int side;
+  if (Conn c = connection(&side)) {
+    row.unread = in(*c, side)->Used();
+    row.sent = static_cast<uint64_t>(BytesUnsent().value_or(0));
+  }
+  return row;
+}
+
+tcp_info TcpEndpoint::Info() {
+  tcp_info info{};
+  info.tcpi_state = static_cast<uint8_t>(state());
+  info.tcpi_options = TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE;
+  info.tcpi_snd_wscale = 7;
+  info.tcpi_rcv_wscale = 7;
+  info.tcpi_snd_mss = 32768;
+  info.tcpi_rcv_mss = 536;
+  info.tcpi_advmss = 65483;
+  info.tcpi_pmtu = InetStack::kMtu;
+  info.tcpi_rto = 200000;
+  info.tcpi_ato = 40000;
+  info.tcpi_rtt = 30;
+  info.tcpi_rttvar = 15;
+  info.tcpi_snd_cwnd = 10;
+  info.tcpi_snd_ssthresh = std::numeric_limits<int>::max();
+  if (state() == TCP_LISTEN) {
+    absl::MutexLock lock(&g_tcp_mutex);
+    info.tcpi_unacked = static_cast<uint32_t>(accept_queue_.size());
+    info.tcpi_sacked = static_cast<uint32_t>(backlog_);
+    return info;
+  }
+  int side;
+  if (Conn c = connection(&side)) {
+    info.tcpi_rcv_space = static_cast<uint32_t>(in(*c, side)->window.load());
+  }
+  return info;
+}
+
+}  // namespace sentry

@@ -1,0 +1,208 @@
+#include "sentry/net/inet/tcp_socket.h"
+
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string_view>
+
+#include "sentry/kernel/task.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+constexpr int kMaxSeconds = 32767;  // MAX_TCP_KEEPIDLE and its kin
+constexpr char kCubic[] = "cubic", kReno[] = "reno";
+constexpr size_t kCongestionName = 16;  // TCP_CA_NAME_MAX
+
+// The options that are an int with bounds.
+struct IntOption {
+  int name;
+  std::atomic<int> TcpOptions::*value;
+  int low, high;
+  bool on_off = false;
+};
+constexpr IntOption kInts[] = {
+    {TCP_NODELAY, &TcpOptions::nodelay, 0, 0, true},
+    {TCP_CORK, &TcpOptions::cork, 0, 0, true},
+    {TCP_KEEPIDLE, &TcpOptions::keep_idle, 1, kMaxSeconds},
+    {TCP_KEEPINTVL, &TcpOptions::keep_interval, 1, kMaxSeconds},
+    {TCP_KEEPCNT, &TcpOptions::keep_count, 1, 127},
+    {TCP_SYNCNT, &TcpOptions::syn_count, 1, 127},
+    {TCP_USER_TIMEOUT, &TcpOptions::user_timeout_ms, 0, INT32_MAX},
+    {TCP_QUICKACK, &TcpOptions::quick_ack, 0, 0, true},
+    {TCP_FASTOPEN, &TcpOptions::fast_open, 0, INT32_MAX},
+    {TCP_FASTOPEN_CONNECT, &TcpOptions::fast_open_connect, 0, 1},
+    {TCP_NOTSENT_LOWAT, &TcpOptions::not_sent_low, INT32_MIN, INT32_MAX},
+    {TCP_SAVE_SYN, &TcpOptions::save_syn, 0, 2},
+    {TCP_THIN_LINEAR_TIMEOUTS, &TcpOptions::thin_linear, 0, 1},
+    {TCP_INQ, &TcpOptions::inquiry, 0, 1},
+};
+
+const IntOption* FindInt(int name) {
+  const auto* it =
+      std::find_if(std::begin(kInts), std::end(kInts), [&](auto& o) { return o.name == name; });
+  return it == std::end(kInts) ? nullptr : it;
+}
+
+}  // namespace
+
+Status TcpSocket::Bind(Task& t, const SockAddr& address) {
+  // AF_UNSPEC is taken for AF_INET if the address is any.
+  SockAddr a = address;
+  if (domain() == AF_INET && a.length >= sizeof(sockaddr_in) && a.family() == AF_UNSPEC) {
+    sockaddr_in in;
+    memcpy(&in, a.bytes.data(), sizeof(in));
+    if (in.sin_addr.s_addr != INADDR_ANY) return Error(EAFNOSUPPORT);
+    in.sin_family = AF_INET;
+    memcpy(a.bytes.data(), &in, sizeof(in));
+  }
+  return endpoint_->Bind(t, TRY(ParseInetAddress(a, domain())));
+}
+
+Status TcpSocket::Connect(Task&, const SockAddr& address, bool nonblock) {
+  if (address.length < sizeof(sa_family_t)) return Error(EINVAL);
+  if (address.family() == AF_UNSPEC) return endpoint_->Disconnect();
+  return endpoint_->Connect(address, nonblock, SendDeadline());
+}
+
+Result<base::Ref<FileDescription>> TcpSocket::Accept(uint32_t flags, bool nonblock) {
+  base::Ref<TcpEndpoint> end = TRY(endpoint_->Accept(nonblock, ReceiveDeadline()));
+  return base::Ref<FileDescription>(base::MakeRef<TcpSocket>(vfs(), std::move(end), flags));
+}
+
+Result<SockAddr> TcpSocket::PeerAddress() {
+  return TRY(endpoint_->PeerName(/*accepted=*/false)).ToSockAddr(domain());
+}
+
+Result<SockAddr> TcpSocket::AcceptedAddress() {
+  return TRY(endpoint_->PeerName(/*accepted=*/true)).ToSockAddr(domain());
+}
+
+Result<size_t> TcpSocket::Send(IoSource& src, SendArgs args) {
+  Task* t = Task::Current();
+  if ((args.flags & MSG_FASTOPEN) != 0 && t != nullptr && endpoint_->state() == TCP_CLOSE) {
+    if (args.to.length == 0) return Error(EINVAL);
+    TRY(Connect(*t, args.to, args.nonblock));
+  }
+  Result<size_t> n = endpoint_->Send(src, args, SendDeadline());
+  if (!n.ok() && n.error().code() == EPIPE && !(args.flags & MSG_NOSIGNAL)) RaiseSocketSigpipe();
+  return n;
+}
+
+Result<size_t> TcpSocket::Receive(IoDest& dst, RecvArgs* args) {
+  return endpoint_->Receive(dst, args, ReceiveDeadline());
+}
+
+// --- options ---
+
+Result<std::vector<std::byte>> TcpSocket::GetOption(Task& t, int level, int name) {
+  return level == IPPROTO_TCP ? GetTcpOption(name) : InetSocket::GetOption(t, level, name);
+}
+
+Status TcpSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
+  return level == IPPROTO_TCP ? SetTcpOption(name, value)
+                              : InetSocket::SetOption(t, level, name, value);
+}
+
+Result<std::vector<std::byte>> TcpSocket::GetTcpOption(int name) {
+  TcpOptions& o = endpoint_->tcp_options();
+  if (const IntOption* option = FindInt(name)) return OptionBytes((o.*option->value).load());
+  switch (name) {
+    case TCP_MAXSEG: {
+      int set = o.max_segment.load();
+      int now = endpoint_->state();
+      if (now == TCP_CLOSE || now == TCP_LISTEN) return OptionBytes(set != 0 ? set : 536);
+      return OptionBytes(set != 0 ? std::min(set, 32768) : 32768);
+    }
+    case TCP_LINGER2:
+      return OptionBytes(o.linger2.load() < 0 ? -1 : o.linger2.load() > 0 ? o.linger2.load() : 60);
+    case TCP_DEFER_ACCEPT:
+      return OptionBytes(o.defer_accept.load());
+    case TCP_WINDOW_CLAMP:
+      return OptionBytes(o.window_clamp.load());
+    case TCP_INFO:
+      return OptionBytes(endpoint_->Info());
+    case TCP_CONGESTION: {
+      char text[kCongestionName] = {};
+      strncpy(text, o.reno.load() ? kReno : kCubic, sizeof(text) - 1);
+      return OptionBytes(text);
+    }
+    case TCP_TIMESTAMP:
+      return OptionBytes(0);
+    default:
+      return Error(ENOPROTOOPT);
+  }
+}
+
+Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
+  TcpOptions& o = endpoint_->tcp_options();
+  if (name == TCP_CONGESTION) {
+    if (value.empty()) return Error(EINVAL);
+    std::string_view text(reinterpret_cast<const char*>(value.data()),
+                          std::min(value.size(), kCongestionName - 1));
+    text = text.substr(0, text.find('\0'));
+    if (text != kCubic && text != kReno) return Error(ENOENT);
+    o.reno = text == kReno;
+    return base::Ok();
+  }
+  int number = TRY(OptionInt(value));
+  if (const IntOption* option = FindInt(name)) {
+    if (option->on_off) {
+      number = number != 0 ? 1 : 0;
+    } else if (number < option->low || number > option->high) {
+      return Error(EINVAL);
+    }
+    bool before = name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT;
+    int now = endpoint_->state();
+    if (before && now != TCP_CLOSE && !(name == TCP_FASTOPEN && now == TCP_LISTEN)) {
+      return Error(EINVAL);
+    }
+    (o.*option->value).store(number);
+    return base::Ok();
+  }
+  switch (name) {
+    case TCP_MAXSEG:
+      if (number != 0 && (number < 88 || number > 32767)) return Error(EINVAL);
+      o.max_segment = number;
+      return base::Ok();
+    case TCP_LINGER2:
+      o.linger2 = std::min(number, 120);
+      return base::Ok();
+    case TCP_DEFER_ACCEPT:
+      o.defer_accept = std::clamp(number, 0, 255);
+      return base::Ok();
+    case TCP_WINDOW_CLAMP:
+      o.window_clamp = std::max(number, 0);
+      return base::Ok();
+    default:
+      return Error(ENOPROTOOPT);
+  }
+}
+
+Result<uint64_t> TcpSocket::Ioctl(const IoctlArgs& args) {
+  int n;
+  switch (args.cmd) {
+    case SIOCINQ:
+      n = TRY(endpoint_->BytesReadable());
+      break;
+    case SIOCOUTQ:
+    case SIOCOUTQNSD:
+      n = TRY(endpoint_->BytesUnsent());
+      break;
+    case SIOCATMARK:
+      n = endpoint_->AtMark() ? 1 : 0;
+      break;
+    default:
+      return InetSocket::Ioctl(args);
+  }
+  TRY(base::UserPtr<int>(args.arg).CopyOut(args.memory, n));
+  return uint64_t{0};
+}
+
+}  // namespace sentry

@@ -1,0 +1,44 @@
+// TCP sockets as files.
+#pragma once
+
+#include "sentry/net/inet/tcp.h"
+
+namespace sentry {
+
+class TcpSocket : public InetSocket {
+ public:
+  TcpSocket(Vfs& vfs, base::Ref<TcpEndpoint> endpoint, uint32_t flags)
+      : InetSocket(vfs, *endpoint, SOCK_STREAM, IPPROTO_TCP, flags),
+        endpoint_(std::move(endpoint)) {}
+
+  base::Status Bind(Task& t, const SockAddr& address) override;
+  base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
+  base::Status Listen(int backlog) override { return endpoint_->Listen(backlog); }
+  base::Result<base::Ref<FileDescription>> Accept(uint32_t flags, bool nonblock) override;
+  base::Status Shutdown(int how) override { return endpoint_->Shutdown(how); }
+  base::Result<SockAddr> PeerAddress() override;
+  base::Result<SockAddr> AcceptedAddress() override;
+  base::Result<size_t> Send(IoSource& src, SendArgs args) override;
+  base::Result<size_t> Receive(IoDest& dst, RecvArgs* args) override;
+  base::Result<std::vector<std::byte>> GetOption(Task& t, int level, int name) override;
+  base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
+  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
+  uint32_t Readiness() override { return endpoint_->Readiness(); }
+
+ protected:
+  int TakeError() override { return endpoint_->TakeError(); }
+  bool listening() const override { return endpoint_->listening(); }
+  void OnOptionChange() override { endpoint_->UpdateLimits(); }
+
+ private:
+  ~TcpSocket() override {
+    endpoint_->SetDescription(nullptr);
+    endpoint_->Release();
+  }
+  base::Result<std::vector<std::byte>> GetTcpOption(int name);
+  base::Status SetTcpOption(int name, std::span<const std::byte> value);
+
+  const base::Ref<TcpEndpoint> endpoint_;
+};
+
+}  // namespace sentry
