@@ -63,9 +63,14 @@ void Task::RunGuest() {
     in_guest_.store(false, std::memory_order_relaxed);
     return;
   }
+  if (!mask_open_.load(std::memory_order_relaxed)) {
+    absl::MutexLock l(&group_->signal_mutex());
+    OpenMaskLocked();
+  }
   SubmitQueued();
   ResumeAndPark(platform::ResumeMode::kGuest);
   in_guest_.store(false, std::memory_order_relaxed);
+  TakeMask();
   HandleTrap();
 }
 
