@@ -63,6 +63,7 @@ class AddressSpace;
 struct FileIdentity {
   uint64_t dev, ino, size;
   int64_t mtime_ns, ctime_ns;
+  uint64_t writes;  // how often the guest has opened it for writing
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
@@ -178,12 +179,27 @@ class Context : public base::UserMemory {
   // False: every call of this thread reaches the kernel (strace, a tracer, a guest's seccomp
   // filter). True at first. Only while stopped.
   virtual void AllowExpressLane(bool /*allowed*/) {}
+  // Finishes what a patched site has left to do at regs().rip, so that the guest may be shown the
+  // registers and may jump to where they point (signal frames, tracers). While stopped.
+  virtual void SettleRegs() {}
+
+  // The thread's signal mask may be changed without the kernel from the next Resume on, beginning
+  // with `mask`. While stopped.
+  virtual void OpenSignalMask(uint64_t /*mask*/) {}
+  // Ends that, and returns what the mask is. From any thread; only while open.
+  virtual uint64_t CloseSignalMask() { return 0; }
+  // The mask as it is, while open; and whether it has changed since it was opened. From any thread,
+  // but only while stopped nobody changes it.
+  virtual uint64_t SignalMask() const { return 0; }
+  virtual bool SignalMaskChanged() const { return false; }
   // Makes the patched and express paths of this thread publish these values without a hand-off.
   struct Identity {
     int32_t pid, tid, ppid;
     uint32_t uid, euid, gid, egid;
   };
   virtual void Publish(const Identity& identity) = 0;
+  // Changes ppid alone. From any thread.
+  virtual void PublishParent(int32_t /*ppid*/) {}
 };
 
 // What guest addresses are usable.

@@ -8,7 +8,7 @@ namespace {
 
 constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys = -38;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
-constexpr uint64_t kClockMonotonic = 1, kClockThreadCpu = 3;
+constexpr uint64_t kClockRealtime = 0, kClockMonotonic = 1, kClockRealtimeCoarse = 5;
 
 using Lane = bool (*)(Slot* s);
 
@@ -25,10 +25,85 @@ bool GetEuid(Slot* s) { return s->has_identity && Answer(s, static_cast<long>(s-
 bool GetGid(Slot* s) { return s->has_identity && Answer(s, static_cast<long>(s->gid)); }
 bool GetEgid(Slot* s) { return s->has_identity && Answer(s, static_cast<long>(s->egid)); }
 
-// The host's thread is the guest's thread.
+bool GetPpid(Slot* s) { return s->has_identity && Answer(s, s->ppid); }
+
+bool CopyOut(uint64_t to, const void* from, size_t n) {
+  return StubCopy(reinterpret_cast<void*>(to), from, n) == 0;
+}
+
+// Clocks that everybody may read through the vDSO, and that of the host's thread, which is the
+// guest's.
 bool ClockGettime(Slot* s) {
-  if (s->rdi != kClockThreadCpu) return false;
-  return Answer(s, Syscall(kSysClockGettime, s->rdi, s->rsi));
+  uint32_t clock = static_cast<uint32_t>(s->rdi);
+  constexpr uint32_t kSame = 1u << 0 | 1u << 1 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 6 | 1u << 7;
+  if (clock > 7 || !(kSame >> clock & 1)) return false;
+  __kernel_timespec t;
+  if (Syscall(kSysClockGettime, clock, Addr(&t)) != 0) return false;
+  return Answer(s, CopyOut(s->rsi, &t, sizeof(t)) ? 0 : kEfault);
+}
+
+bool GetTimeOfDay(Slot* s) {
+  if (s->rsi != 0) return false;
+  __kernel_timespec t;
+  if (Syscall(kSysClockGettime, kClockRealtime, Addr(&t)) != 0) return false;
+  const int64_t tv[2] = {t.tv_sec, t.tv_nsec / 1000};
+  return Answer(s, s->rdi == 0 || CopyOut(s->rdi, tv, sizeof(tv)) ? 0 : kEfault);
+}
+
+bool Time(Slot* s) {
+  __kernel_timespec t;
+  if (Syscall(kSysClockGettime, kClockRealtimeCoarse, Addr(&t)) != 0) return false;
+  int64_t seconds = t.tv_sec;
+  bool ok = s->rdi == 0 || CopyOut(s->rdi, &seconds, sizeof(seconds));
+  return Answer(s, ok ? seconds : kEfault);
+}
+
+// As the vDSO does it: the host keeps processor and node in a segment's limit.
+bool GetCpu(Slot* s) {
+  constexpr uint32_t kCpuNodeSegment = 0x7b, kNodeShift = 12;
+  uint32_t v;
+  __asm__ volatile("lsl %1, %0" : "=r"(v) : "r"(kCpuNodeSegment) : "cc");
+  uint32_t cpu = v & ((1u << kNodeShift) - 1), node = v >> kNodeShift;
+  bool ok = (s->rdi == 0 || CopyOut(s->rdi, &cpu, sizeof(cpu))) &&
+            (s->rsi == 0 || CopyOut(s->rsi, &node, sizeof(node)));
+  return Answer(s, ok ? 0 : kEfault);
+}
+
+// The mask is the thread's own. The sentry opens it to changes while no signal is pending, and
+// closes it before it sends one. Errors in Linux's order (kernel/signal.c).
+bool RtSigprocmask(Slot* s) {
+  constexpr uint64_t kSetSize = 8;
+  uint64_t word = Load(&s->sigmask);
+  if (!(word & kMaskOpen) || s->r10 != kSetSize) return false;
+  uint64_t old = word & ~kUnblockableSignals;
+  if (s->rsi != 0) {
+    uint64_t set, mask;
+    if (StubCopy(&set, reinterpret_cast<const void*>(s->rsi), sizeof(set)) != 0) {
+      return Answer(s, kEfault);
+    }
+    switch (static_cast<uint32_t>(s->rdi)) {
+      case 0:  // SIG_BLOCK
+        mask = old | set;
+        break;
+      case 1:  // SIG_UNBLOCK
+        mask = old & ~set;
+        break;
+      case 2:  // SIG_SETMASK
+        mask = set;
+        break;
+      default:
+        return Answer(s, kEinval);
+    }
+    uint64_t next = (mask & ~kUnblockableSignals) | kMaskOpen;
+    if (next != word) {
+      s->mask_changed = 1;
+      if (!__atomic_compare_exchange_n(&s->sigmask, &word, next, false, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_SEQ_CST)) {
+        return false;
+      }
+    }
+  }
+  return Answer(s, s->rdx == 0 || CopyOut(s->rdx, &old, sizeof(old)) ? 0 : kEfault);
 }
 
 int64_t MonotonicNs() {
@@ -119,20 +194,25 @@ bool Futex(Slot* s) {
   return false;
 }
 
-constexpr uint32_t kLaneCount = 256;
+constexpr uint32_t kLaneCount = 320;
 
 struct LaneTable {
   Lane lane[kLaneCount] = {};
   constexpr LaneTable() {
+    lane[14] = RtSigprocmask;
     lane[24] = SchedYield;
     lane[39] = GetPid;
+    lane[96] = GetTimeOfDay;
     lane[102] = GetUid;
     lane[104] = GetGid;
     lane[107] = GetEuid;
     lane[108] = GetEgid;
+    lane[110] = GetPpid;
     lane[186] = GetTid;
+    lane[201] = Time;
     lane[202] = Futex;
     lane[228] = ClockGettime;
+    lane[309] = GetCpu;
   }
 };
 constexpr LaneTable kLanes;

@@ -55,6 +55,21 @@ void ThreadContext::Publish(const Identity& identity) {
   __atomic_store_n(&slot_->has_identity, 1u, __ATOMIC_RELEASE);
 }
 
+void ThreadContext::SettleRegs() { process_->patcher().FixReturn(&regs_); }
+
+void ThreadContext::OpenSignalMask(uint64_t mask) {
+  slot_->mask_changed = 0;
+  __atomic_store_n(&slot_->sigmask, (mask & ~kUnblockableSignals) | kMaskOpen, __ATOMIC_SEQ_CST);
+}
+
+uint64_t ThreadContext::CloseSignalMask() {
+  return __atomic_exchange_n(&slot_->sigmask, 0, __ATOMIC_SEQ_CST) & ~kUnblockableSignals;
+}
+
+uint64_t ThreadContext::SignalMask() const {
+  return __atomic_load_n(&slot_->sigmask, __ATOMIC_SEQ_CST) & ~kUnblockableSignals;
+}
+
 // ---- Resuming -----------------------------------------------------------------------------------
 
 void ThreadContext::Resume(ResumeMode mode) {
@@ -291,6 +306,7 @@ bool ThreadContext::Take() {
       // Nothing for the kernel: the guest goes on, with the site patched.
       LoadRegs();
       trapped_rip_ = regs_.rip;
+      process_->patcher().NoteTrap(trapped_rip_);
       patch_wanted_ = true;
       orders_.clear();
       batch_begin_ = batch_end_ = 0;

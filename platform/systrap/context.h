@@ -40,7 +40,16 @@ class ThreadContext final : public Context {
   void Exit() override;
   void AllowExpressLane(bool allowed) override { slot_->lanes_off = allowed ? 0 : 1; }
   void Publish(const Identity& identity) override;
+  void PublishParent(int32_t ppid) override {
+    __atomic_store_n(&slot_->ppid, ppid, __ATOMIC_RELAXED);
+  }
+  void SettleRegs() override;
+  void OpenSignalMask(uint64_t mask) override;
+  uint64_t CloseSignalMask() override;
+  uint64_t SignalMask() const override;
+  bool SignalMaskChanged() const override { return slot_->mask_changed != 0; }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
+  base::Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 
   // ---- For the platform, under its poll lock ----
@@ -90,6 +99,7 @@ class ThreadContext final : public Context {
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
   void LoadCopyIn();
+  size_t ReadCopied(uint64_t addr, std::span<std::byte> dst);
   bool OverlapsPending(uint64_t addr, size_t size) const;
   bool BufferWrite(uint64_t addr, std::span<const std::byte> src);
   void LoadRegs();
@@ -124,8 +134,8 @@ class ThreadContext final : public Context {
   size_t batch_begin_ = 0, batch_end_ = 0;  // orders of the round under way
   int refused_ = 0;                         // errno of order batch_end_, which was not sent
   std::vector<uint64_t> results_;
-  uint32_t entry_of_first_ = 0;       // entry of order batch_begin_ in the slot
-  std::vector<OrderEntry> internal_;  // orders of the platform's own, before all others
+  uint32_t entry_of_first_ = 0;          // entry of order batch_begin_ in the slot
+  std::vector<InternalOrder> internal_;  // orders of the platform's own, before all others
 
   uint64_t trapped_rip_ = 0;  // where the last call came from
   bool direct_call_ = false;  // it came from a patched site

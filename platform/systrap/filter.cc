@@ -264,9 +264,11 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   a.BeginRule(SYS_close);
   a.EndRule();
   ThreadRules(a);
-  // CPU time of the caller's own thread, and the time that everybody has through the vDSO.
+  // CPU time of the caller's own thread, and the times that everybody has through the vDSO.
   a.BeginRule(SYS_clock_gettime);
-  a.ArgOneOf(0, 0, {CLOCK_THREAD_CPUTIME_ID, CLOCK_MONOTONIC});
+  a.ArgOneOf(0, 0,
+             {CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CLOCK_MONOTONIC_RAW,
+              CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME});
   a.EndRule();
   // Gives the core to others.
   a.BeginRule(SYS_sched_yield);

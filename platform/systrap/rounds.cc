@@ -51,6 +51,7 @@ struct ThreadContext::Batch {
   bool closed = false;       // nothing may follow in this round
   int fds[kMaxOrderFds];
   uint32_t fd_count = 0;
+  std::vector<base::Ref<base::HostFd>> held;  // of `fds`, until they are sent
 
   // Index of `fd` in the message; -1 if there is no room.
   int AddFd(int fd) {
@@ -60,6 +61,11 @@ struct ThreadContext::Batch {
     if (fd_count == kMaxOrderFds) return -1;
     fds[fd_count] = fd;
     return static_cast<int>(fd_count++);
+  }
+  int AddFile(base::Ref<base::HostFd> file) {
+    int index = AddFd(file->get());
+    held.push_back(std::move(file));
+    return index;
   }
 };
 
@@ -118,11 +124,17 @@ void ThreadContext::StartRound() {
 
 // Orders of the platform's own. If they do not all fit, the kernel's wait for the next round.
 void ThreadContext::AddInternal(Batch* batch) {
-  size_t n = std::min<size_t>(internal_.size(), kMaxOrders);
+  size_t n = 0;
+  for (; n < internal_.size() && batch->count < kMaxOrders; n++) {
+    OrderEntry entry = internal_[n].entry;
+    if (internal_[n].file) {
+      entry.fd = batch->AddFile(internal_[n].file);
+      if (entry.fd < 0) break;
+    }
+    slot_->orders[batch->count++] = entry;
+  }
   if (n == 0) return;
-  memcpy(slot_->orders, internal_.data(), n * sizeof(OrderEntry));
   internal_.erase(internal_.begin(), internal_.begin() + static_cast<ptrdiff_t>(n));
-  batch->count = static_cast<uint32_t>(n);
   batch->must_report = !internal_.empty();
 }
 
@@ -209,7 +221,8 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.d = MAP_FIXED | (o->shared ? MAP_SHARED : MAP_PRIVATE) | (o->noreserve ? MAP_NORESERVE : 0);
     e.e = o->offset;
     if (o->file) {
-      e.fd = batch->AddFd(o->file->get());
+      base::Ref<base::HostFd> copy = process_->patcher().Substitute(o->addr, &e.e);
+      e.fd = batch->AddFile(copy ? std::move(copy) : o->file);
       if (e.fd < 0) return false;
     } else {
       e.d |= MAP_ANONYMOUS;

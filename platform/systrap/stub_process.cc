@@ -51,7 +51,7 @@ base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platfo
 }
 
 StubProcess::StubProcess(SystrapPlatform* platform)
-    : platform_(platform), patcher_(this, platform->patching()) {}
+    : platform_(platform), patcher_(this, &platform->texts(), platform->patching()) {}
 
 StubProcess::~StubProcess() {
   if (mailbox_) munmap(mailbox_, kMailboxSize);

@@ -80,11 +80,16 @@ void Task::RunGuest() {
     in_guest_.store(false, std::memory_order_relaxed);
     return;
   }
+  if (!mask_open_.load(std::memory_order_relaxed)) {
+    absl::MutexLock l(&group_->signal_mutex());
+    OpenMaskLocked();
+  }
   for (const platform::Order& order : queued_orders_) context_->QueueOrder(order);
   rounds_.store(rounds_.load(std::memory_order_relaxed) | static_cast<uint64_t>(Waits::kGuest),
                 std::memory_order_relaxed);
   ResumeAndPark(platform::ResumeMode::kGuest);
   in_guest_.store(false, std::memory_order_relaxed);
+  TakeMask();
   HandleTrap();
 }
 

@@ -149,7 +149,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Result<uint64_t> SigReturn();
   // True if a system call that would wait has to return ERESTARTSYS (or what it has).
   bool SignalPending() const { return signal_pending_.load(std::memory_order_acquire); }
-  SigSet signal_mask() const { return blocked_.load(std::memory_order_relaxed); }  // [any]
+  // [any] What another task shows here may have been changed since by its thread; see
+  // CurrentSignalMask.
+  SigSet signal_mask() const { return blocked_.load(std::memory_order_relaxed); }
+  SigSet CurrentSignalMask() const;  // [any] as the thread has it at this moment
   // Returns the old one; SIGKILL and SIGSTOP are left out.
   SigSet SetSignalMask(SigSet mask);
   // For ppoll, pselect, epoll_pwait, sigsuspend: `mask` holds until the call's signal frame is made
@@ -264,6 +267,11 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   bool CheckStub();
   bool Wants(int signo) const;
   void SetMaskLocked(SigSet mask);
+  // The mask may be changed by the thread without a call while no signal is pending for it. These
+  // require group_->signal_mutex(), the first and last that the thread is stopped.
+  void OpenMaskLocked();
+  void CloseMaskLocked();
+  void TakeMask();
 
   // exit.cc
   void FinishExit();
@@ -338,6 +346,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Signals. Guarded by group_->signal_mutex(), except what only current touches.
   std::atomic<bool> signal_pending_{false};
   std::atomic<SigSet> blocked_{0};
+  std::atomic<bool> mask_open_{false};  // written under the mutex
   PendingSignals pending_;
   SigSet forced_ = 0;                 // of pending_: raised by ForceSignal
   bool stop_counted_ = false;         // this task still has to stop
