@@ -214,6 +214,10 @@ class AddressSpace : public base::UserMemory {
   // The host's view of this address space's resident pages in bytes.
   virtual int64_t ResidentBytes() const = 0;  // -1: the platform cannot tell
   virtual int host_pid() const = 0;
+  // Ends the host process of this address space, for a thread that no longer answers interrupts:
+  // every context of it that runs traps with kGone, and so does each that is resumed later. From
+  // any thread; does not wait.
+  virtual void Kill() = 0;
   // Ranges [begin, end) inside limits() that the platform uses itself, to be left alone when a hole
   // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program)
   // gets it: the order is carried out, and the platform does without.

@@ -29,6 +29,7 @@ enum : long {
   kSysRecvmsg = 47,
   kSysClone = 56,
   kSysExit = 60,
+  kSysExitGroup = 231,
   kSysClose = 3,
   kSysPrctl = 157,
   kSysSigaltstack = 131,

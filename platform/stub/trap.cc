@@ -274,6 +274,10 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
     return true;
   }
   if (signo == kSigSys) {
+    // A host call of our own that is not on our list: whoever has made it, this process ends.
+    if (InStubText(rip - 1)) {
+      for (;;) Syscall(kSysExitGroup, kRefusedCallStatus);
+    }
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
       if (!HandleCall(s) && WorthPatching(s)) HandOff(s, RequestKind::kPatchHint);

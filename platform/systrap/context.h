@@ -16,8 +16,9 @@ namespace platform {
 
 class SystrapAddressSpace;
 
-// States: stopped, or running from Resume until its trap is taken by the poller. The owner uses the
-// object while it is stopped, the poller while it is running; Interrupt alone comes from anywhere.
+// States: stopped, or running from Resume's end until its trap is taken by the poller. The owner
+// uses the object while it is stopped, the poller while it is running; Interrupt alone comes from
+// anywhere.
 class ThreadContext final : public Context {
  public:
   // Takes over slot `index`, which the caller has allocated.
@@ -82,6 +83,10 @@ class ThreadContext final : public Context {
   base::Status Check(const Order& order) const;
   struct Answer;
   void SendAnswer(const Answer& answer);
+  // Hands the context over to the poller; returns the state before. A hostile stub may have written
+  // the next request already, so this comes when nothing of the round is left to do here but to
+  // publish it in the slot.
+  uint32_t BeginRunning();
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
   void LoadCopyIn();
@@ -96,6 +101,7 @@ class ThreadContext final : public Context {
   bool FinishClones();
   void ForgetClones();
   void FailOrder(size_t index, int error);
+  bool Distrust(const char* why);
   // Makes the poller deliver trap_ without a round.
   void Post();
 

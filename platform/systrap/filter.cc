@@ -158,6 +158,9 @@ void ThreadRules(Assembler& a) {
   // Ends the calling thread.
   a.BeginRule(SYS_exit);
   a.EndRule();
+  // Ends the calling process: how a stub answers a refusal of its own call.
+  a.BeginRule(SYS_exit_group);
+  a.EndRule();
   // A new thread's signal stack.
   a.BeginRule(SYS_sigaltstack);
   a.EndRule();

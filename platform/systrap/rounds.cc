@@ -135,10 +135,6 @@ void ThreadContext::AddPatch(Batch* batch) {
 }
 
 void ThreadContext::SendAnswer(const Answer& answer) {
-  // Who interrupts after this sees that we run, and sets the flag itself.
-  if (state_.load(std::memory_order_acquire) & kInterrupted) {
-    __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
-  }
   // The stub may be polling this line: all of it at once.
   slot_->answer_flags = answer.flags;
   slot_->answer_rax = regs_.rax;
@@ -146,8 +142,15 @@ void ThreadContext::SendAnswer(const Answer& answer) {
   slot_->copy_out_count = answer.copy_out_count;
   slot_->fd_ticket = answer.fd_ticket;
   slot_->fd_count = answer.fd_count;
-  __atomic_store_n(&slot_->answer_seq, seq_, __ATOMIC_SEQ_CST);
+  uint32_t seq = seq_;
+  bool runs = !(answer.flags & kAnswerExit);
+  uint32_t state = runs ? BeginRunning() : state_.load(std::memory_order_acquire);
+  // Who interrupts after this sees that we run, and sets the flag itself.
+  if (state & kInterrupted) __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
+  __atomic_store_n(&slot_->answer_seq, seq, __ATOMIC_SEQ_CST);
   if (__atomic_load_n(&slot_->sleeping, __ATOMIC_SEQ_CST)) FutexWakeShared(&slot_->answer_seq, 1);
+  // Who has buried the process before we ran has not told us.
+  if (runs && process_->dead()) process_->platform().NoteGone(this);
 }
 
 base::Status ThreadContext::Check(const Order& order) const {

@@ -84,16 +84,22 @@ bool ThreadGroup::SendLocked(const siginfo_t& info, Task* target, bool* queue_fu
   return true;
 }
 
+// Linux: complete_signal.
 void ThreadGroup::Complete(int signo, Task* target) {
-  if (target) {
-    if (target->Wants(signo)) target->Kick();
-    return;
-  }
-  for (const auto& t : tasks_) {
-    if (t->Wants(signo)) {
-      t->Kick();
-      return;
+  if (!target) {
+    for (const auto& t : tasks_) {
+      if (t->Wants(signo)) {
+        target = t.get();
+        break;
+      }
     }
+  }
+  if (!target || !target->Wants(signo)) return;
+  // What ends the process without a core file needs none of its threads to take it.
+  if (handlers_->Get(signo).handler == kSigDfl && DefaultAction(signo) == SigDefault::kTerminate) {
+    BeginExitLocked(signo);
+  } else {
+    target->Kick();
   }
 }
 
@@ -180,6 +186,7 @@ void Task::KickFatal() {
   Kick();
   // Ends killable waits, whose predicates look at FatalPending.
   if (fiber_) fiber_->Unpark();
+  if (in_guest_.load(std::memory_order_seq_cst)) kernel_->stub_watch_.Begin();
 }
 
 void Task::RecalcPending() {

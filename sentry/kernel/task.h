@@ -220,6 +220,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
  private:
   friend class Kernel;
+  friend class StubWatch;
   friend class ThreadGroup;
   friend class Tty;
 
@@ -236,10 +237,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void Main();
   void RunGuest();
   void ResumeAndPark(platform::ResumeMode mode);
+  void RunOnlyOrders(std::vector<platform::Order> orders);
   void HandleTrap();
   void HandleSyscall();
   void HandleFault();
-  void SubmitQueued();
   void FlushQueuedOrders();
   void HandleFailedOrder(size_t index, int error);
 
@@ -259,6 +260,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void RecalcPending();
   void Kick();
   void KickFatal();
+  // True if the task has to be looked at again; ends its stub if it was looked at long enough.
+  bool CheckStub();
   bool Wants(int signo) const;
   void SetMaskLocked(SigSet mask);
 
@@ -322,6 +325,12 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::atomic<bool> trapped_{false};
   std::atomic<TaskState> state_{TaskState::kRunning};
   std::atomic<bool> in_guest_{false};
+  // For StubWatch (stub_watch.cc): how often the stub was resumed, and what the task waits for.
+  enum class Waits : uint64_t { kNo, kGuest, kOrders, kFill };
+  static constexpr uint64_t kWaitsMask = 3;
+  std::atomic<uint64_t> rounds_{0};
+  uint64_t watched_rounds_ = 0;  // at the last look; under the signal mutex
+  int watched_looks_ = 0;
   std::atomic<int> syscall_nr_{-1};
   bool gone_ = false;  // the host thread is dead
 

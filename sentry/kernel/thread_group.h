@@ -142,6 +142,7 @@ class ThreadGroup : public base::RefCounted {
 
  private:
   friend class Kernel;
+  friend class StubWatch;
   friend class Task;
   friend class Tty;
   ~ThreadGroup() override;

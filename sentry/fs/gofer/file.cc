@@ -197,8 +197,10 @@ base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
 
 base::Result<HostMapping> GoferFile::Mmap(uint64_t offset, uint64_t, int, bool shared) {
   // A private mapping never writes to the file, whatever its protection becomes. A shared one of a
-  // file that is open for writing may be made writable later.
-  if (shared && writable()) inode_->SetMappedWritable();
+  // file that is open for writing may be made writable later. Other stubs get no description that
+  // could write, whoever else has the file open.
+  if (!shared || !writable()) return HostMapping{TRY(inode_->MappingFd()), offset};
+  inode_->SetMappedWritable();
   return HostMapping{fd_, offset};
 }
 

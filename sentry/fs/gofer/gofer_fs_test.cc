@@ -325,6 +325,23 @@ TEST_F(GoferFsTest, MappingsAreCoherent) {
   });
 }
 
+// Whoever else has the file open for writing.
+TEST_F(GoferFsTest, MappingsThatMustNotWriteGetNoDescriptionThatWrites) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto writer = Open("/m", O_CREAT | O_RDWR);
+    Write(*writer, std::string(4096, 'a'));
+    auto reader = Open("/m", O_RDONLY);
+    auto read_only = reader->Mmap(0, 4096, PROT_READ, true);
+    auto is_private = writer->Mmap(0, 4096, PROT_READ | PROT_WRITE, false);
+    auto shared = writer->Mmap(0, 4096, PROT_READ, true);
+    ASSERT_TRUE(read_only.ok() && is_private.ok() && shared.ok());
+    EXPECT_EQ(fcntl(read_only->file->get(), F_GETFL) & O_ACCMODE, O_RDONLY);
+    EXPECT_EQ(fcntl(is_private->file->get(), F_GETFL) & O_ACCMODE, O_RDONLY);
+    EXPECT_EQ(fcntl(shared->file->get(), F_GETFL) & O_ACCMODE, O_RDWR);
+  });
+}
+
 TEST_F(GoferFsTest, AppendsFromManyFibersLoseNothing) {
   Mount(GoferCache::kExclusive);
   std::atomic<int> left = 8;

@@ -232,6 +232,18 @@ base::Result<base::Ref<base::HostFd>> GoferInode::EnsureFd(bool write) {
     if (write_fd_) return write_fd_;
     if (!write && read_fd_) return read_fd_;
   }
+  return OpenFd(write);
+}
+
+base::Result<base::Ref<base::HostFd>> GoferInode::MappingFd() {
+  {
+    absl::MutexLock l(&mutex_);
+    if (read_fd_) return read_fd_;
+  }
+  return OpenFd(false);
+}
+
+base::Result<base::Ref<base::HostFd>> GoferInode::OpenFd(bool write) {
   base::UniqueFd fd =
       TRY(gofer::ParseFd(Call(gofer::MakeOpen(handle_, write ? O_RDWR : O_RDONLY))));
   // The file that was asked for, and no other.

@@ -83,6 +83,8 @@ class GoferInode : public Inode {
   void WasRead() {
     if (atime_due_.load(std::memory_order_relaxed)) MarkStale();
   }
+  // A host descriptor that cannot write.
+  base::Result<base::Ref<base::HostFd>> MappingFd();
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
   // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
@@ -104,6 +106,7 @@ class GoferInode : public Inode {
   }
   // A host descriptor for reading or for reading and writing.
   base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
+  base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
   void AdoptFd(base::UniqueFd fd);
   void Apply(const gofer::Attr& attr);
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

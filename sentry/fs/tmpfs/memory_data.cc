@@ -192,9 +192,13 @@ base::Status MemoryData::EnsureCapacity(uint64_t end) {
 }
 
 base::Status MemoryData::MoveToFile() {
-  const int fd = memfd_create("file", MFD_CLOEXEC);
-  if (fd < 0) return base::Error(errno == EMFILE || errno == ENFILE ? ENOSPC : errno);
-  fd_ = base::MakeRef<base::HostFd>(fd);
+  auto file = base::MemoryFile::New();
+  if (!file.ok()) {
+    const int error = file.error().code();
+    return base::Error(error == EMFILE || error == ENFILE ? ENOSPC : error);
+  }
+  file_ = std::move(*file);
+  fd_ = file_->fd();
   for (uint64_t page = 0; page < PagesOf(inline_.size()); page++) {
     pages_[page / 64] |= uint64_t{1} << (page % 64);  // charged already
   }
@@ -203,11 +207,12 @@ base::Status MemoryData::MoveToFile() {
     if (status.ok() && map_ != nullptr) {
       memcpy(map_, inline_.data(), inline_.size());
     } else if (status.ok()) {
-      const ssize_t n = pwrite(fd, inline_.data(), inline_.size(), 0);
+      const ssize_t n = pwrite(fd_->get(), inline_.data(), inline_.size(), 0);
       if (n != static_cast<ssize_t>(inline_.size())) status = base::Error(n < 0 ? errno : EIO);
     }
     if (!status.ok()) {
       fd_ = nullptr;
+      file_ = nullptr;
       pages_.clear();
       capacity_ = 0;
       return status;
@@ -382,7 +387,7 @@ base::Result<base::Ref<base::HostFd>> MemoryData::HostFile(bool writable) {
     TRY(SetHostSize(size_));
     exact_ = true;
   }
-  if (!writable) return fd_;
+  if (!writable) return file_->ReadOnly();
   if (!writable_fd_) {
     const int copy = fcntl(fd_->get(), F_DUPFD_CLOEXEC, 0);
     if (copy < 0) return base::LastError();
