@@ -9,12 +9,15 @@
 namespace sentry {
 
 namespace {
-constexpr int64_t kLookNs = base::kNsPerSec / 4;
+constexpr int64_t kLookNs = base::kNsPerSec / 10;
 // Looks without progress. An interrupt takes microseconds; an order a page fault of a slow file or
 // the tables of a large process at most, unless it fills memory.
-constexpr int kFatalLooks = 4;
-constexpr int kOrderLooks = 20;
-constexpr int kFillLooks = 400;
+constexpr int kFatalLooks = 10;
+constexpr int kOrderLooks = 50;
+constexpr int kFillLooks = 1000;
+// A process that has to die and uses so much time of the processor instead is not merely waiting
+// for it.
+constexpr int64_t kFatalCpuNs = base::kNsPerSec / 10;
 }  // namespace
 
 void StubWatch::Arm() {
@@ -42,15 +45,18 @@ bool Task::CheckStub() {
   Waits waits = static_cast<Waits>(rounds & kWaitsMask);
   bool fatal = in_guest_.load(std::memory_order_relaxed) && FatalPending();
   if (!context_ || (!fatal && (waits == Waits::kNo || waits == Waits::kGuest))) return false;
+  int64_t cpu = fatal ? context_->CpuTimeNs() : 0;
   if (watched_rounds_ != rounds) {
     watched_rounds_ = rounds;
     watched_looks_ = 0;
+    watched_cpu_ns_ = cpu;
     return true;
   }
   int limit = waits == Waits::kOrders ? kOrderLooks
               : waits == Waits::kFill ? kFillLooks
                                       : kFatalLooks;
-  if (++watched_looks_ < limit || waits == Waits::kNo) return true;
+  bool busy = fatal && group_->exiting() && cpu - watched_cpu_ns_ >= kFatalCpuNs;
+  if (waits == Waits::kNo || (++watched_looks_ < limit && !busy)) return true;
   LOG_WARNING("[%d] %s: its stub does not answer and is ended", pid_ref()->number(),
               comm().c_str());
   context_->address_space().Kill();

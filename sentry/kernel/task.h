@@ -331,6 +331,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::atomic<uint64_t> rounds_{0};
   uint64_t watched_rounds_ = 0;  // at the last look; under the signal mutex
   int watched_looks_ = 0;
+  int64_t watched_cpu_ns_ = 0;
   std::atomic<int> syscall_nr_{-1};
   bool gone_ = false;  // the host thread is dead
 

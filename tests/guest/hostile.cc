@@ -5,7 +5,7 @@
 // program's end says only that it got through. That nothing happened outside is for the test around
 // it to check. Usage: hostile [all]; prints "sites N hidden M tried K deaths D hung H". With `all`
 // every site gets every pattern of arguments with every number, else each number gets another
-// pattern at each site, and all of them where the runtime itself may make the call.
+// pattern at each site, and several where the runtime itself may make the call.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -23,16 +23,17 @@ namespace {
 using namespace hostile;  // NOLINT
 
 char g_scratch[65536] __attribute__((aligned(4096)));
-constexpr int kWorkers = 8;
+constexpr int kWorkers = 6;  // some of their children only wait
+constexpr size_t kChunk = 64;
 constexpr int64_t kPatienceNs = 100'000'000;  // for a child that makes no progress
 
 struct Attempt {
-  uint64_t nr;
+  uint64_t site, nr;
   int pattern;
 };
 
 struct Shared {
-  std::atomic<size_t> next_site, tried, deaths, hung;
+  std::atomic<size_t> next, tried, deaths, hung;
   std::atomic<size_t> progress[kWorkers];  // how far each worker's child has come
 };
 Shared* g_shared;
@@ -56,15 +57,16 @@ void ScanOwn(std::vector<uint64_t>* sites) {
 }
 
 // The runtime hides near the top of the address space, below its mailbox; and where patched calls
-// jump through.
-void ScanHidden(std::vector<uint64_t>* sites) {
+// jump through. Without `all` every MiB that begins with a hole is taken for one.
+void ScanHidden(bool all, std::vector<uint64_t>* sites) {
   auto scan = [&](uint64_t begin, uint64_t end) {
     for (uint64_t page = begin; page < end; page += 4096) {
-      WithPage(page, [&](const unsigned char* p) {
+      bool there = WithPage(page, [&](const unsigned char* p) {
         for (int i = 0; i + 1 < 4096; i++) {
           if (IsEntry(p + i)) sites->push_back(page + i);
         }
       });
+      if (!there && !all && page % 0x10'0000 == 0) page += 0xf'f000;
     }
   };
   scan(platform::kRegionBase, platform::kMailboxBase);
@@ -95,28 +97,29 @@ const Args* Patterns(size_t* count) {
   return patterns;
 }
 
-void Attack(uint64_t site, const Attempt& attempt) {
+void Attack(const Attempt& attempt) {
   size_t count;
   pid_t self = getpid();
   ualarm(10000, 0);
-  if (sigsetjmp(g_jump, 1) == 0) JumpAt(site, attempt.nr, Patterns(&count)[attempt.pattern], 0);
+  if (sigsetjmp(g_jump, 1) == 0)
+    JumpAt(attempt.site, attempt.nr, Patterns(&count)[attempt.pattern], 0);
   if (getpid() != self) _exit(0);
 }
 
-// Tries all of `attempts` at `site`, in as many children as it takes.
-void Try(int worker, uint64_t site, const std::vector<Attempt>& attempts) {
+// Makes attempts [begin, end), in as many children as it takes.
+void Try(int worker, const std::vector<Attempt>& attempts, size_t begin, size_t end) {
   std::atomic<size_t>& progress = g_shared->progress[worker];
-  progress = 0;
-  while (progress < attempts.size()) {
+  progress = begin;
+  while (progress < end) {
     pid_t pid = fork();
     if (pid < 0) _exit(1);
     if (pid == 0) {
       setpgid(0, 0);
-      while (progress < attempts.size()) {
+      while (progress < end) {
         const Attempt& attempt = attempts[progress];
         progress++;
         g_shared->tried++;
-        Attack(site, attempt);
+        Attack(attempt);
       }
       _exit(0);
     }
@@ -151,22 +154,21 @@ bool RuntimeMay(uint64_t nr) {
   return false;
 }
 
-std::vector<Attempt> AttemptsAt(size_t index, bool all) {
+// Appends what is tried at the site of this number.
+void AddAttempts(size_t index, uint64_t site, bool all, std::vector<Attempt>* attempts) {
+  constexpr size_t kOfRuntime = 3;  // patterns at a site of a call that the runtime itself may make
   size_t patterns;
   Patterns(&patterns);
   std::vector<uint64_t> numbers;
   for (uint64_t nr = 0; nr <= 470; nr++) numbers.push_back(nr);
   for (uint64_t nr = 0; nr <= 470; nr++) numbers.push_back(nr | 0x40000000);  // x32
   for (uint64_t nr : {~0ull, 1ull << 32, 1ull << 63}) numbers.push_back(nr);
-  std::vector<Attempt> attempts;
   for (size_t i = 0; i < numbers.size(); i++) {
-    if (all || RuntimeMay(numbers[i])) {
-      for (size_t p = 0; p < patterns; p++) attempts.push_back({numbers[i], static_cast<int>(p)});
-    } else {
-      attempts.push_back({numbers[i], static_cast<int>((index + i) % patterns)});
+    size_t count = all ? patterns : RuntimeMay(numbers[i]) ? kOfRuntime : 1;
+    for (size_t p = 0; p < count; p++) {
+      attempts->push_back({site, numbers[i], static_cast<int>((index + i + 3 * p) % patterns)});
     }
   }
-  return attempts;
 }
 
 }  // namespace
@@ -176,7 +178,7 @@ int main(int argc, char** argv) {
   CatchFaults();
   std::vector<uint64_t> own, hidden;
   ScanOwn(&own);
-  ScanHidden(&hidden);
+  ScanHidden(all, &hidden);
   size_t own_found = own.size();
   if (own.size() > 2) own.resize(2);  // they are all alike
   std::vector<uint64_t> sites = own;
@@ -192,11 +194,15 @@ int main(int argc, char** argv) {
   sigemptyset(&child);
   sigaddset(&child, SIGCHLD);
   sigprocmask(SIG_BLOCK, &child, nullptr);
+  // What the program's own sites do is what any program may do: all of it.
+  std::vector<Attempt> attempts;
+  for (size_t i = 0; i < sites.size(); i++) {
+    AddAttempts(i, sites[i], all || i < own.size(), &attempts);
+  }
   for (int worker = 0; worker < kWorkers; worker++) {
     if (fork() != 0) continue;
-    for (size_t i; (i = g_shared->next_site++) < sites.size();) {
-      // What the program's own sites do is what any program may do: all of it.
-      Try(worker, sites[i], AttemptsAt(i, all || i < own.size()));
+    for (size_t i; (i = g_shared->next.fetch_add(kChunk)) < attempts.size();) {
+      Try(worker, attempts, i, std::min(i + kChunk, attempts.size()));
     }
     _exit(0);
   }
