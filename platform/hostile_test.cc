@@ -241,7 +241,12 @@ TEST_F(HostileTest, ListedCallsWithBadArguments) {
   expect_ended(25, test::kData, 4096, 4096, 1);       // mremap to anywhere
   expect_ended(157, 4, 1, 0, 0);                      // PR_SET_DUMPABLE
   expect_ended(157, 1, 0, 0, 0);                      // PR_SET_PDEATHSIG, no signal
-  for (uint64_t op : {6ull, 7ull, 8ull, 11ull, 12ull, 2ull})
+  expect_ended(25, kSharedBase, 4096, 4096, 3);       // the doorbell elsewhere
+  expect_ended(25, kRegionBase - 0x100000, 0x2000000, 0x2000000, 3);
+  expect_ended(25, 0x10000, ~0ull >> 1, 4096, 3);
+  expect_ended(202, kSharedBase, 0, 0, 0);  // waiting where the sentry does
+  expect_ended(202, kSharedBase + 64, 9, 0, 0);
+  for (uint64_t op : {6ull, 7ull, 8ull, 11ull, 12ull, 2ull, 3ull, 4ull})
     expect_ended(202, test::kData, op, 0, 0);
   expect_ended(228, 0, test::kData, 0, 0);
 }

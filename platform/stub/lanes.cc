@@ -6,7 +6,7 @@
 namespace platform::stub {
 namespace {
 
-constexpr long kEintr = -4, kEfault = -14;
+constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys = -38;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr uint64_t kClockMonotonic = 1, kClockThreadCpu = 3;
 
@@ -57,7 +57,8 @@ bool FutexWaitLane(Slot* s, bool relative) {
   }
   for (;;) {
     __atomic_store_n(&s->in_futex, 1u, __ATOMIC_RELAXED);
-    long r = StubFutex(s->rdi, s->rsi, s->rdx, timeout_address, s->r8, s->r9, s);
+    long r =
+        StubFutex(s->rdi, static_cast<uint32_t>(s->rsi), s->rdx, timeout_address, s->r8, s->r9, s);
     __atomic_store_n(&s->in_futex, 0u, __ATOMIC_RELAXED);
     if (r != kEintr) return Answer(s, r);
     int64_t remaining = -1;
@@ -74,17 +75,42 @@ bool FutexWaitLane(Slot* s, bool relative) {
   }
 }
 
+// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE of a word that processes share. The filter admits none that
+// could take the sentry away from the doorbell, so those to be moved are woken: they look at their
+// word again, as after any wake-up that they did not expect.
+long RequeueShared(Slot* s, bool compare) {
+  int32_t wake = static_cast<int32_t>(s->rdx), requeue = static_cast<int32_t>(s->r10);
+  if (wake < 0 || requeue < 0 || ((s->rdi | s->r8) & 3) != 0) return kEinval;
+  uint32_t value;
+  if (s->r8 >= kRegionBase ||
+      StubCopy(&value, reinterpret_cast<const void*>(s->r8), sizeof(value)) != 0 ||
+      StubCopy(&value, reinterpret_cast<const void*>(s->rdi), sizeof(value)) != 0) {
+    return kEfault;
+  }
+  if (compare && value != static_cast<uint32_t>(s->r9)) return kEagain;
+  int64_t count = int64_t{wake} + requeue;
+  return Syscall(kSysFutex, s->rdi, FUTEX_WAKE,
+                 static_cast<uint64_t>(count > INT32_MAX ? INT32_MAX : count));
+}
+
 bool Futex(Slot* s) {
+  // No word of the guest's lies in the region of the stub.
+  if (s->rdi >= kRegionBase) return Answer(s, kEfault);
   switch (static_cast<uint32_t>(s->rsi) &
           ~static_cast<uint32_t>(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)) {
     case FUTEX_WAIT:
       return FutexWaitLane(s, true);
     case FUTEX_WAIT_BITSET:
       return FutexWaitLane(s, false);
-    case FUTEX_WAKE:
-    case FUTEX_WAKE_BITSET:
     case FUTEX_REQUEUE:
     case FUTEX_CMP_REQUEUE:
+      if (s->rsi & FUTEX_CLOCK_REALTIME) return Answer(s, kEnosys);
+      if (!(s->rsi & FUTEX_PRIVATE_FLAG)) {
+        return Answer(s, RequeueShared(s, (s->rsi & 0x7f) == FUTEX_CMP_REQUEUE));
+      }
+      [[fallthrough]];
+    case FUTEX_WAKE:
+    case FUTEX_WAKE_BITSET:
     case FUTEX_WAKE_OP:
       // The upper half of the operation is not the guest's to use, and the filter refuses it.
       return Answer(s, Syscall(kSysFutex, s->rdi, static_cast<uint32_t>(s->rsi), s->rdx, s->r10,

@@ -125,7 +125,7 @@ void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
   base::Status status = zygote_.Start(shared_fd_.get(), why);
   if (status.ok()) {
     limits_.min_address = machine_.mmap_min_addr;
-    limits_.max_address = kRegionBase;
+    limits_.max_address = kRegionBase - kPageSize;  // a guard: see the filter's rule for mremap
     limits_.vdso_base = zygote_.vdso_base();
     if (zygote_.listener() >= 0) clone_gate_.Start(zygote_.listener());
   }
