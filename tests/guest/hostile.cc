@@ -5,7 +5,8 @@
 // program's end says only that it got through. That nothing happened outside is for the test around
 // it to check. Usage: hostile [all]; prints "sites N hidden M tried K deaths D hung H". With `all`
 // every site gets every pattern of arguments with every number, else each number gets another
-// pattern at each site, and several where the runtime itself may make the call.
+// pattern at each site, several where the runtime itself may make the call, and the x32 forms are
+// shared out among the sites.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -23,9 +24,9 @@ namespace {
 using namespace hostile;  // NOLINT
 
 char g_scratch[65536] __attribute__((aligned(4096)));
-constexpr int kWorkers = 6;  // some of their children only wait
+constexpr int kWorkers = 4;  // some of their children only wait
 constexpr size_t kChunk = 64;
-constexpr int64_t kPatienceNs = 100'000'000;  // for a child that makes no progress
+constexpr int64_t kPatienceNs = 50'000'000;  // for a child that makes no progress
 
 struct Attempt {
   uint64_t site, nr;
@@ -109,17 +110,17 @@ void Attack(const Attempt& attempt) {
 // Makes attempts [begin, end), in as many children as it takes.
 void Try(int worker, const std::vector<Attempt>& attempts, size_t begin, size_t end) {
   std::atomic<size_t>& progress = g_shared->progress[worker];
-  progress = begin;
-  while (progress < end) {
+  // Each child gets a step further at least, whatever it does to what it shares with us.
+  for (size_t at = begin; at < end; at = std::max(at + 1, std::min(progress.load(), end))) {
+    progress = at;
     pid_t pid = fork();
     if (pid < 0) _exit(1);
     if (pid == 0) {
       setpgid(0, 0);
-      while (progress < end) {
-        const Attempt& attempt = attempts[progress];
-        progress++;
+      for (size_t i = at; i < end; i++) {
+        progress = i + 1;
         g_shared->tried++;
-        Attack(attempt);
+        Attack(attempts[i]);
       }
       _exit(0);
     }
@@ -161,7 +162,9 @@ void AddAttempts(size_t index, uint64_t site, bool all, std::vector<Attempt>* at
   Patterns(&patterns);
   std::vector<uint64_t> numbers;
   for (uint64_t nr = 0; nr <= 470; nr++) numbers.push_back(nr);
-  for (uint64_t nr = 0; nr <= 470; nr++) numbers.push_back(nr | 0x40000000);  // x32
+  for (uint64_t nr = 0; nr <= 470; nr++) {  // x32
+    if (all || (index + nr) % 4 == 0) numbers.push_back(nr | 0x40000000);
+  }
   for (uint64_t nr : {~0ull, 1ull << 32, 1ull << 63}) numbers.push_back(nr);
   for (size_t i = 0; i < numbers.size(); i++) {
     size_t count = all ? patterns : RuntimeMay(numbers[i]) ? kOfRuntime : 1;
@@ -181,6 +184,8 @@ int main(int argc, char** argv) {
   ScanHidden(all, &hidden);
   size_t own_found = own.size();
   if (own.size() > 2) own.resize(2);  // they are all alike
+  std::sort(hidden.begin(), hidden.end());
+  hidden.erase(std::unique(hidden.begin(), hidden.end()), hidden.end());
   std::vector<uint64_t> sites = own;
   sites.insert(sites.end(), hidden.begin(), hidden.end());
   g_shared =

@@ -92,7 +92,7 @@ inline bool IsEntry(const unsigned char* p) {
 
 // Whether a page can be read; `f` is called with it then.
 template <typename F>
-bool WithPage(uint64_t page, F f) {
+[[gnu::noinline]] bool WithPage(uint64_t page, F f) {
   if (sigsetjmp(g_jump, 1)) return false;
   const volatile unsigned char* p = reinterpret_cast<const volatile unsigned char*>(page);
   static_cast<void>(*p);
