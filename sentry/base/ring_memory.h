@@ -15,22 +15,31 @@ namespace base {
 // one holds is old: the user resets its ring before anybody reads.
 class RingMemory {
  public:
-  // `size` is a multiple of the page size. ENFILE, EMFILE or ENOMEM as the host says.
-  static Result<std::unique_ptr<RingMemory>> New(size_t size);
+  // `size` is a multiple of the page size. `charge` is what it counts for in KernelMemory at first:
+  // less than `size` if its owner calls Touch. ENFILE, EMFILE or ENOMEM as the host says,
+  // ENOMEM if KernelMemory is full or too many are mapped.
+  static Result<std::unique_ptr<RingMemory>> New(size_t size, size_t charge);
+  static Result<std::unique_ptr<RingMemory>> New(size_t size) { return New(size, size); }
   ~RingMemory();
   RingMemory(const RingMemory&) = delete;
   RingMemory& operator=(const RingMemory&) = delete;
+
+  // Bytes up to `end` were written: from then on the memory has their pages.
+  void Touch(size_t end) {
+    if (end > charge_) Grow(end);
+  }
 
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
   const Ref<HostFd>& file() const { return file_; }
 
  private:
-  RingMemory(Ref<HostFd> file, std::byte* data, size_t size)
-      : file_(std::move(file)), data_(data), size_(size) {}
+  RingMemory(Ref<HostFd> file, std::byte* data, size_t size, size_t charge)
+      : file_(std::move(file)), data_(data), size_(size), charge_(charge) {}
+  void Grow(size_t end);
   Ref<HostFd> file_;
   std::byte* data_;
-  size_t size_;
+  size_t size_, charge_;
 };
 
 }  // namespace base

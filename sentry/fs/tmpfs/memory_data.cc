@@ -10,6 +10,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "sentry/base/kernel_memory.h"
+
 namespace sentry {
 namespace {
 
@@ -22,6 +24,9 @@ constexpr size_t kBounce = 64 * 1024;
 constexpr uint64_t kMaxReserve = uint64_t{1} << 24;
 
 std::atomic<int> g_mappings{0};
+
+// With little left of the sentry's own memory no more than a page is kept there.
+uint64_t InlineMax() { return base::KernelMemory::Tight() ? kMemoryPage : MemoryData::kInlineMax; }
 
 constexpr uint64_t PageOf(uint64_t offset) { return offset / kMemoryPage; }
 constexpr uint64_t PagesOf(uint64_t bytes) {
@@ -156,7 +161,7 @@ base::Status MemoryData::SetHostSize(uint64_t size) {
 }
 
 void MemoryData::EnsureMapped(uint64_t end) {
-  if (end <= mapped_ || end > kMaxMapped) return;
+  if (end <= mapped_ || end > kMaxMapped || base::KernelMemory::Tight()) return;
   // Room to grow: pages beyond the host file are never touched.
   const uint64_t length = std::min(kMaxMapped, std::bit_ceil(std::max<uint64_t>(end, 1 << 20)));
   void* p;
@@ -221,6 +226,7 @@ base::Result<size_t> MemoryData::WriteInline(IoSource& src, uint64_t offset, uin
   const size_t old = inline_.size();
   const uint64_t end = offset + length;
   if (end > old) {
+    if (base::KernelMemory::Full()) return base::Error(ENOSPC);
     const uint64_t more = PagesOf(end) - PagesOf(old);
     if (!quota_->Charge(more)) {
       // As many bytes as fit into pages that are there, then page by page.
@@ -277,7 +283,7 @@ base::Result<size_t> MemoryData::Write(IoSource& src, uint64_t offset) {
   if (offset >= kMaxFileSize) return base::Error(EFBIG);
   length = std::min(length, kMaxFileSize - offset);
   const uint64_t end = offset + length;
-  if (!fd_ && end > kInlineMax) TRY(MoveToFile());
+  if (!fd_ && end > InlineMax()) TRY(MoveToFile());
   auto written = fd_ ? WriteFile(src, offset, length) : WriteInline(src, offset, length);
   if (written.ok() && *written > 0 && offset + *written > size_) size_ = offset + *written;
   if (exact_ && capacity_ != size_) TRY(SetHostSize(size_));
@@ -310,7 +316,7 @@ base::Status MemoryData::Truncate(uint64_t size) {
 }
 
 base::Status MemoryData::Reserve(uint64_t offset, uint64_t length) {
-  if (!fd_ && offset + length > kInlineMax) TRY(MoveToFile());
+  if (!fd_ && offset + length > InlineMax()) TRY(MoveToFile());
   if (!fd_) {
     if (offset + length <= inline_.size()) return base::Ok();
     const uint64_t more = PagesOf(offset + length) - PagesOf(inline_.size());
