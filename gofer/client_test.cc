@@ -32,6 +32,7 @@ std::vector<std::string> ValidPackets(Handle root, Handle file) {
     requests.push_back(
         MakeMake(op, root, "made", op == Op::kMknod ? S_IFIFO | 0600 : 0600, 0, 0, 0));
   }
+  requests.push_back(MakeMake(Op::kTmpfile, root, "", 0600, 0, 0, O_RDWR));
   requests.push_back(MakeSymlink(root, "link", "target", 0, 0));
   requests.push_back(MakeLink(file, root, "linked"));
   requests.push_back(MakeUnlink(root, "made", false));

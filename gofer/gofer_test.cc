@@ -262,6 +262,7 @@ TEST_P(GoferTest, ReadonlyMountRefusesChanges) {
   EXPECT_EQ(Call(MakeOpen(file, O_RDONLY | O_TRUNC)).error, EROFS);
   EXPECT_EQ(ReadFd(*ParseFd(Call(MakeOpen(file, O_RDONLY)))), "fixed");
   EXPECT_EQ(Call(MakeMake(Op::kCreate, readonly_, "n", 0644, 0, 0, O_RDWR)).error, EROFS);
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, readonly_, "", 0644, 0, 0, O_RDWR)).error, EROFS);
   EXPECT_EQ(Call(MakeMake(Op::kMkdir, readonly_, "n", 0755, 0, 0, 0)).error, EROFS);
   EXPECT_EQ(Call(MakeMake(Op::kMknod, readonly_, "n", S_IFIFO | 0600, 0, 0, 0)).error, EROFS);
   EXPECT_EQ(Call(MakeSymlink(readonly_, "n", "t", 0, 0)).error, EROFS);
@@ -298,6 +299,27 @@ TEST_P(GoferTest, Xattrs) {
   EXPECT_EQ(Call(MakeSetXattr(file, "security.capability", "y", 0)).error, EOPNOTSUPP);
   EXPECT_TRUE(ParseEmpty(Call(MakeRemoveXattr(file, "user.color"))).ok());
   EXPECT_EQ(Call(MakeGetXattr(file, "user.color", 100)).error, ENODATA);
+}
+
+TEST_P(GoferTest, TmpfileGetsAName) {
+  Launch();
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, root_, "name", 0640, 0, 0, O_RDWR)).error, EPROTO);
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, root_, "", 0640, 0, 0, O_RDONLY)).error, EINVAL);
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, At({"file"}), "", 0640, 0, 0, O_RDWR)).error, ENOTDIR);
+  Reply reply = Call(MakeMake(Op::kTmpfile, root_, "", 04750, 1234, 5678, O_RDWR));
+  if (reply.error == EOPNOTSUPP) GTEST_SKIP() << "the file system has no O_TMPFILE";
+  auto made = ParseNode(std::move(reply), true);
+  ASSERT_TRUE(made.ok());
+  EXPECT_EQ(made->node.attr.nlink, 0u);
+  EXPECT_EQ(made->node.attr.mode, static_cast<uint32_t>(S_IFREG | 04750));
+  EXPECT_EQ(made->node.attr.uid, 1234u);
+  EXPECT_EQ(made->node.attr.gid, 5678u);
+  EXPECT_EQ(write(made->fd.get(), "data", 4), 4);
+  auto linked = ParseAttr(Call(MakeLink(made->node.handle, root_, "linked")));
+  ASSERT_TRUE(linked.ok());
+  EXPECT_EQ(linked->nlink, 1u);
+  EXPECT_EQ(linked->ino, made->node.attr.ino);
+  EXPECT_EQ(ReadFd(*ParseFd(Call(MakeOpen(At({"linked"}), O_RDONLY)))), "data");
 }
 
 TEST_P(GoferTest, StatFsFsyncStatAt) {

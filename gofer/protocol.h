@@ -55,7 +55,8 @@ enum class Op : uint16_t {
   kConnect,
   kForget,
   kSyncFs,
-  kMax = kSyncFs,
+  kTmpfile,
+  kMax = kTmpfile,
 };
 
 struct RequestHeader {
@@ -203,6 +204,8 @@ struct OpenRequest {
 // kCreate (regular file; EEXIST if there), kMkdir, kMknod (FIFO, socket, regular file; devices
 // EPERM). The new node belongs to uid and gid, or to the group of a set-group-id parent as in
 // Linux's inode_init_owner(). Reply: Node; for kCreate also the open descriptor.
+// kTmpfile: a regular file without a name in `parent` (O_TMPFILE), which kLink may name; no name,
+// as kCreate otherwise.
 struct MakeRequest {
   Handle parent;
   uint32_t mode;  // permissions; for kMknod with the type

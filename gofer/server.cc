@@ -15,7 +15,7 @@ constexpr Handler kHandlers[] = {
     nullptr,       DoHello,    DoAttach,  DoWalk,   DoStatAt,   DoGetAttr,  DoSetAttr,
     DoOpen,        DoCreate,   DoMkdir,   DoMknod,  DoSymlink,  DoLink,     DoUnlink,
     DoRename,      DoReadlink, DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr,
-    DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,
+    DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,   DoTmpfile,
 };
 static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
 

@@ -94,6 +94,7 @@ base::Status DoRemoveXattr(Session& s, Reader in, ReplyBuilder out);
 base::Status DoFsync(Session& s, Reader in, ReplyBuilder out);
 base::Status DoSyncFs(Session& s, Reader in, ReplyBuilder out);
 base::Status DoConnect(Session& s, Reader in, ReplyBuilder out);
+base::Status DoTmpfile(Session& s, Reader in, ReplyBuilder out);
 base::Status DoForget(Session& s, Reader in, ReplyBuilder out);
 
 }  // namespace gofer

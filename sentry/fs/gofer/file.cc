@@ -140,7 +140,11 @@ base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool
       return n < 0 ? -errno : n;
     };
     // Into the page cache: as quick as memory. Else it waits for the disk.
-    const ssize_t n = sync != 0 ? fiber::BlockingCall(write) : write();
+    ssize_t n = sync != 0 ? fiber::BlockingCall(write) : write();
+    if (n == -ENOSPC || n == -EDQUOT) {
+      inode_->gofer_fs().connection().FlushForgotten();  // may give room back
+      n = fiber::BlockingCall(write);
+    }
     if (n < 0) {
       if (done > 0) return done;
       return base::Error(static_cast<int>(-n));
@@ -252,6 +256,9 @@ base::Result<base::Ref<FileDescription>> GoferInode::Open(const OpenArgs& args) 
   }
   if (!IsReg()) return base::Error(IsSymlink() ? ELOOP : ENXIO);
   auto fd = TRY(EnsureFd((args.flags & O_ACCMODE) != O_RDONLY));
+  if ((args.flags & O_TMPFILE) == O_TMPFILE && (args.flags & O_EXCL) != 0) {
+    never_linked_.store(true, std::memory_order_relaxed);
+  }
   return base::Ref<FileDescription>(
       base::MakeRef<GoferFile>(args.path, args.flags, this, std::move(fd)));
 }

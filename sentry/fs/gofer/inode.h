@@ -58,6 +58,7 @@ class GoferInode : public Inode {
   base::Result<base::Ref<Inode>> Mkdir(std::string_view name, const NewInode& args) override;
   base::Result<base::Ref<Inode>> Symlink(std::string_view name, std::string_view target,
                                          const NewInode& args) override;
+  base::Result<base::Ref<Inode>> Tmpfile(const NewInode& args) override;
   base::Status Link(std::string_view name, Inode& target) override;
   base::Status Unlink(std::string_view name, Inode& victim) override;
   base::Status Rmdir(std::string_view name, Inode& victim) override;
@@ -108,6 +109,9 @@ class GoferInode : public Inode {
   void Apply(const gofer::Attr& attr);
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
+  // A name of it was removed.
+  void LostName();
+  bool lost_name() const { return lost_name_.load(std::memory_order_relaxed); }
   void MarkStale() { stale_.store(true, std::memory_order_release); }
   // The names in this directory have changed.
   void NamesChanged();
@@ -127,7 +131,9 @@ class GoferInode : public Inode {
 
   std::atomic<bool> stale_{false};
   std::atomic<bool> mapped_writable_{false};
-  std::atomic<bool> atime_due_{false};     // the next read changes the access time (relatime)
+  std::atomic<bool> atime_due_{false};  // the next read changes the access time (relatime)
+  std::atomic<bool> lost_name_{false};
+  std::atomic<bool> never_linked_{false};  // made with O_TMPFILE | O_EXCL
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
   std::atomic<uint64_t> names_version_{0};
   std::atomic<bool> listed_{false};
