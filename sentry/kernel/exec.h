@@ -52,9 +52,11 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
                                                         const InodeAttr& attr, bool* secure,
                                                         bool* id_changed);
 
-// Fills a fresh address space with `image`.
+// Fills a fresh address space with `image`. *begun becomes true where Linux gives up the old
+// program: an error after that ends the process.
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
-                                        uint32_t personality, const OrderRunner& limits);
+                                        uint32_t personality, const OrderRunner& limits,
+                                        bool* begun);
 
 }  // namespace sentry
