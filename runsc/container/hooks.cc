@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "runsc/container/state.h"
 #include "runsc/sandbox/launch.h"
@@ -36,6 +38,7 @@ int64_t NowMs() {
   argv.push_back(nullptr);
   for (const std::string& e : hook.env) envp.push_back(const_cast<char*>(e.c_str()));
   envp.push_back(nullptr);
+  setpgid(0, 0);
   int null = open("/dev/null", O_WRONLY);
   dup2(input, 0);
   dup2(null, 1);
@@ -49,6 +52,65 @@ int64_t NowMs() {
   const char* why = strerror(errno);
   [[maybe_unused]] ssize_t n = write(2, why, strlen(why));
   _exit(127);
+}
+
+// Open namespaces, in the order in which to join them.
+absl::StatusOr<std::vector<UniqueFd>> OpenNamespaces(const HookNamespaces& where) {
+  const bool root = geteuid() == 0;
+  std::vector<std::pair<pid_t, const char*>> names;
+  if (!root) names.emplace_back(where.gofer, "user");
+  for (const char* name : {"ipc", "uts", "net", "pid", "cgroup"}) {
+    names.emplace_back(root ? where.sentry : where.gofer, name);
+  }
+  names.emplace_back(where.gofer, "mnt");
+  std::vector<UniqueFd> fds;
+  for (const auto& [pid, name] : names) {
+    std::string path = "/proc/" + std::to_string(pid) + "/ns/" + name;
+    fds.emplace_back(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fds.back().valid()) return ErrnoStatus("open " + path);
+  }
+  return fds;
+}
+
+// In the child: enters the namespaces and, for the PID namespace to count, forks once more: a
+// further child of this one's parent, which is told its pid on `report`. Returns in that process
+// alone.
+void EnterNamespaces(const std::vector<UniqueFd>& namespaces, int errors, int report) {
+  const auto fail = [errors](const char* what) {
+    std::string why = std::string(what) + ": " + strerror(errno);
+    [[maybe_unused]] ssize_t n = write(errors, why.data(), why.size());
+    _exit(127);
+  };
+  for (const UniqueFd& fd : namespaces) {
+    if (setns(fd.get(), 0) != 0) fail("setns");
+  }
+  long pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
+  if (pid < 0) fail("clone");
+  if (pid == 0) return;
+  const pid_t number = static_cast<pid_t>(pid);
+  if (write(report, &number, sizeof(number)) != sizeof(number)) fail("write");
+  _exit(0);
+}
+
+// Forks the process that executes the hook.
+absl::StatusOr<pid_t> StartHook(const oci::Hook& hook, int input, int errors,
+                                const std::vector<UniqueFd>& namespaces) {
+  int report[2];
+  if (pipe2(report, O_CLOEXEC) != 0) return ErrnoStatus("pipe");
+  UniqueFd report_read(report[0]), report_write(report[1]);
+  pid_t pid = fork();
+  if (pid < 0) return ErrnoStatus("fork");
+  if (pid == 0) {
+    if (!namespaces.empty()) EnterNamespaces(namespaces, errors, report_write.get());
+    ExecHook(hook, input, errors);
+  }
+  if (namespaces.empty()) return pid;
+  report_write.reset();
+  pid_t inside = 0;
+  bool told = read(report_read.get(), &inside, sizeof(inside)) == sizeof(inside);
+  if (!told) return pid;  // it has said why on `errors`, and its status is that of the hook
+  WaitForChild(pid);
+  return inside;
 }
 
 // Feeds `input` and collects `errors` until the child has ended or the deadline (0: none) is over.
@@ -82,23 +144,24 @@ bool Converse(pid_t pid, UniqueFd input, const std::string& text, int errors, in
   }
 }
 
-absl::Status RunHook(const oci::Hook& hook, const std::string& state_json) {
+absl::Status RunHook(const oci::Hook& hook, const std::string& state_json,
+                     const std::vector<UniqueFd>& namespaces) {
   int in[2], err[2];
   if (pipe2(in, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus("pipe");
   UniqueFd in_read(in[0]), in_write(in[1]);
   if (pipe2(err, O_CLOEXEC) != 0) return ErrnoStatus("pipe");
   UniqueFd err_read(err[0]), err_write(err[1]);
   fcntl(in_read.get(), F_SETFL, 0);
-  pid_t pid = fork();
-  if (pid < 0) return ErrnoStatus("fork");
-  if (pid == 0) ExecHook(hook, in_read.get(), err_write.get());
+  auto started = StartHook(hook, in_read.get(), err_write.get(), namespaces);
+  if (!started.ok()) return started.status();
+  const pid_t pid = *started;
   in_read.reset();
   err_write.reset();
   fcntl(err_read.get(), F_SETFL, O_NONBLOCK);
   int64_t deadline = hook.timeout ? NowMs() + *hook.timeout * 1000 : 0;
   std::string shown;
   bool ended = Converse(pid, std::move(in_write), state_json, err_read.get(), deadline, &shown);
-  if (!ended) kill(pid, SIGKILL);
+  if (!ended) kill(-pid, SIGKILL);  // with what it has started
   int status = WaitForChild(pid);
   if (!ended) {
     return absl::DeadlineExceededError("hook ran past specified timeout of " +
@@ -110,19 +173,32 @@ absl::Status RunHook(const oci::Hook& hook, const std::string& state_json) {
   return absl::InternalError(text);
 }
 
-}  // namespace
-
-absl::Status RunHooks(const char* kind, const std::vector<oci::Hook>& hooks,
-                      const std::string& state_json) {
+absl::Status RunAll(const char* kind, const std::vector<oci::Hook>& hooks,
+                    const std::string& state_json, const std::vector<UniqueFd>& namespaces) {
   signal(SIGPIPE, SIG_IGN);
   for (size_t i = 0; i < hooks.size(); ++i) {
-    absl::Status s = RunHook(hooks[i], state_json);
+    absl::Status s = RunHook(hooks[i], state_json, namespaces);
     if (s.ok()) continue;
     return absl::InternalError("error running " + std::string(kind) + " hook #" +
                                std::to_string(i) + " (" + hooks[i].path +
                                "): " + std::string(s.message()));
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunHooks(const char* kind, const std::vector<oci::Hook>& hooks,
+                      const std::string& state_json) {
+  return RunAll(kind, hooks, state_json, {});
+}
+
+absl::Status RunHooksInside(const HookNamespaces& where, const char* kind,
+                            const std::vector<oci::Hook>& hooks, const std::string& state_json) {
+  if (hooks.empty()) return absl::OkStatus();
+  auto namespaces = OpenNamespaces(where);
+  if (!namespaces.ok()) return namespaces.status();
+  return RunAll(kind, hooks, state_json, *namespaces);
 }
 
 }  // namespace runsc
