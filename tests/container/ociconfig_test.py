@@ -39,7 +39,7 @@ class HooksTest(harness.ContainerTest):
         self.assertEqual(["prestart", "createRuntime", "createContainer"], [k for k, _ in entries()])
         pid = self.sb.state(id)["pid"]
         for kind, state in entries():
-            self.assertEqual({"ociVersion": "1.0.2", "id": id, "status": "creating", "pid": pid,
+            self.assertEqual({"ociVersion": "1.0.2-dev", "id": id, "status": "creating", "pid": pid,
                               "bundle": state["bundle"], "annotations": {"com.example.key": "value"}}, state, kind)
         self.assertEqual(0, self.sb.runsc("start", id).returncode)
         self.assertEqual(("poststart", "running"), (entries()[-1][0], entries()[-1][1]["status"]))
