@@ -175,6 +175,9 @@ class CrashTest(harness.ContainerTest):
                 child.wait()
                 r = self.sb.runsc("start", id)
                 self.assertEqual((1, 1), (r.returncode, len(r.stderr.splitlines())), r.stderr)
+                # Its children are the test's now, which is to wait for them as init does: a hook inside
+                # the sandbox's PID namespace keeps that from ending.
+                leftovers.wait_no_processes()
                 self.check_gone(id, kind)
 
     def test_second_runsc_on_a_half_made_directory(self):
