@@ -19,7 +19,6 @@ class App;
 namespace runsc {
 
 inline constexpr const char kVersion[] = "0.1.0";
-inline constexpr const char kSpecVersion[] = "1.0.2-dev";
 
 using Args = std::vector<std::string>;
 

@@ -115,13 +115,21 @@ void AddGlobals(CLI::App& app, Globals& g) {
       ->check(CLI::IsMember({"true", "false", "auto"}));
   app.add_option("--platform", g.flags.platform,
                  "how system calls are trapped ('auto' or 'systrap') (default: \"auto\")")
-      ->check(CLI::IsMember({"auto", "systrap"}));
+      ->check([](const std::string& name) {
+        for (const char* missing : {"ptrace", "kvm"}) {
+          if (name == missing) return "the platform " + name + " is not implemented";
+        }
+        return CLI::IsMember({"auto", "systrap"})(name);
+      });
   app.add_option("--network", g.flags.network,
                  "the container's network ('none': loopback only) (default: \"none\")")
       ->check(CLI::IsMember({"none"}));
   app.add_flag("--overlay", g.flags.overlay,
                "keep writes to the root file system in memory instead of the bundle");
   app.add_flag("--strace", g.flags.strace, "log each system call to the debug log");
+  app.add_flag_callback("--strict",
+                        [] { throw CLI::ValidationError("--strict", "is not implemented"); })
+      ->group("");
   app.add_option("--debug-log", g.debug_log,
                  "log of each process; %ID%, %COMMAND%, %TIMESTAMP% and %PID% are replaced, a "
                  "path that ends with '/' is a directory");

@@ -78,7 +78,7 @@ absl::Status CheckConsole(const CreateOptions& options) {
 ContainerState NewState(const CreateOptions& options, const std::string& rootfs) {
   ContainerState state;
   state.id = options.id;
-  state.oci_version = options.spec.version;
+  state.oci_version = kSpecVersion;
   state.bundle = options.bundle;
   state.rootfs = rootfs;
   state.created = Timestamp(true);

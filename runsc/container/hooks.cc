@@ -39,6 +39,7 @@ int64_t NowMs() {
   argv.push_back(nullptr);
   for (const std::string& e : hook.env) envp.push_back(const_cast<char*>(e.c_str()));
   envp.push_back(nullptr);
+  setpgid(0, 0);
   int null = open("/dev/null", O_WRONLY);
   dup2(input, 0);
   dup2(null, 1);
@@ -72,9 +73,10 @@ absl::StatusOr<std::vector<UniqueFd>> OpenNamespaces(const HookNamespaces& where
   return fds;
 }
 
-// In the child: enters the namespaces and, for the PID namespace to count, forks once more. Returns
-// in the process that is to execute the hook; this one ends as that one does.
-void EnterNamespaces(const std::vector<UniqueFd>& namespaces, int errors) {
+// In the child: enters the namespaces and, for the PID namespace to count, forks once more: a
+// further child of this one's parent, which is told its pid on `report`. Returns in that process
+// alone.
+void EnterNamespaces(const std::vector<UniqueFd>& namespaces, int errors, int report) {
   const auto fail = [errors](const char* what) {
     std::string why = std::string(what) + ": " + strerror(errno);
     [[maybe_unused]] ssize_t n = write(errors, why.data(), why.size());
@@ -83,19 +85,33 @@ void EnterNamespaces(const std::vector<UniqueFd>& namespaces, int errors) {
   for (const UniqueFd& fd : namespaces) {
     if (setns(fd.get(), 0) != 0) fail("setns");
   }
+  long pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
+  if (pid < 0) fail("clone");
+  if (pid == 0) return;
+  const pid_t number = static_cast<pid_t>(pid);
+  if (write(report, &number, sizeof(number)) != sizeof(number)) fail("write");
+  _exit(0);
+}
+
+// Forks the process that executes the hook.
+absl::StatusOr<pid_t> StartHook(const oci::Hook& hook, int input, int errors,
+                                const std::vector<UniqueFd>& namespaces) {
+  int report[2];
+  if (pipe2(report, O_CLOEXEC) != 0) return ErrnoStatus("pipe");
+  UniqueFd report_read(report[0]), report_write(report[1]);
   pid_t pid = fork();
-  if (pid < 0) fail("fork");
+  if (pid < 0) return ErrnoStatus("fork");
   if (pid == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);  // at a timeout this one's parent is killed
-    return;
+    if (!namespaces.empty()) EnterNamespaces(namespaces, errors, report_write.get());
+    ExecHook(hook, input, errors);
   }
-  syscall(SYS_close_range, 0, ~0U, 0);  // the hook is to see the ends of its pipes
-  int status = WaitForChild(pid);
-  if (WIFSIGNALED(status)) {
-    signal(WTERMSIG(status), SIG_DFL);
-    kill(getpid(), WTERMSIG(status));
-  }
-  _exit(WEXITSTATUS(status));
+  if (namespaces.empty()) return pid;
+  report_write.reset();
+  pid_t inside = 0;
+  bool told = read(report_read.get(), &inside, sizeof(inside)) == sizeof(inside);
+  if (!told) return pid;  // it has said why on `errors`, and its status is that of the hook
+  WaitForChild(pid);
+  return inside;
 }
 
 // Feeds `input` and collects `errors` until the child has ended or the deadline (0: none) is over.
@@ -137,19 +153,16 @@ absl::Status RunHook(const oci::Hook& hook, const std::string& state_json,
   if (pipe2(err, O_CLOEXEC) != 0) return ErrnoStatus("pipe");
   UniqueFd err_read(err[0]), err_write(err[1]);
   fcntl(in_read.get(), F_SETFL, 0);
-  pid_t pid = fork();
-  if (pid < 0) return ErrnoStatus("fork");
-  if (pid == 0) {
-    if (!namespaces.empty()) EnterNamespaces(namespaces, err_write.get());
-    ExecHook(hook, in_read.get(), err_write.get());
-  }
+  auto started = StartHook(hook, in_read.get(), err_write.get(), namespaces);
+  if (!started.ok()) return started.status();
+  const pid_t pid = *started;
   in_read.reset();
   err_write.reset();
   fcntl(err_read.get(), F_SETFL, O_NONBLOCK);
   int64_t deadline = hook.timeout ? NowMs() + *hook.timeout * 1000 : 0;
   std::string shown;
   bool ended = Converse(pid, std::move(in_write), state_json, err_read.get(), deadline, &shown);
-  if (!ended) kill(pid, SIGKILL);
+  if (!ended) kill(-pid, SIGKILL);  // with what it has started
   int status = WaitForChild(pid);
   if (!ended) {
     return absl::DeadlineExceededError("hook ran past specified timeout of " +

@@ -21,6 +21,8 @@
 
 namespace runsc {
 
+inline constexpr const char kSpecVersion[] = "1.0.2-dev";
+
 enum class ContainerStatus { kCreating, kCreated, kRunning, kStopped };
 const char* StatusName(ContainerStatus status);
 
@@ -36,10 +38,10 @@ struct ProcessId {
 
 struct ContainerState {
   std::string id;
-  std::string oci_version;
-  std::string bundle;   // absolute
-  std::string rootfs;   // absolute
-  std::string created;  // RFC 3339
+  std::string oci_version;  // of the specification that the state is written by
+  std::string bundle;       // absolute
+  std::string rootfs;       // absolute
+  std::string created;      // RFC 3339
   uid_t owner_uid = 0;
   std::map<std::string, std::string> annotations;
   ContainerStatus status = ContainerStatus::kCreating;  // as last stored

@@ -5,13 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define RUNSC_SANITIZED 1
-#endif
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define RUNSC_SANITIZED 1
-#endif
+#include "sentry/base/sanitizer.h"
 
 namespace base {
 namespace {
@@ -62,7 +56,7 @@ struct HeapCount {
 }  // namespace base
 
 // The sanitizers have operators of their own; under them the heap is not counted.
-#ifndef RUNSC_SANITIZED
+#if !defined(RUNSC_ASAN) && !defined(RUNSC_TSAN)
 // The forms that are not here (arrays, nothrow, sized) call these.
 void* operator new(std::size_t size) { return base::HeapCount::Allocated(malloc(size)); }
 void* operator new(std::size_t size, std::align_val_t align) {

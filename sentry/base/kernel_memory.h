@@ -19,7 +19,9 @@ class KernelMemory {
     return used > 0 ? static_cast<uint64_t>(used) : 0;
   }
   // At the limit: what would make the process hold more for the guest fails with ENOMEM.
-  static bool Full() { return Above(1); }
+  static bool Full() { return Above(4); }
+  // A quarter beyond it: what has a reserve fails too.
+  static bool Exhausted() { return Above(5); }
   // At half of it: what can be kept elsewhere should be.
   static bool Tight() { return Above(2); }
   // For memory that is not of the heap, which operator new and delete count.
@@ -28,9 +30,9 @@ class KernelMemory {
 
  private:
   friend struct HeapCount;
-  static bool Above(uint64_t part) {
+  static bool Above(uint64_t quarters) {
     uint64_t limit = limit_.load(std::memory_order_relaxed);
-    return limit != 0 && used() >= limit / part;
+    return limit != 0 && used() >= limit / 4 * quarters;
   }
   static void Add(int64_t bytes);
   static std::atomic<uint64_t> limit_;

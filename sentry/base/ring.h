@@ -59,6 +59,11 @@ class ByteRing {
     header_->tail.store(header_->tail.load(std::memory_order_relaxed) + n,
                         std::memory_order_release);
   }
+  // Where the bytes end that have been written since the last Reset.
+  size_t Reached() const {
+    uint64_t head = header_->head.load(std::memory_order_relaxed);
+    return head < capacity_ ? head : capacity_;
+  }
   // Back to the first byte, so that a ring that is mostly empty stays in the cache and touches few
   // pages. Only while no other party uses the ring; drops what it holds.
   void Reset() {

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@ namespace {
 // Each is a mapping of the sentry, which may have 65530 (vm.max_map_count).
 constexpr int kMaxRings = 32 * 1024;
 std::atomic<int> g_rings{0};
+constexpr size_t kTouchStep = 32 * 1024;
 
 // Larger rings are rare and would hold much memory in the pool.
 constexpr size_t kMaxPooledSize = 512 * 1024 + 4096;
@@ -65,6 +67,12 @@ Result<std::unique_ptr<RingMemory>> RingMemory::New(size_t size, size_t charge) 
   g_rings.fetch_add(1, std::memory_order_relaxed);
   return std::unique_ptr<RingMemory>(
       new RingMemory(std::move(file), static_cast<std::byte*>(data), size, charge));
+}
+
+void RingMemory::Grow(size_t end) {
+  const size_t charge = std::min((end + kTouchStep - 1) / kTouchStep * kTouchStep, size_);
+  KernelMemory::Charge(charge - charge_);
+  charge_ = charge;
 }
 
 RingMemory::~RingMemory() {

@@ -15,14 +15,19 @@ namespace base {
 // one holds is old: the user resets its ring before anybody reads.
 class RingMemory {
  public:
-  // `size` is a multiple of the page size. `charge` is what it counts for in KernelMemory: less
-  // than `size` if most of its pages are rarely touched. ENFILE, EMFILE or ENOMEM as the host says,
+  // `size` is a multiple of the page size. `charge` is what it counts for in KernelMemory at first:
+  // less than `size` if its owner calls Touch. ENFILE, EMFILE or ENOMEM as the host says,
   // ENOMEM if KernelMemory is full or too many are mapped.
   static Result<std::unique_ptr<RingMemory>> New(size_t size, size_t charge);
   static Result<std::unique_ptr<RingMemory>> New(size_t size) { return New(size, size); }
   ~RingMemory();
   RingMemory(const RingMemory&) = delete;
   RingMemory& operator=(const RingMemory&) = delete;
+
+  // Bytes up to `end` were written: from then on the memory has their pages.
+  void Touch(size_t end) {
+    if (end > charge_) Grow(end);
+  }
 
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
@@ -31,6 +36,7 @@ class RingMemory {
  private:
   RingMemory(Ref<HostFd> file, std::byte* data, size_t size, size_t charge)
       : file_(std::move(file)), data_(data), size_(size), charge_(charge) {}
+  void Grow(size_t end);
   Ref<HostFd> file_;
   std::byte* data_;
   size_t size_, charge_;

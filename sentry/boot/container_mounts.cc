@@ -14,6 +14,8 @@
 #include "sentry/fs/gofer/connection.h"
 #include "sentry/fs/gofer/gofer_fs.h"
 #include "sentry/fs/overlay/overlay.h"
+#include "sentry/fs/tmpfs/tmpfs.h"
+#include "sentry/kernel/kernel.h"
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {
@@ -71,7 +73,10 @@ class Builder {
     if (!lower.ok()) return Named("mounting the root file system", lower.error());
     base::Ref<Inode> root = std::move(*lower);
     if (spec_.overlay) {
-      auto overlay = NewOverlay(std::move(root));
+      TmpfsOptions upper;
+      // As a tmpfs: half of the memory that the container has.
+      upper.size = Kernel::Get().total_memory() / 2;
+      auto overlay = NewOverlay(std::move(root), upper);
       if (!overlay.ok()) return Named("making the overlay", overlay.error());
       root = std::move(*overlay);
     }

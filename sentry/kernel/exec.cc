@@ -142,7 +142,7 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
                                         uint32_t personality, const OrderRunner& limits,
-                                        bool later) {
+                                        bool later, bool* begun) {
   LoadedProgram p;
   p.creds = TRY(CredentialsForExec(old, no_new_privs, kernel.vfs(), image.file.file()->path(),
                                    image.attr, &p.set_id, &p.id_changed));
@@ -160,6 +160,7 @@ base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image
                         .personality = personality,
                         .mm = *p.mm,
                         .runner = runner};
+  *begun = true;
   base::Result<loader::LoadResult> loaded = loader::LoadExec(args);
   if (!loaded.ok()) {
     p.context->Exit();
@@ -267,9 +268,30 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
   }
   loader::ExecImage image = TRY(loader::PrepareExec(vfs, WalkFromCwd(), std::move(file), filename,
                                                     std::move(args), inaccessible));
-  LoadedProgram program =
-      TRY(LoadProgram(*kernel_, image, *creds_, no_new_privs.load(), personality.load(), *this,
-                      /*later=*/true));
+  // Handlers of its own, of which none is the old program's.
+  const auto reset_handlers = [this] {
+    if (group_->handlers_->ref_count() > 1) {
+      base::Ref<SignalHandlers> own = group_->handlers_->Fork();
+      absl::MutexLock l(&group_->signal_mutex());
+      group_->handlers_ = std::move(own);
+    }
+    group_->handlers_->ResetForExec();
+  };
+  bool begun = false;
+  base::Result<LoadedProgram> loaded =
+      LoadProgram(*kernel_, image, *creds_, no_new_privs.load(), personality.load(), *this,
+                  /*later=*/true, &begun);
+  if (!loaded.ok()) {
+    if (begun) {  // bprm_execve's force_fatal_sig
+      reset_handlers();
+      siginfo_t info{};
+      info.si_signo = SIGSEGV;
+      info.si_code = SI_KERNEL;
+      ForceSignal(info);
+    }
+    return loaded.error();
+  }
+  LoadedProgram program = *std::move(loaded);
   base::Status alone = KillOtherThreads();
   if (!alone.ok()) {
     program.context->Exit();
@@ -279,12 +301,7 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
   bool id_changed = program.id_changed, secure = program.set_id;
   Adopt(std::move(program));
 
-  if (group_->handlers_->ref_count() > 1) {
-    base::Ref<SignalHandlers> own = group_->handlers_->Fork();
-    absl::MutexLock l(&group_->signal_mutex());
-    group_->handlers_ = std::move(own);
-  }
-  group_->handlers_->ResetForExec();
+  reset_handlers();
   group_->timers_->DeleteAll();
   if (fds_->ref_count() > 1) SetFdTable(fds_->Fork());
   for (base::Ref<FileDescription>& closed : fds_->RemoveCloexec()) {

@@ -58,10 +58,11 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
                                                         bool* id_changed);
 
 // Fills a fresh address space with `image`; with `later`, leaves that to LoadedProgram::orders,
-// whose failure is the program's death, as in Linux.
+// whose failure is the program's death, as in Linux. *begun becomes true where Linux gives up the
+// old program: an error after that ends the process.
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
                                         uint32_t personality, const OrderRunner& limits,
-                                        bool later);
+                                        bool later, bool* begun);
 
 }  // namespace sentry

@@ -212,8 +212,7 @@ void Task::HandleFailedOrder(size_t index, int error) {
   if (copy_out_failed) {
     regs().rax = static_cast<uint64_t>(-static_cast<int64_t>(error));
   } else if (on_failure) {
-    int64_t result = on_failure(error);
-    if (result < 0) regs().rax = static_cast<uint64_t>(result);
+    regs().rax = static_cast<uint64_t>(on_failure(error));
   }
 }
 

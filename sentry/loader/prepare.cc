@@ -39,6 +39,8 @@ base::Result<Script> ParseScript(const Buffer& buffer) {
     line.remove_suffix(1);
     const size_t name = line.find_first_not_of(" \t");
     if (name == std::string_view::npos) return base::Error(ENOEXEC);
+    // An interpreter of no name: Linux opens it, which is the working directory.
+    if (line[name] == '\0') return base::Error(EACCES);
     size_t end = name;
     while (end < all.size() - 2 && !IsTerminator(all[2 + end])) ++end;
     if (end == all.size() - 2) return base::Error(ENOEXEC);

@@ -2,27 +2,33 @@
 
 #include <utility>
 
+#include "sentry/base/kernel_memory.h"
+
 namespace sentry {
 
 using base::Error;
 using base::Result;
 using base::Status;
 
-namespace {
-
-// What one counts for: few sockets fill more of their ring.
-constexpr size_t kRingCharge = 128 * 1024;
-
-}  // namespace
-
 Status RingBuffer::Ensure() {
-  if (ring_.valid()) return base::Ok();
-  auto memory = base::RingMemory::New(base::ByteRing::kHeaderSize + kSize, kRingCharge);
+  if (ring_.valid()) {
+    // What is left of the sentry's memory is not for queues to grow.
+    if (base::KernelMemory::Full() && Used() > 0) return Error(ENOBUFS);
+    return base::Ok();
+  }
+  // Few are ever filled: it counts as far as it is (Produced).
+  auto memory =
+      base::RingMemory::New(base::ByteRing::kHeaderSize + kSize, base::ByteRing::kHeaderSize);
   if (!memory.ok()) return Error(ENOBUFS);
   memory_ = *std::move(memory);
   ring_ = base::ByteRing(memory_->data(), kSize);
   ring_.Reset();
   return base::Ok();
+}
+
+void RingBuffer::Produced(size_t n) {
+  ring_.Produced(n);
+  memory_->Touch(base::ByteRing::kHeaderSize + ring_.Reached());
 }
 
 void RingBuffer::Drop() {

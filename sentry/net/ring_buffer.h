@@ -32,7 +32,7 @@ class RingBuffer {
   // Copies up to `n` bytes of `src` behind what it holds; they become a part of it by Produced.
   // Precondition: n <= Room(). Fewer at a fault, EFAULT if none.
   base::Result<size_t> Fill(IoSource& src, size_t n);
-  void Produced(size_t n) { ring_.Produced(n); }
+  void Produced(size_t n);
   // Copies `n` bytes, `skip` bytes after the first. Precondition: skip + n <= Used().
   base::Result<size_t> Copy(size_t skip, size_t n, IoDest& dst) const;
   void Consumed(size_t n) { ring_.Consumed(n); }

@@ -37,7 +37,7 @@ class ProgramsTest(unittest.TestCase):
             script = f.read()
         results = []
         interpreter = "/bin/bash" if path.endswith(".sh") else "/usr/bin/python3"
-        modes = ["host", "sandbox"] + (["overlay"] if "\n# overlay" in script else [])
+        modes = ["host", "sandbox"] + (["overlay"] if re.search(r"(?m)^# overlay$", script) else [])
         for mode in modes:
             with harness.Sandbox("debian") as sb:
                 shutil.copy(path, os.path.join(sb.rootfs, "program"))

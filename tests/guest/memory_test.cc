@@ -243,6 +243,9 @@ TEST(Brk, GrowsAndShrinks) {
   memset(start, 1, 100 * kPage);
   EXPECT_EQ(0, brk(start));
   EXPECT_EQ(start, sbrk(0));
+  // More than any machine has.
+  EXPECT_ERRNO(reinterpret_cast<intptr_t>(sbrk(intptr_t{1} << 45)), ENOMEM);
+  EXPECT_EQ(start, sbrk(0));
   sbrk(100 * kPage);
   EXPECT_EQ(0, start[50 * kPage]);
   brk(start);

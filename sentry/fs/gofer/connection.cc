@@ -125,12 +125,12 @@ bool GoferConnection::Spin(const std::atomic<bool>& done) {
   return false;
 }
 
-void GoferConnection::Forget(gofer::Handle handle) {
+void GoferConnection::Forget(gofer::Handle handle, bool now) {
   std::vector<gofer::Handle> batch;
   {
     absl::MutexLock l(&mutex_);
     forgotten_.push_back(handle);
-    if (forgotten_.size() < kForgetBatch) return;
+    if (forgotten_.size() < kForgetBatch && !now) return;
     batch.swap(forgotten_);
   }
   client_.Submit(gofer::MakeForget(batch), [](gofer::Reply) {});

@@ -25,8 +25,9 @@ class GoferConnection : public base::RefCounted {
   // fiber). Not interruptible, as disk waits are not. EIO in the reply if the gofer has gone.
   gofer::Reply Call(gofer::Request request);
 
-  // Gives a handle back, some time soon. Never parks.
-  void Forget(gofer::Handle handle);
+  // Gives a handle back: some time soon, or (`now`, for what may hold room on the host's disk) with
+  // a request of its own. Never parks.
+  void Forget(gofer::Handle handle, bool now = false);
 
   // Gives back now what Forget has collected; parks.
   void FlushForgotten();

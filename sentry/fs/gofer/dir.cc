@@ -27,6 +27,12 @@ void GoferInode::NamesChanged() {
   MarkStale();
 }
 
+void GoferInode::LostName() {
+  lost_name_.store(true, std::memory_order_relaxed);
+  MarkStale();
+  CloseIdle();  // if that was the last name, the host is to have the room back
+}
+
 void GoferInode::DropPrefetch() {
   std::shared_ptr<const GoferPrefetch> old;  // freed after the lock
   absl::MutexLock l(&mutex_);
@@ -145,8 +151,11 @@ base::Result<base::Ref<Inode>> GoferInode::MakeNode(const gofer::Request& reques
                                                     std::string link) {
   if (!IsDir()) return base::Error(ENOTDIR);
   auto made = gofer::ParseNode(Call(request), want_fd);
-  if (!made.ok() && made.error().code() == ENFILE) {
-    gofer_fs().Reclaim();
+  const int error = made.ok() ? 0 : made.error().code();
+  if (error == ENFILE) gofer_fs().Reclaim();
+  // Files that have no name any more take room until their handles are given back.
+  if (error == ENOSPC || error == EDQUOT) gofer_fs().connection().FlushForgotten();
+  if (error == ENFILE || error == ENOSPC || error == EDQUOT) {
     made = gofer::ParseNode(Call(request), want_fd);
   }
   if (!made.ok()) return made.error();
@@ -202,14 +211,14 @@ base::Status GoferInode::Link(std::string_view name, Inode& target) {
 base::Status GoferInode::Unlink(std::string_view name, Inode& victim) {
   TRY(gofer::ParseEmpty(Call(gofer::MakeUnlink(handle_, name, false))));
   NamesChanged();
-  From(victim).MarkStale();
+  From(victim).LostName();
   return base::Ok();
 }
 
 base::Status GoferInode::Rmdir(std::string_view name, Inode& victim) {
   TRY(gofer::ParseEmpty(Call(gofer::MakeUnlink(handle_, name, true))));
   NamesChanged();
-  From(victim).MarkStale();
+  From(victim).LostName();
   return base::Ok();
 }
 
@@ -223,7 +232,10 @@ base::Status GoferInode::Rename(std::string_view name, Inode& moved, Inode& new_
   NamesChanged();
   if (&to != this) to.NamesChanged();
   From(moved).MarkStale();
-  if (replaced != nullptr) From(*replaced).MarkStale();
+  if (replaced != nullptr) {
+    // An exchange only gives it another name.
+    (flags & RENAME_EXCHANGE) != 0 ? From(*replaced).MarkStale() : From(*replaced).LostName();
+  }
   return base::Ok();
 }
 

@@ -149,7 +149,11 @@ base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool
       return n < 0 ? -errno : n;
     };
     // Into the page cache: as quick as memory. Else it waits for the disk.
-    const ssize_t n = sync != 0 ? fiber::BlockingCall(write) : write();
+    ssize_t n = sync != 0 ? fiber::BlockingCall(write) : write();
+    if (n == -ENOSPC || n == -EDQUOT) {
+      inode_->gofer_fs().connection().FlushForgotten();  // may give room back
+      n = fiber::BlockingCall(write);
+    }
     if (n < 0) {
       if (done > 0) return done;
       return base::Error(static_cast<int>(-n));

@@ -87,7 +87,7 @@ void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
     const auto it = inodes_.find(Key{inode->host_dev_, inode->host_ino_});
     if (it != inodes_.end() && it->second == inode) inodes_.erase(it);
   }
-  connection_->Forget(handle);
+  connection_->Forget(handle, /*now=*/inode->lost_name());
 }
 
 void GoferFilesystem::EnterIdle(GoferInode* inode) {

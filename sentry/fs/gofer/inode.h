@@ -137,6 +137,9 @@ class GoferInode : public Inode {
   bool EndsAt(uint64_t offset) const;
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
+  // A name of it was removed.
+  void LostName();
+  bool lost_name() const { return lost_name_.load(std::memory_order_relaxed); }
   void MarkStale() { stale_.store(true, std::memory_order_release); }
   // The names in this directory have changed.
   void NamesChanged();
@@ -156,7 +159,8 @@ class GoferInode : public Inode {
 
   std::atomic<bool> stale_{false};
   std::atomic<bool> mapped_writable_{false};
-  std::atomic<bool> atime_due_{false};     // the next read changes the access time (relatime)
+  std::atomic<bool> atime_due_{false};  // the next read changes the access time (relatime)
+  std::atomic<bool> lost_name_{false};
   std::atomic<bool> never_linked_{false};  // made with O_TMPFILE | O_EXCL
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
   std::atomic<uint64_t> names_version_{0};

@@ -161,7 +161,7 @@ base::Status MemoryData::SetHostSize(uint64_t size) {
 }
 
 void MemoryData::EnsureMapped(uint64_t end) {
-  if (end <= mapped_ || end > kMaxMapped) return;
+  if (end <= mapped_ || end > kMaxMapped || base::KernelMemory::Tight()) return;
   // Room to grow: pages beyond the host file are never touched.
   const uint64_t length = std::min(kMaxMapped, std::bit_ceil(std::max<uint64_t>(end, 1 << 20)));
   void* p;

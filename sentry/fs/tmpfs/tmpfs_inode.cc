@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "sentry/base/kernel_memory.h"
+
 namespace sentry {
 namespace {
 
@@ -25,6 +27,7 @@ TmpfsFilesystem::TmpfsFilesystem(const TmpfsOptions& options)
       max_inodes_(options.inodes) {}
 
 base::Result<uint64_t> TmpfsFilesystem::TakeInode() {
+  if (base::KernelMemory::Full()) return base::Error(ENOSPC);
   const uint64_t max = max_inodes_.load(std::memory_order_relaxed);
   if (used_inodes_.fetch_add(1, std::memory_order_relaxed) >= max && max != 0) {
     used_inodes_.fetch_sub(1, std::memory_order_relaxed);

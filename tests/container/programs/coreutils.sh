@@ -1,10 +1,11 @@
 # overlay
 # normalise: /^total [0-9]+$/d
 # ls, find, sort, tar, dd, sums, xargs, timeout, attributes.
-ls -lR --time-style=full-iso /usr/bin /etc | grep -v '^total' | sha256sum
+ls -lR --time-style=full-iso /usr /etc | grep -v '^total' | sha256sum
 ls /usr | head -20
 find / -xdev -not -path '/proc/*' -not -path '/sys/*' -not -path '/dev/*' -not -path /program | sort | sha256sum
 find /usr -xdev -type f -size +100k | wc -l
+find / -xdev | wc -l
 grep -r root /etc 2>/dev/null | sort | sha256sum
 seq 1000000 | awk '{ print ($1 * 7919) % 1000003 }' | sort -n | sha256sum
 mkdir /tmp/t && cd /tmp/t
