@@ -85,9 +85,6 @@ def can_pass(program, number):
     return False
 
 
-def reachable(pid):
-    """Numbers of the calls that every filter of the process may let through."""
-    programs = filters(pid)
-    if not programs:
-        return list(range(LAST_CALL))
+def reachable(programs):
+    """Numbers of the calls that every one of a process's filters may let through."""
     return [n for n in range(LAST_CALL) if all(can_pass(p, n) for p in programs)]
