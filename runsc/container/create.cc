@@ -238,7 +238,9 @@ absl::StatusOr<std::vector<int>> ProcessFiles(int console_slave, int preserve_fd
     env->push_back("LISTEN_PID=1");
   }
   for (int fd = 3; fd < 3 + listen + preserve_fds; ++fd) {
-    if (fcntl(fd, F_GETFD) < 0) {
+    // What we opened ourselves is closed on exec; what the caller left open is not.
+    const int flags = fcntl(fd, F_GETFD);
+    if (flags < 0 || (flags & FD_CLOEXEC) != 0) {
       return absl::InvalidArgumentError("file descriptor " + std::to_string(fd) +
                                         " is to be preserved, but is not open");
     }
