@@ -39,7 +39,8 @@ class LastRun : public benchmark::BenchmarkReporter {
 
 void RunRow(const std::string& name) {
   LastRun reporter;
-  benchmark::RunSpecifiedBenchmarks(&reporter, "^" + name + "/(iterations:[0-9]+/)?(real_time|manual_time)$");
+  benchmark::RunSpecifiedBenchmarks(&reporter,
+                                    "^" + name + "/(iterations:[0-9]+/)?(real_time|manual_time)$");
   const char* n = name.c_str();
   if (!reporter.seen) {
     printf("row %s failed no such row\n", n);

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "sentry/fiber/blocking.h"
+#include "sentry/fiber/phase.h"
 #include "sentry/fs/gofer/inode.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/dir_file.h"
@@ -136,6 +137,7 @@ base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool
     const auto write = [&]() -> ssize_t {
       // With RWF_APPEND and -1 the host's file position becomes the end of what was written.
       const off_t at = append ? -1 : static_cast<off_t>(offset + done);
+      const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
       const ssize_t n = pwritev2(fd_->get(), &iov, 1, at, rwf);
       return n < 0 ? -errno : n;
     };
