@@ -110,12 +110,15 @@ def summary(results, suite):
 
 
 def unexplained(results, suite):
+    """Why rows have no value, one line for all runtimes that say the same."""
     lines = []
     for row in results.rows(suite):
+        names = {}
         for runtime in results.runtimes:
             cell = results.cell(suite, row, runtime)
             if not runtime.why_not and cell.status in ("failed", "unsupported"):
-                lines.append(f"- {row}, {runtime.name}: {cell.status}: {cell.why}")
+                names.setdefault(f"{cell.status}: {cell.why}", []).append(runtime.name)
+        lines += [f"- {row}, {', '.join(who)}: {why}" for why, who in names.items()]
     return lines
 
 
