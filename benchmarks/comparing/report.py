@@ -83,7 +83,7 @@ def cell_text(results, suite, row, runtime):
         text += f" ±{cell.spread:.0%}"
     verdict = results.verdict(suite, row, runtime)
     if verdict is not None:
-        text += " met" if verdict else " **not met**"
+        text += " **not met**" if verdict == "not met" else " " + verdict
     return text
 
 
@@ -105,7 +105,8 @@ def summary(results, suite):
         verdicts = [results.verdict(suite, row, runtime) for row in results.rows(suite)]
         known = [v for v in verdicts if v is not None]
         if known:
-            lines.append(f"{runtime.name} meets {sum(known)} of {len(known)} targets.")
+            lines.append(f"{runtime.name} meets "
+                         f"{sum(v != 'not met' for v in known)} of {len(known)} targets.")
     return lines
 
 
@@ -166,7 +167,7 @@ def as_json(results, options):
                     cell["ratio"] = round(ratio, 4)
                 verdict = results.verdict(suite, row, runtime)
                 if verdict is not None:
-                    cell["met"] = verdict
+                    cell["verdict"] = verdict
                 note = results.notes.get((suite, row, runtime.name))
                 if note:
                     cell["note"] = note
