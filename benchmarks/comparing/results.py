@@ -85,9 +85,10 @@ class Results:
         return cell.median / base.median
 
     def error(self, suite, row, runtime):
-        """What the ratio may be off by, from the spread of both medians."""
+        """What the ratio may be off by, from the spread of both medians; 5 % at most, so that noise
+        meets no target."""
         base, cell = self.base(suite, row), self.cell(suite, row, runtime)
-        return self.ratio(suite, row, runtime) * math.hypot(base.error, cell.error)
+        return self.ratio(suite, row, runtime) * min(0.05, math.hypot(base.error, cell.error))
 
     def floor(self, hand_offs):
         """Seconds that a row meets its target with if the host's own call is as quick."""
