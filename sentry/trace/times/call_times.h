@@ -38,8 +38,8 @@ class CallTimes {
   void End(platform::Context& context);
 
  private:
-  static constexpr uint32_t kFirst = 32;  // calls of a task that are all measured
-  static constexpr uint32_t kEvery = 61;  // then one in so many
+  static constexpr uint32_t kFirst = 32;   // calls of a task that are all measured
+  static constexpr uint32_t kEvery = 127;  // then one in so many
 
   void Finish(platform::Context& context);
   void Arm(platform::Context& context, bool on);
