@@ -241,6 +241,8 @@ struct Slot {
   uint32_t uid, euid, gid, egid;
   uint32_t has_identity;
   uint32_t lanes_off;  // every call is to reach the sentry
+  uint32_t stamp;      // the next trap is to be stamped: when it came, and when its answer did
+  uint64_t trapped_at, resumed_at;
 
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopiesIn];

@@ -176,6 +176,12 @@ class Context : public base::UserMemory {
   virtual base::Status FlushWrites() = 0;
   // Tells the thread to exit; the context must not be resumed again and may be destroyed.
   virtual void Exit() = 0;
+  // Measuring a hand-off: with true, the stub notes in the mailbox when the guest trapped next and
+  // when it went on after that, in ticks of the time stamp counter; with false it does not. The
+  // guest can write there too, so check what is read. Platforms without a stub answer 0.
+  virtual void StampNextTrap(bool /*on*/) {}
+  virtual uint64_t trapped_at() const { return 0; }  // of the current trap
+  virtual uint64_t resumed_at() const { return 0; }  // after the one before the current
   // False: every call of this thread reaches the kernel (strace, a tracer, a guest's seccomp
   // filter). True at first. Only while stopped.
   virtual void AllowExpressLane(bool /*allowed*/) {}

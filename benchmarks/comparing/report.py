@@ -83,7 +83,7 @@ def cell_text(results, suite, row, runtime):
         text += f" ±{cell.spread:.0%}"
     verdict = results.verdict(suite, row, runtime)
     if verdict is not None:
-        text += " met" if verdict else " **not met**"
+        text += " **not met**" if verdict == "not met" else " " + verdict
     return text
 
 
@@ -105,17 +105,21 @@ def summary(results, suite):
         verdicts = [results.verdict(suite, row, runtime) for row in results.rows(suite)]
         known = [v for v in verdicts if v is not None]
         if known:
-            lines.append(f"{runtime.name} meets {sum(known)} of {len(known)} targets.")
+            lines.append(f"{runtime.name} meets "
+                         f"{sum(v != 'not met' for v in known)} of {len(known)} targets.")
     return lines
 
 
 def unexplained(results, suite):
+    """Why rows have no value, one line for all runtimes that say the same."""
     lines = []
     for row in results.rows(suite):
+        names = {}
         for runtime in results.runtimes:
             cell = results.cell(suite, row, runtime)
             if not runtime.why_not and cell.status in ("failed", "unsupported"):
-                lines.append(f"- {row}, {runtime.name}: {cell.status}: {cell.why}")
+                names.setdefault(f"{cell.status}: {cell.why}", []).append(runtime.name)
+        lines += [f"- {row}, {', '.join(who)}: {why}" for why, who in names.items()]
     return lines
 
 
@@ -163,7 +167,7 @@ def as_json(results, options):
                     cell["ratio"] = round(ratio, 4)
                 verdict = results.verdict(suite, row, runtime)
                 if verdict is not None:
-                    cell["met"] = verdict
+                    cell["verdict"] = verdict
                 note = results.notes.get((suite, row, runtime.name))
                 if note:
                     cell["note"] = note

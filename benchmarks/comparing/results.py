@@ -1,5 +1,6 @@
 """What was measured: for each suite, row and runtime the samples, or why there are none."""
 
+import math
 import statistics
 
 
@@ -33,6 +34,11 @@ class Cell:
             return 0.0
         low, _, high = statistics.quantiles(self.samples, n=4)
         return (high - low) / 2 / self.median
+
+    @property
+    def error(self):
+        """The standard error of the median, as a part of it, from the spread of the samples."""
+        return 1.253 * self.spread / 0.6745 / math.sqrt(len(self.samples))
 
     def as_json(self):
         out = {"status": self.status}
@@ -78,6 +84,12 @@ class Results:
             return None
         return cell.median / base.median
 
+    def error(self, suite, row, runtime):
+        """What the ratio may be off by, from the spread of both medians; 5 % at most, so that noise
+        meets no target."""
+        base, cell = self.base(suite, row), self.cell(suite, row, runtime)
+        return self.ratio(suite, row, runtime) * min(0.05, math.hypot(base.error, cell.error))
+
     def floor(self, hand_offs):
         """Seconds that a row meets its target with if the host's own call is as quick."""
         host = self.by_name("host")
@@ -85,25 +97,29 @@ class Results:
         return 1.25 * hand_offs * cell.median if cell and cell.ok and hand_offs else 0.0
 
     def verdict(self, suite, row, runtime):
-        """True (met), False (not met) or None (there is no target, or no value)."""
+        """"met", "met within the error", "not met", or None (there is no target, or no value)."""
         target, cell = self.target(suite, row), self.cell(suite, row, runtime)
         if runtime.base or not cell.ok:
             return None
         if "limit" in target:
-            return cell.median <= target["limit"]
+            return "met" if cell.median <= target["limit"] else "not met"
         if "at_least" in target:
-            return cell.median >= target["at_least"]
+            return "met" if cell.median >= target["at_least"] else "not met"
         limit = target.get("overlay" if runtime.has_overlay and "overlay" in target else "target")
         ratio = self.ratio(suite, row, runtime)
         if limit is None or ratio is None:
             return None
-        # Two digits are what the targets have.
-        met = round(ratio, 2) <= limit or cell.median <= self.floor(target.get("hand_offs", 0))
         gvisor = self.by_name("gvisor")
-        if met and target.get("third") and gvisor and gvisor is not runtime:
+        if target.get("third") and gvisor and gvisor is not runtime:
             other = self.cell(suite, row, gvisor)
-            met = not other.ok or cell.median <= other.median / 3
-        return met
+            if other.ok and cell.median > other.median / 3:
+                return "not met"
+        # Two digits are what the targets have.
+        if round(ratio, 2) <= limit or cell.median <= self.floor(target.get("hand_offs", 0)):
+            return "met"
+        if ratio - self.error(suite, row, runtime) <= limit:
+            return "met within the error"
+        return "not met"
 
     def nonsense(self):
         """What a comparison may not end with: a row without a value that nobody explains."""

@@ -261,9 +261,12 @@ void HandOff(Slot* s, RequestKind kind) {
     uint32_t seq = s->answer_seq;
     uint32_t index = SlotIndex(s);
     s->kind = kind;
+    const bool stamp = __atomic_load_n(&s->stamp, __ATOMIC_RELAXED) != 0;
+    if (stamp) s->trapped_at = Ticks();
     __atomic_store_n(&s->request_seq, seq, __ATOMIC_RELEASE);
     __atomic_fetch_or(&Header()->ready[index / 64], 1ull << (index % 64), __ATOMIC_SEQ_CST);
     AwaitAnswer(s, seq);
+    if (stamp) s->resumed_at = Ticks();
     uint32_t next = HandleAnswer(s);
     if (next == 0) return;
     kind = static_cast<RequestKind>(next);

@@ -39,6 +39,13 @@ class ThreadContext final : public Context {
   base::Status FlushWrites() override;
   void Exit() override;
   void AllowExpressLane(bool allowed) override { slot_->lanes_off = allowed ? 0 : 1; }
+  void StampNextTrap(bool on) override { slot_->stamp = on ? 1 : 0; }
+  uint64_t trapped_at() const override {
+    return __atomic_load_n(&slot_->trapped_at, __ATOMIC_RELAXED);
+  }
+  uint64_t resumed_at() const override {
+    return __atomic_load_n(&slot_->resumed_at, __ATOMIC_RELAXED);
+  }
   void Publish(const Identity& identity) override;
   void PublishParent(int32_t ppid) override {
     __atomic_store_n(&slot_->ppid, ppid, __ATOMIC_RELAXED);

@@ -86,6 +86,7 @@ void AddGoferCommand(Context& context);
 void AddKillCommand(Context& context);
 void AddListCommand(Context& context);
 void AddPsCommand(Context& context);
+void AddSyscallsCommand(Context& context);
 void AddRunCommand(Context& context);
 void AddSpecCommand(Context& context);
 void AddStartCommand(Context& context);

@@ -195,6 +195,7 @@ TEST_F(LifecycleTest, CreatedStartedKilledDeleted) {
   EXPECT_EQ(Runsc("list -q").out, "c\n");
   EXPECT_EQ(Json::parse(Runsc("list -f json").out)[0]["pid"], pid);
   EXPECT_EQ(Runsc("ps -f json c").out, "[1]\n");
+  EXPECT_NE(Runsc("syscalls c").out.find("read"), std::string::npos);
   EXPECT_EQ(Runsc("kill c TERM").code, 0);
   EXPECT_TRUE(Eventually([&] { return Status() == "stopped"; }));
   EXPECT_EQ(State()["pid"], 0);

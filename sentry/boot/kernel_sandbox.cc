@@ -36,6 +36,7 @@
 #include "sentry/kernel/thread_group.h"
 #include "sentry/mm/memory_manager.h"
 #include "sentry/syscalls/syscall.h"
+#include "sentry/trace/times/call_times.h"
 #include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/vfs.h"
 
@@ -96,6 +97,7 @@ class KernelSandbox : public Sandbox {
   base::Status Signal(int32_t pid, int signo) override;
   base::Status SignalAll(int signo) override;
   std::vector<ProcessInfo> Processes() override;
+  std::string SyscallTimes() override;
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) override;
   void Destroy() override;
 
@@ -494,6 +496,13 @@ ProcessInfo KernelSandbox::Describe(ThreadGroup& group) {
   std::replace(args.begin(), args.end(), '\0', ' ');
   if (!args.empty()) info.command = args;
   return info;
+}
+
+std::string KernelSandbox::SyscallTimes() {
+  return trace::CallTimesJson([](int number) {
+    const SyscallInfo* info = FindSyscall(number);
+    return info ? info->name : "unknown";
+  });
 }
 
 std::vector<ProcessInfo> KernelSandbox::Processes() {

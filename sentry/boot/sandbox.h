@@ -45,7 +45,7 @@ struct ProcessInfo {
 };
 
 // Thread-safe. Methods may block the calling thread (never a worker's) for as long as the gofer
-// takes; Wait, Signal, Processes and SetWindowSize return at once.
+// takes; Wait, Signal, Processes, SyscallTimes and SetWindowSize return at once.
 class Sandbox {
  public:
   // Of Signal, Wait and SetWindowSize: the container's init, whatever its pid.
@@ -70,6 +70,8 @@ class Sandbox {
   // To every process of the container.
   virtual base::Status SignalAll(int signo) = 0;
   virtual std::vector<ProcessInfo> Processes() = 0;
+  // Counts and times of system calls, a JSON object (sentry/trace/times/call_times.h).
+  virtual std::string SyscallTimes() = 0;
   // Tells the terminal of `pid` its new size: the foreground process group gets SIGWINCH.
   // 0 rows and columns: ask the host terminal. ENOTTY if it has none.
   virtual base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) = 0;

@@ -130,6 +130,10 @@ Result<std::vector<ProcessInfo>> ControlClient::Processes() {
   return list;
 }
 
+Result<std::string> ControlClient::SyscallTimes() {
+  return Call(ControlOp::kSyscalls, "{}", {}, kShortMs, nullptr);
+}
+
 Status ControlClient::SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) {
   Json json = {{"pid", pid}, {"rows", rows}, {"cols", cols}};
   TRY(Call(ControlOp::kWindowSize, json.dump(), {}, kShortMs, nullptr));

@@ -27,6 +27,8 @@ class ControlClient {
   // `timeout_ms`: how long a sandbox may take to answer.
   base::Status Signal(int32_t pid, int signo, bool all, int timeout_ms = 10'000);
   base::Result<std::vector<ProcessInfo>> Processes();
+  // The JSON object of sentry/trace/times/call_times.h, as the sandbox sent it.
+  base::Result<std::string> SyscallTimes();
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols);
 
   // Asks for the end of a process; the answer makes socket() readable, then FinishWait returns the

@@ -24,6 +24,7 @@ enum class ControlOp : uint32_t {
   kSignal = 4,      // {"pid": n (0: init), "signo": n, "all": bool} -> {}
   kProcesses = 5,   // {} -> {"processes": [...]}
   kWindowSize = 6,  // {"pid": n, "rows": n, "cols": n} -> {}
+  kSyscalls = 7,    // {} -> the object of sentry/trace/times/call_times.h
 };
 
 struct ControlHeader {

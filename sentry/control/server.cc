@@ -164,6 +164,8 @@ void ControlServer::Dispatch(uint64_t connection, ControlMessage message) {
       return DoProcesses(connection, message.id);
     case ControlOp::kWindowSize:
       return DoWindowSize(connection, message);
+    case ControlOp::kSyscalls:
+      return Reply(connection, message.id, 0, sandbox_->SyscallTimes());
     case ControlOp::kReply:
       break;
   }

@@ -87,6 +87,7 @@ class HelperPool {
 void RunBlocking(BlockingJob* job) {
   job->fiber = Current();
   if (job->fiber == nullptr) return job->run(job);
+  const ScopedPhase phase(Phase::kHostCall);
   HelperPool::Get().Submit(job);
   while (!job->done.load(std::memory_order_acquire)) Park();
 }

@@ -36,6 +36,11 @@ Fiber* Current() {
   return worker != nullptr ? worker->current() : nullptr;
 }
 
+PhaseClock* CurrentPhaseClock() {
+  Fiber* self = Current();
+  return self != nullptr ? &self->phase_clock() : nullptr;
+}
+
 // The compare-exchange is made even if the permit is set already: the fiber that takes the permit
 // must see what happened before this call.
 void Fiber::Unpark() {
@@ -99,7 +104,10 @@ WakeReason Park(const ParkOptions& options) {
     if (options.deadline_ns <= base::MonotonicNs()) return WakeReason::kTimeout;
     SchedulerImpl::Get()->ArmTimer(&self->timer_, options.deadline_ns);
   }
-  Worker::SwitchOut(Worker::Action::kPark, &options);
+  {
+    const ScopedPhase phase(&self->phase_clock_, Phase::kWait);
+    Worker::SwitchOut(Worker::Action::kPark, &options);
+  }
   if (timed) {
     SchedulerImpl::Get()->timers().Cancel(&self->timer_);
     self->state_.fetch_and(~Fiber::kTimeoutBit, std::memory_order_relaxed);

@@ -17,6 +17,7 @@
 #include <string>
 
 #include "sentry/base/ref.h"
+#include "sentry/fiber/phase.h"
 #include "sentry/fiber/timer_heap.h"
 
 namespace fiber {
@@ -68,6 +69,8 @@ class Fiber : public base::RefCounted {
   bool interrupted() const { return state_.load(std::memory_order_acquire) & kInterruptedBit; }
   // True once the function has returned.
   bool done() const { return state_.load(std::memory_order_acquire) & kDoneBit; }
+  // Only on the fiber itself.
+  PhaseClock& phase_clock() { return phase_clock_; }
   // True while parked (for /proc and debugging; stale at once).
   bool parked() const { return state_.load(std::memory_order_relaxed) & kParkedBit; }
 
@@ -106,7 +109,8 @@ class Fiber : public base::RefCounted {
   Stack* stack_ = nullptr;
   std::function<void()> fn_;
   const std::string name_;
-  TimerNode timer_;            // of the current park
+  TimerNode timer_;  // of the current park
+  PhaseClock phase_clock_;
   void* sanitizer_ = nullptr;  // TSAN's fiber, or ASAN's fake stack
 };
 

@@ -128,7 +128,6 @@ class Kernel {
   uint64_t total_memory() const { return total_memory_; }
 
   // --- counters ---
-  std::array<std::atomic<uint64_t>, kMaxSyscall> syscall_counts{};
   std::array<std::atomic<uint64_t>, kMaxSyscall> unimplemented{};  // answered with ENOSYS
   std::atomic<uint64_t> forks{0};  // processes and threads made, for /proc/stat
   std::atomic<uint64_t> context_switches{0};

@@ -23,6 +23,7 @@
 #include "sentry/kernel/signal.h"
 #include "sentry/kernel/thread_group.h"
 #include "sentry/mm/memory_manager.h"
+#include "sentry/trace/times/call_times.h"
 #include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/mount.h"
 #include "sentry/vfs/vfs.h"
@@ -72,6 +73,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::UserMemory& memory() { return *context_; }
   platform::Context& context() { return *context_; }
   platform::Regs& regs() { return context_->regs(); }
+  // For the dispatch, on the fiber.
+  trace::CallTimes& call_times() { return call_times_; }
   MemoryManager& mm() { return *mm_; }
   base::Ref<MemoryManager> mm_ref() const;  // [any]; null once the task has exited
 
@@ -340,6 +343,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   uint64_t watched_rounds_ = 0;  // at the last look; under the signal mutex
   int watched_looks_ = 0;
   int64_t watched_cpu_ns_ = 0;
+  trace::CallTimes call_times_;  // the fiber's
   std::atomic<int> syscall_nr_{-1};
   bool gone_ = false;  // the host thread is dead
 

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <optional>
 
 #include "sentry/base/kernel_memory.h"
 #include "sentry/base/log.h"
@@ -89,22 +90,20 @@ base::Result<uint64_t> DispatchSyscall(Task& t, int nr) {
   const platform::Regs& r = t.regs();
   SyscallArgs args{{r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
   const SyscallInfo* info = FindSyscall(nr);
-  if (info) kernel.syscall_counts[nr].fetch_add(1, std::memory_order_relaxed);
-  if (base::KernelMemory::Full() && RefusedForMemory(nr)) return base::Error(ENOMEM);
-  bool traced = kernel.strace.load(std::memory_order_relaxed);
-  if (!traced) {
-    if (info && info->handler) return info->handler(t, args);
-    NoteUnknown(kernel, nr, info);
-    return base::Error(ENOSYS);
-  }
-  trace::Call call(t, nr, info, args);
+  std::optional<trace::Call> traced;
+  if (kernel.strace.load(std::memory_order_relaxed)) [[unlikely]]
+    traced.emplace(t, nr, info, args);
+  t.call_times().Begin(t.context(), nr);
   base::Result<uint64_t> result = base::Error(ENOSYS);
-  if (info && info->handler) {
+  if (base::KernelMemory::Full() && RefusedForMemory(nr)) {
+    result = base::Error(ENOMEM);
+  } else if (info && info->handler) {
     result = info->handler(t, args);
   } else {
     NoteUnknown(kernel, nr, info);
   }
-  call.Finish(result);
+  t.call_times().End(t.context());
+  if (traced) traced->Finish(result);
   return result;
 }
 

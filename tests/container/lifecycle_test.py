@@ -28,6 +28,35 @@ class LifecycleTest(harness.ContainerTest):
                         stdin="first\nsecond\n")
         self.assertEqual((0, "second\nfirst\n"), (r.returncode, r.stdout), r.stderr)
 
+    def test_syscalls_tells_counts_and_times(self):
+        config = default_config(
+            ["perl", "-e", "-e '/tmp' for 1..3000; open F, '/etc/passwd'; 1 while <F>; $| = 1;"
+             " print \"done\\n\"; sleep 100"])
+        id = self.sb.create(config)
+        self.assertEqual(0, self.sb.runsc("start", id).returncode)
+        deadline = time.monotonic() + 20
+        while "done" not in self.sb.output(id) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        r = self.sb.runsc("syscalls", "--format", "json", id)
+        self.assertEqual(0, r.returncode, r.stderr)
+        calls = {c["name"]: c for c in json.loads(r.stdout)["calls"]}
+        stat = next(c for c in (calls.get("stat"), calls.get("newfstatat")) if c and
+                    c["count"] >= 3000)
+        self.assertLess(stat["count"], 3200)
+        self.assertGreater(stat["measured"], 3000 / 100)
+        parts = {name: p["meanNs"] for name, p in stat["parts"].items()}
+        self.assertEqual({"whole", "handOff", "sentry", "wait", "hostCalls", "gofer"}, set(parts))
+        self.assertGreater(parts["handOff"], 0)
+        self.assertGreater(parts["sentry"], 0)
+        self.assertAlmostEqual(parts["whole"], sum(v for k, v in parts.items() if k != "whole"),
+                               delta=0.02 * parts["whole"] + 1)
+        self.assertEqual(stat["measured"],
+                         sum(n for _, n in stat["parts"]["whole"]["histogram"]))
+        table = self.sb.runsc("syscalls", id)
+        self.assertEqual(0, table.returncode)
+        self.assertIn("SYSCALL", table.stdout.splitlines()[0])
+        self.assertNotEqual(0, self.sb.runsc("syscalls", "nobody").returncode)
+
     def test_run_death_by_signal(self):
         r = self.sb.run(["sh", "-c", "kill -9 $$; sleep 1; exec sh -c 'kill -9 -1; exit 3'"])
         self.assertEqual(3, r.returncode)  # init is immune to its own SIGKILL
@@ -239,7 +268,7 @@ class LifecycleTest(harness.ContainerTest):
         self.assertIn("bind", features["mountOptions"])
         self.assertIn("ociVersionMin", features)
         text = self.sb.runsc("--help").stdout
-        for command in "create start run exec kill delete state list ps wait spec features do".split():
+        for command in "create start run exec kill delete state list ps syscalls wait spec features do".split():
             self.assertRegex(text, rf"(?m)^ +{command}\b", command)
 
     def test_do(self):

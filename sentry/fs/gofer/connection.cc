@@ -10,6 +10,7 @@
 #include "sentry/base/counter.h"
 #include "sentry/base/time.h"
 #include "sentry/fiber/fiber.h"
+#include "sentry/fiber/phase.h"
 
 namespace sentry {
 namespace {
@@ -69,6 +70,7 @@ base::Result<base::Ref<GoferConnection>> GoferConnection::Connect(base::UniqueFd
 
 gofer::Reply GoferConnection::Call(gofer::Request request) {
   g_requests.Add();
+  const fiber::ScopedPhase phase(fiber::Phase::kGofer);
   struct Call call;
   call.fiber = base::Ref<fiber::Fiber>(fiber::Current());
   client_.Submit(std::move(request), [&call](gofer::Reply reply) {

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "sentry/fiber/blocking.h"
+#include "sentry/fiber/phase.h"
 #include "sentry/fs/gofer/inode.h"
 #include "sentry/fs/gofer/read_block.h"
 #include "sentry/vfs/dentry.h"
@@ -145,6 +146,7 @@ base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool
     const auto write = [&]() -> ssize_t {
       // With RWF_APPEND and -1 the host's file position becomes the end of what was written.
       const off_t at = append ? -1 : static_cast<off_t>(offset + done);
+      const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
       const ssize_t n = pwritev2(fd_->get(), &iov, 1, at, rwf);
       return n < 0 ? -errno : n;
     };

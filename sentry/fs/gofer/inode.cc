@@ -12,6 +12,7 @@
 
 #include "sentry/base/time.h"
 #include "sentry/fiber/blocking.h"
+#include "sentry/fiber/phase.h"
 
 namespace sentry {
 namespace {
@@ -238,6 +239,7 @@ base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint6
   size_t done = 0;
   while (done < size && (fs.nowait() || fs.in_memory())) {
     const iovec iov = {buffer + done, size - done};
+    const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
     const ssize_t n =
         preadv2(fd, &iov, 1, static_cast<off_t>(offset + done), fs.nowait() ? RWF_NOWAIT : 0);
     if (n < 0) {
