@@ -38,12 +38,6 @@ Path SocketPath(Vfs& vfs) {
 }
 
 template <typename T>
-std::vector<std::byte> Bytes(const T& value) {
-  auto b = std::as_bytes(std::span(&value, 1));
-  return {b.begin(), b.end()};
-}
-
-template <typename T>
 Result<T> ValueFrom(std::span<const std::byte> bytes) {
   if (bytes.size() < sizeof(T)) return Error(EINVAL);
   T value;
@@ -188,40 +182,40 @@ Status Socket::SetOption(Task& t, int level, int name, std::span<const std::byte
 
 Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
   const SocketOptions& o = *options_;
-  if (SocketOptions::Bit(name) >= 0) return Bytes<int>(o.flag(name) ? 1 : 0);
+  if (SocketOptions::Bit(name) >= 0) return OptionBytes<int>(o.flag(name) ? 1 : 0);
   switch (name) {
     case SO_TYPE:
-      return Bytes(type_);
+      return OptionBytes(type_);
     case SO_DOMAIN:
-      return Bytes(domain_);
+      return OptionBytes(domain_);
     case SO_PROTOCOL:
-      return Bytes(protocol_);
+      return OptionBytes(protocol_);
     case SO_ERROR:
-      return Bytes(TakeError());
+      return OptionBytes(TakeError());
     case SO_ACCEPTCONN:
-      return Bytes<int>(listening() ? 1 : 0);
+      return OptionBytes<int>(listening() ? 1 : 0);
     case SO_SNDBUF:
-      return Bytes(send_buffer());
+      return OptionBytes(send_buffer());
     case SO_RCVBUF:
-      return Bytes(o.receive_buffer.load());
+      return OptionBytes(o.receive_buffer.load());
     case SO_RCVTIMEO:
-      return Bytes(ToTimeval(o.receive_timeout_ns.load()));
+      return OptionBytes(ToTimeval(o.receive_timeout_ns.load()));
     case SO_SNDTIMEO:
-      return Bytes(ToTimeval(o.send_timeout_ns.load()));
+      return OptionBytes(ToTimeval(o.send_timeout_ns.load()));
     case SO_RCVLOWAT:
-      return Bytes(o.receive_low.load());
+      return OptionBytes(o.receive_low.load());
     case SO_SNDLOWAT:
-      return Bytes(1);
+      return OptionBytes(1);
     case SO_PRIORITY:
-      return Bytes(o.priority.load());
+      return OptionBytes(o.priority.load());
     case SO_MARK:
-      return Bytes(o.mark.load());
+      return OptionBytes(o.mark.load());
     case SO_LINGER: {
       int seconds = o.linger_seconds.load();
-      return Bytes(linger{seconds >= 0 ? 1 : 0, std::max(seconds, 0)});
+      return OptionBytes(linger{seconds >= 0 ? 1 : 0, std::max(seconds, 0)});
     }
     case SO_COOKIE:
-      return Bytes(inode()->ino());
+      return OptionBytes(inode()->ino());
     case SO_PEERCRED: {
       ucred c = {0, static_cast<uid_t>(-1), static_cast<gid_t>(-1)};
       if (auto peer = peer_creds()) {
@@ -229,7 +223,7 @@ Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
         c.uid = t.user_ns().MapUidOut(peer->uid);
         c.gid = t.user_ns().MapGidOut(peer->gid);
       }
-      return Bytes(c);
+      return OptionBytes(c);
     }
     default:
       return Error(ENOPROTOOPT);

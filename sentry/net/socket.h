@@ -44,6 +44,12 @@ struct SenderCreds {
 SenderCreds CurrentCreds();
 SenderCreds CurrentRealCreds();
 
+// A control message of the family's own.
+struct ControlMessage {
+  int level, type;
+  std::vector<std::byte> data;
+};
+
 // What sendmsg(2) and its kin pass down.
 struct SendArgs {
   int flags = 0;          // MSG_*
@@ -51,6 +57,7 @@ struct SendArgs {
   SockAddr to;
   std::vector<base::Ref<FileDescription>> files;  // SCM_RIGHTS
   std::optional<SenderCreds> creds;               // SCM_CREDENTIALS, checked
+  std::vector<ControlMessage> control;            // of levels other than SOL_SOCKET
 };
 
 // What recvmsg(2) and its kin pass down and get.
@@ -64,6 +71,7 @@ struct RecvArgs {
   std::vector<base::Ref<FileDescription>> files;
   bool has_creds = false;  // SO_PASSCRED
   SenderCreds creds;
+  std::vector<ControlMessage> control;
 };
 
 // What SOL_SOCKET options set, and what a socket that is accepted takes over from its listener. The
@@ -154,6 +162,12 @@ class Socket : public FileDescription {
   const base::Ref<SocketOptions> options_;
 };
 
+// The value of an option.
+template <typename T>
+std::vector<std::byte> OptionBytes(const T& value) {
+  auto b = std::as_bytes(std::span(&value, 1));
+  return {b.begin(), b.end()};
+}
 // SIGPIPE to the current task.
 void RaiseSocketSigpipe();
 

@@ -3,6 +3,8 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 
+#include "sentry/net/inet/interface_ioctl.h"
+#include "sentry/net/socket.h"
 #include "sentry/syscalls/file_util.h"
 #include "sentry/vfs/file_locks.h"
 
@@ -321,7 +323,13 @@ base::Result<uint64_t> SysFlock(Task& t, const SyscallArgs& args) {
 base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
   if (TRY(GenericIoctl(t, args.Int(0), *file, args.Uint(1), args[2]))) return uint64_t{0};
-  return file->Ioctl({.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()});
+  IoctlArgs ioctl{.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()};
+  Result<uint64_t> result = file->Ioctl(ioctl);
+  if (result.ok() || result.error().code() != ENOTTY || Socket::From(*file) == nullptr) {
+    return result;
+  }
+  // Any socket answers for the devices (sock_ioctl).
+  return InterfaceIoctl(t, *InetStack::Current(t), ioctl);
 }
 
 }  // namespace sentry

@@ -9,6 +9,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/inet/inet.h"
+#include "sentry/net/netlink/netlink_socket.h"
 #include "sentry/net/unix/unix_socket.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/syscalls/socket_util.h"
@@ -67,6 +68,8 @@ Result<base::Ref<FileDescription>> NewSocket(Task& t, int domain, int type, int 
     case AF_INET:
     case AF_INET6:
       return NewInetSocket(t, vfs, domain, type, protocol, flags);
+    case AF_NETLINK:
+      return NewNetlinkSocket(t, vfs, type, protocol, flags);
     default:
       return Error(EAFNOSUPPORT);
   }

@@ -87,7 +87,10 @@ Status ParseControl(Task& t, const UserMsghdr& msg, SendArgs* args) {
     if (h.cmsg_len < kHeader || h.cmsg_len > buffer.size() - at) return Error(EINVAL);
     auto data = std::span<const std::byte>(buffer).subspan(at + kHeader, h.cmsg_len - kHeader);
     at += Align(h.cmsg_len);
-    if (h.cmsg_level != SOL_SOCKET) continue;
+    if (h.cmsg_level != SOL_SOCKET) {
+      args->control.push_back({h.cmsg_level, h.cmsg_type, {data.begin(), data.end()}});
+      continue;
+    }
     switch (h.cmsg_type) {
       case SCM_RIGHTS:
         TRY(AddFiles(t, data, args));
@@ -112,7 +115,7 @@ class ControlWriter {
   ControlWriter(Task& t, uint64_t addr, uint64_t length)
       : t_(t), addr_(addr), left_(addr != 0 ? length : 0) {}
 
-  Status Put(int type, std::span<const std::byte> data) {
+  Status Put(int level, int type, std::span<const std::byte> data) {
     if (left_ < kHeader) {
       truncated_ = true;
       return base::Ok();
@@ -124,7 +127,7 @@ class ControlWriter {
     }
     cmsghdr h{};
     h.cmsg_len = length;
-    h.cmsg_level = SOL_SOCKET;
+    h.cmsg_level = level;
     h.cmsg_type = type;
     std::vector<std::byte> buffer(length);
     memcpy(buffer.data(), &h, kHeader);
@@ -148,7 +151,7 @@ class ControlWriter {
     }
     if (fds.size() < files.size()) truncated_ = true;
     if (fds.empty()) return base::Ok();
-    return Put(SCM_RIGHTS, std::as_bytes(std::span(fds)));
+    return Put(SOL_SOCKET, SCM_RIGHTS, std::as_bytes(std::span(fds)));
   }
 
   bool truncated() const { return truncated_; }
@@ -206,7 +209,10 @@ Result<uint64_t> DoRecvmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
     c.pid = args.creds.pid != nullptr ? args.creds.pid->NumberIn(t.pid_namespace()) : 0;
     c.uid = t.user_ns().MapUidOut(args.creds.uid);
     c.gid = t.user_ns().MapGidOut(args.creds.gid);
-    status = control.Put(SCM_CREDENTIALS, std::as_bytes(std::span(&c, 1)));
+    status = control.Put(SOL_SOCKET, SCM_CREDENTIALS, std::as_bytes(std::span(&c, 1)));
+  }
+  for (const ControlMessage& c : args.control) {
+    if (status.ok()) status = control.Put(c.level, c.type, c.data);
   }
   if (!args.files.empty()) {
     if (status.ok()) status = control.PutFiles(args.files, (flags & MSG_CMSG_CLOEXEC) != 0);

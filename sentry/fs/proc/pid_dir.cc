@@ -160,7 +160,7 @@ class PidDir : public PidOwned<PseudoDir> {
       case 8:
         return NewMemFile(fs, pid(), whole());
       default:
-        return NetDir(*fs);
+        return NewNetDir(fs, pid());
     }
   }
 

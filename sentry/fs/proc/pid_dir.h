@@ -101,8 +101,8 @@ base::Ref<Inode> NewFdDir(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 base::Ref<Inode> NewFdInfoDir(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 base::Ref<Inode> NewNsDir(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 base::Ref<Inode> NewMapFilesDir(ProcFs* fs, base::Ref<Pid> pid, bool whole);
-// The entries of /proc/net, the same for all (there is one network namespace with content).
-base::Ref<Inode> NetDir(ProcFs& fs);
+// /proc/PID/net: of the network namespace that the process is in.
+base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid);
 // /proc/PID/mem.
 base::Ref<Inode> NewMemFile(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 

@@ -299,21 +299,6 @@ ProcFs::ProcFs(Kernel* kernel, base::Ref<PidNamespace> pid_ns)
 
 base::Ref<Inode> ProcFs::NewRoot(base::Ref<ProcFs> fs) { return base::MakeRef<Root>(fs.get()); }
 
-// The root network namespace has the loopback device alone.
-base::Ref<Inode> NetDir(ProcFs& fs) {
-  auto dir = base::MakeRef<PseudoDir>(&fs, 0555);
-  dir->Add(
-      "dev", base::MakeRef<FuncFile>(&fs, 0444, [] {
-        return std::string(
-            "Inter-|   Receive                                                |  Transmit\n"
-            " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets "
-            "errs drop fifo colls carrier compressed\n"
-            "    lo:       0       0    0    0    0     0          0         0        0       0  "
-            "  0    0    0     0       0          0\n");
-      }));
-  return dir;
-}
-
 void RegisterProc(Kernel* kernel, Vfs& vfs) {
   vfs.RegisterFilesystem(std::make_unique<ProcType>(kernel));
 }

@@ -131,4 +131,14 @@ Result<InetAddress> ParseInetAddress(const SockAddr& address, int family) {
   return out;
 }
 
+Result<InetAddress> ParseBindAddress(const SockAddr& address, int family) {
+  sockaddr_in in;
+  if (family != AF_INET || address.length < sizeof(in) || address.family() != AF_UNSPEC) {
+    return ParseInetAddress(address, family);
+  }
+  memcpy(&in, address.bytes.data(), sizeof(in));
+  if (in.sin_addr.s_addr != INADDR_ANY) return Error(EAFNOSUPPORT);
+  return InetAddress{.ip = IpAddress::Any(true), .port = ntohs(in.sin_port)};
+}
+
 }  // namespace sentry

@@ -61,4 +61,7 @@ struct InetAddress {
 // family.
 base::Result<InetAddress> ParseInetAddress(const SockAddr& address, int family);
 
+// As bind(2) takes it: of AF_INET, AF_UNSPEC with 0.0.0.0 too.
+base::Result<InetAddress> ParseBindAddress(const SockAddr& address, int family);
+
 }  // namespace sentry

@@ -95,6 +95,15 @@ bool IpOptions::flag(int level, int name) const {
   return (flags_.load(std::memory_order_relaxed) >> FlagIndex(level, name) & 1) != 0;
 }
 
+void IpOptions::SetFlag(int level, int name, bool on) {
+  uint64_t bit = uint64_t{1} << FlagIndex(level, name);
+  if (on) {
+    flags_.fetch_or(bit);
+  } else {
+    flags_.fetch_and(~bit);
+  }
+}
+
 void IpOptions::CopyFrom(const IpOptions& other) {
   flags_ = other.flags_.load();
   ttl = other.ttl.load();
@@ -125,8 +134,8 @@ Result<std::vector<std::byte>> IpOptions::Get(int level, int name) const {
       case IP_MULTICAST_TTL:
         return OptionBytes(multicast_ttl.load());
       case IP_MULTICAST_IF: {
-        in_addr any{INADDR_ANY};
-        return OptionBytes(any);
+        in_addr a{multicast_device.load() != 0 ? htonl(INADDR_LOOPBACK) : INADDR_ANY};
+        return OptionBytes(a);
       }
       case IP_OPTIONS:
         return std::vector<std::byte>();
@@ -160,17 +169,12 @@ Status IpOptions::Set(Task& t, InetStack& stack, int level, int name,
     to->store(number);
     return base::Ok();
   };
-  if (int index = FlagIndex(level, name); index >= 0) {
+  if (FlagIndex(level, name) >= 0) {
     if (NeedsAdmin(level, name) && number != 0 && !stack.HasCap(t, CAP_NET_ADMIN) &&
         !stack.HasCap(t, CAP_NET_RAW)) {
       return Error(EPERM);
     }
-    uint64_t bit = uint64_t{1} << index;
-    if (number != 0) {
-      flags_.fetch_or(bit);
-    } else {
-      flags_.fetch_and(~bit);
-    }
+    SetFlag(level, name, number != 0);
     return base::Ok();
   }
   if (level == IPPROTO_IP) {

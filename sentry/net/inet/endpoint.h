@@ -23,6 +23,7 @@ class IpOptions {
   IpOptions();
   // On or off, by level and name of the option.
   bool flag(int level, int name) const;
+  void SetFlag(int level, int name, bool on);
   void CopyFrom(const IpOptions& other);
 
   base::Result<std::vector<std::byte>> Get(int level, int name) const;
@@ -41,7 +42,9 @@ class IpOptions {
 class InetEndpoint : public PortUser {
  public:
   InetEndpoint(base::Ref<InetStack> stack, int family)
-      : family_(family), stack_(std::move(stack)), options_(base::MakeRef<SocketOptions>()) {}
+      : family_(family), stack_(std::move(stack)), options_(base::MakeRef<SocketOptions>()) {
+    if (v6() && stack_->bindv6only.load() != 0) ip_.SetFlag(IPPROTO_IPV6, IPV6_V6ONLY, true);
+  }
 
   int family() const { return family_; }
   bool v6() const { return family_ == AF_INET6; }
@@ -101,11 +104,6 @@ class InetSocket : public Socket {
   InetEndpoint& base_;
 };
 
-template <typename T>
-std::vector<std::byte> OptionBytes(const T& value) {
-  auto b = std::as_bytes(std::span(&value, 1));
-  return {b.begin(), b.end()};
-}
 // An int, or a single byte as IPPROTO_IP takes it.
 base::Result<int> OptionInt(std::span<const std::byte> value, bool allow_byte = false);
 

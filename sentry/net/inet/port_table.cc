@@ -185,6 +185,12 @@ Status PortTable::Connect(PortUser& user, const IpAddress& source, const InetAdd
   return Error(EADDRNOTAVAIL);
 }
 
+void PortTable::SetRemote(PortUser& user, const IpAddress& ip, const InetAddress& remote) {
+  absl::MutexLock lock(&mutex_);
+  user.local.ip = ip;
+  user.remote = remote;
+}
+
 void PortTable::SetReuse(PortUser& user, bool address, bool port) {
   absl::MutexLock lock(&mutex_);
   user.reuse_address = address;

@@ -61,6 +61,8 @@ class PortTable {
   // are in use for this destination, or this connection exists.
   base::Status Connect(PortUser& user, const IpAddress& source, const InetAddress& remote,
                        Range range);
+  // Of datagrams: where a bound user is connected to (port 0: nowhere), and its own address then.
+  void SetRemote(PortUser& user, const IpAddress& ip, const InetAddress& remote);
   // SO_REUSEADDR and SO_REUSEPORT count from the moment that they are set.
   void SetReuse(PortUser& user, bool address, bool port);
   // Gives up `remote`, and the port unless bind(2) chose it; local.ip becomes `ip`.

@@ -4,6 +4,7 @@
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/inet/raw.h"
 
 namespace sentry {
 
@@ -105,6 +106,59 @@ Result<IpAddress> InetStack::Route(IpAddress* to) const {
     if (a.ip.v4() && to->Matches(a.ip, a.prefix)) source = a.ip;
   }
   return source;
+}
+
+void InetStack::AddRaw(RawEndpoint* raw) {
+  absl::MutexLock lock(&mutex_);
+  raw_.push_back(raw);
+}
+
+void InetStack::RemoveRaw(RawEndpoint* raw) {
+  absl::MutexLock lock(&mutex_);
+  std::erase(raw_, raw);
+}
+
+std::vector<base::Ref<RawEndpoint>> InetStack::RawSockets() {
+  absl::MutexLock lock(&mutex_);
+  std::vector<base::Ref<RawEndpoint>> out;
+  for (RawEndpoint* raw : raw_) {
+    if (raw->TryIncRef()) out.push_back(base::Ref<RawEndpoint>::Adopt(raw));
+  }
+  return out;
+}
+
+void InetStack::JoinGroup(const IpAddress& group) {
+  absl::MutexLock lock(&mutex_);
+  ++groups_[group];
+}
+
+void InetStack::LeaveGroup(const IpAddress& group) {
+  absl::MutexLock lock(&mutex_);
+  auto it = groups_.find(group);
+  if (it != groups_.end() && --it->second == 0) groups_.erase(it);
+}
+
+bool InetStack::InGroup(const IpAddress& group) const {
+  static const IpAddress all = [] {
+    IpAddress a;
+    a.bytes[0] = 0xff;
+    a.bytes[1] = 0x02;
+    a.bytes[15] = 1;
+    return a;
+  }();
+  if (group == all || (group.v4() && group.v4_bits() == INADDR_ALLHOSTS_GROUP)) return true;
+  absl::MutexLock lock(&mutex_);
+  return groups_.contains(group);
+}
+
+bool InetStack::TakeNetlinkPort(uint32_t port) {
+  absl::MutexLock lock(&mutex_);
+  return netlink_ports_.insert(port).second;
+}
+
+void InetStack::DropNetlinkPort(uint32_t port) {
+  absl::MutexLock lock(&mutex_);
+  netlink_ports_.erase(port);
 }
 
 PortTable::Range InetStack::port_range() const {

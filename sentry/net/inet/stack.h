@@ -17,6 +17,7 @@
 
 namespace sentry {
 
+class RawEndpoint;
 class Task;
 
 // Counters of /proc/net/snmp and its kin.
@@ -68,9 +69,24 @@ class InetStack : public base::RefCounted {
   // --- ports ---
   PortTable& tcp() { return tcp_; }
   PortTable& udp() { return udp_; }
+  PortTable& ping() { return ping_; }  // identifiers of ICMP echo
   PortTable::Range port_range() const;
   // EINVAL.
   base::Status SetPortRange(int low, int high);
+
+  // --- raw sockets, which take themselves out before they go ---
+  void AddRaw(RawEndpoint* raw);
+  void RemoveRaw(RawEndpoint* raw);
+  std::vector<base::Ref<RawEndpoint>> RawSockets();
+
+  // --- multicast groups that somebody has joined; all hosts are members of one ---
+  void JoinGroup(const IpAddress& group);
+  void LeaveGroup(const IpAddress& group);
+  bool InGroup(const IpAddress& group) const;
+
+  // --- port ids of netlink sockets ---
+  bool TakeNetlinkPort(uint32_t port);
+  void DropNetlinkPort(uint32_t port);
 
   // --- /proc/sys/net ---
   std::atomic<int> unprivileged_port_start{1024};
@@ -83,16 +99,17 @@ class InetStack : public base::RefCounted {
  private:
   static constexpr size_t kMaxAddresses = 256;
 
-  InetStack() = default;
-  friend base::Ref<InetStack> base::MakeRef<InetStack>();
-
   absl::once_flag started_;
   base::Ref<UserNamespace> user_ns_;  // set once
   std::atomic<bool> up_{false};
   std::atomic<uint32_t> port_range_{32768u << 16 | 60999};
   PortTable tcp_{/*datagrams=*/false}, udp_{/*datagrams=*/true};
+  PortTable ping_{/*datagrams=*/true};
   mutable absl::Mutex mutex_;  // leaf
   std::vector<Address> addresses_ ABSL_GUARDED_BY(mutex_);
+  std::vector<RawEndpoint*> raw_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<IpAddress, int> groups_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<uint32_t> netlink_ports_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace sentry

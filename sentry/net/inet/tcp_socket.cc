@@ -53,16 +53,7 @@ const IntOption* FindInt(int name) {
 }  // namespace
 
 Status TcpSocket::Bind(Task& t, const SockAddr& address) {
-  // AF_UNSPEC is taken for AF_INET if the address is any.
-  SockAddr a = address;
-  if (domain() == AF_INET && a.length >= sizeof(sockaddr_in) && a.family() == AF_UNSPEC) {
-    sockaddr_in in;
-    memcpy(&in, a.bytes.data(), sizeof(in));
-    if (in.sin_addr.s_addr != INADDR_ANY) return Error(EAFNOSUPPORT);
-    in.sin_family = AF_INET;
-    memcpy(a.bytes.data(), &in, sizeof(in));
-  }
-  return endpoint_->Bind(t, TRY(ParseInetAddress(a, domain())));
+  return endpoint_->Bind(t, TRY(ParseBindAddress(address, domain())));
 }
 
 Status TcpSocket::Connect(Task&, const SockAddr& address, bool nonblock) {

@@ -1,0 +1,207 @@
+// /proc/net: of the network namespace of the process that it is shown for (Linux:
+// fs/proc/proc_net.c and the files' owners in net/).
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <netinet/tcp.h>
+
+#include <functional>
+#include <string>
+
+#include "sentry/fs/proc/pid_dir.h"
+#include "sentry/fs/proc/proc.h"
+#include "sentry/kernel/kernel.h"
+#include "sentry/kernel/task.h"
+#include "sentry/net/inet/raw.h"
+#include "sentry/net/inet/tcp.h"
+#include "sentry/net/inet/udp.h"
+
+namespace sentry {
+namespace {
+
+using base::Result;
+
+// 0100007F:1F90, in the host's order of each word.
+std::string Name(const InetAddress& a, bool v6) {
+  std::string text;
+  in6_addr six = a.ip.ToV6();
+  if (!v6) return fmt::format("{:08X}:{:04X}", a.ip.v4() ? a.ip.ToV4().s_addr : 0, a.port);
+  for (uint32_t word : six.s6_addr32) text += fmt::format("{:08X}", word);
+  return text + fmt::format(":{:04X}", a.port);
+}
+
+// Lines of /proc/net/tcp are padded to 149 characters, of udp to 127.
+std::string Padded(std::string line, size_t width) {
+  if (line.size() < width) line.resize(width, ' ');
+  return line + "\n";
+}
+
+constexpr char kHead4[] =
+    "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout "
+    "inode";
+constexpr char kHead6[] =
+    "  sl  local_address                         remote_address                        st tx_queue "
+    "rx_queue tr tm->when retrnsmt   uid  timeout inode";
+
+std::string TcpText(InetStack& stack, bool v6) {
+  std::string text = v6 ? std::string(kHead6) + "\n" : Padded(kHead4, 149);
+  int slot = 0;
+  uid_t none = 0;
+  auto line = [&](const InetAddress& local, const InetAddress& remote, int state, uint64_t sent,
+                  uint64_t unread, int timer, int64_t left, uid_t uid, uint64_t ino, int refs) {
+    std::string s = fmt::format(
+        "{:4d}: {} {} {:02X} {:08X}:{:08X} {:02X}:{:08X} 00000000 {:5d} "
+        "{:8d} {} {} 0000000000000000",
+        slot++, Name(local, v6), Name(remote, v6), state, sent, unread, timer, left, uid, 0, ino,
+        refs);
+    if (state != TCP_TIME_WAIT) s += state == TCP_LISTEN ? " 100 0 0 10 0" : " 20 4 30 10 -1";
+    text += v6 ? s + "\n" : Padded(std::move(s), 149);
+  };
+  for (auto& user : stack.tcp().Users()) {
+    auto& tcp = static_cast<TcpEndpoint&>(*user);
+    if (tcp.v6() != v6) continue;
+    TcpEndpoint::Row row = tcp.Describe();
+    if (row.state == TCP_CLOSE) continue;  // bound alone
+    bool listens = row.state == TCP_LISTEN;
+    line(row.local, row.remote, row.state, listens ? 0 : row.sent, row.unread, 0, 0, row.uid,
+         row.ino, 1);
+  }
+  for (const PortTable::TimeWait& w : stack.tcp().TimeWaits()) {
+    if (w.local.ip.v4() == v6) continue;
+    line(w.local, w.remote, TCP_TIME_WAIT, 0, 0, 3, w.left_ns / 10'000'000, none, 0, 3);
+  }
+  return text;
+}
+
+std::string UdpText(InetStack& stack, bool v6) {
+  std::string text =
+      v6 ? std::string(kHead6) + " ref pointer drops\n"
+         : Padded(
+               "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   "
+               "uid  timeout inode ref pointer drops",
+               127);
+  for (auto& user : stack.udp().Users()) {
+    auto& udp = static_cast<UdpEndpoint&>(*user);
+    if (udp.v6() != v6) continue;
+    UdpEndpoint::Row row = udp.Describe();
+    std::string s = fmt::format(
+        "{:5d}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5d} "
+        "{:8d} {} 2 0000000000000000 {}",
+        row.local.port, Name(row.local, v6), Name(row.remote, v6),
+        row.connected ? TCP_ESTABLISHED : TCP_CLOSE, 0, row.queued, row.uid, 0, row.ino, row.drops);
+    text += v6 ? s + "\n" : Padded(std::move(s), 127);
+  }
+  return text;
+}
+
+std::string DevText(InetStack& stack) {
+  uint64_t bytes = stack.counters.bytes.load(), packets = stack.counters.packets.load();
+  return "Inter-|   Receive                                                |  Transmit\n"
+         " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets "
+         "errs drop fifo colls carrier compressed\n" +
+         fmt::format(
+             "    lo: {:7} {:7}    0    0    0     0          0         0 {:8} {:7}    0   "
+             " 0    0     0       0          0\n",
+             bytes, packets, bytes, packets);
+}
+
+// Routes through a gateway or a network: there are none of IPv4 but local ones.
+std::string RouteText() {
+  return Padded(
+      "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT", 127);
+}
+
+std::string Plain6(const IpAddress& ip) {
+  std::string text;
+  for (uint8_t byte : ip.bytes) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+std::string Addresses6(InetStack& stack) {
+  std::string text;
+  for (const auto& a : stack.addresses()) {
+    if (a.ip.v4()) continue;
+    text += fmt::format("{} {:02x} {:02x} {:02x} 80       lo\n", Plain6(a.ip),
+                        InetStack::kLoopbackIndex, a.prefix, a.ip.IsLoopback() ? 0x10 : 0);
+  }
+  return text;
+}
+
+std::string Routes6(InetStack& stack) {
+  std::string text, none = Plain6(IpAddress());
+  for (const auto& a : stack.addresses()) {
+    if (a.ip.v4()) continue;
+    for (const char* rest : {"00000100 00000001 00000000 00000001",
+                             "00000000 00000002 00000000 "
+                             "80200001"}) {
+      text +=
+          fmt::format("{} {:02x} {} 00 {} {}       lo\n", Plain6(a.ip), a.prefix, none, none, rest);
+    }
+  }
+  return text;
+}
+
+std::string SnmpText(InetStack& stack) {
+  NetCounters& c = stack.counters;
+  uint64_t packets = c.packets.load();
+  return fmt::format(
+      "Ip: Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors ForwDatagrams "
+      "InUnknownProtos InDiscards InDelivers OutRequests OutDiscards OutNoRoutes ReasmTimeout "
+      "ReasmReqds ReasmOKs ReasmFails FragOKs FragFails FragCreates OutTransmits\n"
+      "Ip: 2 {} {} 0 0 0 0 0 {} {} 0 0 0 0 0 0 0 0 0 {}\n"
+      "Icmp: InMsgs InErrors InCsumErrors OutMsgs OutErrors\n"
+      "Icmp: {} 0 0 {} 0\n"
+      "Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens AttemptFails EstabResets "
+      "CurrEstab InSegs OutSegs RetransSegs InErrs OutRsts InCsumErrors\n"
+      "Tcp: 1 200 120000 -1 {} {} {} {} 0 {} {} 0 0 {} 0\n"
+      "Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors "
+      "IgnoredMulti MemErrors\n"
+      "Udp: {} {} {} {} {} 0 0 0 0\n"
+      "UdpLite: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors "
+      "IgnoredMulti MemErrors\n"
+      "UdpLite: 0 0 0 0 0 0 0 0 0\n",
+      stack.default_ttl.load(), packets, packets, packets, packets, c.icmp_in.load(),
+      c.icmp_out.load(), c.tcp_active.load(), c.tcp_passive.load(), c.tcp_failed.load(),
+      c.tcp_resets.load(), packets, packets, c.tcp_out_resets.load(), c.udp_in.load(),
+      c.udp_no_port.load(), c.udp_full.load(), c.udp_out.load(), c.udp_full.load());
+}
+
+std::string SockstatText(InetStack& stack) {
+  size_t waits = stack.tcp().TimeWaits().size();
+  return fmt::format(
+      "TCP: inuse {} orphan 0 tw {} alloc {} mem 0\nUDP: inuse {} mem 0\nUDPLITE: inuse 0\n"
+      "RAW: inuse {}\nFRAG: inuse 0 memory 0\n",
+      stack.tcp().Users().size(), waits, stack.tcp().Users().size(), stack.udp().Users().size(),
+      stack.RawSockets().size());
+}
+
+}  // namespace
+
+base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
+  auto dir = base::MakeRef<PseudoDir>(fs, 0555);
+  // EINVAL once the process is gone.
+  auto stack = [pid]() -> Result<base::Ref<InetStack>> {
+    base::Ref<Task> task = TaskOf(Kernel::Get(), *pid);
+    base::Ref<NetNamespace> ns = task != nullptr ? task->net_namespace_ref() : nullptr;
+    if (ns == nullptr) return base::Error(EINVAL);
+    return InetStack::Of(*ns);
+  };
+  auto add = [&](const char* name, std::function<std::string(InetStack&)> text) {
+    dir->Add(name, base::MakeRef<FuncFile>(fs, 0444, [stack, text]() -> Result<std::string> {
+               base::Ref<InetStack> s = TRY(stack());
+               return text(*s);
+             }));
+  };
+  for (bool v6 : {false, true}) {
+    add(v6 ? "tcp6" : "tcp", [v6](InetStack& s) { return TcpText(s, v6); });
+    add(v6 ? "udp6" : "udp", [v6](InetStack& s) { return UdpText(s, v6); });
+  }
+  add("dev", DevText);
+  add("route", [](InetStack&) { return RouteText(); });
+  add("if_inet6", Addresses6);
+  add("ipv6_route", Routes6);
+  add("snmp", SnmpText);
+  add("sockstat", SockstatText);
+  return dir;
+}
+
+}  // namespace sentry

@@ -1,0 +1,161 @@
+// What UDP, ICMP and raw endpoints have in common: a bounded queue of packets, an error queue, and
+// the control messages that go with them (Linux: net/core/datagram.c, net/ipv4/ip_sockglue.c).
+#pragma once
+
+#include <time.h>
+
+// After <time.h>, which it needs.
+#include <linux/errqueue.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/net/inet/endpoint.h"
+
+namespace sentry {
+
+// A packet's payload. Shared by those who get the same one.
+class PacketData : public base::RefCounted {
+ public:
+  explicit PacketData(size_t size) : bytes_(new std::byte[size]), size_(size) {}
+  std::span<std::byte> bytes() { return {bytes_.get(), size_}; }
+  size_t size() const { return size_; }
+  // The rest of `src`. EFAULT.
+  static base::Result<base::Ref<PacketData>> From(IoSource& src);
+
+ private:
+  std::unique_ptr<std::byte[]> bytes_;
+  const size_t size_;
+};
+
+struct Packet {
+  base::Ref<PacketData> data;
+  InetAddress from, to;
+  int hops = 64, traffic_class = 0;
+  timespec time{};      // when it was queued
+  size_t skip = 0;      // bytes at the beginning that this receiver does not get
+  InetAddress claimed;  // the name that a receiver is told, if it is not `from` (raw: no port)
+};
+
+// What control messages of a send ask for.
+struct SendOptions {
+  int hops = -1, traffic_class = -1;
+  int device = 0;
+  bool has_source = false;
+  IpAddress source;
+};
+
+class DatagramEndpoint : public InetEndpoint {
+ public:
+  using InetEndpoint::InetEndpoint;
+
+  virtual base::Status Bind(Task& t, const InetAddress& address) = 0;
+  virtual base::Status Connect(InetAddress to) = 0;
+  virtual void Disconnect() = 0;
+  virtual base::Result<size_t> Send(IoSource& src, const SendArgs& args) = 0;
+  virtual void Release() = 0;
+  virtual size_t max_payload() const { return 65535; }
+
+  base::Result<size_t> Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
+  base::Status Shutdown(int how);
+  uint32_t Readiness();
+  int TakeError();
+  base::Result<InetAddress> PeerName();
+  InetAddress LocalName() override;
+  // SIOCINQ: of the first packet.
+  size_t FirstLength();
+
+  // Of a packet that somebody sent. False: there was no room.
+  bool Deliver(Packet packet);
+  // An ICMP error came back for a packet to `to`. `offender`: who sent it.
+  void Fail(int error, const Packet& packet, bool hard);
+  // Bytes in the queue, for /proc.
+  uint64_t queued() const { return charge_.load(); }
+  uint64_t drops() const { return drops_.load(); }
+
+  // --- multicast ---
+  base::Status Join(const IpAddress& group, int device);
+  base::Status Leave(const IpAddress& group, int device);
+  // Does a multicast packet to `group` go to it?
+  bool Wants(const IpAddress& group);
+
+ protected:
+  ~DatagramEndpoint() override = default;
+  static constexpr int kReceiveShut = 1, kSendShut = 2;
+  // EPIPE after shutdown, or a pending error.
+  base::Status CheckSend();
+  // EINVAL of bad control messages.
+  base::Result<SendOptions> ParseControl(const SendArgs& args) const;
+  // Where a packet goes and what its source address is. EDESTADDRREQ, EACCES, ENETUNREACH, ...
+  base::Status Destination(const SendArgs& args, const SendOptions& ask, InetAddress* to,
+                           IpAddress* source);
+  Packet MakePacket(base::Ref<PacketData> data, const IpAddress& source, const InetAddress& to,
+                    const SendOptions& ask);
+  void LeaveAll();
+  bool connected() const { return connected_.load(std::memory_order_relaxed); }
+
+  absl::Mutex mutex_;  // before the port tables; never two
+  std::atomic<bool> connected_{false};
+  bool bound_address_ ABSL_GUARDED_BY(mutex_) = false, bound_port_ ABSL_GUARDED_BY(mutex_) = false;
+
+ private:
+  static constexpr size_t kOverhead = 512;  // of a packet in the queue, as struct sk_buff
+  static constexpr size_t kMaxErrors = 128, kMaxGroups = 64;
+  struct ErrorEntry {
+    sock_extended_err error;
+    InetAddress offender, to;
+    base::Ref<PacketData> data;
+    size_t skip;
+  };
+
+  base::Result<size_t> ReceiveError(IoDest& dst, RecvArgs* args);
+  void AddControl(const Packet& packet, RecvArgs* args);
+  void AddControl4(const Packet& packet, RecvArgs* args);
+  void AddControl6(const Packet& packet, RecvArgs* args);
+  bool ReceivesErrors(bool v4);
+
+  std::deque<Packet> queue_ ABSL_GUARDED_BY(mutex_);
+  std::deque<ErrorEntry> errors_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::pair<IpAddress, int>> groups_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<uint64_t> charge_{0}, drops_{0};
+  std::atomic<int> error_{0}, shutdown_{0};
+};
+
+// The description of all of them.
+class DatagramSocket : public InetSocket {
+ public:
+  DatagramSocket(Vfs& vfs, base::Ref<DatagramEndpoint> endpoint, int type, int protocol,
+                 uint32_t flags)
+      : InetSocket(vfs, *endpoint, type, protocol, flags), endpoint_(std::move(endpoint)) {}
+
+  base::Status Bind(Task& t, const SockAddr& address) override;
+  base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
+  base::Status Shutdown(int how) override { return endpoint_->Shutdown(how); }
+  base::Result<SockAddr> PeerAddress() override;
+  base::Result<size_t> Send(IoSource& src, SendArgs args) override;
+  base::Result<size_t> Receive(IoDest& dst, RecvArgs* args) override;
+  base::Result<std::vector<std::byte>> GetOption(Task& t, int level, int name) override;
+  base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
+  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
+  uint32_t Readiness() override { return endpoint_->Readiness(); }
+
+ protected:
+  ~DatagramSocket() override {
+    endpoint_->SetDescription(nullptr);
+    endpoint_->Release();
+  }
+  int TakeError() override { return endpoint_->TakeError(); }
+
+ private:
+  base::Status SetMembership(int level, int name, std::span<const std::byte> value);
+  base::Status SetMulticastDevice(int level, std::span<const std::byte> value);
+
+  const base::Ref<DatagramEndpoint> endpoint_;
+};
+
+}  // namespace sentry

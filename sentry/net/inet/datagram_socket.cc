@@ -1,0 +1,161 @@
+// UDP, ICMP and raw sockets as files.
+#include <linux/sockios.h>
+#include <netinet/udp.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "sentry/kernel/task.h"
+#include "sentry/net/inet/datagram.h"
+
+namespace sentry {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+namespace {
+
+template <typename T>
+Result<T> As(std::span<const std::byte> value) {
+  T out;
+  if (value.size() < sizeof(out)) return Error(EINVAL);
+  memcpy(&out, value.data(), sizeof(out));
+  return out;
+}
+
+}  // namespace
+
+Status DatagramSocket::Bind(Task& t, const SockAddr& address) {
+  return endpoint_->Bind(t, TRY(ParseBindAddress(address, domain())));
+}
+
+Status DatagramSocket::Connect(Task&, const SockAddr& address, bool) {
+  if (address.length < sizeof(sa_family_t)) return Error(EINVAL);
+  if (address.family() == AF_UNSPEC) {
+    endpoint_->Disconnect();
+    return base::Ok();
+  }
+  int as = domain() == AF_INET6 && address.family() == AF_INET ? AF_INET : domain();
+  return endpoint_->Connect(TRY(ParseInetAddress(address, as)));
+}
+
+Result<SockAddr> DatagramSocket::PeerAddress() {
+  return TRY(endpoint_->PeerName()).ToSockAddr(domain());
+}
+
+Result<size_t> DatagramSocket::Send(IoSource& src, SendArgs args) {
+  return endpoint_->Send(src, args);
+}
+
+Result<size_t> DatagramSocket::Receive(IoDest& dst, RecvArgs* args) {
+  return endpoint_->Receive(dst, args, ReceiveDeadline());
+}
+
+Result<std::vector<std::byte>> DatagramSocket::GetOption(Task& t, int level, int name) {
+  if (level == IPPROTO_UDP && protocol() == IPPROTO_UDP) {
+    if (name == UDP_CORK || name == UDP_SEGMENT || name == UDP_GRO) return OptionBytes(0);
+    return Error(ENOPROTOOPT);
+  }
+  return InetSocket::GetOption(t, level, name);
+}
+
+// struct ip_mreq, ip_mreqn, ipv6_mreq and group_req.
+Status DatagramSocket::SetMembership(int level, int name, std::span<const std::byte> value) {
+  IpAddress group;
+  int device = 0;
+  bool join = name == IP_ADD_MEMBERSHIP;
+  if (name == MCAST_JOIN_GROUP || name == MCAST_LEAVE_GROUP) {
+    join = name == MCAST_JOIN_GROUP;
+    auto request = TRY(As<group_req>(value));
+    device = static_cast<int>(request.gr_interface);
+    SockAddr a;
+    a.length = sizeof(request.gr_group);
+    memcpy(a.bytes.data(), &request.gr_group, sizeof(request.gr_group));
+    group = TRY(ParseInetAddress(a, level == IPPROTO_IP ? AF_INET : AF_INET6)).ip;
+  } else if (level == IPPROTO_IPV6) {
+    join = name == IPV6_JOIN_GROUP;
+    auto request = TRY(As<ipv6_mreq>(value));
+    group = IpAddress::FromV6(request.ipv6mr_multiaddr);
+    device = static_cast<int>(request.ipv6mr_interface);
+  } else {
+    ip_mreqn request{};
+    auto simple = TRY(As<ip_mreq>(value));
+    if (value.size() >= sizeof(request)) request = TRY(As<ip_mreqn>(value));
+    group = IpAddress::FromV4(simple.imr_multiaddr);
+    device = request.imr_ifindex;
+    if (device == 0 && endpoint_->stack().IsLocal(IpAddress::FromV4(simple.imr_interface))) {
+      device = InetStack::kLoopbackIndex;
+    }
+  }
+  return join ? endpoint_->Join(group, device) : endpoint_->Leave(group, device);
+}
+
+// struct in_addr, ip_mreq or ip_mreqn; of IPv6 an index.
+Status DatagramSocket::SetMulticastDevice(int level, std::span<const std::byte> value) {
+  int device = 0;
+  if (level == IPPROTO_IPV6) {
+    device = TRY(OptionInt(value));
+    if (device != 0 && device != InetStack::kLoopbackIndex) return Error(ENODEV);
+    endpoint_->ip().multicast_device6 = device;
+    return base::Ok();
+  }
+  in_addr address{};
+  if (value.size() >= sizeof(ip_mreqn)) {
+    auto request = TRY(As<ip_mreqn>(value));
+    device = request.imr_ifindex;
+    address = request.imr_address;
+  } else if (value.size() >= sizeof(ip_mreq)) {
+    address = TRY(As<ip_mreq>(value)).imr_interface;
+  } else {
+    address = TRY(As<in_addr>(value));
+  }
+  if (device != 0 && device != InetStack::kLoopbackIndex) return Error(EADDRNOTAVAIL);
+  if (device == 0 && address.s_addr != INADDR_ANY) {
+    if (!endpoint_->stack().IsLocal(IpAddress::FromV4(address))) return Error(EADDRNOTAVAIL);
+    device = InetStack::kLoopbackIndex;
+  }
+  endpoint_->ip().multicast_device = device;
+  return base::Ok();
+}
+
+Status DatagramSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
+  if (level == IPPROTO_UDP && protocol() == IPPROTO_UDP) {
+    int number = TRY(OptionInt(value));
+    // Datagrams are sent whole and at once.
+    bool off = name == UDP_CORK || name == UDP_SEGMENT || name == UDP_GRO;
+    return off && number == 0 ? base::Ok() : Status(Error(ENOPROTOOPT));
+  }
+  if (level == IPPROTO_IP || (level == IPPROTO_IPV6 && domain() == AF_INET6)) {
+    bool v4 = level == IPPROTO_IP;
+    if (v4 ? name == IP_ADD_MEMBERSHIP || name == IP_DROP_MEMBERSHIP
+           : name == IPV6_JOIN_GROUP || name == IPV6_LEAVE_GROUP) {
+      return SetMembership(level, name, value);
+    }
+    if (name == MCAST_JOIN_GROUP || name == MCAST_LEAVE_GROUP) {
+      return SetMembership(level, name, value);
+    }
+    if (name == (v4 ? IP_MULTICAST_IF : IPV6_MULTICAST_IF)) {
+      return SetMulticastDevice(level, value);
+    }
+  }
+  return InetSocket::SetOption(t, level, name, value);
+}
+
+Result<uint64_t> DatagramSocket::Ioctl(const IoctlArgs& args) {
+  int n = 0;
+  switch (args.cmd) {
+    case SIOCINQ:
+      n = static_cast<int>(endpoint_->FirstLength());
+      break;
+    case SIOCOUTQ:
+      break;
+    default:
+      return InetSocket::Ioctl(args);
+  }
+  TRY(base::UserPtr<int>(args.arg).CopyOut(args.memory, n));
+  return uint64_t{0};
+}
+
+}  // namespace sentry

@@ -1,0 +1,127 @@
+#include "sentry/net/inet/udp.h"
+
+#include <netinet/udp.h>
+
+namespace sentry {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+namespace {
+constexpr size_t kMaxPayload4 = 65507, kMaxPayload6 = 65527;
+}
+
+Status UdpEndpoint::AutoBind() {
+  if (local.port != 0) return base::Ok();
+  SetPortUser();
+  Status status = table().Bind(*this, stack().port_range());
+  return status.ok() ? status : Status(Error(EAGAIN));
+}
+
+Status UdpEndpoint::Bind(Task& t, const InetAddress& address) {
+  TRY(CheckBind(t, address, /*stream=*/false));
+  absl::MutexLock lock(&mutex_);
+  if (local.port != 0) return Error(EINVAL);
+  SetPortUser();
+  IpAddress old = local.ip;
+  local = address;
+  Status status = table().Bind(*this, stack().port_range());
+  if (!status.ok()) {
+    local = InetAddress{.ip = old};
+    return status;
+  }
+  bound_address_ = !address.ip.IsAny();
+  bound_port_ = address.port != 0;
+  return base::Ok();
+}
+
+// __ip4_datagram_connect().
+Status UdpEndpoint::Connect(InetAddress to) {
+  IpAddress source;
+  SendArgs args;
+  args.to = to.ToSockAddr(to.ip.v4() && !v6() ? AF_INET : AF_INET6);
+  TRY(Destination(args, {}, &to, &source));
+  absl::MutexLock lock(&mutex_);
+  TRY(AutoBind());
+  table().SetRemote(*this, local.ip.IsAny() ? source : local.ip, to);
+  connected_ = true;
+  return base::Ok();
+}
+
+// __udp_disconnect().
+void UdpEndpoint::Disconnect() {
+  absl::MutexLock lock(&mutex_);
+  connected_ = false;
+  IpAddress ip = bound_address_ ? local.ip : IpAddress::Any(!v6());
+  if (bound_port_) {
+    table().SetRemote(*this, ip, InetAddress());
+    return;
+  }
+  table().Release(*this);
+  local = InetAddress{.ip = ip};
+  remote = InetAddress();
+}
+
+void UdpEndpoint::Route(Packet packet) {
+  NetCounters& counters = stack().counters;
+  counters.udp_out.fetch_add(1, std::memory_order_relaxed);
+  counters.packets.fetch_add(1, std::memory_order_relaxed);
+  counters.bytes.fetch_add(packet.data->size(), std::memory_order_relaxed);
+  auto deliver = [&](DatagramEndpoint& to, const Packet& p) {
+    bool taken = to.Deliver(p);
+    (taken ? counters.udp_in : counters.udp_full).fetch_add(1, std::memory_order_relaxed);
+  };
+  bool multicast = packet.to.ip.IsMulticast();
+  if (multicast || stack().IsBroadcast(packet.to.ip)) {
+    if (multicast && !stack().InGroup(packet.to.ip)) return;
+    for (auto& user : table().FindAll(packet.to, packet.from)) {
+      auto& to = static_cast<DatagramEndpoint&>(*user);
+      if (!multicast || to.Wants(packet.to.ip)) deliver(to, packet);
+    }
+    return;
+  }
+  base::Ref<PortUser> found = table().Find(packet.to, packet.from);
+  if (found != nullptr) {
+    deliver(static_cast<DatagramEndpoint&>(*found), packet);
+    return;
+  }
+  // Port unreachable.
+  counters.udp_no_port.fetch_add(1, std::memory_order_relaxed);
+  counters.icmp_out.fetch_add(1, std::memory_order_relaxed);
+  Fail(ECONNREFUSED, packet, /*hard=*/true);
+}
+
+Result<size_t> UdpEndpoint::Send(IoSource& src, const SendArgs& args) {
+  size_t length = src.remaining();
+  {
+    absl::MutexLock lock(&mutex_);
+    TRY(AutoBind());
+  }
+  if (length > 0xffff) return Error(EMSGSIZE);
+  if (args.flags & MSG_OOB) return Error(EOPNOTSUPP);
+  SendOptions ask = TRY(ParseControl(args));
+  InetAddress to;
+  IpAddress source;
+  TRY(Destination(args, ask, &to, &source));
+  if (to.port == 0) return Error(EINVAL);
+  TRY(CheckSend());
+  if (length > (to.ip.v4() ? kMaxPayload4 : kMaxPayload6)) return Error(EMSGSIZE);
+  Packet packet = MakePacket(TRY(PacketData::From(src)), source, to, ask);
+  packet.from.port = LocalName().port;
+  Route(std::move(packet));
+  return length;
+}
+
+void UdpEndpoint::Release() {
+  LeaveAll();
+  absl::MutexLock lock(&mutex_);
+  table().Release(*this);
+}
+
+UdpEndpoint::Row UdpEndpoint::Describe() {
+  absl::MutexLock lock(&mutex_);
+  return {local, remote, connected(), queued(), drops(), uid, ino()};
+}
+
+}  // namespace sentry

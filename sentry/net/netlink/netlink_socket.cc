@@ -1,0 +1,225 @@
+#include "sentry/net/netlink/netlink_socket.h"
+
+#include <linux/netlink.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "sentry/base/random.h"
+#include "sentry/kernel/task.h"
+#include "sentry/net/netlink/route.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+
+constexpr uint32_t kIn = EPOLLIN | EPOLLRDNORM;
+constexpr size_t kMaxRequest = 64 * 1024;
+constexpr size_t kOverhead = 256;  // of a queued message
+
+Result<sockaddr_nl> Parse(const SockAddr& address) {
+  sockaddr_nl a;
+  if (address.length < sizeof(a)) return Error(EINVAL);
+  memcpy(&a, address.bytes.data(), sizeof(a));
+  if (a.nl_family != AF_NETLINK) return Error(EINVAL);
+  return a;
+}
+
+SockAddr Name(uint32_t port, uint32_t groups) {
+  sockaddr_nl a{};
+  a.nl_family = AF_NETLINK;
+  a.nl_pid = port;
+  a.nl_groups = groups;
+  SockAddr out;
+  memcpy(out.bytes.data(), &a, sizeof(a));
+  out.length = sizeof(a);
+  return out;
+}
+
+bool IsFlag(int name) {
+  switch (name) {
+    case NETLINK_PKTINFO:
+    case NETLINK_BROADCAST_ERROR:
+    case NETLINK_NO_ENOBUFS:
+    case NETLINK_CAP_ACK:
+    case NETLINK_EXT_ACK:
+    case NETLINK_GET_STRICT_CHK:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+NetlinkSocket::~NetlinkSocket() {
+  if (uint32_t port = port_.load()) stack_->DropNetlinkPort(port);
+}
+
+Status NetlinkSocket::AutoBind(Task& t) {
+  if (port_.load() != 0) return base::Ok();
+  auto port = static_cast<uint32_t>(t.Pid_());
+  while (!stack_->TakeNetlinkPort(port)) {
+    port = static_cast<uint32_t>(-4096 - static_cast<int64_t>(base::RandomBelow(1 << 30)));
+  }
+  uint32_t none = 0;
+  if (!port_.compare_exchange_strong(none, port)) stack_->DropNetlinkPort(port);
+  return base::Ok();
+}
+
+Status NetlinkSocket::Bind(Task& t, const SockAddr& address) {
+  sockaddr_nl a = TRY(Parse(address));
+  uint32_t port = port_.load();
+  if (port != 0 && a.nl_pid != 0 && a.nl_pid != port) return Error(EINVAL);
+  if (port == 0 && a.nl_pid != 0) {
+    if (!stack_->TakeNetlinkPort(a.nl_pid)) return Error(EADDRINUSE);
+    port_ = a.nl_pid;
+  } else {
+    TRY(AutoBind(t));
+  }
+  groups_ = a.nl_groups;
+  return base::Ok();
+}
+
+Status NetlinkSocket::Connect(Task& t, const SockAddr& address, bool) {
+  if (address.length < sizeof(sa_family_t)) return Error(EINVAL);
+  if (address.family() == AF_UNSPEC) return base::Ok();
+  sockaddr_nl a = TRY(Parse(address));
+  if (a.nl_pid != 0 || a.nl_groups != 0) return Error(ECONNREFUSED);  // the kernel alone
+  return AutoBind(t);
+}
+
+Result<SockAddr> NetlinkSocket::LocalAddress() { return Name(port_.load(), groups_.load()); }
+Result<SockAddr> NetlinkSocket::PeerAddress() { return Name(0, 0); }
+
+void NetlinkSocket::Push(std::vector<std::vector<std::byte>> answers) {
+  if (answers.empty()) return;
+  bool lost = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (auto& answer : answers) {
+      if (queued_ > static_cast<size_t>(options().receive_buffer.load())) {
+        lost = true;
+        break;
+      }
+      queued_ += answer.size() + kOverhead;
+      messages_.push_back(std::move(answer));
+    }
+  }
+  if (lost) error_ = ENOBUFS;
+  queue_.Wake(lost ? kIn | EPOLLERR : kIn);
+}
+
+Result<size_t> NetlinkSocket::Send(IoSource& src, SendArgs args) {
+  Task* t = Task::Current();
+  if (t == nullptr) return Error(EINVAL);
+  if (args.flags & MSG_OOB) return Error(EOPNOTSUPP);
+  if (args.to.length > 0) {
+    sockaddr_nl to = TRY(Parse(args.to));
+    if (to.nl_pid != 0) return Error(ECONNREFUSED);  // between processes: not there
+    if (to.nl_groups != 0) return Error(EPERM);
+  }
+  TRY(AutoBind(*t));
+  size_t length = src.remaining();
+  if (length > static_cast<size_t>(options().send_buffer.load()) - 32 || length > kMaxRequest) {
+    return Error(EMSGSIZE);
+  }
+  if (length == 0) return Error(ENODATA);
+  std::vector<std::byte> request(length);
+  if (TRY(src.Get(request)) != length) return Error(EFAULT);
+  Push(AnswerRoute(*stack_, stack_->HasCap(*t, CAP_NET_ADMIN), port_.load(), request));
+  return length;
+}
+
+Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
+  if (args->flags & MSG_OOB) return Error(EOPNOTSUPP);
+  int64_t deadline = ReceiveDeadline();
+  std::vector<std::byte> message;
+  while (true) {
+    if (int error = TakeError()) return Error(error);
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!messages_.empty()) {
+        if (args->flags & MSG_PEEK) {
+          message = messages_.front();
+        } else {
+          message = std::move(messages_.front());
+          messages_.pop_front();
+          queued_ -= message.size() + kOverhead;
+        }
+        break;
+      }
+    }
+    if (args->nonblock) return Error(EAGAIN);
+    auto reason = fiber::WaitUntil(queue_, EPOLLIN,
+                                   [this] {
+                                     absl::MutexLock lock(&mutex_);
+                                     return !messages_.empty() || error_.load() != 0;
+                                   },
+                                   {.interruptible = true, .deadline_ns = deadline});
+    if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
+    if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline);
+  }
+  size_t n = std::min(message.size(), dst.remaining());
+  if (n < message.size()) args->out_flags |= MSG_TRUNC;
+  args->full_length = message.size();
+  args->from = Name(0, 0);
+  args->has_creds = pass_creds();
+  args->creds.uid = args->creds.gid = 0;
+  if (kept_.load() & 1u << NETLINK_PKTINFO) {
+    nl_pktinfo info{};
+    args->control.push_back({SOL_NETLINK, NETLINK_PKTINFO, OptionBytes(info)});
+  }
+  return n > 0 ? dst.Put(std::span(message).first(n)) : Result<size_t>(n);
+}
+
+uint32_t NetlinkSocket::Readiness() {
+  uint32_t mask = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+  if (error_.load() != 0) mask |= EPOLLERR;
+  absl::MutexLock lock(&mutex_);
+  return messages_.empty() ? mask : mask | kIn;
+}
+
+Result<std::vector<std::byte>> NetlinkSocket::GetOption(Task& t, int level, int name) {
+  if (level != SOL_NETLINK) return Socket::GetOption(t, level, name);
+  if (!IsFlag(name)) return Error(ENOPROTOOPT);
+  return OptionBytes<int>(static_cast<int>(kept_.load() >> name & 1));
+}
+
+Status NetlinkSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
+  if (level != SOL_NETLINK) return Socket::SetOption(t, level, name, value);
+  uint32_t number = 0;
+  if (value.size() < sizeof(number)) return Error(EINVAL);
+  memcpy(&number, value.data(), sizeof(number));
+  if (name == NETLINK_ADD_MEMBERSHIP || name == NETLINK_DROP_MEMBERSHIP) {
+    if (number < 1 || number > 64) return Error(EINVAL);
+    uint32_t bit = number <= 32 ? 1u << (number - 1) : 0;
+    if (name == NETLINK_ADD_MEMBERSHIP) {
+      groups_.fetch_or(bit);
+    } else {
+      groups_.fetch_and(~bit);
+    }
+    return base::Ok();
+  }
+  if (!IsFlag(name)) return Error(ENOPROTOOPT);
+  if (number != 0) {
+    kept_.fetch_or(1u << name);
+  } else {
+    kept_.fetch_and(~(1u << name));
+  }
+  return base::Ok();
+}
+
+Result<base::Ref<FileDescription>> NewNetlinkSocket(Task& t, Vfs& vfs, int type, int protocol,
+                                                    uint32_t flags) {
+  if (type != SOCK_RAW && type != SOCK_DGRAM) return Error(ESOCKTNOSUPPORT);
+  if (protocol != NETLINK_ROUTE) return Error(EPROTONOSUPPORT);
+  return base::Ref<FileDescription>(
+      base::MakeRef<NetlinkSocket>(vfs, InetStack::Current(t), type, protocol, flags));
+}
+
+}  // namespace sentry

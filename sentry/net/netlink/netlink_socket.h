@@ -1,0 +1,53 @@
+// AF_NETLINK sockets as files (Linux: net/netlink/af_netlink.c). NETLINK_ROUTE alone.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/net/inet/stack.h"
+#include "sentry/net/socket.h"
+
+namespace sentry {
+
+class NetlinkSocket : public Socket {
+ public:
+  NetlinkSocket(Vfs& vfs, base::Ref<InetStack> stack, int type, int protocol, uint32_t flags)
+      : Socket(vfs, AF_NETLINK, type, protocol, flags), stack_(std::move(stack)) {}
+
+  base::Status Bind(Task& t, const SockAddr& address) override;
+  base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
+  base::Result<SockAddr> LocalAddress() override;
+  base::Result<SockAddr> PeerAddress() override;
+  base::Result<size_t> Send(IoSource& src, SendArgs args) override;
+  base::Result<size_t> Receive(IoDest& dst, RecvArgs* args) override;
+  base::Result<std::vector<std::byte>> GetOption(Task& t, int level, int name) override;
+  base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
+  uint32_t Readiness() override;
+  fiber::WaitQueue* wait_queue() override { return &queue_; }
+
+ protected:
+  int TakeError() override { return error_.exchange(0); }
+
+ private:
+  ~NetlinkSocket() override;
+  // A port id, chosen now if there is none: the process's id if it is free.
+  base::Status AutoBind(Task& t);
+  void Push(std::vector<std::vector<std::byte>> answers);
+
+  const base::Ref<InetStack> stack_;
+  fiber::WaitQueue queue_;
+  std::atomic<int> error_{0};
+  std::atomic<uint32_t> port_{0}, groups_{0}, kept_{0};
+  absl::Mutex mutex_;
+  std::deque<std::vector<std::byte>> messages_ ABSL_GUARDED_BY(mutex_);
+  size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+// socket(2) of AF_NETLINK. ESOCKTNOSUPPORT, EPROTONOSUPPORT.
+base::Result<base::Ref<FileDescription>> NewNetlinkSocket(Task& t, Vfs& vfs, int type, int protocol,
+                                                          uint32_t flags);
+
+}  // namespace sentry
