@@ -119,6 +119,8 @@ enum AnswerFlag : uint32_t {
   kAnswerRegs = 1,        // load every register from the slot; else only rax, from answer_rax
   kAnswerOrdersOnly = 2,  // report kOrdersDone and do not enter the guest
   kAnswerExit = 4,        // the thread ends
+  kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
+  kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
 };
 
 enum class OrderOp : uint32_t {
@@ -134,7 +136,10 @@ enum class OrderOp : uint32_t {
   kCloneThread,  // a: slot index; result: host thread id
   kPatch,  // a: first byte to change, b: new bytes, c: how many (5 to 7), d: old bytes, without
            // which nothing is done. Never fails.
-  kFork,   // fd: index of the mailbox; its socket follows. result: host process id
+  kCompareExchange,  // a: addr, b: expected, c: desired; result: what it held
+  kRseq,             // a: addr, b: length, c: flags, d: signature
+  kMembarrier,       // a: command, b: flags, c: processor
+  kFork,             // fd: index of the mailbox; its socket follows. result: host process id
 };
 
 struct OrderEntry {
@@ -159,6 +164,10 @@ inline constexpr uint32_t kMaxCopies = 12;
 inline constexpr uint32_t kCopyInSize = 8192;
 inline constexpr uint32_t kCopyOutSize = 8192;
 
+// What lanes.cc answers, futex(2) and futex_waitv(2) aside: a guest's seccomp filter is asked about
+// each before it may be.
+inline constexpr int kLaneCalls[] = {24, 39, 102, 104, 107, 108, 186, 228};
+
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
   uint64_t rip;
@@ -181,7 +190,9 @@ struct Slot {
   alignas(64) uint64_t rax;
   uint64_t rdi, rsi, rdx, r10, r8, r9, rip;
   uint64_t rsp, rbx, rbp, r12, r13, r14, r15;
-  int64_t remaining_ns;  // of a futex wait that was interrupted; -1: without a timeout
+  // Of a futex wait that was interrupted, -1: without a timeout; with kAnswerRemaining, of one to
+  // come.
+  int64_t remaining_ns;
   // Line 2: the request. `request_seq`, polled by the sentry, is the round that it answers.
   uint32_t request_seq;
   RequestKind kind;
@@ -230,7 +241,7 @@ struct Slot {
   int32_t tid, ppid;
   uint32_t uid, euid, gid, egid;
   uint32_t has_identity;
-  uint32_t lanes_off;  // every call is to reach the sentry
+  uint32_t lanes_off;  // 1: every call but futex(2) is to reach the sentry; 2: every call
 
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopies];

@@ -36,6 +36,9 @@ enum : long {
   kSysFutex = 202,
   kSysClockGettime = 228,
   kSysSeccomp = 317,
+  kSysMembarrier = 324,
+  kSysRseq = 334,
+  kSysFutexWaitv = 449,
 };
 
 STUB_INLINE long Syscall(long nr, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0,
