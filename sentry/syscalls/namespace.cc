@@ -52,6 +52,8 @@ Result<uint64_t> SysUnshare(Task& t, const SyscallArgs& a) {
     t.fs_context().SetCwd(std::move(cwd));
   }
   if (flags & CLONE_NEWUTS) t.SetUtsNamespace(t.uts_namespace().Copy(creds->user_ns));
+  // What semaphores are to be undone belongs to the namespace that is left.
+  if (flags & (CLONE_SYSVSEM | CLONE_NEWIPC)) t.sem_undo = base::MakeRef<SharedPart>();
   if (flags & CLONE_NEWIPC) t.SetIpcNamespace(base::MakeRef<IpcNamespace>(creds->user_ns));
   if (flags & CLONE_NEWNET) t.SetNetNamespace(base::MakeRef<NetNamespace>(creds->user_ns));
   if (pid_ns) t.set_pid_ns_for_children(std::move(pid_ns));
@@ -89,7 +91,10 @@ Result<uint64_t> EnterNamespacesOf(Task& t, Task& target, uint64_t flags) {
     if (t.fs_context().ref_count() > 1) return Error(EINVAL);
   }
   if (flags & CLONE_NEWUTS) t.SetUtsNamespace(std::move(uts));
-  if (flags & CLONE_NEWIPC) t.SetIpcNamespace(std::move(ipc));
+  if (flags & CLONE_NEWIPC) {
+    t.sem_undo = base::MakeRef<SharedPart>();
+    t.SetIpcNamespace(std::move(ipc));
+  }
   if (flags & CLONE_NEWNET) t.SetNetNamespace(std::move(net));
   if (flags & CLONE_NEWPID) t.set_pid_ns_for_children(Ref<PidNamespace>(&pid_ns));
   if (flags & CLONE_NEWNS) {
