@@ -43,7 +43,8 @@ class ShmFile : public FileDescription {
     return attr;
   }
   bool CanPoll() const override { return false; }
-  void Stamp() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mutex) {
+  // Under the mutex of the tables.
+  void Stamp() {
     segment_->dtime = IpcNow();
     if (Task* t = Task::Current()) segment_->last = t->thread_group().pid();
   }
@@ -101,9 +102,9 @@ shmid_ds Show(const ShmSegment& segment, const UserNamespace& ns) {
 }
 
 Result<base::Ref<ShmSegment>> NewSegment(Vfs& vfs, const IpcCaller& caller, key_t key,
-                                         uint64_t size, int flags)
-    ABSL_EXCLUSIVE_LOCKS_REQUIRED(caller.state->mutex) {
+                                         uint64_t size, int flags) {
   IpcState& state = *caller.state;
+  state.mutex.AssertHeld();
   const IpcLimits& limits = state.limits;
   if (size < 1 || size > limits.shm_max) return Error(EINVAL);
   const uint64_t pages = size / kPage + (size % kPage != 0);
@@ -136,7 +137,6 @@ Result<uint64_t> GetShm(Vfs& vfs, const IpcCaller& caller, key_t key, uint64_t s
         return found.size < size ? Status(Error(EINVAL)) : base::Ok();
       },
       [&]() -> Result<uint64_t> {
-        caller.state->mutex.AssertHeld();
         return static_cast<uint64_t>(TRY(NewSegment(vfs, caller, key, size, flags))->perm.id);
       });
 }
