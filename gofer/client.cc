@@ -68,8 +68,10 @@ bool Client::ReceiveOne(bool* again) {
   // One more than any packet, so that a longer one is seen.
   thread_local const auto buffer = std::make_unique_for_overwrite<char[]>(kMaxMessage + 1);
   iovec iov = {buffer.get(), kMaxMessage + 1};
-  // Room for more descriptors than the one that is allowed: none may be lost and left open.
-  alignas(cmsghdr) char control[CMSG_SPACE(8 * sizeof(int))];
+  // Room for all descriptors that one message may hold (SCM_MAX_FD): none may be lost and left
+  // open.
+  constexpr size_t kMaxRights = 253;
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxRights * sizeof(int))];
   msghdr msg = {};
   msg.msg_iov = &iov;
   msg.msg_iovlen = 1;
@@ -86,7 +88,6 @@ bool Client::ReceiveOne(bool* again) {
   if (n <= 0) return false;
 
   Reply reply;
-  size_t fds = 0;
   bool strange = (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
   for (cmsghdr* c = CMSG_FIRSTHDR(&msg); c != nullptr; c = CMSG_NXTHDR(&msg, c)) {
     if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
@@ -94,16 +95,18 @@ bool Client::ReceiveOne(bool* again) {
       continue;
     }
     const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i, ++fds) {
+    for (size_t i = 0; i < count; ++i) {
       int fd;
       memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-      reply.fd.reset(fd);  // closes one that came before
+      reply.fds.emplace_back(fd);
     }
   }
   ReplyHeader header;
   Reader in(std::string_view(buffer.get(), static_cast<size_t>(n)));
-  if (strange || fds > 1 || !in.Read(&header) || header.length != static_cast<size_t>(n) ||
-      header.fds != fds || header.error > 4095 || (header.error != 0 && !in.empty())) {
+  if (strange || !in.Read(&header) || header.length != static_cast<size_t>(n) ||
+      header.fds != reply.fds.size() ||
+      reply.fds.size() > (header.op == Op::kOpenMany ? kMaxOpenMany : 1) || header.error > 4095 ||
+      (header.error != 0 && !in.empty())) {
     return false;
   }
   Callback callback;

@@ -20,12 +20,12 @@
 
 namespace gofer {
 
-// What came back: an errno, or the body after the header and perhaps a descriptor. Nothing in it
+// What came back: an errno, or the body after the header and perhaps descriptors. Nothing in it
 // has been checked but the header; the Parse functions below do the rest.
 struct Reply {
   int error = EIO;
   std::string body;
-  base::UniqueFd fd;
+  std::vector<base::UniqueFd> fds;  // at most one, but for kOpenMany
 };
 
 // A request packet whose id is still to be filled in by Submit.
@@ -89,6 +89,8 @@ Request MakeStatAt(Handle parent, std::string_view name);
 Request MakeOn(Op op, Handle handle);
 Request MakeSetAttr(const SetAttrRequest& change);
 Request MakeOpen(Handle handle, uint32_t flags);
+// 1 to kMaxOpenMany handles.
+Request MakeOpenMany(const std::vector<Handle>& handles);
 // kCreate, kMkdir, kMknod.
 Request MakeMake(Op op, Handle parent, std::string_view name, uint32_t mode, uint32_t uid,
                  uint32_t gid, uint32_t flags);
@@ -142,6 +144,8 @@ base::Result<WalkResult> ParseWalk(Reply reply, size_t names, uint32_t flags);
 base::Result<NodeResult> ParseNode(Reply reply, bool want_fd);
 base::Result<Attr> ParseAttr(const Reply& reply);
 base::Result<base::UniqueFd> ParseFd(Reply reply);
+// One for each of the `count` handles; invalid where the file could not be opened.
+base::Result<std::vector<base::UniqueFd>> ParseOpenMany(Reply reply, size_t count);
 base::Result<std::string> ParseLink(const Reply& reply);
 base::Result<DirResult> ParseDir(const Reply& reply);
 base::Result<StatFsReply> ParseStatFs(const Reply& reply);

@@ -28,10 +28,12 @@ std::vector<std::string> ValidPackets(Handle root, Handle file) {
   for (Op op : {Op::kGetAttr, Op::kReadlink, Op::kStatFs}) requests.push_back(MakeOn(op, file));
   requests.push_back(MakeSetAttr(change));
   requests.push_back(MakeOpen(file, O_RDWR));
+  requests.push_back(MakeOpenMany({file, root, file, 7}));
   for (Op op : {Op::kCreate, Op::kMkdir, Op::kMknod}) {
     requests.push_back(
         MakeMake(op, root, "made", op == Op::kMknod ? S_IFIFO | 0600 : 0600, 0, 0, 0));
   }
+  requests.push_back(MakeMake(Op::kTmpfile, root, "", 0600, 0, 0, O_RDWR));
   requests.push_back(MakeSymlink(root, "link", "target", 0, 0));
   requests.push_back(MakeLink(file, root, "linked"));
   requests.push_back(MakeUnlink(root, "made", false));
@@ -90,15 +92,15 @@ TEST_P(HostileTest, MutatedRequests) {
   for (int i = 0; i < 60'000; ++i) {
     std::string packet = valid[random() % valid.size()];
     Mutate(random, &packet);
-    base::UniqueFd fd;
-    const std::string reply = server_->HandlePacket(packet, &fd);
+    std::vector<base::UniqueFd> fds;
+    const std::string reply = server_->HandlePacket(packet, &fds);
     if (reply.empty()) continue;
     ASSERT_LE(reply.size(), kMaxMessage);
     ReplyHeader header;
     ASSERT_GE(reply.size(), sizeof(header));
     memcpy(&header, reply.data(), sizeof(header));
     ASSERT_EQ(header.length, reply.size());
-    ASSERT_EQ(header.fds, fd.valid() ? 1 : 0);
+    ASSERT_EQ(header.fds, fds.size());
   }
   EXPECT_EQ(ReadFile(dir_ + "/outside/secret"), "secret");
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir_ + "/outside"), {}), 1);
@@ -109,8 +111,8 @@ TEST_P(HostileTest, MutatedReplies) {
   const std::vector<std::string> requests = ValidPackets(root_, At({"file"}));
   std::vector<std::string> bodies = {""};
   for (const std::string& packet : requests) {
-    base::UniqueFd fd;
-    const std::string reply = server_->HandlePacket(packet, &fd);
+    std::vector<base::UniqueFd> fds;
+    const std::string reply = server_->HandlePacket(packet, &fds);
     if (reply.size() > sizeof(ReplyHeader)) bodies.push_back(reply.substr(sizeof(ReplyHeader)));
   }
   std::mt19937 random(2);
@@ -121,12 +123,13 @@ TEST_P(HostileTest, MutatedReplies) {
       Reply reply;
       reply.error = 0;
       reply.body = body;
-      if (random() % 4 == 0) reply.fd.reset(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+      if (random() % 4 == 0) reply.fds.emplace_back(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
       return reply;
     };
     (void)ParseHello(make()).ok();
     (void)ParseAttach(make()).ok();
     (void)ParseWalk(make(), 3, kWalkOpen).ok();
+    (void)ParseOpenMany(make(), 3).ok();
     (void)ParseNode(make(), true).ok();
     (void)ParseAttr(make()).ok();
     (void)ParseFd(make()).ok();

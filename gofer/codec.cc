@@ -4,6 +4,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <bit>
+
 #include "gofer/client.h"
 
 namespace gofer {
@@ -18,6 +20,10 @@ Request Make(Op op, const T& body, std::initializer_list<std::string_view> tails
   Append(&request.packet, body);
   for (std::string_view tail : tails) request.packet.append(tail);
   return request;
+}
+
+std::string_view Bytes(const std::vector<Handle>& handles) {
+  return {reinterpret_cast<const char*>(handles.data()), handles.size() * sizeof(Handle)};
 }
 
 uint32_t Length(std::string_view s) { return static_cast<uint32_t>(s.size()); }
@@ -59,6 +65,11 @@ uint32_t FileType(const base::UniqueFd& fd) {
 
 bool ValidFile(const base::UniqueFd& fd) { return FileType(fd) == S_IFREG; }
 
+// The descriptor of a reply that has at most one; invalid if there is none.
+base::UniqueFd TakeFd(Reply& reply) {
+  return reply.fds.empty() ? base::UniqueFd() : std::move(reply.fds[0]);
+}
+
 }  // namespace
 
 Request MakeHello() { return Make(Op::kHello, HelloRequest{kVersion, 0}); }
@@ -82,6 +93,10 @@ Request MakeOn(Op op, Handle handle) { return Make(op, HandleRequest{handle}); }
 Request MakeSetAttr(const SetAttrRequest& change) { return Make(Op::kSetAttr, change); }
 Request MakeOpen(Handle handle, uint32_t flags) {
   return Make(Op::kOpen, OpenRequest{handle, flags, 0});
+}
+Request MakeOpenMany(const std::vector<Handle>& handles) {
+  return Make(Op::kOpenMany, OpenManyRequest{static_cast<uint32_t>(handles.size()), 0},
+              {Bytes(handles)});
 }
 Request MakeMake(Op op, Handle parent, std::string_view name, uint32_t mode, uint32_t uid,
                  uint32_t gid, uint32_t flags) {
@@ -125,8 +140,7 @@ Request MakeConnect(Handle handle, uint32_t type) {
 }
 Request MakeForget(const std::vector<Handle>& handles) {
   return Make(Op::kForget, ForgetRequest{static_cast<uint32_t>(handles.size()), 0},
-              {std::string_view(reinterpret_cast<const char*>(handles.data()),
-                                handles.size() * sizeof(Handle))});
+              {Bytes(handles)});
 }
 
 base::Result<HelloReply> ParseHello(const Reply& reply) {
@@ -166,26 +180,28 @@ base::Result<WalkResult> ParseWalk(Reply reply, size_t names, uint32_t flags) {
   if (!in.Bytes(r.link, &link) || !in.empty() || link.find('\0') != link.npos) return kBad;
   const uint32_t last = r.reached > 0 ? result.nodes.back().attr.mode & S_IFMT : 0;
   if (!link.empty() && last != S_IFLNK) return kBad;
-  if (reply.fd.valid() && ((flags & kWalkOpen) == 0 || r.stop != 0 || r.open_error != 0 ||
-                           last != S_IFREG || !ValidFile(reply.fd))) {
+  base::UniqueFd fd = TakeFd(reply);
+  if (fd.valid() && ((flags & kWalkOpen) == 0 || r.stop != 0 || r.open_error != 0 ||
+                     last != S_IFREG || !ValidFile(fd))) {
     return kBad;
   }
   result.stop = static_cast<int>(r.stop);
   result.open_error = static_cast<int>(r.open_error);
   result.link = link;
-  result.fd = std::move(reply.fd);
+  result.fd = std::move(fd);
   return result;
 }
 
 base::Result<NodeResult> ParseNode(Reply reply, bool want_fd) {
   TRY(CheckError(reply));
   NodeResult result;
+  base::UniqueFd fd = TakeFd(reply);
   Reader in(reply.body);
-  if (!in.Read(&result.node) || !in.empty() || !ValidNode(result.node) ||
-      reply.fd.valid() != want_fd || (want_fd && !ValidFile(reply.fd))) {
+  if (!in.Read(&result.node) || !in.empty() || !ValidNode(result.node) || fd.valid() != want_fd ||
+      (want_fd && !ValidFile(fd))) {
     return kBad;
   }
-  result.fd = std::move(reply.fd);
+  result.fd = std::move(fd);
   return result;
 }
 
@@ -199,10 +215,30 @@ base::Result<Attr> ParseAttr(const Reply& reply) {
 
 base::Result<base::UniqueFd> ParseFd(Reply reply) {
   TRY(CheckError(reply));
-  if (!reply.body.empty() || !reply.fd.valid()) return kBad;
-  const uint32_t type = FileType(reply.fd);
+  base::UniqueFd fd = TakeFd(reply);
+  if (!reply.body.empty() || !fd.valid()) return kBad;
+  const uint32_t type = FileType(fd);
   if (type != S_IFREG && type != S_IFSOCK) return kBad;
-  return std::move(reply.fd);
+  return fd;
+}
+
+base::Result<std::vector<base::UniqueFd>> ParseOpenMany(Reply reply, size_t count) {
+  TRY(CheckError(reply));
+  OpenManyReply r;
+  Reader in(reply.body);
+  if (!in.Read(&r) || !in.empty() || r.reserved != 0 ||
+      (count < kMaxOpenMany && r.opened >> count != 0) ||
+      static_cast<size_t>(std::popcount(r.opened)) != reply.fds.size()) {
+    return kBad;
+  }
+  std::vector<base::UniqueFd> fds(count);
+  size_t next = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if ((r.opened >> i & 1) == 0) continue;
+    fds[i] = std::move(reply.fds[next++]);
+    if (!ValidFile(fds[i])) return kBad;
+  }
+  return fds;
 }
 
 base::Result<std::string> ParseLink(const Reply& reply) {

@@ -51,6 +51,8 @@ void FileRules(const FilterFds& fds, std::vector<Rule>* rules) {
   // Create: nothing but a new file, and no link followed.
   add(SYS_openat, {NotCwd(0), Masked(2, 0xffffffffu & ~(O_ACCMODE | kOpenBase),
                                      O_CREAT | O_EXCL | O_NOFOLLOW)});
+  // Tmpfile: a file without a name.
+  add(SYS_openat, {NotCwd(0), Masked(2, 0xffffffffu & ~(O_ACCMODE | kOpenBase), O_TMPFILE)});
   add(SYS_close, {});  // Forget, and what was opened for one request
   // Attributes, of a handle or of a name without following it.
   add(SYS_statx, {NotCwd(0), Masked(2, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_NOFOLLOW)});

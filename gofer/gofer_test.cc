@@ -122,6 +122,25 @@ TEST_P(GoferTest, OpensTheInodeOfTheHandleAfterRenameAndUnlink) {
   EXPECT_EQ(Call(MakeOpen(root_, O_RDONLY)).error, EISDIR);
 }
 
+TEST_P(GoferTest, OpensManyForReading) {
+  Launch();
+  WriteFile(MountPath("second"), "2");
+  const std::vector<Handle> handles = {At({"file"}), root_, At({"second"}), 12345};
+  auto fds = ParseOpenMany(Call(MakeOpenMany(handles)), handles.size());
+  ASSERT_TRUE(fds.ok());
+  EXPECT_EQ(ReadFd((*fds)[0]), "hello");
+  EXPECT_FALSE((*fds)[1].valid());
+  EXPECT_EQ(ReadFd((*fds)[2]), "2");
+  EXPECT_EQ(write((*fds)[2].get(), "x", 1), -1);
+  EXPECT_FALSE((*fds)[3].valid());
+  const std::vector<Handle> most(kMaxOpenMany, handles[0]);
+  fds = ParseOpenMany(Call(MakeOpenMany(most)), most.size());
+  ASSERT_TRUE(fds.ok());
+  for (const base::UniqueFd& fd : *fds) EXPECT_EQ(ReadFd(fd), "hello");
+  EXPECT_EQ(Call(MakeOpenMany({})).error, EPROTO);
+  EXPECT_EQ(Call(MakeOpenMany(std::vector<Handle>(kMaxOpenMany + 1, 1))).error, EPROTO);
+}
+
 TEST_P(GoferTest, CreateBelongsToTheCaller) {
   Launch();
   auto made = ParseNode(Call(MakeMake(Op::kCreate, root_, "new", 04750, 1234, 5678, O_RDWR)), true);
@@ -262,6 +281,7 @@ TEST_P(GoferTest, ReadonlyMountRefusesChanges) {
   EXPECT_EQ(Call(MakeOpen(file, O_RDONLY | O_TRUNC)).error, EROFS);
   EXPECT_EQ(ReadFd(*ParseFd(Call(MakeOpen(file, O_RDONLY)))), "fixed");
   EXPECT_EQ(Call(MakeMake(Op::kCreate, readonly_, "n", 0644, 0, 0, O_RDWR)).error, EROFS);
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, readonly_, "", 0644, 0, 0, O_RDWR)).error, EROFS);
   EXPECT_EQ(Call(MakeMake(Op::kMkdir, readonly_, "n", 0755, 0, 0, 0)).error, EROFS);
   EXPECT_EQ(Call(MakeMake(Op::kMknod, readonly_, "n", S_IFIFO | 0600, 0, 0, 0)).error, EROFS);
   EXPECT_EQ(Call(MakeSymlink(readonly_, "n", "t", 0, 0)).error, EROFS);
@@ -298,6 +318,27 @@ TEST_P(GoferTest, Xattrs) {
   EXPECT_EQ(Call(MakeSetXattr(file, "security.capability", "y", 0)).error, EOPNOTSUPP);
   EXPECT_TRUE(ParseEmpty(Call(MakeRemoveXattr(file, "user.color"))).ok());
   EXPECT_EQ(Call(MakeGetXattr(file, "user.color", 100)).error, ENODATA);
+}
+
+TEST_P(GoferTest, TmpfileGetsAName) {
+  Launch();
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, root_, "name", 0640, 0, 0, O_RDWR)).error, EPROTO);
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, root_, "", 0640, 0, 0, O_RDONLY)).error, EINVAL);
+  EXPECT_EQ(Call(MakeMake(Op::kTmpfile, At({"file"}), "", 0640, 0, 0, O_RDWR)).error, ENOTDIR);
+  Reply reply = Call(MakeMake(Op::kTmpfile, root_, "", 04750, 1234, 5678, O_RDWR));
+  if (reply.error == EOPNOTSUPP) GTEST_SKIP() << "the file system has no O_TMPFILE";
+  auto made = ParseNode(std::move(reply), true);
+  ASSERT_TRUE(made.ok());
+  EXPECT_EQ(made->node.attr.nlink, 0u);
+  EXPECT_EQ(made->node.attr.mode, static_cast<uint32_t>(S_IFREG | 04750));
+  EXPECT_EQ(made->node.attr.uid, 1234u);
+  EXPECT_EQ(made->node.attr.gid, 5678u);
+  EXPECT_EQ(write(made->fd.get(), "data", 4), 4);
+  auto linked = ParseAttr(Call(MakeLink(made->node.handle, root_, "linked")));
+  ASSERT_TRUE(linked.ok());
+  EXPECT_EQ(linked->nlink, 1u);
+  EXPECT_EQ(linked->ino, made->node.attr.ino);
+  EXPECT_EQ(ReadFd(*ParseFd(Call(MakeOpen(At({"linked"}), O_RDONLY)))), "data");
 }
 
 TEST_P(GoferTest, StatFsFsyncStatAt) {
@@ -426,11 +467,11 @@ TEST_P(GoferTest, ManyRequestsInFlight) {
 
 TEST_P(InProcessTest, EverythingElseBeforeHelloIsRefused) {
   Server server({.proc_fd = -1, .max_handles = 10});
-  base::UniqueFd fd;
+  std::vector<base::UniqueFd> fds;
   Request request = MakeAttach(0);
   RequestHeader header = {static_cast<uint32_t>(request.packet.size()), Op::kAttach, 0, 1};
   memcpy(request.packet.data(), &header, sizeof(header));
-  const std::string reply = server.HandlePacket(request.packet, &fd);
+  const std::string reply = server.HandlePacket(request.packet, &fds);
   ReplyHeader r;
   ASSERT_EQ(reply.size(), sizeof(r));
   memcpy(&r, reply.data(), sizeof(r));

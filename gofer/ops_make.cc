@@ -90,10 +90,11 @@ struct MakeArgs {
   MakeRequest request;
 };
 
-base::Result<MakeArgs> ReadMake(Session& s, Reader in) {
+base::Result<MakeArgs> ReadMake(Session& s, Reader in, bool named = true) {
   MakeArgs args;
   MakeRequest& r = args.request;
-  if (!in.Read(&r) || !in.Bytes(r.name, &args.name) || !in.empty() || !ValidName(args.name)) {
+  if (!in.Read(&r) || !in.Bytes(r.name, &args.name) || !in.empty() ||
+      (named ? !ValidName(args.name) : !args.name.empty())) {
     return base::Error(EPROTO);
   }
   args.parent = TRY(s.Dir(r.parent, true));
@@ -101,15 +102,48 @@ base::Result<MakeArgs> ReadMake(Session& s, Reader in) {
   return args;
 }
 
-}  // namespace
-
-base::Status DoCreate(Session& s, Reader in, ReplyBuilder out) {
-  const MakeArgs args = TRY(ReadMake(s, in));
-  const MakeRequest& r = args.request;
+base::Status CheckOpenRequest(const MakeRequest& r) {
   if ((r.mode & ~kPermissions) != 0 || (r.flags & ~uint32_t{O_ACCMODE}) != 0 ||
       (r.flags & O_ACCMODE) == O_ACCMODE) {
     return base::Error(EINVAL);
   }
+  return base::Ok();
+}
+
+// The new regular file of `fd`, given to its owner, as the reply. The handle is taken from the
+// descriptor, as a name may be another's by now.
+base::Status FinishOpen(Session& s, const FsNode& parent, base::UniqueFd fd, const Owner& owner,
+                        ReplyBuilder out) {
+  TRY(GiveAway(s, fd.get(), TRY(StatFd(fd.get())), owner));
+  const Attr attr = TRY(StatFd(fd.get()));
+  base::UniqueFd path(openat(s.proc_fd, FdName(fd.get()).text, O_PATH | O_CLOEXEC));
+  if (!path.valid()) return base::LastError();
+  const Handle handle =
+      TRY(s.nodes.Add(base::MakeRef<FsNode>(std::move(path), parent.mount(), S_IFREG)));
+  Append(out.body, Node{handle, attr});
+  out.Give(std::move(fd));
+  return base::Ok();
+}
+
+}  // namespace
+
+base::Status DoTmpfile(Session& s, Reader in, ReplyBuilder out) {
+  const MakeArgs args = TRY(ReadMake(s, in, /*named=*/false));
+  const MakeRequest& r = args.request;
+  TRY(CheckOpenRequest(r));
+  if ((r.flags & O_ACCMODE) == O_RDONLY) return base::Error(EINVAL);
+  const Owner owner = TRY(OwnerIn(*args.parent, r.uid, r.gid, r.mode, false));
+  base::UniqueFd fd(openat(args.parent->fd(), ".",
+                           static_cast<int>(r.flags) | O_TMPFILE | O_CLOEXEC | O_NONBLOCK,
+                           owner.mode & 0777));
+  if (!fd.valid()) return base::LastError();
+  return FinishOpen(s, *args.parent, std::move(fd), owner, out);
+}
+
+base::Status DoCreate(Session& s, Reader in, ReplyBuilder out) {
+  const MakeArgs args = TRY(ReadMake(s, in));
+  const MakeRequest& r = args.request;
+  TRY(CheckOpenRequest(r));
   const Owner owner = TRY(OwnerIn(*args.parent, r.uid, r.gid, r.mode, false));
   const NameBuffer name(args.name);
   // O_EXCL: the descriptor is of a file that did not exist, and no link is followed.
@@ -118,21 +152,9 @@ base::Status DoCreate(Session& s, Reader in, ReplyBuilder out) {
       static_cast<int>(r.flags) | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
       owner.mode & 0777));
   if (!fd.valid()) return base::LastError();
-  Attr attr = TRY(StatFd(fd.get()));
-  const base::Status given = GiveAway(s, fd.get(), attr, owner);
-  if (!given.ok()) {
-    unlinkat(args.parent->fd(), name.text, 0);
-    return given;
-  }
-  attr = TRY(StatFd(fd.get()));
-  // The handle is taken from the descriptor, as the name may be another's by now.
-  base::UniqueFd path(openat(s.proc_fd, FdName(fd.get()).text, O_PATH | O_CLOEXEC));
-  if (!path.valid()) return base::LastError();
-  const Handle handle =
-      TRY(s.nodes.Add(base::MakeRef<FsNode>(std::move(path), args.parent->mount(), S_IFREG)));
-  Append(out.body, Node{handle, attr});
-  *out.fd = std::move(fd);
-  return base::Ok();
+  const base::Status done = FinishOpen(s, *args.parent, std::move(fd), owner, out);
+  if (!done.ok()) unlinkat(args.parent->fd(), name.text, 0);
+  return done;
 }
 
 base::Status DoMkdir(Session& s, Reader in, ReplyBuilder out) {

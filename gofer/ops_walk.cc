@@ -199,7 +199,7 @@ base::Status DoWalk(Session& s, Reader in, ReplyBuilder out) {
   if ((r.flags & kWalkOpen) != 0 && reply.stop == 0 && at->IsReg()) {
     auto fd = OpenRegular(s, *at, r.open_flags);
     if (fd.ok()) {
-      *out.fd = *std::move(fd);
+      out.Give(*std::move(fd));
     } else {
       reply.open_error = static_cast<uint32_t>(fd.error().code());
     }
@@ -225,7 +225,26 @@ base::Status DoOpen(Session& s, Reader in, ReplyBuilder out) {
   OpenRequest r;
   if (!in.Read(&r) || !in.empty()) return base::Error(EPROTO);
   const auto node = TRY(s.nodes.Get(r.handle));
-  *out.fd = TRY(OpenRegular(s, *node, r.flags));
+  out.Give(TRY(OpenRegular(s, *node, r.flags)));
+  return base::Ok();
+}
+
+base::Status DoOpenMany(Session& s, Reader in, ReplyBuilder out) {
+  OpenManyRequest r;
+  if (!in.Read(&r) || r.count == 0 || r.count > kMaxOpenMany) return base::Error(EPROTO);
+  OpenManyReply reply = {};
+  for (uint32_t i = 0; i < r.count; ++i) {
+    Handle handle;
+    if (!in.Read(&handle)) return base::Error(EPROTO);
+    const auto node = s.nodes.Get(handle);
+    if (!node.ok()) continue;
+    auto fd = OpenRegular(s, **node, O_RDONLY);
+    if (!fd.ok()) continue;
+    reply.opened |= uint32_t{1} << i;
+    out.Give(*std::move(fd));
+  }
+  if (!in.empty()) return base::Error(EPROTO);
+  Append(out.body, reply);
   return base::Ok();
 }
 
@@ -336,7 +355,7 @@ base::Status DoConnect(Session& s, Reader in, ReplyBuilder out) {
   if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
     return base::LastError();
   }
-  *out.fd = std::move(fd);
+  out.Give(std::move(fd));
   return base::Ok();
 }
 

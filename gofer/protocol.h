@@ -4,7 +4,7 @@
 // structure by operation, then trailing bytes (names, targets, values) whose lengths the structure
 // declares and which fill the packet exactly. Every request gets exactly one reply with its id, in
 // any order; many may be in flight. All numbers are little-endian, as on every host we run on.
-// A reply may carry one descriptor (SCM_RIGHTS); a request never does.
+// A reply may carry one descriptor (SCM_RIGHTS), that of kOpenMany more; a request never does.
 //
 // Both sides treat the other as hostile: a message is copied out of the socket once and every
 // length, count, name and flag is checked before use.
@@ -28,6 +28,7 @@ inline constexpr size_t kMaxXattr = 65536;  // XATTR_SIZE_MAX, XATTR_LIST_MAX
 inline constexpr size_t kMaxXattrName = 255;
 inline constexpr uint32_t kMaxWalk = 64;      // components of one walk
 inline constexpr uint32_t kMaxForget = 1024;  // handles of one Forget
+inline constexpr uint32_t kMaxOpenMany = 32;  // files of one OpenMany
 
 enum class Op : uint16_t {
   kHello = 1,
@@ -55,7 +56,9 @@ enum class Op : uint16_t {
   kConnect,
   kForget,
   kSyncFs,
-  kMax = kSyncFs,
+  kTmpfile,
+  kOpenMany,
+  kMax = kOpenMany,
 };
 
 struct RequestHeader {
@@ -68,7 +71,7 @@ struct RequestHeader {
 struct ReplyHeader {
   uint32_t length;  // of the whole packet
   Op op;            // of the request
-  uint16_t fds;     // descriptors with this packet: 0 or 1
+  uint16_t fds;     // descriptors with this packet: 0 or 1; kOpenMany: up to kMaxOpenMany
   uint64_t id;
   uint32_t error;  // 0 or a Linux errno; with an error the packet ends here
   uint32_t reserved;
@@ -200,9 +203,23 @@ struct OpenRequest {
   uint32_t reserved;
 };
 
+// kOpenMany: followed by `count` handles of regular files, which are opened for reading.
+struct OpenManyRequest {
+  uint32_t count;  // 1 to kMaxOpenMany
+  uint32_t reserved;
+};
+// Bit i of `opened`: the i-th file's descriptor comes with the reply, in the order of the handles.
+struct OpenManyReply {
+  uint32_t opened;
+  uint32_t reserved;
+};
+static_assert(kMaxOpenMany <= 32);
+
 // kCreate (regular file; EEXIST if there), kMkdir, kMknod (FIFO, socket, regular file; devices
 // EPERM). The new node belongs to uid and gid, or to the group of a set-group-id parent as in
 // Linux's inode_init_owner(). Reply: Node; for kCreate also the open descriptor.
+// kTmpfile: a regular file without a name in `parent` (O_TMPFILE), which kLink may name; no name,
+// as kCreate otherwise.
 struct MakeRequest {
   Handle parent;
   uint32_t mode;  // permissions; for kMknod with the type

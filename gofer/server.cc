@@ -15,7 +15,7 @@ constexpr Handler kHandlers[] = {
     nullptr,       DoHello,    DoAttach,  DoWalk,   DoStatAt,   DoGetAttr,  DoSetAttr,
     DoOpen,        DoCreate,   DoMkdir,   DoMknod,  DoSymlink,  DoLink,     DoUnlink,
     DoRename,      DoReadlink, DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr,
-    DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,
+    DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,   DoTmpfile,  DoOpenMany,
 };
 static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
 
@@ -38,9 +38,11 @@ struct Server::Impl {
     }
   }
 
-  std::string Handle(std::string_view packet, base::UniqueFd* fd);
+  using Fds = std::vector<base::UniqueFd>;
+
+  std::string Handle(std::string_view packet, Fds* fds);
   void Serve();
-  bool Send(const std::string& reply, int fd);
+  bool Send(const std::string& reply, const Fds& fds);
 
   const base::UniqueFd connection;
   const uint32_t threads;
@@ -50,7 +52,7 @@ struct Server::Impl {
   std::vector<std::thread> pool;
 };
 
-std::string Server::Impl::Handle(std::string_view packet, base::UniqueFd* fd) {
+std::string Server::Impl::Handle(std::string_view packet, Fds* fds) {
   RequestHeader header;
   Reader in(packet);
   if (!in.Read(&header) || header.length != packet.size() || header.reserved != 0) return "";
@@ -61,36 +63,40 @@ std::string Server::Impl::Handle(std::string_view packet, base::UniqueFd* fd) {
   if (header.op != Op::kHello && !session.greeted.load(std::memory_order_acquire)) {
     status = base::Error(EPROTO);
   } else {
-    status = kHandlers[op](session, in, ReplyBuilder{&out, fd});
+    status = kHandlers[op](session, in, ReplyBuilder{&out, fds});
   }
   ReplyHeader reply = {};
   if (!status.ok()) {
     out.resize(sizeof(ReplyHeader));
-    fd->reset();
+    fds->clear();
     reply.error = static_cast<uint32_t>(status.error().code());
   }
   reply.length = static_cast<uint32_t>(out.size());
   reply.op = header.op;
-  reply.fds = fd->valid() ? 1 : 0;
+  reply.fds = static_cast<uint16_t>(fds->size());
   reply.id = header.id;
   memcpy(out.data(), &reply, sizeof(reply));
   return out;
 }
 
-bool Server::Impl::Send(const std::string& reply, int fd) {
+bool Server::Impl::Send(const std::string& reply, const Fds& fds) {
   iovec iov = {const_cast<char*>(reply.data()), reply.size()};
   msghdr msg = {};
   msg.msg_iov = &iov;
   msg.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (fd >= 0) {
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxOpenMany * sizeof(int))] = {};
+  if (!fds.empty()) {
+    const size_t size = fds.size() * sizeof(int);
     msg.msg_control = control;
-    msg.msg_controllen = sizeof(control);
+    msg.msg_controllen = CMSG_SPACE(size);
     cmsghdr* c = CMSG_FIRSTHDR(&msg);
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(c), &fd, sizeof(int));
+    c->cmsg_len = CMSG_LEN(size);
+    for (size_t i = 0; i < fds.size(); ++i) {
+      const int fd = fds[i].get();
+      memcpy(CMSG_DATA(c) + i * sizeof(int), &fd, sizeof(int));
+    }
   }
   for (;;) {
     if (sendmsg(connection.get(), &msg, MSG_NOSIGNAL) >= 0) return true;
@@ -113,9 +119,9 @@ void Server::Impl::Serve() {
     const ssize_t n = recvmsg(connection.get(), &msg, 0);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0 || (msg.msg_flags & MSG_TRUNC) != 0) break;
-    base::UniqueFd fd;
-    const std::string reply = Handle(std::string_view(buffer.get(), static_cast<size_t>(n)), &fd);
-    if (reply.empty() || !Send(reply, fd.get())) break;
+    Fds fds;
+    const std::string reply = Handle(std::string_view(buffer.get(), static_cast<size_t>(n)), &fds);
+    if (reply.empty() || !Send(reply, fds)) break;
   }
   // Ends the other threads and tells the peer.
   shutdown(connection.get(), SHUT_RDWR);
@@ -145,8 +151,8 @@ void Server::Join() {
   impl_->pool.clear();
 }
 
-std::string Server::HandlePacket(std::string_view packet, base::UniqueFd* fd) {
-  return impl_->Handle(packet, fd);
+std::string Server::HandlePacket(std::string_view packet, std::vector<base::UniqueFd>* fds) {
+  return impl_->Handle(packet, fds);
 }
 
 }  // namespace gofer

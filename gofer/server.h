@@ -65,10 +65,10 @@ class Server {
   // Returns when the peer has closed the connection or broken the protocol.
   void Join();
 
-  // Handles one packet as a serving thread does and returns the reply packet; `*fd` becomes the
-  // descriptor to send with it. Empty: the packet is not even a request, the connection must end.
-  // Thread-safe.
-  std::string HandlePacket(std::string_view packet, base::UniqueFd* fd);
+  // Handles one packet as a serving thread does and returns the reply packet; `fds` gets
+  // the descriptors to send with it. Empty: the packet is not even a request, the connection must
+  // end. Thread-safe.
+  std::string HandlePacket(std::string_view packet, std::vector<base::UniqueFd>* fds);
 
  private:
   struct Impl;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "gofer/node_table.h"
@@ -60,10 +61,12 @@ struct NameBuffer {
   char text[kMaxName + 1];
 };
 
-// What an operation answers with: the body is appended to.
+// What an operation answers with: the body and the descriptors are appended to.
 struct ReplyBuilder {
+  void Give(base::UniqueFd fd) const { fds->push_back(std::move(fd)); }
+
   std::string* body;
-  base::UniqueFd* fd;
+  std::vector<base::UniqueFd>* fds;
 };
 
 base::Result<Attr> StatFd(int fd);
@@ -93,7 +96,9 @@ base::Status DoListXattr(Session& s, Reader in, ReplyBuilder out);
 base::Status DoRemoveXattr(Session& s, Reader in, ReplyBuilder out);
 base::Status DoFsync(Session& s, Reader in, ReplyBuilder out);
 base::Status DoSyncFs(Session& s, Reader in, ReplyBuilder out);
+base::Status DoOpenMany(Session& s, Reader in, ReplyBuilder out);
 base::Status DoConnect(Session& s, Reader in, ReplyBuilder out);
+base::Status DoTmpfile(Session& s, Reader in, ReplyBuilder out);
 base::Status DoForget(Session& s, Reader in, ReplyBuilder out);
 
 }  // namespace gofer

@@ -57,8 +57,11 @@ inline constexpr uint32_t kMaxSites = 4096;
 inline constexpr uint64_t kJumpTableSize = kMaxSites * sizeof(uint64_t);
 inline constexpr uint64_t kIslandSize = 16;
 
-inline constexpr uint32_t kFirstCompareSite =
-    kMaxSites / 2;  // numbers from here on serve that form
+// Numbers from here on serve the form with the comparison. The upper half of each form's numbers is
+// for sites of text that processes share, where a number means the same site in all of them.
+inline constexpr uint32_t kFirstCompareSite = kMaxSites / 2;
+inline constexpr uint32_t kFirstSharedSite = kMaxSites / 4;
+inline constexpr uint32_t kFirstSharedCompareSite = kFirstCompareSite + kFirstSharedSite;
 
 enum SiteForm : uint32_t {
   // mov $nr,%eax; syscall. Patched from the mov.
@@ -160,13 +163,14 @@ struct CopyEntry {
 
 inline constexpr uint32_t kMaxOrders = 32;
 inline constexpr uint32_t kMaxOrderFds = 16;
-inline constexpr uint32_t kMaxCopies = 12;
+inline constexpr uint32_t kMaxCopies = 12;    // out
+inline constexpr uint32_t kMaxCopiesIn = 48;  // an exec has many strings
 inline constexpr uint32_t kCopyInSize = 8192;
 inline constexpr uint32_t kCopyOutSize = 8192;
 
-// What lanes.cc answers, futex(2) and futex_waitv(2) aside: a guest's seccomp filter is asked about
-// each before it may be.
-inline constexpr int kLaneCalls[] = {24, 39, 102, 104, 107, 108, 186, 228};
+// What lanes.cc answers, futex(2) aside: a guest's seccomp filter is asked about each before it may
+// be.
+inline constexpr int kLaneCalls[] = {14, 24, 39, 96, 102, 104, 107, 108, 110, 186, 201, 228, 309};
 
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
@@ -181,6 +185,9 @@ enum StubMode : uint32_t {
   kModeDirect = 0,  // registers in the slot, FPU state in the CPU
   kModeFrame = 1,   // registers and FPU state in the host's signal frame at `frame`
 };
+
+inline constexpr uint64_t kMaskOpen = 1ull << 8;  // that of SIGKILL, which no mask has
+inline constexpr uint64_t kUnblockableSignals = 1ull << 8 | 1ull << 18;
 
 // Each line that changes hands costs a transfer between cores, so a call takes as few as it can;
 // and what stands in a line that the other side polls is written right before the polled word,
@@ -200,7 +207,7 @@ struct Slot {
   StubMode mode;
   uint32_t copy_in_count;
   uint32_t futex_interrupted;
-  uint32_t pad;
+  uint32_t mask_changed;  // sigmask is not what the sentry has set
   // Line 3: faults and failed orders.
   uint32_t signo;
   int32_t si_code;
@@ -235,6 +242,9 @@ struct Slot {
   uint32_t saved_flags;  // of a patched call: OF in al, the others in ah
   uint32_t site_form;
   uint64_t call_flags;  // of a patched call, for r11
+  // The guest's signal mask with kMaskOpen, if it may be changed here; else 0. Changed by
+  // compare-and-exchange, since the sentry may close it at any moment.
+  uint64_t sigmask;
 
   // From here: identity, written by the sentry. Forging it deceives only the forger.
   alignas(64) int32_t pid;
@@ -244,7 +254,7 @@ struct Slot {
   uint32_t lanes_off;  // 1: every call but futex(2) is to reach the sentry; 2: every call
 
   alignas(64) LaneHits lane_hits[kLaneHits];
-  alignas(64) CopyEntry copy_in[kMaxCopies];
+  alignas(64) CopyEntry copy_in[kMaxCopiesIn];
   CopyEntry copy_out[kMaxCopies];
 
   alignas(kPageSize) OrderEntry orders[kMaxOrders];
@@ -294,6 +304,8 @@ struct ZygoteReply {
 
 // ---- Host calls that both sides must agree on -------------------------------------------------
 
+// With what a stub exits whose own call the filter has refused (128 + SIGSYS).
+inline constexpr int kRefusedCallStatus = 159;
 // SIGUSR1: not a real-time signal, since those queue up and may be refused.
 inline constexpr int kInterruptSignal = 10;
 // CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | CHILD_SETTID | CHILD_CLEARTID

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "platform/host_calls.h"
+#include "platform/systrap/platform.h"
 #include "platform/test_guest.h"
 
 namespace platform {
@@ -45,6 +46,14 @@ class PatchTest : public ::testing::Test {
       t.context->regs().rax = answer;
     }
   }
+  // Has the site of guest_compare looked at, without which it is not patched.
+  void LearnCompare(Guest& g) {
+    g.SetEntry(guest_compare);
+    g.main.context->regs().rdi = 2;
+    g.main.context->regs().r14 = 140;
+    RunToExit(g.main, 0);
+    static_cast<SystrapPlatform&>(*platform_).texts().WaitUntilBuilt();
+  }
   // Whether the instruction of the first call of `symbol` has become a jump.
   bool Patched(AddressSpace& space, uint64_t addr) {
     unsigned char byte = 0;
@@ -78,6 +87,7 @@ TEST_F(PatchTest, CompareForm) {
   for (int64_t answer : {0l, 7l, -1l, -4094l, -4095l, -4096l, -4097l}) {
     Guest g;
     ASSERT_TRUE(g.Load(*platform_, true));
+    LearnCompare(g);
     g.SetEntry(guest_compare);
     Regs& r = g.main.context->regs();
     r.rdi = 1000;
@@ -103,6 +113,7 @@ TEST_F(PatchTest, InterruptStorm) {
   for (const char* entry : {guest_counter, guest_compare}) {
     Guest g;
     ASSERT_TRUE(g.Load(*platform_, true));
+    LearnCompare(g);
     g.SetEntry(entry);
     Context& c = *g.main.context;
     c.regs().rdi = 100000;
@@ -127,6 +138,7 @@ TEST_F(PatchTest, RegistersChangedByTheKernel) {
   for (const char* entry : {guest_counter, guest_compare}) {
     Guest g;
     ASSERT_TRUE(g.Load(*platform_, true));
+    LearnCompare(g);
     g.SetEntry(entry);
     Regs& r = g.main.context->regs();
     r.rdi = 300;
@@ -217,6 +229,7 @@ TEST_F(PatchTest, ForkedChildHasPatchedText) {
 TEST_F(PatchTest, ForeignGsAtAPatchedSite) {
   Guest g;
   ASSERT_TRUE(g.Load(*platform_, true));
+  LearnCompare(g);
   for (const char* entry : {guest_counter, guest_compare}) {
     g.SetEntry(entry);
     Regs& r = g.main.context->regs();

@@ -64,6 +64,7 @@ class AddressSpace;
 struct FileIdentity {
   uint64_t dev, ino, size;
   int64_t mtime_ns, ctime_ns;
+  uint64_t writes;  // how often the guest has opened it for writing
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
@@ -205,12 +206,27 @@ class Context : public base::UserMemory {
   // wait is interrupted, it traps with the call again. `remaining_ns` >= 0: timeout of a relative
   // futex wait, instead of the guest's.
   virtual void AnswerInLane(int nr, int64_t remaining_ns) = 0;
+  // Finishes what a patched site has left to do at regs().rip, so that the guest may be shown the
+  // registers and may jump to where they point (signal frames, tracers). While stopped.
+  virtual void SettleRegs() {}
+
+  // The thread's signal mask may be changed without the kernel from the next Resume on, beginning
+  // with `mask`. While stopped.
+  virtual void OpenSignalMask(uint64_t /*mask*/) {}
+  // Ends that, and returns what the mask is. From any thread; only while open.
+  virtual uint64_t CloseSignalMask() { return 0; }
+  // The mask as it is, while open; and whether it has changed since it was opened. From any thread,
+  // but only while stopped nobody changes it.
+  virtual uint64_t SignalMask() const { return 0; }
+  virtual bool SignalMaskChanged() const { return false; }
   // Makes the patched and express paths of this thread publish these values without a hand-off.
   struct Identity {
     int32_t pid, tid, ppid;
     uint32_t uid, euid, gid, egid;
   };
   virtual void Publish(const Identity& identity) = 0;
+  // Changes ppid alone. From any thread.
+  virtual void PublishParent(int32_t /*ppid*/) {}
 };
 
 // What guest addresses are usable.
@@ -241,6 +257,10 @@ class AddressSpace : public base::UserMemory {
   // The host's view of this address space's resident pages in bytes.
   virtual int64_t ResidentBytes() const = 0;  // -1: the platform cannot tell
   virtual int host_pid() const = 0;
+  // Ends the host process of this address space, for a thread that no longer answers interrupts:
+  // every context of it that runs traps with kGone, and so does each that is resumed later. From
+  // any thread; does not wait.
+  virtual void Kill() = 0;
   // Ranges [begin, end) inside limits() that the platform uses itself, to be left alone when a hole
   // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program)
   // gets it: the order is carried out, and the platform does without.
@@ -261,8 +281,7 @@ class Platform {
   // A fresh, empty address space (from the pool), with its stopped main context.
   virtual base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() = 0;
 
-  // Numbers of the calls that Lanes::kAll lets through; futex(2) and futex_waitv(2) are not among
-  // them.
+  // Numbers of the calls that Lanes::kAll lets through; futex(2) is not among them.
   virtual std::span<const int> LaneCalls() const = 0;
 
   // Calls OnTrap for each context that has handed off since; returns how many. One thread at a

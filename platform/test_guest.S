@@ -4,7 +4,7 @@
     .globl guest_begin, guest_end, guest_syscall_loop, guest_fault, guest_spin, guest_avx
     .globl guest_counter, guest_site, guest_divide, guest_int80, guest_trap, guest_set_gs, guest_hostile
 guest_begin:
-    .fill 16, 1, 0x90
+    .fill 192, 1, 0x90      // so that there are instructions before the first call
 // getpriority for ever, each with its number right before the call.
 guest_syscall_loop:
     mov $140, %eax

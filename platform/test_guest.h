@@ -79,7 +79,10 @@ inline order::Mmap CodeFile() {
   order::Mmap m = Anonymous(kCode, 0x1000, PROT_READ | PROT_EXEC);
   if (ftruncate(fd, 0x1000) != 0 || pwrite(fd, code.data(), code.size(), 0) < 0) abort();
   m.file = base::MakeRef<base::HostFd>(fd);
+  static uint64_t files = 0;
   m.has_identity = true;
+  m.identity = {
+      .dev = 1, .ino = ++files, .size = 0x1000, .mtime_ns = 0, .ctime_ns = 0, .writes = 0};
   return m;
 }
 
@@ -90,14 +93,19 @@ struct Guest {
 
   // With `from_file` the code is a private mapping of a file, which may be patched.
   bool Load(Platform& p, bool from_file = false) {
+    return from_file ? LoadFile(p, CodeFile()) : Load(p, nullptr);
+  }
+  // The code is that of `file`.
+  bool LoadFile(Platform& p, const order::Mmap& file) { return Load(p, &file); }
+  bool Load(Platform& p, const order::Mmap* file) {
     auto made = p.NewAddressSpace();
     if (!made.ok()) return false;
     space = std::move(*made);
     main.context = space->TakeMainContext();
     main.context->set_listener(&main);
     Context& c = *main.context;
-    if (from_file) {
-      c.QueueOrder(CodeFile());
+    if (file) {
+      c.QueueOrder(*file);
     } else {
       c.QueueOrder(Anonymous(kCode, 0x1000, PROT_READ | PROT_WRITE));
       c.QueueOrder(order::Write{kCode, GuestCode()});

@@ -6,7 +6,7 @@
 namespace platform::stub {
 namespace {
 
-enum ShapeKind : uint8_t { kNothing, kString, kFixed, kBytes, kArray };
+enum ShapeKind : uint8_t { kNothing, kString, kFixed, kBytes, kArray, kStrings };
 
 // What to copy of one argument: `size` bytes, or a multiple of it by another argument.
 struct Shape {
@@ -45,7 +45,7 @@ struct Call {
 #define STR(n) \
   Shape { kString }
 #define ARGV(n) \
-  Shape {}
+  Shape { kStrings }
 #define IN(n, bytes) \
   Shape { kFixed, 0, bytes }
 #define OUT(n, bytes) \
@@ -111,40 +111,96 @@ uint64_t Argument(const Slot* s, uint32_t index) {
 
 }  // namespace
 
+namespace {
+
+constexpr uint64_t kNrSigreturn = 15;
+constexpr uint32_t kUcontextSize = 304;  // without the FPU state, which is elsewhere
+
+// What has been copied so far.
+struct Copied {
+  Slot* const s;
+  uint32_t used = 0, count = 0;
+
+  bool Full() const { return count == kMaxCopiesIn || used >= kCopyInSize; }
+  uint64_t Room() const { return kCopyInSize - used; }
+  unsigned char* To() const { return s->in_area + used; }
+  void Add(uint64_t addr, uint64_t got) {
+    if (got == 0) return;
+    uint32_t length = static_cast<uint32_t>(got);
+    CopyEntry* last = count != 0 ? &s->copy_in[count - 1] : nullptr;
+    if (last && last->addr + last->length == addr && last->offset + last->length == used) {
+      last->length += length;
+    } else {
+      s->copy_in[count++] = CopyEntry{addr, length, used};
+    }
+    used += length;
+  }
+  void Align() { used = (used + 7) & ~7u; }
+};
+
+// An array of pointers up to its NULL, and the strings that they point to.
+void CopyStrings(Copied* c, uint64_t addr) {
+  uint64_t n = 0;
+  bool ended = false;
+  c->Align();
+  while (!ended && (n + 1) * 8 <= c->Room()) {
+    if (StubCopy(c->To() + n * 8, reinterpret_cast<const void*>(addr + n * 8), 8) != 0) break;
+    uint64_t pointer;
+    __builtin_memcpy(&pointer, c->To() + n * 8, sizeof(pointer));
+    ended = pointer == 0;
+    n++;
+  }
+  const unsigned char* pointers = c->To();
+  c->Add(addr, n * 8);
+  for (uint64_t i = 0; ended && i + 1 < n && !c->Full(); i++) {
+    uint64_t pointer;
+    __builtin_memcpy(&pointer, pointers + i * 8, sizeof(pointer));
+    uint64_t most = c->Room() < kMaxString ? c->Room() : kMaxString;
+    c->Add(pointer, StubCopyString(c->To(), reinterpret_cast<const void*>(pointer), most));
+  }
+}
+
+uint64_t CopyOne(Copied* c, const Shape& shape, uint64_t addr) {
+  uint64_t room = c->Room();
+  const void* from = reinterpret_cast<const void*>(addr);
+  if (shape.kind == kString) {
+    return StubCopyString(c->To(), from, room < kMaxString ? room : kMaxString);
+  }
+  uint64_t want = shape.size;
+  if (shape.kind == kBytes) want = Argument(c->s, shape.length_arg);
+  if (shape.kind == kArray) {
+    uint64_t n = Argument(c->s, shape.length_arg);
+    want = n <= kMaxBytes ? n * shape.size : kMaxBytes;
+  }
+  // What is larger is cheaper for the sentry to read in one piece.
+  if (want > kMaxBytes) return 0;
+  if (want > room) want = room;
+  return want - StubCopy(c->To(), from, want);
+}
+
+}  // namespace
+
 void CopyIn(Slot* s) {
   s->copy_in_count = 0;
   if (s->rax >= kCallCount) return;
-  const Call& call = kCalls.call[s->rax];
-  uint32_t used = 0, count = 0;
-  for (uint32_t i = 0; i < 6; i++) {
-    const Shape& shape = call.arg[i];
-    if (shape.kind == kNothing) continue;
-    uint64_t addr = Argument(s, i);
-    if (addr == 0) continue;
-    uint64_t room = kCopyInSize - used;
-    unsigned char* to = s->in_area + used;
-    const void* from = reinterpret_cast<const void*>(addr);
-    uint64_t got = 0;
-    if (shape.kind == kString) {
-      got = StubCopyString(to, from, room < kMaxString ? room : kMaxString);
-    } else {
-      uint64_t want = shape.size;
-      if (shape.kind == kBytes) want = Argument(s, shape.length_arg);
-      if (shape.kind == kArray) {
-        uint64_t n = Argument(s, shape.length_arg);
-        want = n <= kMaxBytes ? n * shape.size : kMaxBytes;
-      }
-      // What is larger is cheaper for the sentry to read in one piece.
-      if (want > kMaxBytes) continue;
-      if (want > room) want = room;
-      got = want - StubCopy(to, from, want);
-    }
-    if (got == 0) continue;
-    s->copy_in[count++] = CopyEntry{addr, static_cast<uint32_t>(got), used};
-    used = (used + static_cast<uint32_t>(got) + 7) & ~7u;
-    if (count == kMaxCopies || used >= kCopyInSize) break;
+  Copied c{s};
+  if (s->rax == kNrSigreturn) {
+    uint64_t left = StubCopy(c.To(), reinterpret_cast<const void*>(s->rsp), kUcontextSize);
+    c.Add(s->rsp, kUcontextSize - left);
   }
-  s->copy_in_count = count;
+  const Call& call = kCalls.call[s->rax];
+  for (uint32_t i = 0; i < 6 && !c.Full(); i++) {
+    const Shape& shape = call.arg[i];
+    uint64_t addr = Argument(s, i);
+    if (shape.kind == kNothing || addr == 0) continue;
+    if (shape.kind == kStrings) {
+      CopyStrings(&c, addr);
+    } else {
+      c.Align();
+      c.Add(addr, CopyOne(&c, shape, addr));
+    }
+  }
+  s->copy_in_count = c.count;
 }
 
 }  // namespace platform::stub

@@ -273,7 +273,7 @@ NAKED long StubCompareExchange(uint64_t, uint32_t, uint32_t) {
 // [kFutexBegin, kFutexEnd) is a restartable section: the interrupt's handler moves rip back to its
 // begin, so that no interrupt is lost between the look at the flag and the host's wait. rbx holds
 // the slot.
-NAKED long StubFutex(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, Slot*, long) {
+NAKED long StubFutex(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, Slot*) {
   __asm__ volatile(
       "push %%rbx\n\t"
       "mov 16(%%rsp), %%rbx\n\t"
@@ -282,7 +282,7 @@ NAKED long StubFutex(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
       "kFutexBegin:\n\t"
       "cmpl $0, %c[interrupt](%%rbx)\n\t"
       "jne 1f\n\t"
-      "mov 24(%%rsp), %%rax\n\t"
+      "mov $202, %%eax\n\t"
       "syscall\n\t"
       ".globl kFutexEnd\n\t"
       "kFutexEnd:\n\t"

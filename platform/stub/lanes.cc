@@ -6,9 +6,9 @@
 namespace platform::stub {
 namespace {
 
-constexpr long kEintr = -4, kEfault = -14;
+constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys = -38;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
-constexpr uint64_t kClockMonotonic = 1, kClockThreadCpu = 3;
+constexpr uint64_t kClockRealtime = 0, kClockMonotonic = 1, kClockRealtimeCoarse = 5;
 
 constexpr int kFutexNr = 202;
 
@@ -27,10 +27,85 @@ bool GetEuid(Slot* s) { return s->has_identity && Answer(s, static_cast<long>(s-
 bool GetGid(Slot* s) { return s->has_identity && Answer(s, static_cast<long>(s->gid)); }
 bool GetEgid(Slot* s) { return s->has_identity && Answer(s, static_cast<long>(s->egid)); }
 
-// The host's thread is the guest's thread.
+bool GetPpid(Slot* s) { return s->has_identity && Answer(s, s->ppid); }
+
+bool CopyOut(uint64_t to, const void* from, size_t n) {
+  return StubCopy(reinterpret_cast<void*>(to), from, n) == 0;
+}
+
+// Clocks that everybody may read through the vDSO, and that of the host's thread, which is the
+// guest's.
 bool ClockGettime(Slot* s) {
-  if (s->rdi != kClockThreadCpu) return false;
-  return Answer(s, Syscall(kSysClockGettime, s->rdi, s->rsi));
+  uint32_t clock = static_cast<uint32_t>(s->rdi);
+  constexpr uint32_t kSame = 1u << 0 | 1u << 1 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 6 | 1u << 7;
+  if (clock > 7 || !(kSame >> clock & 1)) return false;
+  __kernel_timespec t;
+  if (Syscall(kSysClockGettime, clock, Addr(&t)) != 0) return false;
+  return Answer(s, CopyOut(s->rsi, &t, sizeof(t)) ? 0 : kEfault);
+}
+
+bool GetTimeOfDay(Slot* s) {
+  if (s->rsi != 0) return false;
+  __kernel_timespec t;
+  if (Syscall(kSysClockGettime, kClockRealtime, Addr(&t)) != 0) return false;
+  const int64_t tv[2] = {t.tv_sec, t.tv_nsec / 1000};
+  return Answer(s, s->rdi == 0 || CopyOut(s->rdi, tv, sizeof(tv)) ? 0 : kEfault);
+}
+
+bool Time(Slot* s) {
+  __kernel_timespec t;
+  if (Syscall(kSysClockGettime, kClockRealtimeCoarse, Addr(&t)) != 0) return false;
+  int64_t seconds = t.tv_sec;
+  bool ok = s->rdi == 0 || CopyOut(s->rdi, &seconds, sizeof(seconds));
+  return Answer(s, ok ? seconds : kEfault);
+}
+
+// As the vDSO does it: the host keeps processor and node in a segment's limit.
+bool GetCpu(Slot* s) {
+  constexpr uint32_t kCpuNodeSegment = 0x7b, kNodeShift = 12;
+  uint32_t v;
+  __asm__ volatile("lsl %1, %0" : "=r"(v) : "r"(kCpuNodeSegment) : "cc");
+  uint32_t cpu = v & ((1u << kNodeShift) - 1), node = v >> kNodeShift;
+  bool ok = (s->rdi == 0 || CopyOut(s->rdi, &cpu, sizeof(cpu))) &&
+            (s->rsi == 0 || CopyOut(s->rsi, &node, sizeof(node)));
+  return Answer(s, ok ? 0 : kEfault);
+}
+
+// The mask is the thread's own. The sentry opens it to changes while no signal is pending, and
+// closes it before it sends one. Errors in Linux's order (kernel/signal.c).
+bool RtSigprocmask(Slot* s) {
+  constexpr uint64_t kSetSize = 8;
+  uint64_t word = Load(&s->sigmask);
+  if (!(word & kMaskOpen) || s->r10 != kSetSize) return false;
+  uint64_t old = word & ~kUnblockableSignals;
+  if (s->rsi != 0) {
+    uint64_t set, mask;
+    if (StubCopy(&set, reinterpret_cast<const void*>(s->rsi), sizeof(set)) != 0) {
+      return Answer(s, kEfault);
+    }
+    switch (static_cast<uint32_t>(s->rdi)) {
+      case 0:  // SIG_BLOCK
+        mask = old | set;
+        break;
+      case 1:  // SIG_UNBLOCK
+        mask = old & ~set;
+        break;
+      case 2:  // SIG_SETMASK
+        mask = set;
+        break;
+      default:
+        return Answer(s, kEinval);
+    }
+    uint64_t next = (mask & ~kUnblockableSignals) | kMaskOpen;
+    if (next != word) {
+      s->mask_changed = 1;
+      if (!__atomic_compare_exchange_n(&s->sigmask, &word, next, false, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_SEQ_CST)) {
+        return false;
+      }
+    }
+  }
+  return Answer(s, s->rdx == 0 || CopyOut(s->rdx, &old, sizeof(old)) ? 0 : kEfault);
 }
 
 int64_t MonotonicNs() {
@@ -64,7 +139,8 @@ bool FutexWaitLane(Slot* s, bool relative, int64_t given = -1) {
   }
   for (;;) {
     __atomic_store_n(&s->in_futex, 1u, __ATOMIC_RELAXED);
-    long r = StubFutex(s->rdi, s->rsi, s->rdx, timeout_address, s->r8, s->r9, s, kSysFutex);
+    long r =
+        StubFutex(s->rdi, static_cast<uint32_t>(s->rsi), s->rdx, timeout_address, s->r8, s->r9, s);
     __atomic_store_n(&s->in_futex, 0u, __ATOMIC_RELAXED);
     if (r != kEintr) return Answer(s, r);
     int64_t remaining = -1;
@@ -81,31 +157,42 @@ bool FutexWaitLane(Slot* s, bool relative, int64_t given = -1) {
   }
 }
 
-// Waits on several words; the timeout is absolute.
-bool FutexWaitv(Slot* s) {
-  for (;;) {
-    __atomic_store_n(&s->in_futex, 1u, __ATOMIC_RELAXED);
-    long r = StubFutex(s->rdi, s->rsi, s->rdx, s->r10, s->r8, 0, s, kSysFutexWaitv);
-    __atomic_store_n(&s->in_futex, 0u, __ATOMIC_RELAXED);
-    if (r != kEintr) return Answer(s, r);
-    if (!Load(&s->interrupt)) continue;
-    s->futex_interrupted = 1;
-    s->remaining_ns = -1;
-    return false;
+// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE of a word that processes share. The filter admits none that
+// could take the sentry away from the doorbell, so those to be moved are woken: they look at their
+// word again, as after any wake-up that they did not expect.
+long RequeueShared(Slot* s, bool compare) {
+  int32_t wake = static_cast<int32_t>(s->rdx), requeue = static_cast<int32_t>(s->r10);
+  if (wake < 0 || requeue < 0 || ((s->rdi | s->r8) & 3) != 0) return kEinval;
+  uint32_t value;
+  if (s->r8 >= kRegionBase ||
+      StubCopy(&value, reinterpret_cast<const void*>(s->r8), sizeof(value)) != 0 ||
+      StubCopy(&value, reinterpret_cast<const void*>(s->rdi), sizeof(value)) != 0) {
+    return kEfault;
   }
+  if (compare && value != static_cast<uint32_t>(s->r9)) return kEagain;
+  int64_t count = int64_t{wake} + requeue;
+  return Syscall(kSysFutex, s->rdi, FUTEX_WAKE,
+                 static_cast<uint64_t>(count > INT32_MAX ? INT32_MAX : count));
 }
 
 bool Futex(Slot* s) {
+  // No word of the guest's lies in the region of the stub.
+  if (s->rdi >= kRegionBase) return Answer(s, kEfault);
   switch (static_cast<uint32_t>(s->rsi) &
           ~static_cast<uint32_t>(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)) {
     case FUTEX_WAIT:
       return FutexWaitLane(s, true);
     case FUTEX_WAIT_BITSET:
       return FutexWaitLane(s, false);
-    case FUTEX_WAKE:
-    case FUTEX_WAKE_BITSET:
     case FUTEX_REQUEUE:
     case FUTEX_CMP_REQUEUE:
+      if (s->rsi & FUTEX_CLOCK_REALTIME) return Answer(s, kEnosys);
+      if (!(s->rsi & FUTEX_PRIVATE_FLAG)) {
+        return Answer(s, RequeueShared(s, (s->rsi & 0x7f) == FUTEX_CMP_REQUEUE));
+      }
+      [[fallthrough]];
+    case FUTEX_WAKE:
+    case FUTEX_WAKE_BITSET:
     case FUTEX_WAKE_OP:
       // The upper half of the operation is not the guest's to use, and the filter refuses it.
       return Answer(s, Syscall(kSysFutex, s->rdi, static_cast<uint32_t>(s->rsi), s->rdx, s->r10,
@@ -114,20 +201,25 @@ bool Futex(Slot* s) {
   return false;
 }
 
-constexpr uint32_t kLaneCount = 256;
+constexpr uint32_t kLaneCount = 320;
 
 struct LaneTable {
   Lane lane[kLaneCount] = {};
   constexpr LaneTable() {
+    lane[14] = RtSigprocmask;
     lane[24] = SchedYield;
     lane[39] = GetPid;
+    lane[96] = GetTimeOfDay;
     lane[102] = GetUid;
     lane[104] = GetGid;
     lane[107] = GetEuid;
     lane[108] = GetEgid;
+    lane[110] = GetPpid;
     lane[186] = GetTid;
+    lane[201] = Time;
     lane[202] = Futex;
     lane[228] = ClockGettime;
+    lane[309] = GetCpu;
   }
 };
 constexpr LaneTable kLanes;
@@ -147,10 +239,9 @@ static_assert(OnlyNamedLanes(), "kLaneCalls in mailbox.h tells which calls have 
 bool TryLane(Slot* s) {
   uint64_t nr = s->rax;
   // Futexes have no other home: the sentry cannot wait on the guest's words.
-  bool futex = nr == uint64_t{kFutexNr} || nr == uint64_t{kSysFutexWaitv};
+  bool futex = nr == uint64_t{kFutexNr};
   uint32_t off = __atomic_load_n(&s->lanes_off, __ATOMIC_RELAXED);
   if (off > (futex ? 1u : 0u)) return false;
-  if (nr == uint64_t{kSysFutexWaitv}) return FutexWaitv(s);
   if (nr >= kLaneCount) return false;
   Lane lane = kLanes.lane[nr];
   return lane != nullptr && lane(s);
@@ -158,7 +249,6 @@ bool TryLane(Slot* s) {
 
 bool RunLane(Slot* s, int64_t remaining_ns) {
   uint64_t nr = s->rax;
-  if (nr == uint64_t{kSysFutexWaitv}) return FutexWaitv(s);
   if (nr >= kLaneCount) return false;
   if (nr == uint64_t{kFutexNr} && remaining_ns >= 0) return FutexWaitLane(s, true, remaining_ns);
   Lane lane = kLanes.lane[nr];

@@ -58,10 +58,9 @@ bool StubXrstor(const void* image, uint64_t features);
 // Copies a string of at most `n` bytes; returns how many, the NUL included. Less than `n` without a
 // NUL at the end: a fault.
 size_t StubCopyString(void* dst, const void* src, size_t n);
-// futex(2) or futex_waitv(2) (`nr`), unless the slot's interrupt flag is set before the host has
+// futex(2), unless the slot's interrupt flag is set before the host has
 // it: then -EINTR. The interrupt signal ends a wait with -EINTR.
-long StubFutex(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, Slot* slot,
-               long nr);
+long StubFutex(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, Slot* slot);
 // lock cmpxchg of a guest's word; -1 after a fault, else what it held.
 long StubCompareExchange(uint64_t addr, uint32_t expected, uint32_t desired);
 extern const char kStubCopyFault[], kStubCopyFixup[];

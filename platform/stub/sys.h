@@ -29,6 +29,7 @@ enum : long {
   kSysRecvmsg = 47,
   kSysClone = 56,
   kSysExit = 60,
+  kSysExitGroup = 231,
   kSysClose = 3,
   kSysPrctl = 157,
   kSysSigaltstack = 131,
@@ -38,7 +39,6 @@ enum : long {
   kSysSeccomp = 317,
   kSysMembarrier = 324,
   kSysRseq = 334,
-  kSysFutexWaitv = 449,
 };
 
 STUB_INLINE long Syscall(long nr, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0,

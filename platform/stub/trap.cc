@@ -15,6 +15,7 @@ constexpr uint64_t kOddFlags = 0x100 | 0x400 | 0x4000 | 0x40000;
 constexpr uint64_t kLahfFlags = 0xd5;  // SF, ZF, AF, PF, CF
 constexpr uint64_t kOverflowFlag = 0x800;
 constexpr unsigned char kInt3 = 0xcc;
+constexpr uint64_t kTrapDebug = 1;
 constexpr uint64_t kTrapGeneralProtection = 13;
 constexpr uint64_t kInt80ErrorCode = 0x80 * 8 + 2;  // the IDT entry that a 64-bit kernel may lack
 
@@ -172,10 +173,27 @@ void StoreDirect(Slot* s) {
   s->mode = kModeDirect;
 }
 
+// Does the comparison that a patched site has swallowed, where the way back to the guest does not.
+void FinishCompare(Slot* s) {
+  if (s->site_form == kSiteMov) return;
+  constexpr uint64_t kCompareFlags = kLahfFlags | kOverflowFlag;
+  constexpr uint64_t kCompareBytes = 6;
+  int64_t bound = s->site_form == kSiteCompare4095 ? -4095 : -4096;
+  uint64_t flags;
+  __asm__("cmp %2, %1\n\tpushfq\n\tpop %0"
+          : "=r"(flags)
+          : "r"(static_cast<int64_t>(s->rax)), "r"(bound)
+          : "cc");
+  s->eflags = (s->eflags & ~kCompareFlags) | (flags & kCompareFlags);
+  s->rip += kCompareBytes;
+}
+
 bool WorthPatching(Slot* s) {
   LaneHits& hits = s->lane_hits[(s->rip >> 2) % kLaneHits];
   if (hits.rip != s->rip) hits = LaneHits{s->rip, 0};
-  return ++hits.count == kHitsBeforePatch;
+  // Again, each time later: what could not be patched at first may be known to be right since.
+  hits.count++;
+  return hits.count >= kHitsBeforePatch && (hits.count & (hits.count - 1)) == 0;
 }
 
 // A patched call of a thread whose GS is the guest's: as if its syscall instruction had trapped.
@@ -184,7 +202,8 @@ void ForeignCall(Slot* s, UContext* uc) {
   uc->mc.rip = site.return_address;
   if (site.form == kSiteMov) uc->mc.rax = site.nr;
   LoadFrame(s, uc);
-  HandleCall(s);
+  s->site_form = site.form;
+  if (!HandleCall(s)) FinishCompare(s);
   StoreFrame(uc, s);
 }
 
@@ -284,6 +303,10 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
     return true;
   }
   if (signo == kSigSys) {
+    // A host call of our own that is not on our list: whoever has made it, this process ends.
+    if (InStubText(rip - 1)) {
+      for (;;) Syscall(kSysExitGroup, kRefusedCallStatus);
+    }
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
       if (!HandleCall(s) && WorthPatching(s)) HandOff(s, RequestKind::kPatchHint);
@@ -338,23 +361,34 @@ extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
   flags &= ~(kLahfFlags | kOverflowFlag);
   flags |= (saved >> 8) & kLahfFlags;
   if (saved & 1) flags |= kOverflowFlag;
-  if (s->step) {
+  bool step = s->step != 0;
+  if (step) {
     flags |= kTrapFlag;
     odd |= kTrapFlag;
     s->step = 0;
   }
   s->call_flags = flags;
   s->gs_owned = 0;
-  s->restore_all = odd != 0;
-  if (TryLane(s)) {
-    if (odd) StoreDirect(s);
-    return odd != 0;
-  }
-  CopyIn(s);
+  s->restore_all = 0;
+  bool answered = TryLane(s);
+  if (answered && !odd) return false;
+  if (!answered) CopyIn(s);
   StoreDirect(s);
-  HandOff(s, RequestKind::kSyscall);
-  if (s->futex_interrupted) s->futex_interrupted = 0;
-  return s->restore_all != 0;
+  if (!answered) {
+    HandOff(s, RequestKind::kSyscall);
+    if (s->futex_interrupted) s->futex_interrupted = 0;
+  }
+  // If the sentry has set the registers, they are complete.
+  if (odd && !s->restore_all) FinishCompare(s);
+  if (step && !s->restore_all) {
+    s->signo = kSigTrap;
+    s->si_code = kTrapTrace;
+    s->fault_addr = s->rip;
+    s->trapno = kTrapDebug;
+    s->error_code = 0;
+    HandOff(s, RequestKind::kFault);
+  }
+  return odd != 0 || s->restore_all != 0;
 }
 
 extern "C" void StubInterruptedDirect(Slot* s) { HandOff(s, RequestKind::kInterrupt); }

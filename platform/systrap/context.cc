@@ -9,6 +9,7 @@
 
 #include "platform/systrap/address_space.h"
 #include "platform/systrap/platform.h"
+#include "sentry/base/log.h"
 
 namespace platform {
 namespace {
@@ -54,6 +55,21 @@ void ThreadContext::Publish(const Identity& identity) {
   __atomic_store_n(&slot_->has_identity, 1u, __ATOMIC_RELEASE);
 }
 
+void ThreadContext::SettleRegs() { process_->patcher().FixReturn(&regs_); }
+
+void ThreadContext::OpenSignalMask(uint64_t mask) {
+  slot_->mask_changed = 0;
+  __atomic_store_n(&slot_->sigmask, (mask & ~kUnblockableSignals) | kMaskOpen, __ATOMIC_SEQ_CST);
+}
+
+uint64_t ThreadContext::CloseSignalMask() {
+  return __atomic_exchange_n(&slot_->sigmask, 0, __ATOMIC_SEQ_CST) & ~kUnblockableSignals;
+}
+
+uint64_t ThreadContext::SignalMask() const {
+  return __atomic_load_n(&slot_->sigmask, __ATOMIC_SEQ_CST) & ~kUnblockableSignals;
+}
+
 // ---- Resuming -----------------------------------------------------------------------------------
 
 void ThreadContext::Resume(ResumeMode mode) {
@@ -62,11 +78,17 @@ void ThreadContext::Resume(ResumeMode mode) {
   batch_begin_ = batch_end_ = 0;
   refused_ = 0;
   seq_++;
-  // An interrupt that came while the context was stopped stays set.
-  state_.fetch_or(kRunning);
-  process_->NoteRunning();
-  process_->platform().NoteResume(this);
   StartRound();
+}
+
+uint32_t ThreadContext::BeginRunning() {
+  // An interrupt that came while the context was stopped stays set.
+  uint32_t before = state_.fetch_or(kRunning);
+  if (!(before & kRunning)) {
+    process_->NoteRunning();
+    process_->platform().NoteResume(this);
+  }
+  return before;
 }
 
 bool ThreadContext::OnlyRaxChanged() const {
@@ -143,6 +165,7 @@ void ThreadContext::LoadRegs() {
 
 void ThreadContext::Post() {
   posted_ = true;
+  BeginRunning();
   process_->platform().Post(this);
 }
 
@@ -219,10 +242,10 @@ bool ThreadContext::FinishClones() {
     uint64_t result = OrderResult(i);
     int id = result <= INT32_MAX ? static_cast<int>(result) : 0;
     if (const auto* o = std::get_if<order::CloneThread>(&orders_[i])) {
-      // A false id deceives only the process that reports it: signals go to its own threads.
-      auto* thread = static_cast<ThreadContext*>(o->thread);
-      if (id <= 0) id = process_->pid();
-      thread->Start(id);
+      // A false id could name a thread of another process, whose memory would be taken for this
+      // one's.
+      if (!process_->HasThread(id)) return Distrust("a thread that it does not have");
+      static_cast<ThreadContext*>(o->thread)->Start(id);
       process_->AddThread(id);
     } else if (const auto* o = std::get_if<order::Fork>(&orders_[i])) {
       auto* child = static_cast<SystrapAddressSpace*>(o->child);
@@ -247,9 +270,7 @@ void ThreadContext::AwaitFork(ThreadContext* parent) {
   parent->forks_pending_++;
   // The stub reports round 1, which PrepareMain has written into its slot.
   seq_ = 1;
-  state_.fetch_or(kRunning);
-  process_->NoteRunning();
-  process_->platform().NoteResume(this);
+  BeginRunning();
 }
 
 bool ThreadContext::Take() {
@@ -287,6 +308,7 @@ bool ThreadContext::Take() {
       // Nothing for the kernel: the guest goes on, with the site patched.
       LoadRegs();
       trapped_rip_ = regs_.rip;
+      process_->patcher().NoteTrap(trapped_rip_);
       patch_wanted_ = true;
       orders_.clear();
       batch_begin_ = batch_end_ = 0;
@@ -317,10 +339,15 @@ bool ThreadContext::Take() {
       return false;
     }
   }
-  // Nonsense from a hostile stub.
+  return !Distrust("a request of no kind");
+}
+
+// The stub is not what it was: it ends. False, with the trap set.
+bool ThreadContext::Distrust(const char* why) {
+  LOG_LIMITED(base::LogLevel::kWarning, "stub %d is ended: it reports %s", process_->pid(), why);
   process_->Kill();
   trap_ = Trap{TrapKind::kGone};
-  return true;
+  return false;
 }
 
 bool ThreadContext::TakeDeath() {

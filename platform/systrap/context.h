@@ -16,8 +16,9 @@ namespace platform {
 
 class SystrapAddressSpace;
 
-// States: stopped, or running from Resume until its trap is taken by the poller. The owner uses the
-// object while it is stopped, the poller while it is running; Interrupt alone comes from anywhere.
+// States: stopped, or running from Resume's end until its trap is taken by the poller. The owner
+// uses the object while it is stopped, the poller while it is running; Interrupt alone comes from
+// anywhere.
 class ThreadContext final : public Context {
  public:
   // Takes over slot `index`, which the caller has allocated.
@@ -46,7 +47,16 @@ class ThreadContext final : public Context {
     lane_remaining_ns_ = remaining_ns;
   }
   void Publish(const Identity& identity) override;
+  void PublishParent(int32_t ppid) override {
+    __atomic_store_n(&slot_->ppid, ppid, __ATOMIC_RELAXED);
+  }
+  void SettleRegs() override;
+  void OpenSignalMask(uint64_t mask) override;
+  uint64_t CloseSignalMask() override;
+  uint64_t SignalMask() const override;
+  bool SignalMaskChanged() const override { return slot_->mask_changed != 0; }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
+  base::Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 
   // ---- For the platform, under its poll lock ----
@@ -90,9 +100,14 @@ class ThreadContext final : public Context {
   base::Status Check(const Order& order) const;
   struct Answer;
   void SendAnswer(const Answer& answer);
+  // Hands the context over to the poller; returns the state before. A hostile stub may have written
+  // the next request already, so this comes when nothing of the round is left to do here but to
+  // publish it in the slot.
+  uint32_t BeginRunning();
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
   void LoadCopyIn();
+  size_t ReadCopied(uint64_t addr, std::span<std::byte> dst);
   bool OverlapsPending(uint64_t addr, size_t size) const;
   bool BufferWrite(uint64_t addr, std::span<const std::byte> src);
   void LoadRegs();
@@ -104,6 +119,7 @@ class ThreadContext final : public Context {
   bool FinishClones();
   void ForgetClones();
   void FailOrder(size_t index, int error);
+  bool Distrust(const char* why);
   // Makes the poller deliver trap_ without a round.
   void Post();
 
@@ -126,8 +142,8 @@ class ThreadContext final : public Context {
   size_t batch_begin_ = 0, batch_end_ = 0;  // orders of the round under way
   int refused_ = 0;                         // errno of order batch_end_, which was not sent
   std::vector<uint64_t> results_;
-  uint32_t entry_of_first_ = 0;       // entry of order batch_begin_ in the slot
-  std::vector<OrderEntry> internal_;  // orders of the platform's own, before all others
+  uint32_t entry_of_first_ = 0;          // entry of order batch_begin_ in the slot
+  std::vector<InternalOrder> internal_;  // orders of the platform's own, before all others
 
   uint64_t trapped_rip_ = 0;  // where the last call came from
   bool direct_call_ = false;  // it came from a patched site

@@ -26,6 +26,8 @@ namespace {
 // is the stub's or the guest's, never whether it is harmless: hostile code can jump into the stub.
 class Assembler {
  public:
+  // The lower half of argument `index`.
+  void LoadArg(int index) { Load(ArgOffset(index)); }
   void Load(uint32_t offset) { Emit(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset); }
   void Return(uint32_t action) { Emit(BPF_RET | BPF_K, 0, 0, action); }
 
@@ -97,6 +99,40 @@ class Assembler {
     }
   }
 
+  // Admits the call if A == k.
+  void AllowEqual(uint32_t k) {
+    Emit(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, k);
+    Return(SECCOMP_RET_ALLOW);
+  }
+  // Argument `index` is not an address in [begin, end), which lies in one 4 GiB. Last of a rule.
+  void ArgOutside(int index, uint64_t begin, uint64_t end) {
+    Load(ArgOffset(index) + 4);
+    Emit(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, static_cast<uint32_t>(begin >> 32));
+    Return(SECCOMP_RET_ALLOW);
+    Load(ArgOffset(index));
+    Emit(BPF_JMP | BPF_JGE | BPF_K, 1, 0, static_cast<uint32_t>(begin));
+    Return(SECCOMP_RET_ALLOW);
+    RequireFalseExit(BPF_JGE, static_cast<uint32_t>(end));
+  }
+  // The sum of arguments `a` and `b` is below `limit`, a multiple of 4 GiB.
+  void SumBelow(int a, int b, uint64_t limit) {
+    Load(ArgOffset(a));
+    Emit(BPF_MISC | BPF_TAX, 0, 0, 0);
+    Load(ArgOffset(b));
+    Emit(BPF_ALU | BPF_ADD | BPF_X, 0, 0, 0);
+    Emit(BPF_JMP | BPF_JGE | BPF_X, 6, 0, 0);  // no carry: past the first half
+    for (bool carry : {true, false}) {
+      Load(ArgOffset(a) + 4);
+      Emit(BPF_MISC | BPF_TAX, 0, 0, 0);
+      Load(ArgOffset(b) + 4);
+      Emit(BPF_ALU | BPF_ADD | BPF_X, 0, 0, 0);
+      if (!carry) break;
+      Emit(BPF_ALU | BPF_ADD | BPF_K, 0, 0, 1);
+      Emit(BPF_JMP | BPF_JA, 0, 0, 4);
+    }
+    RequireBelow(static_cast<uint32_t>(limit >> 32));
+  }
+
   std::vector<uint64_t> Take() {
     std::vector<uint64_t> words(program_.size());
     static_assert(sizeof(sock_filter) == sizeof(uint64_t));
@@ -121,6 +157,21 @@ class Assembler {
   size_t skip_ = 0;
 };
 
+// Waits and wakes on memory that it can address; no priority inheritance, which would touch other
+// threads' scheduling. The doorbell, on which the sentry waits, is for waking alone: who waits
+// there too takes others' rings, and a requeue would take the sentry away from it.
+void FutexRule(Assembler& a) {
+  a.BeginRule(SYS_futex);
+  a.ArgWithin(1, FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME | 0xf);
+  a.LoadArg(1);
+  for (uint32_t op : {FUTEX_REQUEUE_PRIVATE, FUTEX_CMP_REQUEUE_PRIVATE}) a.AllowEqual(op);
+  a.And(~static_cast<uint32_t>(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME));
+  for (uint32_t op : {FUTEX_WAKE, FUTEX_WAKE_OP, FUTEX_WAKE_BITSET}) a.AllowEqual(op);
+  a.ArgOneOf(1, FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME, {FUTEX_WAIT, FUTEX_WAIT_BITSET});
+  a.ArgOutside(0, kSharedBase, kSharedBase + kSharedSize);
+  a.EndRule();
+}
+
 void MemoryRules(Assembler& a) {
   // Memory of its own, or of a descriptor that the sentry sent; never at an address of the host's
   // choice, never populated, locked or in huge pages.
@@ -143,9 +194,11 @@ void MemoryRules(Assembler& a) {
               MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD, MADV_PAGEOUT,
               MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ, MADV_POPULATE_WRITE});
   a.EndRule();
-  // Moves its own pages to a fixed place.
+  // Moves its own pages to a fixed place: the guest's, not those of the stub's region, where the
+  // doorbell would get another address.
   a.BeginRule(SYS_mremap);
   a.ArgEquals(3, MREMAP_MAYMOVE | MREMAP_FIXED);
+  a.SumBelow(0, 1, kRegionBase);
   a.EndRule();
 }
 
@@ -158,6 +211,9 @@ void ThreadRules(Assembler& a) {
   a.EndRule();
   // Ends the calling thread.
   a.BeginRule(SYS_exit);
+  a.EndRule();
+  // Ends the calling process: how a stub answers a refusal of its own call.
+  a.BeginRule(SYS_exit_group);
   a.EndRule();
   // A new thread's signal stack.
   a.BeginRule(SYS_sigaltstack);
@@ -201,16 +257,7 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   // Restores registers of the caller.
   a.BeginRule(SYS_rt_sigreturn);
   a.EndRule();
-  // Waits and wakes on memory that it can address; no priority inheritance, which would touch other
-  // threads' scheduling.
-  a.BeginRule(SYS_futex);
-  a.ArgOneOf(1, FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME,
-             {FUTEX_WAIT, FUTEX_WAKE, FUTEX_REQUEUE, FUTEX_CMP_REQUEUE, FUTEX_WAKE_OP,
-              FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET});
-  a.EndRule();
-  // The same waits on several words.
-  a.BeginRule(SYS_futex_waitv);
-  a.EndRule();
+  FutexRule(a);
   // The host writes to the caller's own memory, and moves its instruction pointer within its own
   // code, when it preempts the caller.
   a.BeginRule(SYS_rseq);
@@ -232,9 +279,11 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   a.BeginRule(SYS_close);
   a.EndRule();
   ThreadRules(a);
-  // CPU time of the caller's own thread, and the time that everybody has through the vDSO.
+  // CPU time of the caller's own thread, and the times that everybody has through the vDSO.
   a.BeginRule(SYS_clock_gettime);
-  a.ArgOneOf(0, 0, {CLOCK_THREAD_CPUTIME_ID, CLOCK_MONOTONIC});
+  a.ArgOneOf(0, 0,
+             {CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CLOCK_MONOTONIC_RAW,
+              CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME});
   a.EndRule();
   // Gives the core to others.
   a.BeginRule(SYS_sched_yield);

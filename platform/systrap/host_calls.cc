@@ -36,6 +36,8 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(futex), {SCMP_A1(SCMP_CMP_MASKED_EQ, ~futex_flags, FUTEX_WAIT_BITSET)}},
       // The interrupt of a guest thread.
       {SCMP_SYS(tgkill), {SCMP_A2(SCMP_CMP_EQ, kInterruptSignal)}},
+      // Whether a thread belongs to a stub.
+      {SCMP_SYS(tgkill), {SCMP_A2(SCMP_CMP_EQ, 0)}},
       // Stubs: known and killed by descriptor, reaped when they end.
       {SCMP_SYS(pidfd_open), {SCMP_A1(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(pidfd_send_signal), {SCMP_A1(SCMP_CMP_EQ, SIGKILL), SCMP_A3(SCMP_CMP_EQ, 0)}},

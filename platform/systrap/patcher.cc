@@ -14,11 +14,6 @@ namespace {
 constexpr size_t kMaxCountedSites = 8192;
 constexpr uint32_t kMaxAttempts = 3;
 
-constexpr size_t kBefore = 8,
-                 kAfter = 6;  // bytes looked at around the end of a syscall instruction
-constexpr uint32_t kMovBytes = 5, kSyscallBytes = 2, kCompareBytes = 6;
-constexpr uint32_t kMovChanged = 5, kCompareChanged = 7;
-
 constexpr uint64_t kCarry = 1, kParity = 4, kAux = 0x10, kZero = 0x40, kSign = 0x80,
                    kOverflow = 0x800;
 
@@ -35,80 +30,69 @@ uint64_t CompareFlags(uint64_t flags, uint64_t a, uint64_t b) {
   return flags;
 }
 
-// ff 24 25 <address of the table's entry>; the last two bytes are 0f 05.
-uint64_t JumpBytes(uint32_t index) {
-  uint64_t entry = kJumpTable + index * sizeof(uint64_t);
-  return 0x2524ff | entry << 24;
-}
-
-uint64_t LowBytes(uint64_t v, uint32_t n) { return v & ((1ull << (8 * n)) - 1); }
-
 }  // namespace
 
-bool Patcher::InText(uint64_t begin, uint64_t end) const {
-  return std::any_of(text_.begin(), text_.end(),
-                     [&](const Range& r) { return r.begin <= begin && end <= r.end; });
+const Patcher::Range* Patcher::TextAt(uint64_t begin, uint64_t end) const {
+  for (const Range& r : text_) {
+    if (r.begin <= begin && end <= r.end) return &r;
+  }
+  return nullptr;
 }
 
 bool Patcher::NoteTrap(uint64_t rip) {
   absl::MutexLock lock(&mu_);
   if (!enabled_) return false;
   if (hits_.size() >= kMaxCountedSites && !hits_.contains(rip)) return false;
-  return ++hits_[rip] == kHitsBeforePatch;
+  uint64_t hits = ++hits_[rip];
+  if (hits == 1) {
+    const Range* range = TextAt(rip - kBeforeSite, rip + kAfterSite);
+    if (range && range->text) range->text->NoteTrap(range->offset + (rip - range->begin));
+  }
+  // Again and again, each time later: what was refused once may be known to be right since.
+  return hits >= kHitsBeforePatch && (hits & (hits - 1)) == 0;
 }
 
 std::optional<Patcher::Patched> Patcher::Recognise(uint64_t rip,
                                                    std::span<const unsigned char> around,
-                                                   bool single_thread) {
-  const unsigned char* code = around.data() + kBefore;  // behind the syscall
-  if (code[-2] != 0x0f || code[-1] != 0x05) return std::nullopt;
+                                                   bool compare_may) {
+  std::optional<SiteShape> shape = ClassifySite(around);
+  if (!shape) return std::nullopt;
   Patched p{};
-  uint64_t old = 0;
-  if (code[-7] == 0xb8 && code[-4] == 0 && code[-3] == 0 && (code[-8] & 0xf0) != 0x40) {
-    // No REX prefix before it, which would make it a mov to another register.
-    if (next_mov_ == kFirstCompareSite) return std::nullopt;
-    p.form = kSiteMov;
+  p.form = shape->form;
+  p.start = rip - shape->back;
+  p.count = shape->count;
+  memcpy(&p.old_bytes, around.data() + kBeforeSite - shape->back, shape->count);
+  if (p.form == kSiteMov) {
+    if (next_mov_ == kFirstSharedSite) return std::nullopt;
     p.index = next_mov_++;
-    p.start = rip - kSyscallBytes - kMovBytes;
-    p.count = kMovChanged;
-    memcpy(&old, code - 7, kMovChanged);
-    uint32_t nr;
-    memcpy(&nr, code - 6, sizeof(nr));
-    SetSite(p.index, Site{rip, nr, p.form});
-  } else if (around.size() >= kBefore + kAfter && code[0] == 0x48 && code[1] == 0x3d &&
-             (code[2] == 0x00 || code[2] == 0x01) && code[3] == 0xf0 && code[4] == 0xff &&
-             code[5] == 0xff && single_thread) {
-    if (next_compare_ == kMaxSites) return std::nullopt;
-    p.form = code[2] == 0x01 ? kSiteCompare4095 : kSiteCompare4096;
-    p.index = next_compare_++;
-    p.start = rip - kSyscallBytes;
-    p.count = kCompareChanged;
-    memcpy(&old, code - 2, kCompareChanged);
-    SetSite(p.index, Site{rip, 0, p.form});
-    compares_++;
   } else {
-    return std::nullopt;
+    if (!compare_may || next_compare_ == kFirstSharedCompareSite) return std::nullopt;
+    p.index = next_compare_++;
+    compares_++;
   }
-  p.old_bytes = old;
-  p.new_bytes = LowBytes(JumpBytes(p.index), p.count);
+  SetSite(p.index, Site{rip, shape->nr, p.form});
+  p.new_bytes = JumpBytes(p.index, p.count);
   return p;
 }
 
 std::optional<OrderEntry> Patcher::MakePatch(uint64_t rip, bool single_thread) {
   absl::MutexLock lock(&mu_);
-  if (!enabled_ || !InText(rip - kBefore, rip + kAfter)) return std::nullopt;
+  const Range* range = TextAt(rip - kBeforeSite, rip + kAfterSite);
+  if (!enabled_ || !range) return std::nullopt;
   auto found = sites_.find(rip);
   if (found == sites_.end()) {
-    unsigned char around[kBefore + kAfter];
+    unsigned char around[kBeforeSite + kAfterSite];
     base::Result<size_t> n =
-        process_->ReadMemory(rip - kBefore, std::as_writable_bytes(std::span(around)));
+        process_->ReadMemory(rip - kBeforeSite, std::as_writable_bytes(std::span(around)));
     if (!n.ok() || *n < sizeof(around)) return std::nullopt;
-    std::optional<Patched> p = Recognise(rip, around, single_thread);
+    bool compare_may = single_thread && range->text &&
+                       range->text->IsCompareSite(range->offset + (rip - range->begin));
+    std::optional<Patched> p = Recognise(rip, around, compare_may);
     if (!p) return std::nullopt;
     found = sites_.emplace(rip, *p).first;
   }
   Patched& p = found->second;
-  if (p.attempts++ == kMaxAttempts) return std::nullopt;
+  if (p.shared || p.attempts++ == kMaxAttempts) return std::nullopt;
   OrderEntry e{};
   e.op = OrderOp::kPatch;
   e.fd = -1;
@@ -119,12 +103,13 @@ std::optional<OrderEntry> Patcher::MakePatch(uint64_t rip, bool single_thread) {
   return e;
 }
 
-void Patcher::DropSites(uint64_t begin, uint64_t end) {
+void Patcher::DropSites(uint64_t begin, uint64_t end, bool own) {
   absl::erase_if(hits_, [&](const auto& h) { return h.first >= begin && h.first < end; });
   uint32_t compares_gone = 0;
   absl::erase_if(sites_, [&](const auto& s) {
-    bool gone = s.second.start + s.second.count > begin && s.second.start < end;
-    if (gone && s.second.form != kSiteMov) compares_gone++;
+    const Patched& p = s.second;
+    bool gone = p.start + p.count > begin && p.start < end && !(own && p.shared);
+    if (gone && p.form != kSiteMov) compares_gone++;
     return gone;
   });
   compares_ -= compares_gone;
@@ -137,16 +122,16 @@ void Patcher::RemoveText(uint64_t begin, uint64_t end) {
       left.push_back(r);
       continue;
     }
-    if (r.begin < begin) left.push_back({r.begin, begin});
-    if (r.end > end) left.push_back({end, r.end});
+    if (r.begin < begin) left.push_back(r.Part(r.begin, begin));
+    if (r.end > end) left.push_back(r.Part(end, r.end));
   }
   text_ = std::move(left);
 }
 
-std::vector<OrderEntry> Patcher::Unpatch(uint64_t begin, uint64_t end) {
-  std::vector<OrderEntry> orders;
+std::vector<InternalOrder> Patcher::UnpatchOwn(uint64_t begin, uint64_t end) {
+  Orders orders;
   for (const auto& [rip, p] : sites_) {
-    if (p.start + p.count <= begin || p.start >= end) continue;
+    if (p.shared || p.start + p.count <= begin || p.start >= end) continue;
     OrderEntry e{};
     e.op = OrderOp::kPatch;
     e.fd = -1;
@@ -154,40 +139,102 @@ std::vector<OrderEntry> Patcher::Unpatch(uint64_t begin, uint64_t end) {
     e.b = p.old_bytes;
     e.c = p.count;
     e.d = p.new_bytes;
-    orders.push_back(e);
+    orders.push_back({e, nullptr});
+  }
+  return orders;
+}
+
+std::vector<InternalOrder> Patcher::Restore(uint64_t begin, uint64_t end) {
+  Orders orders = UnpatchOwn(begin, end);
+  for (const Range& r : text_) {
+    if (!r.copy || r.end <= begin || r.begin >= end) continue;
+    Range part = r.Part(std::max(r.begin, begin), std::min(r.end, end));
+    OrderEntry e{};
+    e.op = OrderOp::kMmap;
+    e.a = part.begin;
+    e.b = part.end - part.begin;
+    e.c = PROT_READ | PROT_EXEC;
+    e.d = MAP_FIXED | MAP_PRIVATE;
+    e.e = part.offset;
+    orders.push_back({e, r.text->file()});
   }
   return orders;
 }
 
 // Something else comes to stand at [begin, end).
-std::vector<OrderEntry> Patcher::Replace(uint64_t begin, uint64_t end) {
+std::vector<InternalOrder> Patcher::Replace(uint64_t begin, uint64_t end) {
   RemoveText(begin, end);
   DropSites(begin, end);
-  std::vector<OrderEntry> orders;
+  Orders orders;
   if (enabled_ && begin < kJumpTable + kJumpTableSize && end > kJumpTable) {
     // The guest wants the place of the jump table.
-    orders = Unpatch(0, UINT64_MAX);
+    orders = Restore(0, UINT64_MAX);
     DropSites(0, UINT64_MAX);
+    text_.clear();
     enabled_ = false;
   }
   return orders;
 }
 
-std::vector<OrderEntry> Patcher::NoteOrder(const Order& order) {
+// Registers the calls of a copy that is about to be mapped.
+void Patcher::AddSharedSites(const Range& range) {
+  for (const TextSite& site : range.copy->sites) {
+    if (site.end < range.offset || site.end > range.offset + (range.end - range.begin)) continue;
+    uint64_t rip = range.begin + (site.end - range.offset);
+    SetSite(site.index, Site{rip, site.shape.nr, site.shape.form});
+    if (site.shape.form == kSiteMov) continue;
+    Patched p{};
+    p.index = site.index;
+    p.form = site.shape.form;
+    p.start = rip - site.shape.back;
+    p.count = site.shape.count;
+    p.shared = true;
+    if (sites_.emplace(rip, p).second) compares_++;
+  }
+}
+
+void Patcher::AddText(const order::Mmap& map) {
+  Range range{map.addr, map.addr + map.length, map.offset, nullptr, nullptr};
+  if (enabled_ && map.file) {
+    range.text = texts_->Find(map.identity, map.file, map.offset, map.offset + map.length);
+  }
+  if (range.text) {
+    // A site's number stands for one address in a process, so text that is mapped a second time,
+    // elsewhere, is mapped as it is.
+    bool elsewhere = std::any_of(text_.begin(), text_.end(), [&](const Range& r) {
+      return r.text == range.text && r.begin - r.offset != range.begin - range.offset;
+    });
+    if (!elsewhere) range.copy = range.text->copy();
+    if (range.copy) AddSharedSites(range);
+  }
+  text_.push_back(std::move(range));
+}
+
+base::Ref<base::HostFd> Patcher::Substitute(uint64_t addr, uint64_t* offset) {
+  absl::MutexLock lock(&mu_);
+  for (const Range& r : text_) {
+    if (r.begin != addr || !r.copy) continue;
+    *offset = r.offset - r.text->begin();
+    return r.copy->file;
+  }
+  return nullptr;
+}
+
+std::vector<InternalOrder> Patcher::NoteOrder(const Order& order) {
   absl::MutexLock lock(&mu_);
   if (const auto* o = std::get_if<order::Mmap>(&order)) {
-    std::vector<OrderEntry> first = Replace(o->addr, o->addr + o->length);
-    if (o->has_identity && !o->shared && o->prot == (PROT_READ | PROT_EXEC)) {
-      text_.push_back({o->addr, o->addr + o->length});
-    }
+    Orders first = Replace(o->addr, o->addr + o->length);
+    // Those come in a round of their own, before this order is noted again.
+    if (!first.empty()) return first;
+    if (o->has_identity && !o->shared && o->prot == (PROT_READ | PROT_EXEC)) AddText(*o);
     return first;
   }
   if (const auto* o = std::get_if<order::Munmap>(&order)) {
     return Replace(o->addr, o->addr + o->length);
   }
   if (const auto* o = std::get_if<order::Mremap>(&order)) {
-    std::vector<OrderEntry> first = Unpatch(o->old_addr, o->old_addr + o->old_length);
-    std::vector<OrderEntry> second = Replace(o->new_addr, o->new_addr + o->new_length);
+    Orders first = Restore(o->old_addr, o->old_addr + o->old_length);
+    Orders second = Replace(o->new_addr, o->new_addr + o->new_length);
     first.insert(first.end(), second.begin(), second.end());
     RemoveText(o->old_addr, o->old_addr + o->old_length);
     DropSites(o->old_addr, o->old_addr + o->old_length);
@@ -196,16 +243,16 @@ std::vector<OrderEntry> Patcher::NoteOrder(const Order& order) {
   if (const auto* o = std::get_if<order::Mprotect>(&order)) {
     uint64_t end = o->addr + o->length;
     if (o->prot == (PROT_READ | PROT_EXEC)) return {};
-    std::vector<OrderEntry> first = Unpatch(o->addr, end);
+    Orders first = Restore(o->addr, end);
     RemoveText(o->addr, end);
     DropSites(o->addr, end);
     return first;
   }
   if (const auto* o = std::get_if<order::Madvise>(&order)) {
-    // Private pages are thrown away, and with them the changes.
+    // Private pages are thrown away, and with them the changes made here.
     if (o->advice == MADV_DONTNEED || o->advice == MADV_FREE) {
-      std::vector<OrderEntry> first = Unpatch(o->addr, o->addr + o->length);
-      DropSites(o->addr, o->addr + o->length);
+      Orders first = UnpatchOwn(o->addr, o->addr + o->length);
+      DropSites(o->addr, o->addr + o->length, /*own=*/true);
       return first;
     }
   }
@@ -238,7 +285,7 @@ void Patcher::CopyFrom(Patcher& parent) {
 }
 
 void Patcher::SetSite(uint32_t index, const Site& site) {
-  table_.emplace_back(index, site);
+  table_[index] = site;
   process_->header()->sites[index] = site;
 }
 

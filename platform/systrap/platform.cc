@@ -125,7 +125,7 @@ void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
   base::Status status = zygote_.Start(shared_fd_.get(), why);
   if (status.ok()) {
     limits_.min_address = machine_.mmap_min_addr;
-    limits_.max_address = kRegionBase;
+    limits_.max_address = kRegionBase - kPageSize;  // a guard: see the filter's rule for mremap
     limits_.vdso_base = zygote_.vdso_base();
     if (zygote_.listener() >= 0) clone_gate_.Start(zygote_.listener());
   }
@@ -208,11 +208,12 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
   Wake();
 }
 
+// What is not proven yet claims nothing: its pid is a stub's word.
 bool SystrapPlatform::IsClaimed(int pid) {
   if (pid == zygote_.pid()) return true;
   absl::MutexLock lock(&watch_mu_);
   return std::any_of(watched_.begin(), watched_.end(),
-                     [&](const auto& p) { return p->pid() == pid; });
+                     [&](const auto& p) { return p->pid() == pid && p->verified(); });
 }
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapPlatform::NewAddressSpace() {
@@ -313,6 +314,7 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess*
 }
 
 void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bool good) {
+  good = good && !IsClaimed(child->process().pid());
   if (good) child->process().set_verified();
   child->Stop();
   if (parent->ForkDone(good)) DeliverLocked(parent);

@@ -16,6 +16,7 @@
 #include "platform/platform.h"
 #include "platform/systrap/clone_gate.h"
 #include "platform/systrap/machine.h"
+#include "platform/systrap/shared_text.h"
 #include "platform/systrap/stub_process.h"
 #include "platform/systrap/zygote.h"
 #include "sentry/base/host_fd.h"
@@ -46,6 +47,7 @@ class SystrapPlatform final : public Platform {
   const Machine& machine() const { return machine_; }
   // Sites are patched. (Without FSGSBASE an island cannot tell whose GS it meets.)
   CloneGate& clone_gate() { return clone_gate_; }
+  TextCache& texts() { return texts_; }
   bool patching() const { return options_.patch && machine_.has_fsgsbase; }
 
   // ---- For contexts and processes ----
@@ -95,6 +97,7 @@ class SystrapPlatform final : public Platform {
 
   const Options options_;
   Machine machine_;
+  TextCache texts_;  // outlives the processes
   Limits limits_{};
   Zygote zygote_;
   CloneGate clone_gate_;  // stops before the listener goes

@@ -51,6 +51,7 @@ struct ThreadContext::Batch {
   bool closed = false;       // nothing may follow in this round
   int fds[kMaxOrderFds];
   uint32_t fd_count = 0;
+  std::vector<base::Ref<base::HostFd>> held;  // of `fds`, until they are sent
 
   // Index of `fd` in the message; -1 if there is no room.
   int AddFd(int fd) {
@@ -60,6 +61,11 @@ struct ThreadContext::Batch {
     if (fd_count == kMaxOrderFds) return -1;
     fds[fd_count] = fd;
     return static_cast<int>(fd_count++);
+  }
+  int AddFile(base::Ref<base::HostFd> file) {
+    int index = AddFd(file->get());
+    held.push_back(std::move(file));
+    return index;
   }
 };
 
@@ -125,11 +131,17 @@ void ThreadContext::StartRound() {
 
 // Orders of the platform's own. If they do not all fit, the kernel's wait for the next round.
 void ThreadContext::AddInternal(Batch* batch) {
-  size_t n = std::min<size_t>(internal_.size(), kMaxOrders);
+  size_t n = 0;
+  for (; n < internal_.size() && batch->count < kMaxOrders; n++) {
+    OrderEntry entry = internal_[n].entry;
+    if (internal_[n].file) {
+      entry.fd = batch->AddFile(internal_[n].file);
+      if (entry.fd < 0) break;
+    }
+    slot_->orders[batch->count++] = entry;
+  }
   if (n == 0) return;
-  memcpy(slot_->orders, internal_.data(), n * sizeof(OrderEntry));
   internal_.erase(internal_.begin(), internal_.begin() + static_cast<ptrdiff_t>(n));
-  batch->count = static_cast<uint32_t>(n);
   batch->must_report = !internal_.empty();
 }
 
@@ -142,10 +154,6 @@ void ThreadContext::AddPatch(Batch* batch) {
 }
 
 void ThreadContext::SendAnswer(const Answer& answer) {
-  // Who interrupts after this sees that we run, and sets the flag itself.
-  if (state_.load(std::memory_order_acquire) & kInterrupted) {
-    __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
-  }
   // The stub may be polling this line: all of it at once.
   slot_->answer_flags = answer.flags;
   slot_->answer_rax = regs_.rax;
@@ -153,8 +161,15 @@ void ThreadContext::SendAnswer(const Answer& answer) {
   slot_->copy_out_count = answer.copy_out_count;
   slot_->fd_ticket = answer.fd_ticket;
   slot_->fd_count = answer.fd_count;
-  __atomic_store_n(&slot_->answer_seq, seq_, __ATOMIC_SEQ_CST);
+  uint32_t seq = seq_;
+  bool runs = !(answer.flags & kAnswerExit);
+  uint32_t state = runs ? BeginRunning() : state_.load(std::memory_order_acquire);
+  // Who interrupts after this sees that we run, and sets the flag itself.
+  if (state & kInterrupted) __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
+  __atomic_store_n(&slot_->answer_seq, seq, __ATOMIC_SEQ_CST);
   if (__atomic_load_n(&slot_->sleeping, __ATOMIC_SEQ_CST)) FutexWakeShared(&slot_->answer_seq, 1);
+  // Who has buried the process before we ran has not told us.
+  if (runs && process_->dead()) process_->platform().NoteGone(this);
 }
 
 base::Status ThreadContext::Check(const Order& order) const {
@@ -274,7 +289,8 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.d = MAP_FIXED | (o->shared ? MAP_SHARED : MAP_PRIVATE) | (o->noreserve ? MAP_NORESERVE : 0);
     e.e = o->offset;
     if (o->file) {
-      e.fd = batch->AddFd(o->file->get());
+      base::Ref<base::HostFd> copy = process_->patcher().Substitute(o->addr, &e.e);
+      e.fd = batch->AddFile(copy ? std::move(copy) : o->file);
       if (e.fd < 0) return false;
     } else {
       e.d |= MAP_ANONYMOUS;

@@ -17,6 +17,7 @@
 #include "platform/systrap/context.h"
 #include "platform/systrap/fds.h"
 #include "platform/systrap/platform.h"
+#include "sentry/base/log.h"
 
 namespace platform {
 namespace {
@@ -50,7 +51,7 @@ base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platfo
 }
 
 StubProcess::StubProcess(SystrapPlatform* platform)
-    : platform_(platform), patcher_(this, platform->patching()) {}
+    : platform_(platform), patcher_(this, &platform->texts(), platform->patching()) {}
 
 StubProcess::~StubProcess() {
   if (mailbox_) munmap(mailbox_, kMailboxSize);
@@ -87,10 +88,18 @@ void StubProcess::Kill() {
 
 void StubProcess::Reap() {
   absl::MutexLock lock(&pid_mu_);
-  dead_.store(true, std::memory_order_release);
+  dead_.store(true, std::memory_order_seq_cst);
   tids_.clear();
   siginfo_t info;
+  info.si_pid = 0;
   waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info, WEXITED | WNOHANG);
+  if (info.si_pid == 0) return;
+  if (info.si_code == CLD_EXITED && info.si_status == kRefusedCallStatus) {
+    LOG_LIMITED(base::LogLevel::kWarning, "stub %d has made a host call outside its list and ended",
+                pid());
+  } else if (info.si_code != CLD_EXITED && info.si_status != SIGKILL) {
+    LOG_LIMITED(base::LogLevel::kWarning, "stub %d has died of signal %d", pid(), info.si_status);
+  }
 }
 
 base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst) {
@@ -99,6 +108,7 @@ base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte>
   iovec local{dst.data(), dst.size()};
   iovec remote{reinterpret_cast<void*>(addr), dst.size()};
   for (int tid : tids_) {
+    if (!HasThreadLocked(tid)) continue;
     ssize_t n = process_vm_readv(tid, &local, 1, &remote, 1, 0);
     if (n > 0) return static_cast<size_t>(n);
     if (n == 0 || errno != ESRCH) break;
@@ -112,6 +122,7 @@ base::Result<size_t> StubProcess::WriteMemory(uint64_t addr, std::span<const std
   iovec local{const_cast<std::byte*>(src.data()), src.size()};
   iovec remote{reinterpret_cast<void*>(addr), src.size()};
   for (int tid : tids_) {
+    if (!HasThreadLocked(tid)) continue;
     ssize_t n = process_vm_writev(tid, &local, 1, &remote, 1, 0);
     if (n > 0) return static_cast<size_t>(n);
     if (n == 0 || errno != ESRCH) break;
@@ -124,6 +135,17 @@ base::Status StubProcess::Signal(int tid) {
   if (dead()) return base::Error(ESRCH);
   if (syscall(SYS_tgkill, pid(), tid, kInterruptSignal) != 0) return base::LastError();
   return {};
+}
+
+bool StubProcess::HasThread(int tid) {
+  absl::ReaderMutexLock lock(&pid_mu_);
+  return tid > 0 && !dead() && HasThreadLocked(tid);
+}
+
+// The number of the process itself is ours until it is reaped. That of another thread, which may
+// have ended on its own, could be anybody's by now.
+bool StubProcess::HasThreadLocked(int tid) {
+  return tid == pid() || syscall(SYS_tgkill, pid(), tid, 0) == 0;
 }
 
 int64_t StubProcess::CpuTimeNs() const {

@@ -41,10 +41,12 @@ class StubProcess : public base::RefCounted {
   bool OwnsMailbox();
   // The process is known to be ours to kill. (Without proof a false pid could be another's.)
   void set_verified() { verified_ = true; }
+  bool verified() const { return verified_; }
 
   int pid() const { return pid_.load(std::memory_order_acquire); }
   int pidfd() const { return pidfd_.get(); }
-  bool dead() const { return dead_.load(std::memory_order_acquire); }
+  bool dead() const { return dead_.load(std::memory_order_seq_cst); }
+  // SIGKILL, once the process is proven to be this one's.
   void Kill();
   // By the keeper: the process has ended; reaps it.
   void Reap();
@@ -54,6 +56,8 @@ class StubProcess : public base::RefCounted {
   base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src);
   // Sends the interrupt signal. ESRCH if the thread is gone.
   base::Status Signal(int tid);
+  // Whether `tid` is a thread of this process.
+  bool HasThread(int tid);
   int64_t CpuTimeNs() const;
 
   // Sends a batch's descriptors to the stub; returns the batch's turn.
@@ -109,6 +113,7 @@ class StubProcess : public base::RefCounted {
   // call can reach a later process of the same number.
   absl::Mutex pid_mu_;
   std::vector<int> tids_ ABSL_GUARDED_BY(pid_mu_);
+  bool HasThreadLocked(int tid) ABSL_SHARED_LOCKS_REQUIRED(pid_mu_);
 
   absl::Mutex fd_mu_;
   uint32_t next_ticket_ ABSL_GUARDED_BY(fd_mu_) = 0;

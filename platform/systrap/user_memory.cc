@@ -21,7 +21,7 @@ bool Overlap(uint64_t a, size_t a_size, uint64_t b, size_t b_size) {
 void ThreadContext::LoadCopyIn() {
   copy_in_loaded_ = true;
   copy_in_.clear();
-  uint32_t count = std::min(slot_->copy_in_count, kMaxCopies);
+  uint32_t count = std::min(slot_->copy_in_count, kMaxCopiesIn);
   for (uint32_t i = 0; i < count; i++) {
     CopyEntry e;
     memcpy(&e, &slot_->copy_in[i], sizeof(e));
@@ -36,18 +36,30 @@ bool ThreadContext::OverlapsPending(uint64_t addr, size_t size) const {
                      [&](const CopyEntry& e) { return Overlap(addr, size, e.addr, e.length); });
 }
 
-base::Result<size_t> ThreadContext::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
-  if (dst.empty()) return size_t{0};
+// What the mailbox holds of the bytes at `addr`: their number.
+size_t ThreadContext::ReadCopied(uint64_t addr, std::span<std::byte> dst) {
   if (!copy_in_loaded_) LoadCopyIn();
-  if (OverlapsPending(addr, dst.size())) TRY(FlushWrites());
-  size_t done = 0;
   for (const CopyEntry& e : copy_in_) {
     if (addr < e.addr || addr >= e.addr + e.length) continue;
     uint64_t skip = addr - e.addr;
-    done = std::min<size_t>(dst.size(), e.length - skip);
-    memcpy(dst.data(), slot_->in_area + e.offset + skip, done);
-    break;
+    size_t n = std::min<size_t>(dst.size(), e.length - skip);
+    memcpy(dst.data(), slot_->in_area + e.offset + skip, n);
+    return n;
   }
+  return 0;
+}
+
+base::Result<size_t> ThreadContext::ReadSome(uint64_t addr, std::span<std::byte> dst) {
+  if (!OverlapsPending(addr, dst.size())) {
+    if (size_t n = ReadCopied(addr, dst)) return n;
+  }
+  return ReadPartial(addr, dst);
+}
+
+base::Result<size_t> ThreadContext::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
+  if (dst.empty()) return size_t{0};
+  if (OverlapsPending(addr, dst.size())) TRY(FlushWrites());
+  size_t done = ReadCopied(addr, dst);
   if (done == dst.size()) return done;
   base::Result<size_t> rest = process_->ReadMemory(addr + done, dst.subspan(done));
   if (rest.ok()) return done + *rest;

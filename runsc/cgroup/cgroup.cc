@@ -327,6 +327,14 @@ std::vector<std::string> Cgroups::Missing() const {
   return missing;
 }
 
+std::vector<std::string> Cgroups::Dirs() const {
+  std::vector<std::string> dirs;
+  for (const Group& group : groups_) {
+    if (!Contains(dirs, group.dir)) dirs.push_back(group.dir);
+  }
+  return dirs;
+}
+
 absl::Status Cgroups::MakeGroup(Group* group, const std::vector<std::string>& v2_controllers) {
   if (auto s = MakeDirs(group->mount, group->dir); !s.ok()) return s;
   if (group->controller == "cpuset") {

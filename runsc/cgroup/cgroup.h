@@ -51,6 +51,8 @@ class Cgroups {
   // The directories that Make will make, parents first. To be stored before, so that none is left
   // behind by a crash.
   std::vector<std::string> Missing() const;
+  // The groups' own directories.
+  std::vector<std::string> Dirs() const;
   // Makes the groups and sets their limits.
   absl::Status Make();
   // Moves a process (with its future children) in.

@@ -10,11 +10,12 @@
 namespace runsc {
 namespace {
 
-// "9", "KILL", "SIGKILL", "SIGRTMIN+3"; -1 if it is none. As the guest counts, SIGRTMIN is 34.
+// "0" (is it there?), "9", "KILL", "SIGKILL", "SIGRTMIN+3"; -1 if it is none. As the guest counts,
+// SIGRTMIN is 34.
 int ParseSignal(const std::string& text) {
   char* end;
   long number = strtol(text.c_str(), &end, 10);
-  if (end != text.c_str() && *end == '\0') return number > 0 && number <= 64 ? number : -1;
+  if (end != text.c_str() && *end == '\0') return number >= 0 && number <= 64 ? number : -1;
   const char* name = text.c_str();
   if (strncasecmp(name, "SIG", 3) == 0) name += 3;
   for (int signo = 1; signo < 32; ++signo) {

@@ -4,7 +4,9 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <string>
 
 #include "runsc/cmd/command.h"
 #include "runsc/log/log.h"
@@ -123,10 +125,13 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_option("--debug-log", g.debug_log,
                  "log of each process; %ID%, %COMMAND%, %TIMESTAMP% and %PID% are replaced, a "
                  "path that ends with '/' is a directory");
-  app.add_option("--spin", g.flags.spin_ns,
-                 "how long to spin for a system call before sleeping, in nanoseconds (default: "
-                 "learned)")
-      ->check(CLI::Range(int64_t{-1}, int64_t{1'000'000'000}));
+  app.add_option(
+         "--spin", g.flags.spin_ns,
+         "how long to spin for a system call before sleeping: 'auto' (learned), 'off', or a "
+         "number of nanoseconds (default: \"auto\")")
+      ->check(CLI::Range(int64_t{-1}, int64_t{1'000'000'000}))
+      ->transform(
+          CLI::Transformer(std::map<std::string, std::string>{{"auto", "-1"}, {"off", "0"}}));
 }
 
 int UsageError(const CLI::App& app, const std::string& what) {

@@ -131,6 +131,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   launch.sentry_log = sentry_log->get();
   launch.gofer_log = gofer_log->get();
   launch.die_with_parent = options.foreground;
+  launch.oom_score_adj = options.spec.process->oom_score_adj;
 
   auto launched = Launch::Begin(launch);
   if (!launched.ok()) return launched.status();
@@ -144,11 +145,15 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   return absl::OkStatus();
 }
 
-absl::Status RunCreationHooks(const oci::Hooks& hooks, const ContainerState& state) {
+absl::Status RunCreationHooks(const oci::Hooks& hooks, const ContainerState& state,
+                              const Launch& launch) {
   std::string json = state.OciJson();
   absl::Status s = RunHooks("prestart", hooks.prestart, json);
   if (s.ok()) s = RunHooks("createRuntime", hooks.create_runtime, json);
-  if (s.ok()) s = RunHooks("createContainer", hooks.create_container, json);
+  if (s.ok()) {
+    s = RunHooksInside({.gofer = launch.gofer_pid(), .sentry = launch.sentry_pid()},
+                       "createContainer", hooks.create_container, json);
+  }
   return s;
 }
 
@@ -196,7 +201,7 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
   CreationGuard guard(store, &c);
 
   absl::Status s = Prepare(store, options, &*setup, &c);
-  if (s.ok()) s = RunCreationHooks(options.spec.hooks, c.state);
+  if (s.ok()) s = RunCreationHooks(options.spec.hooks, c.state, c.launch);
   if (s.ok()) s = c.launch.AwaitReady();
   if (s.ok() && !options.console_socket.empty()) {
     s = SendConsole(options.console_socket, c.console);
@@ -238,7 +243,9 @@ absl::StatusOr<std::vector<int>> ProcessFiles(int console_slave, int preserve_fd
     env->push_back("LISTEN_PID=1");
   }
   for (int fd = 3; fd < 3 + listen + preserve_fds; ++fd) {
-    if (fcntl(fd, F_GETFD) < 0) {
+    // What we opened ourselves is closed on exec; what the caller left open is not.
+    const int flags = fcntl(fd, F_GETFD);
+    if (flags < 0 || (flags & FD_CLOEXEC) != 0) {
       return absl::InvalidArgumentError("file descriptor " + std::to_string(fd) +
                                         " is to be preserved, but is not open");
     }

@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -11,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "runsc/container/state.h"
 #include "runsc/sandbox/launch.h"
@@ -51,6 +54,50 @@ int64_t NowMs() {
   _exit(127);
 }
 
+// Open namespaces, in the order in which to join them.
+absl::StatusOr<std::vector<UniqueFd>> OpenNamespaces(const HookNamespaces& where) {
+  const bool root = geteuid() == 0;
+  std::vector<std::pair<pid_t, const char*>> names;
+  if (!root) names.emplace_back(where.gofer, "user");
+  for (const char* name : {"ipc", "uts", "net", "pid", "cgroup"}) {
+    names.emplace_back(root ? where.sentry : where.gofer, name);
+  }
+  names.emplace_back(where.gofer, "mnt");
+  std::vector<UniqueFd> fds;
+  for (const auto& [pid, name] : names) {
+    std::string path = "/proc/" + std::to_string(pid) + "/ns/" + name;
+    fds.emplace_back(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fds.back().valid()) return ErrnoStatus("open " + path);
+  }
+  return fds;
+}
+
+// In the child: enters the namespaces and, for the PID namespace to count, forks once more. Returns
+// in the process that is to execute the hook; this one ends as that one does.
+void EnterNamespaces(const std::vector<UniqueFd>& namespaces, int errors) {
+  const auto fail = [errors](const char* what) {
+    std::string why = std::string(what) + ": " + strerror(errno);
+    [[maybe_unused]] ssize_t n = write(errors, why.data(), why.size());
+    _exit(127);
+  };
+  for (const UniqueFd& fd : namespaces) {
+    if (setns(fd.get(), 0) != 0) fail("setns");
+  }
+  pid_t pid = fork();
+  if (pid < 0) fail("fork");
+  if (pid == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // at a timeout this one's parent is killed
+    return;
+  }
+  syscall(SYS_close_range, 0, ~0U, 0);  // the hook is to see the ends of its pipes
+  int status = WaitForChild(pid);
+  if (WIFSIGNALED(status)) {
+    signal(WTERMSIG(status), SIG_DFL);
+    kill(getpid(), WTERMSIG(status));
+  }
+  _exit(WEXITSTATUS(status));
+}
+
 // Feeds `input` and collects `errors` until the child has ended or the deadline (0: none) is over.
 // Returns false in the latter case.
 bool Converse(pid_t pid, UniqueFd input, const std::string& text, int errors, int64_t deadline,
@@ -82,7 +129,8 @@ bool Converse(pid_t pid, UniqueFd input, const std::string& text, int errors, in
   }
 }
 
-absl::Status RunHook(const oci::Hook& hook, const std::string& state_json) {
+absl::Status RunHook(const oci::Hook& hook, const std::string& state_json,
+                     const std::vector<UniqueFd>& namespaces) {
   int in[2], err[2];
   if (pipe2(in, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus("pipe");
   UniqueFd in_read(in[0]), in_write(in[1]);
@@ -91,7 +139,10 @@ absl::Status RunHook(const oci::Hook& hook, const std::string& state_json) {
   fcntl(in_read.get(), F_SETFL, 0);
   pid_t pid = fork();
   if (pid < 0) return ErrnoStatus("fork");
-  if (pid == 0) ExecHook(hook, in_read.get(), err_write.get());
+  if (pid == 0) {
+    if (!namespaces.empty()) EnterNamespaces(namespaces, err_write.get());
+    ExecHook(hook, in_read.get(), err_write.get());
+  }
   in_read.reset();
   err_write.reset();
   fcntl(err_read.get(), F_SETFL, O_NONBLOCK);
@@ -110,19 +161,32 @@ absl::Status RunHook(const oci::Hook& hook, const std::string& state_json) {
   return absl::InternalError(text);
 }
 
-}  // namespace
-
-absl::Status RunHooks(const char* kind, const std::vector<oci::Hook>& hooks,
-                      const std::string& state_json) {
+absl::Status RunAll(const char* kind, const std::vector<oci::Hook>& hooks,
+                    const std::string& state_json, const std::vector<UniqueFd>& namespaces) {
   signal(SIGPIPE, SIG_IGN);
   for (size_t i = 0; i < hooks.size(); ++i) {
-    absl::Status s = RunHook(hooks[i], state_json);
+    absl::Status s = RunHook(hooks[i], state_json, namespaces);
     if (s.ok()) continue;
     return absl::InternalError("error running " + std::string(kind) + " hook #" +
                                std::to_string(i) + " (" + hooks[i].path +
                                "): " + std::string(s.message()));
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunHooks(const char* kind, const std::vector<oci::Hook>& hooks,
+                      const std::string& state_json) {
+  return RunAll(kind, hooks, state_json, {});
+}
+
+absl::Status RunHooksInside(const HookNamespaces& where, const char* kind,
+                            const std::vector<oci::Hook>& hooks, const std::string& state_json) {
+  if (hooks.empty()) return absl::OkStatus();
+  auto namespaces = OpenNamespaces(where);
+  if (!namespaces.ok()) return namespaces.status();
+  return RunAll(kind, hooks, state_json, *namespaces);
 }
 
 }  // namespace runsc

@@ -199,6 +199,20 @@ absl::Status DestroyContainer(const Store& store, const ContainerState& state,
 
 absl::Status DestroyBrokenContainer(const Store& store, const std::string& id,
                                     ContainerLock* lock) {
+  // Its processes are not known, but what serves its control socket is its sandbox.
+  if (auto sandbox = ConnectSandbox(store, id); sandbox.ok()) {
+    (void)sandbox->Signal(sentry::Sandbox::kInit, SIGKILL, /*all=*/true, kKillAnswerMs);
+    pollfd p{sandbox->socket(), 0, 0};
+    if (poll(&p, 1, kKillTimeoutMs) != 1) {
+      return absl::DeadlineExceededError("the sandbox of container " + id + " does not end");
+    }
+  }
+  // The same for its cgroup, of which the configuration tells.
+  if (auto spec = LoadStoredSpec(store, id); spec.ok()) {
+    if (auto cgroups = Cgroups::Plan(spec->linux_, id, /*systemd=*/false); cgroups.ok()) {
+      if (auto s = Cgroups::Remove(cgroups->Dirs()); !s.ok()) return s;
+    }
+  }
   if (auto s = store.RemoveDir(id); !s.ok()) return s;
   lock->Remove();
   return absl::OkStatus();

@@ -158,7 +158,6 @@ Process ReadProcess(const Node& node, std::vector<std::string>* not_enforced) {
   p.no_new_privileges = node["noNewPrivileges"].Bool();
   if (auto adj = node["oomScoreAdj"].Int(-1000, 1000)) {
     p.oom_score_adj = static_cast<int32_t>(*adj);
-    NotEnforced(node["oomScoreAdj"], not_enforced);
   }
   if (!node["apparmorProfile"].String().empty()) NotEnforced(node["apparmorProfile"], not_enforced);
   if (!node["selinuxLabel"].String().empty()) NotEnforced(node["selinuxLabel"], not_enforced);

@@ -70,7 +70,7 @@ TEST(ParseSpec, ReadsEveryField) {
   EXPECT_EQ(spec->linux_.resources.pids_limit, 7);
   EXPECT_EQ(spec->linux_.devices[0].mode, 0666u);
   EXPECT_EQ(spec->linux_.sysctl[0].second, "1");
-  EXPECT_EQ(spec->not_enforced, (std::vector<std::string>{"process.oomScoreAdj"}));
+  EXPECT_EQ(spec->not_enforced, (std::vector<std::string>{}));
   ASSERT_TRUE(spec->linux_.seccomp);
   EXPECT_EQ(spec->linux_.seccomp->default_action, "SCMP_ACT_ALLOW");
 }

@@ -33,6 +33,8 @@ namespace {
 
 constexpr int kReadyTimeoutMs = 120'000;
 constexpr int kGoferGraceMs = 1'000;
+constexpr int kOomProtection = 500;
+constexpr int kMinOomScore = -999;
 constexpr unsigned long kNamespaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC |
                                       CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP;
 
@@ -217,6 +219,15 @@ void RaiseDescriptorLimit(pid_t pid) {
   prlimit(pid, RLIMIT_NOFILE, &limit, nullptr);
 }
 
+// How ready the host is to kill a process when memory runs out. Needs the right to lower it,
+// without which everything stays as it is inherited.
+void SetOomScore(pid_t pid, int score) {
+  UniqueFd fd(
+      open(("/proc/" + std::to_string(pid) + "/oom_score_adj").c_str(), O_WRONLY | O_CLOEXEC));
+  std::string text = std::to_string(score);
+  [[maybe_unused]] ssize_t n = write(fd.get(), text.data(), text.size());
+}
+
 }  // namespace
 
 int WaitForChild(pid_t pid) {
@@ -304,6 +315,11 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   if (!pid.ok()) return pid.status();
   launch.sentry_pid_ = *pid;
 
+  launch.oom_score_adj_ = options.oom_score_adj;
+  if (options.oom_score_adj) {
+    SetOomScore(launch.gofer_pid_, *options.oom_score_adj);
+    SetOomScore(launch.sentry_pid_, *options.oom_score_adj);
+  }
   RaiseDescriptorLimit(launch.gofer_pid_);
   RaiseDescriptorLimit(launch.sentry_pid_);
   if (auto s = WriteIdMaps(launch.gofer_pid_, IdMapKind::kIdentity); !s.ok()) return s;
@@ -324,7 +340,14 @@ absl::Status Launch::AwaitReady() {
   char buffer[4096];
   ssize_t length = recv(sync_.get(), buffer, sizeof(buffer), 0);
   std::string text(buffer, std::max<ssize_t>(length, 0));
-  if (text == "ready") return absl::OkStatus();
+  if (text == "ready") {
+    // The stubs have what the container is to have. A guest that takes all memory is killed before
+    // the two processes that serve all.
+    const int score = std::max(oom_score_adj_.value_or(0) - kOomProtection, kMinOomScore);
+    SetOomScore(sentry_pid_, score);
+    SetOomScore(gofer_pid_, score);
+    return absl::OkStatus();
+  }
   if (text.rfind("error ", 0) == 0) return DescribeFailure(text.substr(6));
   return DescribeFailure("");
 }
@@ -372,6 +395,7 @@ Launch& Launch::operator=(Launch&& other) noexcept {
   sentry_go_ = std::move(other.sentry_go_);
   gofer_go_ = std::move(other.gofer_go_);
   gofer_errors_ = std::move(other.gofer_errors_);
+  oom_score_adj_ = other.oom_score_adj_;
   return *this;
 }
 

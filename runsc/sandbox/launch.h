@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,7 @@ struct LaunchOptions {
   int sentry_log = -1;  // -1: none
   int gofer_log = -1;
   bool die_with_parent = false;
+  std::optional<int> oom_score_adj;  // absent: inherited
 };
 
 class Launch {
@@ -63,6 +65,7 @@ class Launch {
   pid_t sentry_pid_ = -1, gofer_pid_ = -1;
   base::UniqueFd sync_;  // to the sentry
   base::UniqueFd sentry_go_, gofer_go_;
+  std::optional<int> oom_score_adj_;
   base::UniqueFd gofer_errors_;  // the gofer's standard error
 };
 

@@ -48,6 +48,8 @@ bool Eventually(const std::function<bool()>& f, int ms = 1000) {
 
 class LifecycleTest : public testing::Test {
  protected:
+  // What this process was started with beyond its standard files is no part of any test.
+  static void SetUpTestSuite() { close_range(3, ~0u, 0); }
   void SetUp() override {
     if (geteuid() != 0) GTEST_SKIP() << "needs root";
     if (base::kSanitized) GTEST_SKIP() << "sanitizers make host calls that the filters refuse";

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <set>
 #include <string>
@@ -12,6 +13,7 @@
 #include "sentry/base/host_fd.h"
 #include "sentry/base/id_allocator.h"
 #include "sentry/base/log.h"
+#include "sentry/base/memory_file.h"
 #include "sentry/base/random.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
@@ -182,6 +184,31 @@ TEST(Counter, Registered) {
     if (std::string(c->name()) == "base.test") found = c->value() == 3;
   }
   EXPECT_TRUE(found);
+}
+
+TEST(MemoryFile, ReadOnlyDescription) {
+  char path[] = "/tmp/memory-file-test-XXXXXX";
+  ASSERT_NE(mkdtemp(path), nullptr);
+  for (bool directory : {false, true}) {
+    if (directory) SetMemoryDirectory(UniqueFd(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)));
+    auto file = MemoryFile::New();
+    ASSERT_TRUE(file.ok());
+    ASSERT_EQ(ftruncate((*file)->fd()->get(), 4096), 0);
+    ASSERT_EQ(pwrite((*file)->fd()->get(), "abc", 3, 0), 3);
+    auto read_only = (*file)->ReadOnly();
+    ASSERT_TRUE(read_only.ok());
+    const int fd = (*read_only)->get();
+    char buffer[3];
+    EXPECT_EQ(pread(fd, buffer, 3, 0), 3);
+    EXPECT_EQ(memcmp(buffer, "abc", 3), 0);
+    EXPECT_EQ(pwrite(fd, "x", 1, 0), -1);
+    EXPECT_EQ(mmap(nullptr, 4096, PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+    EXPECT_EQ(*(*file)->ReadOnly(), *read_only);
+    auto other = MemoryFile::New();
+    ASSERT_TRUE(other.ok());
+  }
+  SetMemoryDirectory(UniqueFd());
+  EXPECT_EQ(rmdir(path), 0);  // no name is left in it
 }
 
 std::string LogOutput(LogFormat format, void (*fn)()) {

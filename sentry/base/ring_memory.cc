@@ -3,14 +3,20 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "sentry/base/kernel_memory.h"
 
 namespace base {
 namespace {
+
+// Each is a mapping of the sentry, which may have 65530 (vm.max_map_count).
+constexpr int kMaxRings = 32 * 1024;
+std::atomic<int> g_rings{0};
 
 // Larger rings are rare and would hold much memory in the pool.
 constexpr size_t kMaxPooledSize = 512 * 1024 + 4096;
@@ -19,7 +25,7 @@ constexpr size_t kMaxPooled = 32;
 struct Pooled {
   Ref<HostFd> file;
   std::byte* data;
-  size_t size;
+  size_t size, charge;
 };
 
 struct Pool {
@@ -34,16 +40,20 @@ Pool& ThePool() {
 
 }  // namespace
 
-Result<std::unique_ptr<RingMemory>> RingMemory::New(size_t size) {
+Result<std::unique_ptr<RingMemory>> RingMemory::New(size_t size, size_t charge) {
   {
     Pool& pool = ThePool();
     absl::MutexLock lock(&pool.mutex);
     for (size_t i = pool.entries.size(); i-- > 0;) {
-      if (pool.entries[i].size != size) continue;
+      if (pool.entries[i].size != size || pool.entries[i].charge != charge) continue;
       Pooled p = std::move(pool.entries[i]);
       pool.entries.erase(pool.entries.begin() + static_cast<ptrdiff_t>(i));
-      return std::unique_ptr<RingMemory>(new RingMemory(std::move(p.file), p.data, p.size));
+      return std::unique_ptr<RingMemory>(
+          new RingMemory(std::move(p.file), p.data, p.size, p.charge));
     }
+  }
+  if (KernelMemory::Full() || g_rings.load(std::memory_order_relaxed) >= kMaxRings) {
+    return Error(ENOMEM);
   }
   int fd = memfd_create("ring", MFD_CLOEXEC);
   if (fd < 0) return LastError();
@@ -51,8 +61,10 @@ Result<std::unique_ptr<RingMemory>> RingMemory::New(size_t size) {
   if (ftruncate(fd, static_cast<off_t>(size)) != 0) return LastError();
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) return LastError();
+  KernelMemory::Charge(charge);
+  g_rings.fetch_add(1, std::memory_order_relaxed);
   return std::unique_ptr<RingMemory>(
-      new RingMemory(std::move(file), static_cast<std::byte*>(data), size));
+      new RingMemory(std::move(file), static_cast<std::byte*>(data), size, charge));
 }
 
 RingMemory::~RingMemory() {
@@ -60,11 +72,13 @@ RingMemory::~RingMemory() {
     Pool& pool = ThePool();
     absl::MutexLock lock(&pool.mutex);
     if (pool.entries.size() < kMaxPooled) {
-      pool.entries.push_back({std::move(file_), data_, size_});
+      pool.entries.push_back({std::move(file_), data_, size_, charge_});
       return;
     }
   }
   munmap(data_, size_);
+  KernelMemory::Uncharge(charge_);
+  g_rings.fetch_sub(1, std::memory_order_relaxed);
 }
 
 }  // namespace base

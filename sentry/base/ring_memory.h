@@ -15,8 +15,11 @@ namespace base {
 // one holds is old: the user resets its ring before anybody reads.
 class RingMemory {
  public:
-  // `size` is a multiple of the page size. ENFILE, EMFILE or ENOMEM as the host says.
-  static Result<std::unique_ptr<RingMemory>> New(size_t size);
+  // `size` is a multiple of the page size. `charge` is what it counts for in KernelMemory: less
+  // than `size` if most of its pages are rarely touched. ENFILE, EMFILE or ENOMEM as the host says,
+  // ENOMEM if KernelMemory is full or too many are mapped.
+  static Result<std::unique_ptr<RingMemory>> New(size_t size, size_t charge);
+  static Result<std::unique_ptr<RingMemory>> New(size_t size) { return New(size, size); }
   ~RingMemory();
   RingMemory(const RingMemory&) = delete;
   RingMemory& operator=(const RingMemory&) = delete;
@@ -26,11 +29,11 @@ class RingMemory {
   const Ref<HostFd>& file() const { return file_; }
 
  private:
-  RingMemory(Ref<HostFd> file, std::byte* data, size_t size)
-      : file_(std::move(file)), data_(data), size_(size) {}
+  RingMemory(Ref<HostFd> file, std::byte* data, size_t size, size_t charge)
+      : file_(std::move(file)), data_(data), size_(size), charge_(charge) {}
   Ref<HostFd> file_;
   std::byte* data_;
-  size_t size_;
+  size_t size_, charge_;
 };
 
 }  // namespace base

@@ -20,12 +20,12 @@ Result<std::string> UserMemory::ReadString(uint64_t addr, size_t max) {
     if (addr + out.size() < addr) return Error(EFAULT);
     const uint64_t at = addr + out.size();
     const size_t want = std::min({chunk, kPage - at % kPage, max - out.size()});
-    const size_t got = TRY(ReadPartial(at, std::as_writable_bytes(std::span(buf, want))));
+    const size_t got = TRY(ReadSome(at, std::as_writable_bytes(std::span(buf, want))));
     if (const void* nul = memchr(buf, 0, got)) {
       out.append(buf, static_cast<const char*>(nul) - buf);
       return out;
     }
-    if (got < want) return Error(EFAULT);
+    if (got == 0) return Error(EFAULT);
     out.append(buf, got);
     chunk = kPage;
   }

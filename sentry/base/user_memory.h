@@ -19,7 +19,11 @@ class UserMemory {
   // Copies guest bytes at `addr` into `dst`; returns how many were copied before the first
   // inaccessible byte. EFAULT if none could be (and dst is not empty).
   virtual Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) = 0;
-  // The same, to the guest.
+  // At least one byte and at most what ReadPartial would: what is at hand without a host call.
+  virtual Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) {
+    return ReadPartial(addr, dst);
+  }
+  // As ReadPartial, to the guest.
   virtual Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) = 0;
 
   // All or EFAULT.

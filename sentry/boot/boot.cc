@@ -85,7 +85,7 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
   }
   *platform = std::move(*made);
   WarmUpLibraries();
-  return EnterEmptyRoot(why) && DropCapabilities(why) &&
+  return OpenMemoryDirectory(why) && EnterEmptyRoot(why) && DropCapabilities(why) &&
          InstallFilter(hooks.platform_host_calls, options.have_log, why);
 }
 

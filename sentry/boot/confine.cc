@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "sentry/base/memory_file.h"
 #include "sentry/boot/host_calls.h"
 
 extern const char __ehdr_start __attribute__((visibility("hidden")));  // of the linker
@@ -77,6 +78,19 @@ bool PrepareMounts(std::string* why) {
   }
   // Refused where the host hides parts of its own /proc; what needs it finds out.
   (void)mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr);
+  return true;
+}
+
+bool OpenMemoryDirectory(std::string* why) {
+  // Its files are memory of guests, who may execute it. Cgroups bound its size.
+  if (mount("runsc-memory", "/proc", "tmpfs", MS_NOSUID | MS_NODEV,
+            "size=0,nr_inodes=0,mode=700") != 0) {
+    return Fail(why, "memory files: mount a tmpfs");
+  }
+  base::UniqueFd dir(open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!dir.valid()) return Fail(why, "memory files: open the tmpfs");
+  if (umount2("/proc", MNT_DETACH) != 0) return Fail(why, "memory files: detach the tmpfs");
+  base::SetMemoryDirectory(std::move(dir));
   return true;
 }
 

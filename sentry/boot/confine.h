@@ -15,6 +15,9 @@ namespace sentry {
 // namespace (for the platform; it goes with the old root).
 bool PrepareMounts(std::string* why);
 
+// Makes the directory for memory files (base::SetMemoryDirectory): a tmpfs that is mounted nowhere.
+bool OpenMemoryDirectory(std::string* why);
+
 // Replaces the root by an empty read-only one; the processes of this mount namespace follow.
 bool EnterEmptyRoot(std::string* why);
 

@@ -12,6 +12,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "sentry/base/memory_file.h"
+
 namespace sentry {
 namespace {
 
@@ -115,6 +117,22 @@ int AllowSentryHostCalls(void* filter) {
   rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
                         SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
   if (rc != 0) return rc;
+
+  // Memory files with two descriptions, in a directory of their own. A path that begins with a
+  // slash would count from the empty root, which is read-only.
+  const int dir = base::MemoryDirectory();
+  if (dir >= 0) {
+    for (int flags : {base::MemoryFile::kCreateFlags, base::MemoryFile::kReadOnlyFlags}) {
+      rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(openat), 2,
+                            SCMP_A0(SCMP_CMP_EQ, static_cast<uint64_t>(dir)),
+                            SCMP_A2(SCMP_CMP_EQ, static_cast<uint64_t>(flags)));
+      if (rc != 0) return rc;
+    }
+    rc =
+        seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(unlinkat), 2,
+                         SCMP_A0(SCMP_CMP_EQ, static_cast<uint64_t>(dir)), SCMP_A2(SCMP_CMP_EQ, 0));
+    if (rc != 0) return rc;
+  }
 
   // Threads, exactly as pthread_create makes them. clone3 hides its flags in memory: libc is told
   // that it does not exist and falls back.

@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "platform/platform.h"
+#include "sentry/base/kernel_memory.h"
 #include "sentry/base/log.h"
 #include "sentry/boot/container_mounts.h"
 #include "sentry/boot/filesystems.h"
@@ -42,6 +43,10 @@
 namespace sentry {
 
 namespace {
+
+// What the sentry may hold for the guest; see base/kernel_memory.h.
+constexpr uint64_t kMinKernelMemory = uint64_t{32} << 20;
+constexpr uint64_t kMaxKernelMemory = uint64_t{1} << 30;
 
 // Runs `f` on a fiber while this host thread, which is no worker, waits.
 template <typename F>
@@ -79,6 +84,9 @@ class KernelSandbox : public Sandbox {
         poller_(kernel_.platform()),
         scheduler_(fiber::Scheduler::Options{.workers = 0, .poller = &poller_}) {
     kernel_.set_dispatch(&DispatchSyscall);
+    // Linux lets a guest's kernel objects take all memory; they are a part of it here.
+    base::KernelMemory::SetLimit(
+        std::clamp(kernel_.total_memory() / 4, kMinKernelMemory, kMaxKernelMemory));
   }
 
   base::Status Init(SandboxFds fds, std::string* why);
@@ -467,7 +475,12 @@ base::Status KernelSandbox::Signal(int32_t pid, int signo) {
 
 base::Status KernelSandbox::SignalAll(int signo) {
   if (signo <= 0 || signo > SIGRTMAX) return base::Error(EINVAL);
-  for (auto& group : kernel_.ThreadGroups(*kernel_.root_pid_ns())) group->SendKernelSignal(signo);
+  base::Ref<ThreadGroup> init = GroupFor(kInit);
+  for (auto& group : kernel_.ThreadGroups(*kernel_.root_pid_ns())) {
+    if (group.get() != init.get()) group->SendKernelSignal(signo);
+  }
+  // Knows what to do with one that never ran.
+  (void)Signal(kInit, signo);
   return base::Ok();
 }
 

@@ -22,8 +22,8 @@ namespace sentry {
 
 // --- ContextRunner ---
 
-ContextRunner::ContextRunner(platform::Context& context, const OrderRunner& limits)
-    : context_(context), limits_(limits) {
+ContextRunner::ContextRunner(platform::Context& context, const OrderRunner& limits, bool later)
+    : context_(context), limits_(limits), later_(later) {
   context_.set_listener(this);
 }
 
@@ -47,8 +47,8 @@ base::Result<std::vector<uint64_t>> ContextRunner::RunOrders(std::vector<platfor
 
 void ContextRunner::QueueOrders(std::vector<platform::Order> orders,
                                 std::function<int64_t(int)> on_failure) {
-  base::Result<std::vector<uint64_t>> done = RunOrders(std::move(orders));
-  if (!done.ok()) on_failure(done.error().code());
+  static_cast<void>(on_failure);  // who takes them over has its own
+  for (platform::Order& order : orders) queued_.push_back(std::move(order));
 }
 
 // --- credentials ---
@@ -141,14 +141,15 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
 
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
-                                        uint32_t personality, const OrderRunner& limits) {
+                                        uint32_t personality, const OrderRunner& limits,
+                                        bool later) {
   LoadedProgram p;
   p.creds = TRY(CredentialsForExec(old, no_new_privs, kernel.vfs(), image.file.file()->path(),
                                    image.attr, &p.set_id, &p.id_changed));
   p.mm = TRY(MemoryManager::New(kernel.platform()));
   p.context = p.mm->address_space().TakeMainContext();
   if (!p.context) return base::Error(ENOMEM);
-  ContextRunner runner(*p.context, limits);
+  ContextRunner runner(*p.context, limits, later);
   const UserNamespace& ns = *p.creds->user_ns;
   loader::LoadArgs args{.image = image,
                         .identity = {.uid = ns.MapUidOut(p.creds->ruid),
@@ -164,6 +165,7 @@ base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image
     p.context->Exit();
     return loaded.error();
   }
+  p.orders = runner.TakeQueued();
   platform::Regs& r = p.context->regs();
   r = platform::Regs{};
   r.rip = loaded->rip;
@@ -237,6 +239,13 @@ void Task::Adopt(LoadedProgram program) {
     comm_ = program.comm;
   }
   gone_ = false;
+  if (!program.orders.empty()) {
+    QueueOrders(std::move(program.orders), [this](int error) {
+      LOG_INFO("[%d] %s cannot be loaded: %s", Tid(), comm().c_str(), strerror(error));
+      group_->BeginExit(SIGSEGV);
+      return int64_t{0};
+    });
+  }
   restart_block_ = nullptr;
   alt_stack_ = AltStack{};
   SetCredentials(std::move(program.creds));
@@ -260,7 +269,8 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
   loader::ExecImage image = TRY(loader::PrepareExec(vfs, WalkFromCwd(), std::move(file), filename,
                                                     std::move(args), inaccessible));
   LoadedProgram program =
-      TRY(LoadProgram(*kernel_, image, *creds_, no_new_privs.load(), personality.load(), *this));
+      TRY(LoadProgram(*kernel_, image, *creds_, no_new_privs.load(), personality.load(), *this,
+                      /*later=*/true));
   base::Status alone = KillOtherThreads();
   if (!alone.ok()) {
     program.context->Exit();

@@ -18,12 +18,14 @@ class Kernel;
 // Carries out a loader's orders on a context that no task runs yet. Runs on a fiber.
 class ContextRunner : public OrderRunner, private platform::TrapListener {
  public:
-  // Limits are those of `limits`; both outlive this.
-  ContextRunner(platform::Context& context, const OrderRunner& limits);
+  // Limits are those of `limits`; both outlive this. With `later`, orders may be queued for the
+  // context's first run: see TakeQueued.
+  ContextRunner(platform::Context& context, const OrderRunner& limits, bool later);
   base::Result<std::vector<uint64_t>> RunOrders(std::vector<platform::Order> orders) override;
   void QueueOrders(std::vector<platform::Order> orders,
                    std::function<int64_t(int error)> on_failure) override;
-  bool CanQueue() const override { return false; }
+  bool CanQueue() const override { return later_; }
+  std::vector<platform::Order> TakeQueued() { return std::move(queued_); }
   uint64_t Rlimit(int resource) const override { return limits_.Rlimit(resource); }
   bool MayLockMemory() const override { return limits_.MayLockMemory(); }
 
@@ -31,6 +33,8 @@ class ContextRunner : public OrderRunner, private platform::TrapListener {
   void OnTrap() override;
   platform::Context& context_;
   const OrderRunner& limits_;
+  const bool later_;
+  std::vector<platform::Order> queued_;
   std::atomic<bool> trapped_{false};
   base::Ref<fiber::Fiber> fiber_;
 };
@@ -39,6 +43,7 @@ class ContextRunner : public OrderRunner, private platform::TrapListener {
 struct LoadedProgram {
   base::Ref<MemoryManager> mm;
   std::unique_ptr<platform::Context> context;
+  std::vector<platform::Order> orders;  // to be carried out before its first instruction
   base::Ref<Credentials> creds;
   std::string comm;
   bool set_id = false;      // ids or capabilities grew: AT_SECURE
@@ -52,9 +57,11 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
                                                         const InodeAttr& attr, bool* secure,
                                                         bool* id_changed);
 
-// Fills a fresh address space with `image`.
+// Fills a fresh address space with `image`; with `later`, leaves that to LoadedProgram::orders,
+// whose failure is the program's death, as in Linux.
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
-                                        uint32_t personality, const OrderRunner& limits);
+                                        uint32_t personality, const OrderRunner& limits,
+                                        bool later);
 
 }  // namespace sentry

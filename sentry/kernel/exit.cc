@@ -7,7 +7,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
-#include "sentry/kernel/futex_pi.h"
+#include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/kernel/task.h"
@@ -106,6 +106,7 @@ void Task::ReleaseMemory(bool last) {
       group_->cpu_base_ns_.fetch_add(context_->CpuTimeNs() - cpu_start_ns_);
     }
     cpu_start_ns_ = 0;
+    CloseMaskLocked();
     context = std::move(context_);
     mm = std::move(mm_);
     users = std::move(mm_users_);
@@ -246,6 +247,14 @@ Task* Kernel::FindReaper(Task& dying) {
   return init && init != &group ? live_thread(*init) : nullptr;
 }
 
+// Tells the threads, which may ask for it without a call, who the parent is now. Under task_mutex.
+void ThreadGroup::PublishParentLocked() {
+  absl::MutexLock l(&signal_mutex_);
+  for (const auto& t : tasks_) {
+    if (t->context_) t->context_->PublishParent(ParentPidLocked(t->pid_namespace()));
+  }
+}
+
 // Linux: forget_original_parent. Under task_mutex.
 void Kernel::Reparent(Task& dying, Deferred* later) {
   ThreadGroup& group = dying.thread_group();
@@ -268,6 +277,7 @@ void Kernel::Reparent(Task& dying, Deferred* later) {
       }
     }
     child->parent_ = reaper;
+    child->PublishParentLocked();
     if (reaper && &reaper->thread_group() == &group) continue;
     std::erase(group.children_, child);
     if (reaper) {

@@ -179,7 +179,8 @@ base::Result<base::Ref<ThreadGroup>> Kernel::CreateProcess(NewProcess p) {
   loader::ExecImage image =
       TRY(loader::PrepareExec(*vfs_, walk, std::move(file), p.path, std::move(args)));
   LoadedProgram program =
-      TRY(LoadProgram(*this, image, *p.creds, p.no_new_privs, p.personality, *task));
+      TRY(LoadProgram(*this, image, *p.creds, p.no_new_privs, p.personality, *task,
+                      /*later=*/false));
   program.context->set_listener(task.get());
   task->context_ = std::move(program.context);
   task->mm_ = std::move(program.mm);

@@ -16,6 +16,7 @@
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/kernel/namespaces.h"
+#include "sentry/kernel/stub_watch.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -137,6 +138,7 @@ class Kernel {
   std::atomic<bool> strace{false};
 
  private:
+  friend class StubWatch;
   friend class Task;
   friend class ThreadGroup;
   struct ExitWatch {
@@ -176,6 +178,7 @@ class Kernel {
   int64_t boot_monotonic_ns_ = 0, boot_realtime_ns_ = 0;
   int cpu_count_ = 1;
   uint64_t total_memory_ = 0;
+  StubWatch stub_watch_{this};
 };
 
 }  // namespace sentry

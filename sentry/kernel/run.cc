@@ -1,5 +1,7 @@
 // Task's main loop: resume the guest, park until it traps, answer, deliver signals.
+#include <algorithm>
 #include <utility>
+#include <variant>
 
 #include "platform/platform.h"
 #include "sentry/base/log.h"
@@ -59,6 +61,21 @@ void Task::ResumeAndPark(platform::ResumeMode mode) {
   trap_fiber_.store(fiber::Current(), std::memory_order_release);
   context_->Resume(mode);
   while (!trapped_.exchange(false, std::memory_order_acquire)) fiber::Park({.in_guest = true});
+  rounds_.store((rounds_.load(std::memory_order_relaxed) | kWaitsMask) + 1,
+                std::memory_order_relaxed);
+}
+
+void Task::RunOnlyOrders(std::vector<platform::Order> orders) {
+  // Others may wait for what this task holds meanwhile.
+  bool fills = std::any_of(orders.begin(), orders.end(), [](const platform::Order& order) {
+    return std::holds_alternative<platform::order::Madvise>(order);
+  });
+  Waits waits = fills ? Waits::kFill : Waits::kOrders;
+  rounds_.store(rounds_.load(std::memory_order_relaxed) | static_cast<uint64_t>(waits),
+                std::memory_order_seq_cst);
+  kernel_->stub_watch_.Begin();
+  for (platform::Order& order : orders) context_->QueueOrder(std::move(order));
+  ResumeAndPark(platform::ResumeMode::kOrdersOnly);
 }
 
 void Task::RunGuest() {
@@ -68,13 +85,20 @@ void Task::RunGuest() {
     in_guest_.store(false, std::memory_order_relaxed);
     return;
   }
-  SubmitQueued();
+  if (!mask_open_.load(std::memory_order_relaxed)) {
+    absl::MutexLock l(&group_->signal_mutex());
+    OpenMaskLocked();
+  }
+  for (const platform::Order& order : queued_orders_) context_->QueueOrder(order);
+  rounds_.store(rounds_.load(std::memory_order_relaxed) | static_cast<uint64_t>(Waits::kGuest),
+                std::memory_order_relaxed);
   if (lane_call_) {
     context_->AnswerInLane(lane_call_->first, lane_call_->second);
     lane_call_.reset();
   }
   ResumeAndPark(platform::ResumeMode::kGuest);
   in_guest_.store(false, std::memory_order_relaxed);
+  TakeMask();
   HandleTrap();
 }
 
@@ -171,14 +195,9 @@ void Task::QueueOrders(std::vector<platform::Order> orders,
   for (platform::Order& order : orders) queued_orders_.push_back(std::move(order));
 }
 
-void Task::SubmitQueued() {
-  for (const platform::Order& order : queued_orders_) context_->QueueOrder(order);
-}
-
 void Task::FlushQueuedOrders() {
   while (!queued_orders_.empty() && !gone_) {
-    SubmitQueued();
-    ResumeAndPark(platform::ResumeMode::kOrdersOnly);
+    RunOnlyOrders(queued_orders_);
     const platform::Trap& trap = context_->trap();
     if (trap.kind == platform::TrapKind::kOrderFailed) {
       HandleFailedOrder(trap.order_index, trap.error);
@@ -225,8 +244,7 @@ base::Result<std::vector<uint64_t>> Task::RunOrders(std::vector<platform::Order>
     regs().rax = static_cast<uint64_t>(-int64_t{EFAULT});
     copy_out_failed_ = true;
   }
-  for (platform::Order& order : orders) context_->QueueOrder(std::move(order));
-  ResumeAndPark(platform::ResumeMode::kOrdersOnly);
+  RunOnlyOrders(std::move(orders));
   const platform::Trap& trap = context_->trap();
   switch (trap.kind) {
     case platform::TrapKind::kOrdersDone:

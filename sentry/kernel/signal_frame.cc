@@ -69,6 +69,7 @@ bool Task::OnAltStack(uint64_t sp) const {
 }
 
 void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
+  context_->SettleRegs();
   const platform::Regs saved_regs = regs();
   const SigSet saved_blocked = signal_mask();
   SigSet frame_mask = saved_mask_.value_or(saved_blocked);

@@ -55,6 +55,9 @@ bool ThreadGroup::Prepare(int signo, const Task& probe, bool force) {
 bool ThreadGroup::SendLocked(const siginfo_t& info, Task* target, bool* queue_full) {
   int signo = info.si_signo;
   Task* probe = target ? target : (tasks_.empty() ? nullptr : tasks_.front().get());
+  for (const auto& t : tasks_) {
+    if (!target || t.get() == target) t->CloseMaskLocked();
+  }
   if (!probe || !Prepare(signo, *probe, IsForced(info))) return false;
   if (signo == SIGKILL) {
     BeginExitLocked(SIGKILL);
@@ -84,16 +87,22 @@ bool ThreadGroup::SendLocked(const siginfo_t& info, Task* target, bool* queue_fu
   return true;
 }
 
+// Linux: complete_signal.
 void ThreadGroup::Complete(int signo, Task* target) {
-  if (target) {
-    if (target->Wants(signo)) target->Kick();
-    return;
-  }
-  for (const auto& t : tasks_) {
-    if (t->Wants(signo)) {
-      t->Kick();
-      return;
+  if (!target) {
+    for (const auto& t : tasks_) {
+      if (t->Wants(signo)) {
+        target = t.get();
+        break;
+      }
     }
+  }
+  if (!target || !target->Wants(signo)) return;
+  // What ends the process without a core file needs none of its threads to take it.
+  if (handlers_->Get(signo).handler == kSigDfl && DefaultAction(signo) == SigDefault::kTerminate) {
+    BeginExitLocked(signo);
+  } else {
+    target->Kick();
   }
 }
 
@@ -154,6 +163,7 @@ bool Task::SendSignal(const siginfo_t& info, bool* queue_full) {
 
 void Task::ForceSignal(const siginfo_t& info) {
   absl::MutexLock l(&group_->signal_mutex());
+  CloseMaskLocked();
   int signo = info.si_signo;
   SigAction action = group_->handlers_->Get(signo);
   bool blocked = (signal_mask() & SigBit(signo)) != 0;
@@ -180,6 +190,7 @@ void Task::KickFatal() {
   Kick();
   // Ends killable waits, whose predicates look at FatalPending.
   if (fiber_) fiber_->Unpark();
+  if (in_guest_.load(std::memory_order_seq_cst)) kernel_->stub_watch_.Begin();
 }
 
 void Task::RecalcPending() {
@@ -195,8 +206,36 @@ void Task::RecalcPending() {
   }
 }
 
+void Task::OpenMaskLocked() {
+  group_->signal_mutex().AssertHeld();
+  if ((pending_.set() | group_->shared_pending_.set()) != 0 || dead_) return;
+  context_->OpenSignalMask(signal_mask());
+  mask_open_.store(true, std::memory_order_relaxed);
+}
+
+// Comes before a signal is made pending and before another thread looks at the mask.
+void Task::CloseMaskLocked() {
+  group_->signal_mutex().AssertHeld();
+  if (!mask_open_.load(std::memory_order_relaxed)) return;
+  mask_open_.store(false, std::memory_order_relaxed);
+  blocked_.store(context_->CloseSignalMask() & ~kUnblockable, std::memory_order_relaxed);
+}
+
+// After a trap.
+void Task::TakeMask() {
+  if (!mask_open_.load(std::memory_order_relaxed) || !context_->SignalMaskChanged()) return;
+  absl::MutexLock l(&group_->signal_mutex());
+  CloseMaskLocked();
+}
+
+SigSet Task::CurrentSignalMask() const {
+  absl::MutexLock l(&group_->signal_mutex());
+  return mask_open_.load(std::memory_order_relaxed) ? context_->SignalMask() : signal_mask();
+}
+
 void Task::SetMaskLocked(SigSet mask) {
   group_->signal_mutex().AssertHeld();
+  CloseMaskLocked();
   mask &= ~kUnblockable;
   SigSet newly_blocked = mask & ~signal_mask();
   blocked_.store(mask, std::memory_order_relaxed);

@@ -117,9 +117,12 @@ void Task::PublishIdentity() {
   // A trace shows every call, so none may be answered below the table.
   UpdateLanes();
   const UserNamespace& ns = *creds_->user_ns;
-  context_->Publish({.pid = Pid_(),
-                     .tid = Tid(),
-                     .ppid = group_->ParentPidIn(*pid_ns_),
+  const int pid = Pid_(), tid = Tid();
+  // Held so that a change of parent (Reparent) is published before or after this as a whole.
+  absl::MutexLock l(&kernel_->task_mutex());
+  context_->Publish({.pid = pid,
+                     .tid = tid,
+                     .ppid = group_->ParentPidLocked(*pid_ns_),
                      .uid = ns.MapUidOut(creds_->ruid),
                      .euid = ns.MapUidOut(creds_->euid),
                      .gid = ns.MapGidOut(creds_->rgid),

@@ -152,7 +152,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Result<uint64_t> SigReturn();
   // True if a system call that would wait has to return ERESTARTSYS (or what it has).
   bool SignalPending() const { return signal_pending_.load(std::memory_order_acquire); }
-  SigSet signal_mask() const { return blocked_.load(std::memory_order_relaxed); }  // [any]
+  // [any] What another task shows here may have been changed since by its thread; see
+  // CurrentSignalMask.
+  SigSet signal_mask() const { return blocked_.load(std::memory_order_relaxed); }
+  SigSet CurrentSignalMask() const;  // [any] as the thread has it at this moment
   // Returns the old one; SIGKILL and SIGSTOP are left out.
   SigSet SetSignalMask(SigSet mask);
   // For ppoll, pselect, epoll_pwait, sigsuspend: `mask` holds until the call's signal frame is made
@@ -252,6 +255,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
  private:
   friend class Kernel;
+  friend class StubWatch;
   friend class ThreadGroup;
   friend class Tty;
 
@@ -268,10 +272,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void Main();
   void RunGuest();
   void ResumeAndPark(platform::ResumeMode mode);
+  void RunOnlyOrders(std::vector<platform::Order> orders);
   void HandleTrap();
   void HandleSyscall();
   void HandleFault();
-  void SubmitQueued();
   void FlushQueuedOrders();
   void HandleFailedOrder(size_t index, int error);
 
@@ -297,8 +301,15 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void RecalcPending();
   void Kick();
   void KickFatal();
+  // True if the task has to be looked at again; ends its stub if it was looked at long enough.
+  bool CheckStub();
   bool Wants(int signo) const;
   void SetMaskLocked(SigSet mask);
+  // The mask may be changed by the thread without a call while no signal is pending for it. These
+  // require group_->signal_mutex(), the first and last that the thread is stopped.
+  void OpenMaskLocked();
+  void CloseMaskLocked();
+  void TakeMask();
 
   // exit.cc
   void FinishExit();
@@ -360,12 +371,20 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::atomic<bool> trapped_{false};
   std::atomic<TaskState> state_{TaskState::kRunning};
   std::atomic<bool> in_guest_{false};
+  // For StubWatch (stub_watch.cc): how often the stub was resumed, and what the task waits for.
+  enum class Waits : uint64_t { kNo, kGuest, kOrders, kFill };
+  static constexpr uint64_t kWaitsMask = 3;
+  std::atomic<uint64_t> rounds_{0};
+  uint64_t watched_rounds_ = 0;  // at the last look; under the signal mutex
+  int watched_looks_ = 0;
+  int64_t watched_cpu_ns_ = 0;
   std::atomic<int> syscall_nr_{-1};
   bool gone_ = false;  // the host thread is dead
 
   // Signals. Guarded by group_->signal_mutex(), except what only current touches.
   std::atomic<bool> signal_pending_{false};
   std::atomic<SigSet> blocked_{0};
+  std::atomic<bool> mask_open_{false};  // written under the mutex
   PendingSignals pending_;
   SigSet forced_ = 0;                 // of pending_: raised by ForceSignal
   bool stop_counted_ = false;         // this task still has to stop

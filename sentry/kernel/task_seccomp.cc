@@ -15,8 +15,7 @@ namespace sentry {
 
 namespace {
 
-constexpr int kNrRead = 0, kNrWrite = 1, kNrRtSigreturn = 15, kNrExit = 60, kNrFutex = 202,
-              kNrFutexWaitv = 449;
+constexpr int kNrRead = 0, kNrWrite = 1, kNrRtSigreturn = 15, kNrExit = 60, kNrFutex = 202;
 constexpr uint32_t kMaxErrno = 4095;
 
 bool StrictAllows(int nr) {
@@ -27,7 +26,7 @@ bool StrictAllows(int nr) {
 // in any case: it is not asked then.
 platform::Context::Lanes LanesUnder(const SeccompFilter& filter, const platform::Platform& host) {
   using Lanes = platform::Context::Lanes;
-  if (!filter.AlwaysAllows(kNrFutex) || !filter.AlwaysAllows(kNrFutexWaitv)) return Lanes::kNone;
+  if (!filter.AlwaysAllows(kNrFutex)) return Lanes::kNone;
   for (int nr : host.LaneCalls()) {
     if (!filter.AlwaysAllows(nr)) return Lanes::kFutex;
   }

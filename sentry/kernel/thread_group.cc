@@ -117,6 +117,11 @@ std::vector<base::Ref<Task>> ThreadGroup::Threads() const {
 
 int ThreadGroup::ParentPidIn(const PidNamespace& ns) const {
   absl::MutexLock l(&kernel_->task_mutex());
+  return ParentPidLocked(ns);
+}
+
+int ThreadGroup::ParentPidLocked(const PidNamespace& ns) const {
+  kernel_->task_mutex().AssertHeld();
   return parent_ ? parent_->thread_group().PidIn(ns) : 0;
 }
 

@@ -102,6 +102,7 @@ class ThreadGroup : public base::RefCounted {
   int thread_count() const { return live_threads_.load(std::memory_order_acquire); }
   // Parent's id in `ns`: 0 if it is outside of it or there is none.
   int ParentPidIn(const PidNamespace& ns) const;
+  int ParentPidLocked(const PidNamespace& ns) const;        // under task_mutex
   int64_t start_time_ns() const { return start_time_ns_; }  // CLOCK_MONOTONIC (boot time)
 
   // Group-directed signal; false if it was ignored. Takes the signal mutex.
@@ -145,6 +146,7 @@ class ThreadGroup : public base::RefCounted {
 
  private:
   friend class Kernel;
+  friend class StubWatch;
   friend class Task;
   friend class Tty;
   ~ThreadGroup() override;
@@ -162,6 +164,7 @@ class ThreadGroup : public base::RefCounted {
   void NotifyStop(int code);
   // Require Kernel::task_mutex() (exit.cc, wait.cc).
   void NotifyExit(Deferred* later);
+  void PublishParentLocked();
   void Reap(Deferred* later);
   siginfo_t ChildInfo(int code, int status, const Task& receiver) const;
   bool HasLiveThread() const;

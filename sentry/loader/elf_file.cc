@@ -26,12 +26,7 @@ base::Result<size_t> ReadSome(FileDescription& file, uint64_t offset, std::span<
   return done;
 }
 
-base::Status ReadAll(FileDescription& file, uint64_t offset, std::span<std::byte> buffer) {
-  const size_t n = TRY(ReadSome(file, offset, buffer));
-  return n == buffer.size() ? base::Ok() : base::Status(base::Error(EIO));
-}
-
-base::Result<ElfHeaders> ReadElf(FileDescription& file, const Elf64_Ehdr& header, int bad) {
+base::Result<ElfHeaders> ReadElf(const HeadReader& file, const Elf64_Ehdr& header, int bad) {
   if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return base::Error(bad);
   if (header.e_type != ET_EXEC && header.e_type != ET_DYN) return base::Error(bad);
   if (header.e_machine != EM_X86_64) return base::Error(bad);
@@ -40,7 +35,7 @@ base::Result<ElfHeaders> ReadElf(FileDescription& file, const Elf64_Ehdr& header
   if (bytes == 0 || bytes > kMaxProgramHeaders) return base::Error(bad);
   ElfHeaders elf{.header = header, .segments = {}};
   elf.segments.resize(header.e_phnum);
-  if (!ReadAll(file, header.e_phoff, std::as_writable_bytes(std::span(elf.segments))).ok()) {
+  if (!file.ReadAll(header.e_phoff, std::as_writable_bytes(std::span(elf.segments))).ok()) {
     return base::Error(bad);
   }
   return elf;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "sentry/base/result.h"
+#include "sentry/loader/file_head.h"
 #include "sentry/loader/loader.h"
 
 namespace sentry::loader {
@@ -26,12 +27,9 @@ struct ExecImage::Elf {
 
 // Bytes of `file` at `offset`, as many as there are up to the size of `buffer`.
 base::Result<size_t> ReadSome(FileDescription& file, uint64_t offset, std::span<std::byte> buffer);
-// All of them; EIO if the file ends before (Linux: elf_read).
-base::Status ReadAll(FileDescription& file, uint64_t offset, std::span<std::byte> buffer);
-
 // Checks an ELF header and reads the program headers. `bad` is the error of a malformed file:
 // ENOEXEC for the program, ELIBBAD for its interpreter.
-base::Result<ElfHeaders> ReadElf(FileDescription& file, const Elf64_Ehdr& header, int bad);
+base::Result<ElfHeaders> ReadElf(const HeadReader& file, const Elf64_Ehdr& header, int bad);
 
 // From the lowest page to the end of the highest segment (Linux: total_mapping_size); 0 without a
 // loadable segment. EINVAL if a segment ends beyond the address space.

@@ -20,7 +20,7 @@ base::Result<std::vector<uint64_t>> CopyInPointers(base::UserMemory& memory, uin
   std::array<uint64_t, kPointersAtOnce> chunk;
   for (;;) {
     const auto bytes = std::as_writable_bytes(std::span(chunk));
-    const size_t got = TRY(memory.ReadPartial(addr, bytes)) / sizeof(uint64_t);
+    const size_t got = TRY(memory.ReadSome(addr, bytes)) / sizeof(uint64_t);
     if (got == 0) return base::Error(EFAULT);
     for (size_t i = 0; i < got; ++i) {
       if (chunk[i] == 0) return pointers;

@@ -250,7 +250,11 @@ base::Result<LoadResult> LoadExec(const LoadArgs& args) {
           stack.sp() + at, std::vector<std::byte>(content.begin() + at, content.begin() + at + n)});
     }
   }
-  TRY(args.runner.RunOrders(std::move(batch.orders())));
+  if (args.runner.CanQueue() && content.size() <= kStackByOrders) {
+    args.runner.QueueOrders(std::move(batch.orders()), nullptr);
+  } else {
+    TRY(args.runner.RunOrders(std::move(batch.orders())));
+  }
   if (content.size() > kStackByOrders) TRY(mm.address_space().Write(stack.sp(), content));
 
   MmLayout layout = stack.layout();

@@ -90,8 +90,10 @@ struct LoadArgs {
   ExecImage& image;
   ExecIdentity identity;
   uint32_t personality = 0;
-  MemoryManager& mm;    // fresh
-  OrderRunner& runner;  // of the new main context: RunOrders is called, once or twice
+  MemoryManager& mm;  // fresh
+  // Of the new main context: RunOrders is called once, or QueueOrders if it may (with no
+  // on_failure).
+  OrderRunner& runner;
 };
 
 // Registers of the new program; all others are zero.

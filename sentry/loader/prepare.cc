@@ -56,28 +56,29 @@ base::Result<Script> ParseScript(const Buffer& buffer) {
 }
 
 // The name of PT_INTERP's interpreter.
-base::Result<std::string> ReadInterpreterName(FileDescription& file, const Elf64_Phdr& segment) {
+base::Result<std::string> ReadInterpreterName(const HeadReader& file, const Elf64_Phdr& segment) {
   if (segment.p_filesz > kPathMax || segment.p_filesz < 2) return base::Error(ENOEXEC);
   std::string name(segment.p_filesz, '\0');
-  TRY(ReadAll(file, segment.p_offset, std::as_writable_bytes(std::span(name))));
+  TRY(file.ReadAll(segment.p_offset, std::as_writable_bytes(std::span(name))));
   if (name.back() != '\0') return base::Error(ENOEXEC);
   name.resize(strlen(name.c_str()));
   return name;
 }
 
-base::Status PrepareElf(Vfs& vfs, const WalkContext& ctx, const Buffer& buffer, ExecImage* image) {
+base::Status PrepareElf(Vfs& vfs, const WalkContext& ctx, const HeadReader& file,
+                        const Buffer& buffer, ExecImage* image) {
   Elf64_Ehdr header;
   static_assert(sizeof(header) <= kBufferSize);
   memcpy(&header, buffer.data(), sizeof(header));
   auto elf = std::make_shared<ExecImage::Elf>();
-  elf->program = TRY(ReadElf(*image->file.file(), header, ENOEXEC));
+  elf->program = TRY(ReadElf(file, header, ENOEXEC));
   for (const Elf64_Phdr& segment : elf->program.segments) {
     if (segment.p_type != PT_INTERP) continue;
-    const std::string name = TRY(ReadInterpreterName(*image->file.file(), segment));
+    const std::string name = TRY(ReadInterpreterName(file, segment));
     image->interpreter = TRY(OpenExecutable(vfs, ctx, name));
-    FileDescription& interpreter = *image->interpreter.file();
+    const HeadReader interpreter(*image->interpreter.file());
     Elf64_Ehdr interpreter_header;
-    TRY(ReadAll(interpreter, 0, std::as_writable_bytes(std::span(&interpreter_header, 1))));
+    TRY(interpreter.ReadAll(0, std::as_writable_bytes(std::span(&interpreter_header, 1))));
     elf->interpreter = TRY(ReadElf(interpreter, interpreter_header, ELIBBAD));
     break;
   }
@@ -124,10 +125,11 @@ base::Result<ExecImage> PrepareExec(Vfs& vfs, const WalkContext& ctx, Executable
   for (int depth = 0;; ++depth) {
     if (depth > kMaxScriptDepth) return base::Error(ELOOP);
     Buffer buffer{};
-    TRY(ReadSome(*image.file.file(), 0, std::as_writable_bytes(std::span(buffer))));
+    const HeadReader head(*image.file.file());
+    TRY(head.ReadSome(0, std::as_writable_bytes(std::span(buffer))));
     if (buffer[0] != '#' || buffer[1] != '!') {
       if (memcmp(buffer.data(), ELFMAG, SELFMAG) != 0) return base::Error(ENOEXEC);
-      TRY(PrepareElf(vfs, ctx, buffer, &image));
+      TRY(PrepareElf(vfs, ctx, head, buffer, &image));
       break;
     }
     Script script = TRY(ParseScript(buffer));

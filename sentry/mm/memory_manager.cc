@@ -36,7 +36,10 @@ void StopExecuting(const base::Ref<FileDescription>& file) {
 
 // The identity by which patched text of `file` may be shared; false if it has none.
 bool GetIdentity(FileDescription& file, platform::FileIdentity* identity) {
-  if (file.inode() == nullptr || !file.inode()->IsReg()) return false;
+  Inode* inode = file.inode();
+  // What somebody may write, shows no change until it is written.
+  if (inode == nullptr || !inode->IsReg() || inode->has_writers()) return false;
+  identity->writes = inode->write_opens();
   auto attr = file.GetAttr();
   if (!attr.ok()) return false;
   constexpr int64_t kSecond = 1'000'000'000;

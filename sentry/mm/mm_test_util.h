@@ -51,6 +51,7 @@ class FakeAddressSpace : public platform::AddressSpace {
   int64_t ResidentBytes() const override { return 0; }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override { return reserved; }
   int host_pid() const override { return 0; }
+  void Kill() override {}
 
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override {
     for (size_t i = 0; i < dst.size(); ++i) {

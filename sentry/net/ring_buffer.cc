@@ -8,9 +8,16 @@ using base::Error;
 using base::Result;
 using base::Status;
 
+namespace {
+
+// What one counts for: few sockets fill more of their ring.
+constexpr size_t kRingCharge = 128 * 1024;
+
+}  // namespace
+
 Status RingBuffer::Ensure() {
   if (ring_.valid()) return base::Ok();
-  auto memory = base::RingMemory::New(base::ByteRing::kHeaderSize + kSize);
+  auto memory = base::RingMemory::New(base::ByteRing::kHeaderSize + kSize, kRingCharge);
   if (!memory.ok()) return Error(ENOBUFS);
   memory_ = *std::move(memory);
   ring_ = base::ByteRing(memory_->data(), kSize);

@@ -193,6 +193,7 @@ base::Status Inode::GetWriteAccess() {
   do {
     if (n < 0) return base::Error(ETXTBSY);
   } while (!write_count_.compare_exchange_weak(n, n + 1, std::memory_order_acq_rel));
+  write_opens_.fetch_add(1, std::memory_order_acq_rel);
   return base::Ok();
 }
 

@@ -182,6 +182,9 @@ class Inode : public base::RefCounted {
   void DropWriteAccess();
   base::Status DenyWriteAccess();  // ETXTBSY while it is open for writing
   void AllowWriteAccess();         // undoes DenyWriteAccess
+  bool has_writers() const { return write_count_.load(std::memory_order_acquire) > 0; }
+  // How often write access was got.
+  uint64_t write_opens() const { return write_opens_.load(std::memory_order_acquire); }
 
   // inotify's watches of this inode; null while there are none. See notify.h.
   InodeWatches* watches() const { return watches_.load(std::memory_order_acquire); }
@@ -199,6 +202,7 @@ class Inode : public base::RefCounted {
   const mode_t type_;
   fiber::SharedMutex lock_;
   std::atomic<int> write_count_{0};
+  std::atomic<uint64_t> write_opens_{0};
   std::atomic<bool> dead_{false};
   std::atomic<bool> perm_cached_{false};
   std::atomic<mode_t> perm_mode_{0};

@@ -191,7 +191,9 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
   auto open = [&]() -> base::Result<base::Ref<FileDescription>> {
     if (write && !IsSpecial(type) && path.mount->read_only()) return base::Error(EROFS);
     const OpenArgs args{path, flags, ctx.creds};
-    if (IsSpecial(type)) return special_.Open(args, TRY(inode.GetAttr()));
+    // A pipe of the host's that runsc donated is no FIFO of ours.
+    const bool host_pipe = S_ISFIFO(type) && &inode.fs() == impl_->anonymous.get();
+    if (IsSpecial(type) && !host_pipe) return special_.Open(args, TRY(inode.GetAttr()));
     return inode.Open(args);
   };
   base::Result<base::Ref<FileDescription>> file = open();

@@ -191,8 +191,9 @@ class Sandbox:
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
-def chroot_run(rootfs, args, stdin=None, timeout=300, env=()):
-    """The same program on the host, in a chroot of the same files with /proc, /dev and a tmpfs."""
+def chroot_command(rootfs, args):
+    """The command of the same program on the host, in a chroot of the same files with /proc, /dev
+    and a tmpfs."""
     script = (
         'set -e; r=$1; shift; '
         'mount -t proc proc $r/proc; mount -t tmpfs -o mode=755 dev $r/dev; '
@@ -203,13 +204,20 @@ def chroot_run(rootfs, args, stdin=None, timeout=300, env=()):
         'ln -s /proc/self/fd $r/dev/fd; ln -s /proc/self/fd/0 $r/dev/stdin; '
         'ln -s /proc/self/fd/1 $r/dev/stdout; ln -s /proc/self/fd/2 $r/dev/stderr; '
         'mount -t sysfs -o ro sysfs $r/sys; hostname sandbox; exec chroot $r "$@"')
-    environment = dict(e.split("=", 1) for e in
-                       [PATH, "TERM=xterm", "HOME=/root", "LC_ALL=C", *env])
+    return ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child", "sh", "-c",
+            script, "sh", rootfs, *args]
+
+
+def chroot_environment(env=()):
+    return dict(e.split("=", 1) for e in [PATH, "TERM=xterm", "HOME=/root", "LC_ALL=C", *env])
+
+
+def chroot_run(rootfs, args, stdin=None, timeout=300, env=()):
+    """Runs `args` on the host in a chroot, to its end; returns the CompletedProcess."""
     return subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child", "sh", "-c", script,
-         "sh", rootfs, *args],
-        input=stdin, stdin=subprocess.DEVNULL if stdin is None else None, capture_output=True,
-        text=True, timeout=timeout, env=environment)
+        chroot_command(rootfs, args), input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None, capture_output=True, text=True,
+        timeout=timeout, env=chroot_environment(env))
 
 
 class ContainerTest(unittest.TestCase):

@@ -46,7 +46,8 @@ def gofer_of(id):
     """The gofer's pid of a container: its command line ends with the container's id."""
     for p in filter(str.isdigit, os.listdir("/proc")):
         try:
-            words = open(f"/proc/{p}/cmdline").read().split("\0")
+            with open(f"/proc/{p}/cmdline") as f:
+                words = f.read().split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
         if words[0].startswith("runsc-gofer") and id in words:
@@ -91,13 +92,18 @@ class IsolationTest(harness.ContainerTest):
             links = [os.readlink(f"/proc/{stub}/fd/{f}") for f in os.listdir(f"/proc/{stub}/fd")]
             self.assertLessEqual(len(links), 1, links)
             self.assertTrue(all(l.startswith("socket:") for l in links), links)
-        allowed = re.compile(r"^(socket:|pipe:|anon_inode:|/memfd:|/dev/null|/dev/pts/)")
+        allowed = re.compile(r"^(socket:|pipe:|anon_inode:|/memfd:|/memory-[0-9a-f]+( \(deleted\))?$|/dev/null|/dev/pts/)")
         for f in os.listdir(f"/proc/{pid}/fd"):
             link = os.readlink(f"/proc/{pid}/fd/{f}")
             if allowed.match(link) or link == os.path.join(self.sb.root, id, "exit"):
                 continue
             if link in [os.path.join(self.sb.dir, id + end) for end in (".out", ".err")]:
                 continue  # what the container was given as its standard output
+            if link == "/":  # the directory of memory files, a tmpfs that nobody else can name
+                names = os.listdir(f"/proc/{pid}/fd/{f}")
+                self.assertFalse(os.path.samefile("/", f"/proc/{pid}/fd/{f}"))
+                self.assertTrue(all(n.startswith("memory-") for n in names), names)
+                continue
             # What is left must be a file of the container's root.
             inside, outside = self.sb.rootfs + link, f"/proc/{pid}/fd/{f}"
             self.assertTrue(os.path.exists(inside) and os.path.samefile(inside, outside),

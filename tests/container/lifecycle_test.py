@@ -22,6 +22,12 @@ class LifecycleTest(harness.ContainerTest):
         r = self.sb.run(["sort"], stdin="b\na\n")
         self.assertEqual((0, "a\nb\n"), (r.returncode, r.stdout))
 
+    def test_standard_pipes_by_name(self):
+        """Opening /dev/stdin and /dev/stdout opens the host's pipes again."""
+        r = self.sb.run(["sh", "-c", "read a </dev/stdin; cat /proc/self/fd/0; echo $a >/dev/stdout"],
+                        stdin="first\nsecond\n")
+        self.assertEqual((0, "second\nfirst\n"), (r.returncode, r.stdout), r.stderr)
+
     def test_run_death_by_signal(self):
         r = self.sb.run(["sh", "-c", "kill -9 $$; sleep 1; exec sh -c 'kill -9 -1; exit 3'"])
         self.assertEqual(3, r.returncode)  # init is immune to its own SIGKILL

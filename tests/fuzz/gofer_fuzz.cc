@@ -30,8 +30,8 @@ gofer::Server& TheServer() {
       gofer::RequestHeader header = {static_cast<uint32_t>(request.packet.size()), request.op, 0,
                                      1};
       memcpy(request.packet.data(), &header, sizeof(header));
-      base::UniqueFd fd;
-      made->HandlePacket(request.packet, &fd);
+      std::vector<base::UniqueFd> fds;
+      made->HandlePacket(request.packet, &fds);
     }
     return made;
   }();
@@ -51,6 +51,7 @@ void FuzzReply(std::string_view body) {
   (void)gofer::ParseNode(make(), false).ok();
   (void)gofer::ParseAttr(make()).ok();
   (void)gofer::ParseFd(make()).ok();
+  (void)gofer::ParseOpenMany(make(), 3).ok();
   (void)gofer::ParseLink(make()).ok();
   (void)gofer::ParseStatFs(make()).ok();
   (void)gofer::ParseXattr(make(), 64).ok();
@@ -76,8 +77,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto length = static_cast<uint32_t>(bytes.size());
     memcpy(bytes.data(), &length, sizeof(length));
   }
-  base::UniqueFd fd;
-  const std::string reply = TheServer().HandlePacket(bytes, &fd);
+  std::vector<base::UniqueFd> fds;
+  const std::string reply = TheServer().HandlePacket(bytes, &fds);
   if (reply.size() > gofer::kMaxMessage) abort();
   return 0;
 }

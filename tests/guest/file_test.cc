@@ -75,7 +75,32 @@ TEST(Open, TmpfileCanBeLinked) {
   std::string proc = "/proc/self/fd/" + std::to_string(fd);
   ASSERT_OK(linkat(AT_FDCWD, proc.c_str(), AT_FDCWD, (dir / "named").c_str(), AT_SYMLINK_FOLLOW));
   EXPECT_EQ("hello", ReadFile(dir / "named"));
+  struct stat st;
+  ASSERT_OK(fstat(fd, &st));
+  EXPECT_EQ(1u, st.st_nlink);
   close(fd);
+}
+
+TEST(Open, TmpfileRules) {
+  TempDir dir;
+  int fd = open(dir.path().c_str(), O_TMPFILE | O_WRONLY | O_EXCL, 0640);
+  if (fd < 0 && errno == EOPNOTSUPP) GTEST_SKIP() << "the file system has no O_TMPFILE";
+  ASSERT_OK(fd);
+  struct stat st;
+  ASSERT_OK(fstat(fd, &st));
+  EXPECT_EQ(0u, st.st_nlink);
+  EXPECT_EQ(static_cast<mode_t>(S_IFREG | 0640), st.st_mode);
+  std::string proc = "/proc/self/fd/" + std::to_string(fd);
+  EXPECT_ERRNO(linkat(AT_FDCWD, proc.c_str(), AT_FDCWD, (dir / "n").c_str(), AT_SYMLINK_FOLLOW),
+               ENOENT);
+  char target[256] = {};
+  ASSERT_GT(readlink(proc.c_str(), target, sizeof target - 1), 0);
+  EXPECT_NE(nullptr, strstr(target, " (deleted)")) << target;
+  close(fd);
+  EXPECT_ERRNO(open(dir.path().c_str(), O_TMPFILE | O_RDONLY, 0600), EINVAL);
+  EXPECT_ERRNO(open((dir / "none").c_str(), O_TMPFILE | O_RDWR, 0600), ENOENT);
+  WriteFile(dir / "file", "");
+  EXPECT_ERRNO(open((dir / "file").c_str(), O_TMPFILE | O_RDWR, 0600), ENOTDIR);
 }
 
 TEST(ReadWrite, SeekAndHoles) {

@@ -1,4 +1,4 @@
-// Futexes with owners, waits on several words, membarrier and rseq.
+// Futexes with owners, ends of waits, membarrier and rseq.
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <linux/rseq.h>
@@ -206,35 +206,6 @@ TEST(FutexPi, Requeue) {
   timespec at = At(CLOCK_MONOTONIC, 20);
   EXPECT_ERRNO(Futex(&cond, FUTEX_WAIT_REQUEUE_PI_PRIVATE, 0, &at, &lock), ETIMEDOUT);
   EXPECT_ERRNO(Futex(&cond, FUTEX_WAIT_REQUEUE_PI_PRIVATE, 1, &at, &lock), EAGAIN);
-}
-
-struct Waitv {
-  uint64_t value, address;
-  uint32_t flags, reserved;
-};
-constexpr uint32_t kU32 = 2, kPrivate = 128;
-
-TEST(FutexWaitv, WakesByAnyOfThem) {
-  Word words[3] = {};
-  Waitv waits[3];
-  for (int i = 0; i < 3; i++) {
-    waits[i] = {0, reinterpret_cast<uint64_t>(&words[i]), kU32 | kPrivate, 0};
-  }
-  timespec at = At(CLOCK_MONOTONIC, 20);
-  long r = syscall(SYS_futex_waitv, waits, 3, 0, &at, CLOCK_MONOTONIC);
-  if (r < 0 && errno == ENOSYS) GTEST_SKIP() << "the host has no futex_waitv";
-  EXPECT_EQ(-1, r);
-  EXPECT_EQ(ETIMEDOUT, errno);
-  std::thread waker([&] {
-    while (Futex(&words[2], FUTEX_WAKE_PRIVATE, 1) == 0) SleepMs(5);
-  });
-  EXPECT_EQ(2, syscall(SYS_futex_waitv, waits, 3, 0, nullptr, CLOCK_MONOTONIC));
-  waker.join();
-  words[1] = 7;
-  EXPECT_ERRNO(syscall(SYS_futex_waitv, waits, 3, 0, nullptr, 0), EAGAIN);
-  EXPECT_ERRNO(syscall(SYS_futex_waitv, waits, 0, 0, nullptr, 0), EINVAL);
-  EXPECT_ERRNO(syscall(SYS_futex_waitv, waits, 129, 0, nullptr, 0), EINVAL);
-  EXPECT_ERRNO(syscall(SYS_futex_waitv, BadAddress(), 1, 0, nullptr, 0), EFAULT);
 }
 
 volatile sig_atomic_t g_signals;

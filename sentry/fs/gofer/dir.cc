@@ -72,14 +72,24 @@ void GoferInode::Prefetch() {
     if (!page.ok()) return;
     for (gofer::Entry& e : page->entries) {
       if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
-      prefetch->children.emplace(std::move(e.name), gofer_fs().Obtain(e.node, ""));
+      auto child = gofer_fs().Obtain(e.node, "");
+      GoferInode* file = child->IsReg() ? child.get() : nullptr;
+      if (prefetch->children.emplace(std::move(e.name), std::move(child)).second && file) {
+        prefetch->files.push_back(file);
+      }
     }
     if (prefetch->children.size() > gofer_fs().max_prefetch()) return;
     eof = page->eof;
     cursor = page->next;
   }
+  std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
+  for (size_t i = 0; i < result->files.size(); ++i) {
+    GoferInode* file = result->files[i];
+    absl::MutexLock l(&file->mutex_);
+    file->siblings_ = result;
+    file->sibling_index_ = i;
+  }
   {
-    std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
     absl::MutexLock l(&mutex_);
     prefetch_.swap(result);
     prefetch_version_ = version;
@@ -173,9 +183,16 @@ base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::s
                   std::string(target));
 }
 
+base::Result<base::Ref<Inode>> GoferInode::Tmpfile(const NewInode& args) {
+  return MakeNode(gofer::MakeMake(gofer::Op::kTmpfile, handle_, "", args.mode & 07777, args.uid,
+                                  args.gid, O_RDWR),
+                  true, "");
+}
+
 base::Status GoferInode::Link(std::string_view name, Inode& target) {
   if (!IsDir()) return base::Error(ENOTDIR);
   GoferInode& to = From(target);
+  if (to.never_linked_.load(std::memory_order_relaxed)) return base::Error(ENOENT);
   const gofer::Attr attr = TRY(gofer::ParseAttr(Call(gofer::MakeLink(to.handle_, handle_, name))));
   NamesChanged();
   to.Apply(attr);

@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "sentry/fiber/blocking.h"
 #include "sentry/fs/gofer/inode.h"
+#include "sentry/fs/gofer/read_block.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/dir_file.h"
 #include "sentry/vfs/file_description.h"
@@ -91,19 +93,26 @@ class GoferFile : public SeekableFile {
 
   GoferInode* const inode_;           // kept by path()
   const base::Ref<base::HostFd> fd_;  // for reading, or for reading and writing
+  GoferReadBlock block_;
 };
 
 base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
   if (offset > kMaxFileSize) return base::Error(EINVAL);
   size_t done = 0;
   IoBuffer buffer(dst.remaining());
+  if (auto known = block_.Read(*inode_, fd_->get(), buffer.data(), dst.remaining(), offset)) {
+    return *known == 0 ? 0 : dst.Put(std::as_bytes(std::span(buffer.data(), *known)));
+  }
   while (dst.remaining() > 0) {
     const size_t want = std::min(dst.remaining(), buffer.size());
-    auto n = inode_->ReadAt(fd_->get(), buffer.data(), want, offset + done);
+    const std::optional<uint64_t> version = inode_->DataVersion();
+    bool end = false;
+    auto n = inode_->ReadAt(fd_->get(), buffer.data(), want, offset + done, &end);
     if (!n.ok()) {
       if (done > 0) return done;
       return n.error();
     }
+    if (end && version) block_.SetEnd(*version, offset + done + *n);
     if (*n == 0) break;
     auto put = dst.Put(std::as_bytes(std::span(buffer.data(), *n)));
     if (!put.ok()) {
@@ -197,8 +206,10 @@ base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
 
 base::Result<HostMapping> GoferFile::Mmap(uint64_t offset, uint64_t, int, bool shared) {
   // A private mapping never writes to the file, whatever its protection becomes. A shared one of a
-  // file that is open for writing may be made writable later.
-  if (shared && writable()) inode_->SetMappedWritable();
+  // file that is open for writing may be made writable later. Other stubs get no description that
+  // could write, whoever else has the file open.
+  if (!shared || !writable()) return HostMapping{TRY(inode_->MappingFd()), offset};
+  inode_->SetMappedWritable();
   return HostMapping{fd_, offset};
 }
 
@@ -252,6 +263,9 @@ base::Result<base::Ref<FileDescription>> GoferInode::Open(const OpenArgs& args) 
   }
   if (!IsReg()) return base::Error(IsSymlink() ? ELOOP : ENXIO);
   auto fd = TRY(EnsureFd((args.flags & O_ACCMODE) != O_RDONLY));
+  if ((args.flags & O_TMPFILE) == O_TMPFILE && (args.flags & O_EXCL) != 0) {
+    never_linked_.store(true, std::memory_order_relaxed);
+  }
   return base::Ref<FileDescription>(
       base::MakeRef<GoferFile>(args.path, args.flags, this, std::move(fd)));
 }

@@ -11,8 +11,10 @@
 namespace sentry {
 namespace {
 
-// Host descriptors of files that nobody has open, kept for the next open.
-constexpr size_t kMaxIdle = 512;
+// Host descriptors of files that nobody has open, kept for the next open: at most so many, and a
+// part of what the gofer may have open, whose limit is the sentry's too.
+constexpr size_t kMaxIdle = 8192;
+constexpr size_t kIdlePart = 8;
 constexpr size_t kMaxPrefetched = 32;
 constexpr size_t kMaxPrefetch = 4096;  // children of one directory; each holds a handle
 // Entries of all listings that are kept.
@@ -26,7 +28,8 @@ GoferFilesystem::GoferFilesystem(base::Ref<GoferConnection> connection, GoferCac
     : Filesystem("gofer", kGoferMagic),
       connection_(std::move(connection)),
       cache_(cache),
-      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 32)) {}
+      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 32)),
+      max_idle_(std::min<size_t>(kMaxIdle, connection_->max_handles() / kIdlePart)) {}
 
 GoferFilesystem::~GoferFilesystem() = default;
 
@@ -94,7 +97,7 @@ void GoferFilesystem::EnterIdle(GoferInode* inode) {
     if (inode->idle_at_) return;
     idle_.push_back(inode);
     inode->idle_at_ = std::prev(idle_.end());
-    if (idle_.size() <= kMaxIdle) return;
+    if (idle_.size() <= max_idle_) return;
     GoferInode* oldest = idle_.front();
     idle_.pop_front();
     oldest->idle_at_.reset();

@@ -71,6 +71,7 @@ class GoferFilesystem : public Filesystem {
   const base::Ref<GoferConnection> connection_;
   const GoferCache cache_;
   const size_t max_prefetch_;
+  const size_t max_idle_;
   gofer::Handle root_handle_ = 0;  // set once by MakeRoot, as are the next two
   bool readonly_ = false;
   bool in_memory_ = false;

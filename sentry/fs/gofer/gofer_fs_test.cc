@@ -13,6 +13,7 @@
 #include <set>
 
 #include "gofer/server.h"
+#include "sentry/base/counter.h"
 #include "sentry/fiber/fiber.h"
 #include "sentry/fiber/scheduler.h"
 #include "sentry/fs/gofer/gofer_fs.h"
@@ -114,6 +115,13 @@ class GoferFsTest : public testing::Test {
   int WalkError(std::string_view path) {
     auto p = vfs_.Walk(Ctx(), path, {});
     return p.ok() ? 0 : p.error().code();
+  }
+  // How many requests the gofer has been sent.
+  static uint64_t Requests() {
+    for (const base::Counter* c = base::Counter::First(); c != nullptr; c = c->next()) {
+      if (c->name() == std::string_view("gofer.requests")) return c->value();
+    }
+    return 0;
   }
   static int Code(const base::Status& s) { return s.ok() ? 0 : s.error().code(); }
   std::string Host(const std::string& name) { return dir_ + name; }
@@ -274,7 +282,7 @@ TEST_F(GoferFsTest, Listings) {
 TEST_F(GoferFsTest, ChildrenLookedUpAtOnce) {
   for (int i = 0; i < 700; ++i) SetHostText("/f" + std::to_string(i), std::to_string(i));
   ASSERT_EQ(symlink("f1", Host("/link").c_str()), 0);
-  Mount(GoferCache::kExclusive);
+  Mount(GoferCache::kExclusive, 40'000);
   Run([&] {
     EXPECT_EQ(List("/").size(), 703u);
     for (int i = 0; i < 700; ++i) {
@@ -291,6 +299,52 @@ TEST_F(GoferFsTest, ChildrenLookedUpAtOnce) {
     EXPECT_EQ(WalkError("/f6"), ENOENT);
     Write(*Open("/none", O_CREAT | O_WRONLY), "new");
     EXPECT_EQ(Stat("/none").size, 3u);
+  });
+}
+
+TEST_F(GoferFsTest, FilesOpenedWithTheirSiblings) {
+  for (int i = 0; i < 200; ++i) SetHostText("/f" + std::to_string(i), std::to_string(i));
+  Mount(GoferCache::kExclusive, 10'000);
+  Run([&] {
+    List("/");
+    for (int i = 0; i < 200; ++i) Stat("/f" + std::to_string(i));
+    const uint64_t before = Requests();
+    for (int i = 0; i < 200; ++i) {
+      EXPECT_EQ(PRead(*Open("/f" + std::to_string(i), O_RDONLY), 0, 10), std::to_string(i));
+    }
+    EXPECT_LT(Requests() - before, 40u);
+    // Each kept descriptor is that of its own file also when names change.
+    EXPECT_TRUE(vfs_.Rename(Ctx(), "/f7", Ctx(), "/f8", 0).ok());
+    EXPECT_EQ(PRead(*Open("/f8", O_RDONLY), 0, 10), "7");
+    Write(*Open("/f9", O_WRONLY | O_TRUNC), "nine");
+    EXPECT_EQ(PRead(*Open("/f9", O_RDONLY), 0, 10), "nine");
+  });
+}
+
+TEST_F(GoferFsTest, SmallReadsSeeEveryChange) {
+  SetHostText("/f", std::string(40'000, 'a'));
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto reader = Open("/f", O_RDONLY);
+    auto writer = Open("/f", O_RDWR);
+    for (int i = 0; i < 8; ++i) EXPECT_EQ(PRead(*reader, 100 + i * 8, 8), "aaaaaaaa");
+    Write(*writer, "bcd");
+    EXPECT_EQ(PRead(*reader, 0, 5), "bcdaa");
+    for (int i = 0; i < 8; ++i) EXPECT_EQ(PRead(*reader, 39'996, 8), "aaaa");
+    EXPECT_EQ(PRead(*reader, 40'000, 8), "");
+    EXPECT_TRUE(vfs_.Truncate(*creds_, *writer, 39'998).ok());
+    EXPECT_EQ(PRead(*reader, 39'996, 8), "aa");
+    EXPECT_TRUE(vfs_.Truncate(*creds_, *writer, 50'000).ok());
+    EXPECT_EQ(PRead(*reader, 39'996, 8), std::string("aa\0\0\0\0\0\0", 8));
+    EXPECT_EQ(PRead(*reader, 50'000, 8), "");
+    EXPECT_TRUE(vfs_.Truncate(*creds_, *writer, 3).ok());
+    EXPECT_EQ(PRead(*reader, 0, 8), "bcd");
+    // A writable mapping changes bytes unseen.
+    auto mapping = writer->Mmap(0, 4096, PROT_READ | PROT_WRITE, true);
+    ASSERT_TRUE(mapping.ok());
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(PRead(*reader, 0, 8), "bcd");
+    ASSERT_EQ(pwrite(mapping->file->get(), "X", 1, 0), 1);
+    EXPECT_EQ(PRead(*reader, 0, 8), "Xcd");
   });
 }
 
@@ -322,6 +376,23 @@ TEST_F(GoferFsTest, MappingsAreCoherent) {
     memset(p, 'b', 2);
     EXPECT_EQ(PRead(*f, 0, 3), "bba");
     munmap(p, 4096);
+  });
+}
+
+// Whoever else has the file open for writing.
+TEST_F(GoferFsTest, MappingsThatMustNotWriteGetNoDescriptionThatWrites) {
+  Mount(GoferCache::kExclusive);
+  Run([&] {
+    auto writer = Open("/m", O_CREAT | O_RDWR);
+    Write(*writer, std::string(4096, 'a'));
+    auto reader = Open("/m", O_RDONLY);
+    auto read_only = reader->Mmap(0, 4096, PROT_READ, true);
+    auto is_private = writer->Mmap(0, 4096, PROT_READ | PROT_WRITE, false);
+    auto shared = writer->Mmap(0, 4096, PROT_READ, true);
+    ASSERT_TRUE(read_only.ok() && is_private.ok() && shared.ok());
+    EXPECT_EQ(fcntl(read_only->file->get(), F_GETFL) & O_ACCMODE, O_RDONLY);
+    EXPECT_EQ(fcntl(is_private->file->get(), F_GETFL) & O_ACCMODE, O_RDONLY);
+    EXPECT_EQ(fcntl(shared->file->get(), F_GETFL) & O_ACCMODE, O_RDWR);
   });
 }
 

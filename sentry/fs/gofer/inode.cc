@@ -147,12 +147,13 @@ base::Status GoferInode::Truncate(uint64_t size) {
     r.mask = gofer::kSetSize;
     r.size = size;
     Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
+    data_version_.fetch_add(1, std::memory_order_seq_cst);
     return base::Ok();
   }
   const int error = fiber::BlockingCall(
       [&] { return ftruncate(fd->get(), static_cast<off_t>(size)) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
-  MarkStale();
+  Wrote();
   return base::Ok();
 }
 
@@ -224,65 +225,15 @@ base::Status GoferInode::RemoveXattr(std::string_view name) {
   return base::Ok();
 }
 
-// --- host descriptors ---
-
-base::Result<base::Ref<base::HostFd>> GoferInode::EnsureFd(bool write) {
-  {
-    absl::MutexLock l(&mutex_);
-    if (write_fd_) return write_fd_;
-    if (!write && read_fd_) return read_fd_;
-  }
-  base::UniqueFd fd =
-      TRY(gofer::ParseFd(Call(gofer::MakeOpen(handle_, write ? O_RDWR : O_RDONLY))));
-  // The file that was asked for, and no other.
-  struct stat st;
-  if (syscall(SYS_fstat, fd.get(), &st) != 0 || !S_ISREG(st.st_mode) || st.st_ino != host_ino_) {
-    return base::Error(EIO);
-  }
-  auto shared = base::MakeRef<base::HostFd>(fd.release());
+bool GoferInode::EndsAt(uint64_t offset) const {
+  if (!DataVersion() || stale_.load(std::memory_order_acquire)) return false;
   absl::MutexLock l(&mutex_);
-  base::Ref<base::HostFd>& slot = write ? write_fd_ : read_fd_;
-  if (!slot) slot = std::move(shared);  // somebody else may have been first
-  return slot;
-}
-
-void GoferInode::AdoptFd(base::UniqueFd fd) {
-  auto shared = base::MakeRef<base::HostFd>(fd.release());
-  absl::MutexLock l(&mutex_);
-  if (!write_fd_) write_fd_ = std::move(shared);
-}
-
-void GoferInode::AddOpen() {
-  bool first;
-  {
-    absl::MutexLock l(&mutex_);
-    first = opens_++ == 0;
-  }
-  if (first) gofer_fs().LeaveIdle(this);
-}
-
-void GoferInode::DropOpen() {
-  base::Ref<base::HostFd> closing;
-  {
-    absl::MutexLock l(&mutex_);
-    if (--opens_ > 0) return;
-    // A descriptor for writing would keep the host from executing a shared file.
-    if (!gofer_fs().exclusive()) std::swap(closing, write_fd_);
-    if (!read_fd_ && !write_fd_) return;
-  }
-  gofer_fs().EnterIdle(this);
-}
-
-void GoferInode::CloseIdle() {
-  base::Ref<base::HostFd> read, write;
-  absl::MutexLock l(&mutex_);
-  if (opens_ > 0) return;
-  std::swap(read, read_fd_);
-  std::swap(write, write_fd_);
+  return attr_.size == offset;
 }
 
 // A read of what is in the host's page cache does not wait, and is tried first.
-base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint64_t offset) {
+base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint64_t offset,
+                                        bool* end) {
   GoferFilesystem& fs = gofer_fs();
   size_t done = 0;
   while (done < size && (fs.nowait() || fs.in_memory())) {
@@ -298,8 +249,11 @@ base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint6
       if (done > 0) return done;
       return base::LastError();
     }
-    if (n == 0) return done;
     done += static_cast<size_t>(n);
+    if (n == 0 || (done < size && EndsAt(offset + done))) {
+      *end = true;
+      return done;
+    }
   }
   if (done == size) return done;
   const ssize_t n = fiber::BlockingCall([&] {
@@ -308,7 +262,10 @@ base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint6
       const ssize_t r = pread(fd, buffer + done + more, size - done - more,
                               static_cast<off_t>(offset + done + more));
       if (r < 0) return more > 0 ? static_cast<ssize_t>(more) : -static_cast<ssize_t>(errno);
-      if (r == 0) break;
+      if (r == 0) {
+        *end = true;
+        break;
+      }
       more += static_cast<size_t>(r);
     }
     return static_cast<ssize_t>(more);

@@ -30,9 +30,14 @@ struct GoferListing {
   std::vector<Item> items;
 };
 
-// All children of a directory of an exclusive filesystem, looked up at once. Immutable.
+class GoferInode;
+
+// All children of a directory of an exclusive filesystem, looked up at once. Immutable but for the
+// count.
 struct GoferPrefetch {
   std::map<std::string, base::Ref<Inode>, std::less<>> children;
+  std::vector<GoferInode*> files;          // the regular ones, in the directory's order
+  mutable std::atomic<uint32_t> opens{0};  // of files for which the gofer had to be asked
 };
 
 // Attributes are cached. With an exclusive filesystem they are the truth, but for what the host
@@ -58,6 +63,7 @@ class GoferInode : public Inode {
   base::Result<base::Ref<Inode>> Mkdir(std::string_view name, const NewInode& args) override;
   base::Result<base::Ref<Inode>> Symlink(std::string_view name, std::string_view target,
                                          const NewInode& args) override;
+  base::Result<base::Ref<Inode>> Tmpfile(const NewInode& args) override;
   base::Status Link(std::string_view name, Inode& target) override;
   base::Status Unlink(std::string_view name, Inode& victim) override;
   base::Status Rmdir(std::string_view name, Inode& victim) override;
@@ -76,13 +82,27 @@ class GoferInode : public Inode {
   base::Status SyncDirectory();
   // All entries of the directory.
   base::Result<std::shared_ptr<const GoferListing>> List();
-  // Reads from `fd` of this file at `offset` without blocking a worker; fewer bytes at its end.
-  base::Result<size_t> ReadAt(int fd, char* buffer, size_t size, uint64_t offset);
+  // Reads from `fd` of this file at `offset` without blocking a worker. Fewer bytes at its end, and
+  // `*end` is then true (it is not touched otherwise), or before an error.
+  base::Result<size_t> ReadAt(int fd, char* buffer, size_t size, uint64_t offset, bool* end);
   // After a write or a read: the host has changed size and times.
-  void Wrote() { MarkStale(); }
+  void Wrote() {
+    data_version_.fetch_add(1, std::memory_order_seq_cst);
+    MarkStale();
+  }
   void WasRead() {
     if (atime_due_.load(std::memory_order_relaxed)) MarkStale();
   }
+  // What was read of the file since the version was this is still what is in it. Nothing if its
+  // bytes may change unseen: a shared mount, or a writable mapping.
+  std::optional<uint64_t> DataVersion() const {
+    if (!gofer_fs().exclusive() || mapped_writable_.load(std::memory_order_acquire)) {
+      return std::nullopt;
+    }
+    return data_version_.load(std::memory_order_seq_cst);
+  }
+  // A host descriptor that cannot write.
+  base::Result<base::Ref<base::HostFd>> MappingFd();
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
   // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
@@ -104,8 +124,17 @@ class GoferInode : public Inode {
   }
   // A host descriptor for reading or for reading and writing.
   base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
+  base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
   void AdoptFd(base::UniqueFd fd);
+  bool HasFd() const;
+  void KeepForReading(base::UniqueFd fd);
+  // The file that was asked for, and no other?
+  bool IsOpenOn(const base::UniqueFd& fd) const;
+  // Opens this file, and those next to it in its directory, for reading, if that is likely to pay.
+  void OpenWithSiblings();
   void Apply(const gofer::Attr& attr);
+  // True if the file is known to end at `offset`.
+  bool EndsAt(uint64_t offset) const;
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
   void MarkStale() { stale_.store(true, std::memory_order_release); }
@@ -128,8 +157,10 @@ class GoferInode : public Inode {
   std::atomic<bool> stale_{false};
   std::atomic<bool> mapped_writable_{false};
   std::atomic<bool> atime_due_{false};     // the next read changes the access time (relatime)
+  std::atomic<bool> never_linked_{false};  // made with O_TMPFILE | O_EXCL
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
   std::atomic<uint64_t> names_version_{0};
+  std::atomic<uint64_t> data_version_{0};  // of the bytes, the size included
   std::atomic<bool> listed_{false};
   std::atomic<uint32_t> lookups_{0};
 
@@ -148,6 +179,9 @@ class GoferInode : public Inode {
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
   std::shared_ptr<const GoferPrefetch> prefetch_ ABSL_GUARDED_BY(mutex_);
   uint64_t prefetch_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Of a regular file: what it was looked up with, and its place in `files` there.
+  std::weak_ptr<const GoferPrefetch> siblings_ ABSL_GUARDED_BY(mutex_);
+  size_t sibling_index_ ABSL_GUARDED_BY(mutex_) = 0;
 
   fiber::Mutex data_mutex_;
 

@@ -44,8 +44,11 @@ InodeAttr AttrOf(const struct stat& st, const Inode& inode) {
 // The host's owner means nothing inside; the guest may change the mode that it sees.
 class HostInode : public AnonInode {
  public:
-  HostInode(Filesystem* fs, base::Ref<base::HostFd> host, mode_t mode)
-      : AnonInode(fs, mode, 0, 0), host_(std::move(host)) {}
+  HostInode(Filesystem* fs, base::Ref<base::HostFd> host, mode_t mode, uint32_t access)
+      : AnonInode(fs, mode, 0, 0), host_(std::move(host)), access_(access) {}
+  // Through /proc/PID/fd: another description of the same host descriptor, so that the position of
+  // a regular file is shared (Linux gives a new one), for no more than the descriptor allows.
+  base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;
   base::Result<InodeAttr> GetAttr() override {
     InodeAttr shown = TRY(AnonInode::GetAttr());
     struct stat st;
@@ -60,6 +63,7 @@ class HostInode : public AnonInode {
  private:
   ~HostInode() override = default;
   const base::Ref<base::HostFd> host_;
+  const uint32_t access_;  // the host's O_ACCMODE
 };
 
 class HostFile : public FileDescription {
@@ -89,6 +93,12 @@ class HostFile : public FileDescription {
   absl::Mutex watch_mutex_;
   fiber::FdWatch watch_ ABSL_GUARDED_BY(watch_mutex_);
 };
+
+base::Result<base::Ref<FileDescription>> HostInode::Open(const OpenArgs& args) {
+  const uint32_t asked = args.flags & O_ACCMODE;
+  if (access_ != O_RDWR && asked != access_) return base::Error(EACCES);
+  return base::Ref<FileDescription>(base::MakeRef<HostFile>(args.path, args.flags, host_, type()));
+}
 
 base::Status HostFile::AwaitReady(short events, bool nonblock) {
   if (S_ISREG(type_)) return base::Ok();
@@ -221,11 +231,11 @@ base::Result<base::Ref<FileDescription>> ImportHostFile(Vfs& vfs, base::UniqueFd
   int flags = fcntl(fd.get(), F_GETFL);
   if (flags < 0) return base::LastError();
   auto host = base::MakeRef<base::HostFd>(fd.release());
+  const uint32_t kept = static_cast<uint32_t>(flags) & (O_ACCMODE | O_APPEND);
   auto inode = base::MakeRef<HostInode>(vfs.anonymous_filesystem().get(), host,
-                                        (st.st_mode & S_IFMT) | mode_t{0600});
+                                        (st.st_mode & S_IFMT) | mode_t{0600}, kept & O_ACCMODE);
   std::string name = "host:[" + std::to_string(inode->ino()) + "]";
   Path path = vfs.AnonymousPath(std::move(inode), std::move(name));
-  uint32_t kept = static_cast<uint32_t>(flags) & (O_ACCMODE | O_APPEND);
   return base::Ref<FileDescription>(
       base::MakeRef<HostFile>(std::move(path), kept, std::move(host), st.st_mode & S_IFMT));
 }

@@ -183,7 +183,7 @@ base::Result<std::string> PidStat(const PidContext& c) {
       group.rlimits().Soft(RLIMIT_RSS), layout.start_code, layout.end_code, layout.start_stack);
   // Signals as the old 31 bits; wchan, swap, exit signal, processor.
   s += fmt::format("{} {} {} {} {} 0 0 17 0 ", (t.PendingSignalSet() & 0x7fffffff),
-                   t.signal_mask() & 0x7fffffff, ignored & 0x7fffffff, caught & 0x7fffffff,
+                   t.CurrentSignalMask() & 0x7fffffff, ignored & 0x7fffffff, caught & 0x7fffffff,
                    state == 'S' ? 1 : 0);
   int policy = t.sched_policy.load();
   s += fmt::format("{} {} 0 0 0 {} {} {} {} {} {} {} {}\n",
@@ -259,7 +259,7 @@ std::string SignalLines(Task& t) {
       "SigQ:\t{}/{}\nSigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\t{:016x}\nSigIgn:\t{:016x}\n"
       "SigCgt:\t{:016x}\n",
       queued, group.rlimits().Soft(RLIMIT_SIGPENDING), t.OwnPendingSet(), t.SharedPendingSet(),
-      t.signal_mask(), ignored, caught);
+      t.CurrentSignalMask(), ignored, caught);
 }
 
 }  // namespace

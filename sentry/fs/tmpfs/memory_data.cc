@@ -10,6 +10,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "sentry/base/kernel_memory.h"
+
 namespace sentry {
 namespace {
 
@@ -22,6 +24,9 @@ constexpr size_t kBounce = 64 * 1024;
 constexpr uint64_t kMaxReserve = uint64_t{1} << 24;
 
 std::atomic<int> g_mappings{0};
+
+// With little left of the sentry's own memory no more than a page is kept there.
+uint64_t InlineMax() { return base::KernelMemory::Tight() ? kMemoryPage : MemoryData::kInlineMax; }
 
 constexpr uint64_t PageOf(uint64_t offset) { return offset / kMemoryPage; }
 constexpr uint64_t PagesOf(uint64_t bytes) {
@@ -192,9 +197,13 @@ base::Status MemoryData::EnsureCapacity(uint64_t end) {
 }
 
 base::Status MemoryData::MoveToFile() {
-  const int fd = memfd_create("file", MFD_CLOEXEC);
-  if (fd < 0) return base::Error(errno == EMFILE || errno == ENFILE ? ENOSPC : errno);
-  fd_ = base::MakeRef<base::HostFd>(fd);
+  auto file = base::MemoryFile::New();
+  if (!file.ok()) {
+    const int error = file.error().code();
+    return base::Error(error == EMFILE || error == ENFILE ? ENOSPC : error);
+  }
+  file_ = std::move(*file);
+  fd_ = file_->fd();
   for (uint64_t page = 0; page < PagesOf(inline_.size()); page++) {
     pages_[page / 64] |= uint64_t{1} << (page % 64);  // charged already
   }
@@ -203,11 +212,12 @@ base::Status MemoryData::MoveToFile() {
     if (status.ok() && map_ != nullptr) {
       memcpy(map_, inline_.data(), inline_.size());
     } else if (status.ok()) {
-      const ssize_t n = pwrite(fd, inline_.data(), inline_.size(), 0);
+      const ssize_t n = pwrite(fd_->get(), inline_.data(), inline_.size(), 0);
       if (n != static_cast<ssize_t>(inline_.size())) status = base::Error(n < 0 ? errno : EIO);
     }
     if (!status.ok()) {
       fd_ = nullptr;
+      file_ = nullptr;
       pages_.clear();
       capacity_ = 0;
       return status;
@@ -221,6 +231,7 @@ base::Result<size_t> MemoryData::WriteInline(IoSource& src, uint64_t offset, uin
   const size_t old = inline_.size();
   const uint64_t end = offset + length;
   if (end > old) {
+    if (base::KernelMemory::Full()) return base::Error(ENOSPC);
     const uint64_t more = PagesOf(end) - PagesOf(old);
     if (!quota_->Charge(more)) {
       // As many bytes as fit into pages that are there, then page by page.
@@ -277,7 +288,7 @@ base::Result<size_t> MemoryData::Write(IoSource& src, uint64_t offset) {
   if (offset >= kMaxFileSize) return base::Error(EFBIG);
   length = std::min(length, kMaxFileSize - offset);
   const uint64_t end = offset + length;
-  if (!fd_ && end > kInlineMax) TRY(MoveToFile());
+  if (!fd_ && end > InlineMax()) TRY(MoveToFile());
   auto written = fd_ ? WriteFile(src, offset, length) : WriteInline(src, offset, length);
   if (written.ok() && *written > 0 && offset + *written > size_) size_ = offset + *written;
   if (exact_ && capacity_ != size_) TRY(SetHostSize(size_));
@@ -310,7 +321,7 @@ base::Status MemoryData::Truncate(uint64_t size) {
 }
 
 base::Status MemoryData::Reserve(uint64_t offset, uint64_t length) {
-  if (!fd_ && offset + length > kInlineMax) TRY(MoveToFile());
+  if (!fd_ && offset + length > InlineMax()) TRY(MoveToFile());
   if (!fd_) {
     if (offset + length <= inline_.size()) return base::Ok();
     const uint64_t more = PagesOf(offset + length) - PagesOf(inline_.size());
@@ -382,7 +393,7 @@ base::Result<base::Ref<base::HostFd>> MemoryData::HostFile(bool writable) {
     TRY(SetHostSize(size_));
     exact_ = true;
   }
-  if (!writable) return fd_;
+  if (!writable) return file_->ReadOnly();
   if (!writable_fd_) {
     const int copy = fcntl(fd_->get(), F_DUPFD_CLOEXEC, 0);
     if (copy < 0) return base::LastError();

@@ -5,10 +5,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "sentry/base/host_fd.h"
+#include "sentry/base/memory_file.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/vfs/file_description.h"
@@ -64,7 +66,7 @@ class MemoryData {
   // Next data or hole at or after `offset`, which is below size(); ENXIO if there is no data.
   base::Result<uint64_t> Seek(uint64_t offset, bool data) const;
   // The host file to be mapped, moving the data there if need be. With `writable` a reference that
-  // writable_mappings() counts.
+  // writable_mappings() counts, else a description that cannot write.
   base::Result<base::Ref<base::HostFd>> HostFile(bool writable);
   // True while a reference that HostFile(true) gave out exists.
   bool writable_mappings() const { return writable_fd_ && writable_fd_->ref_count() > 1; }
@@ -88,8 +90,9 @@ class MemoryData {
   PageQuota* const quota_;
   uint64_t size_ = 0;
   std::vector<std::byte> inline_;  // while there is no file: bytes up to the last one written
-  base::Ref<base::HostFd> fd_;
-  base::Ref<base::HostFd> writable_fd_;  // the same file
+  std::unique_ptr<base::MemoryFile> file_;
+  base::Ref<base::HostFd> fd_;           // reads and writes; for us alone
+  base::Ref<base::HostFd> writable_fd_;  // the same
   bool exact_ = false;     // the host file has exactly size_ bytes, since guests map it
   uint64_t capacity_ = 0;  // size of the host file
   std::byte* map_ = nullptr;

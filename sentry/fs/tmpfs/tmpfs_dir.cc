@@ -128,7 +128,14 @@ base::Result<base::Ref<Inode>> TmpfsDirectory::Mkdir(std::string_view name, cons
 base::Result<base::Ref<Inode>> TmpfsDirectory::Symlink(std::string_view name,
                                                        std::string_view target,
                                                        const NewInode& args) {
-  base::Ref<TmpfsSymlink> link = TRY(Make<TmpfsSymlink>(args, target));
+  const uint64_t pages = TmpfsSymlink::PagesFor(target);
+  if (pages != 0 && !tmpfs().pages().Charge(pages)) return base::Error(ENOSPC);
+  auto made = Make<TmpfsSymlink>(args, target);
+  if (!made.ok()) {
+    tmpfs().pages().Uncharge(pages);
+    return made.error();
+  }
+  base::Ref<TmpfsSymlink> link = *std::move(made);
   AddEntry(name, link);
   Touch(false, true, true);
   return base::Ref<Inode>(std::move(link));

@@ -116,6 +116,8 @@ class TmpfsRegular : public TmpfsInode {
 
 class TmpfsSymlink : public TmpfsInode {
  public:
+  // What a target takes of the filesystem's pages (SHORT_SYMLINK_LEN): who makes one charges it.
+  static uint64_t PagesFor(std::string_view target) { return target.size() < 128 ? 0 : 1; }
   TmpfsSymlink(TmpfsFilesystem* fs, uint64_t ino, const NewInode& args, std::string_view target)
       : TmpfsInode(fs, ino, args), target_(target) {}
   base::Result<std::string> ReadLink() override { return target_; }
@@ -124,7 +126,7 @@ class TmpfsSymlink : public TmpfsInode {
   void FillAttr(InodeAttr* attr) override { attr->size = target_.size(); }
 
  private:
-  ~TmpfsSymlink() override = default;
+  ~TmpfsSymlink() override { tmpfs().pages().Uncharge(PagesFor(target_)); }
   const std::string target_;
 };
 

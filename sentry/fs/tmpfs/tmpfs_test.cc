@@ -283,6 +283,26 @@ TEST_F(TmpfsTest, MappingSharesBytes) {
   munmap(p, 4096);
 }
 
+// What goes to a stub for a mapping that must not write cannot be made to.
+TEST_F(TmpfsTest, MappingWithoutTheRightToWriteGetsNoDescriptionThatWrites) {
+  auto f = Open("/m", O_CREAT | O_RDWR);
+  Write(*f, "before");
+  auto reader = Open("/m", O_RDONLY);
+  auto writable = f->Mmap(0, 4096, PROT_READ, true);
+  auto read_only = reader->Mmap(0, 4096, PROT_READ, true);
+  auto is_private = f->Mmap(0, 4096, PROT_READ | PROT_WRITE, false);
+  ASSERT_TRUE(writable.ok() && read_only.ok() && is_private.ok());
+  EXPECT_EQ(fcntl(writable->file->get(), F_GETFL) & O_ACCMODE, O_RDWR);
+  for (int fd : {read_only->file->get(), is_private->file->get()}) {
+    EXPECT_EQ(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+    EXPECT_EQ(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+    void* p = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    ASSERT_NE(p, MAP_FAILED);
+    EXPECT_EQ(memcmp(p, "before", 6), 0);
+    munmap(p, 4096);
+  }
+}
+
 TEST_F(TmpfsTest, MemfdSeals) {
   auto f = *NewMemfd(vfs_, *creds_, "test", MFD_ALLOW_SEALING);
   EXPECT_EQ(vfs_.PathName(*ns_, root_, f->path()), "/memfd:test (deleted)");

@@ -2,6 +2,7 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "sentry/net/unix/endpoint.h"
@@ -16,6 +17,14 @@ using base::Status;
 constexpr uint32_t kIn = EPOLLIN | EPOLLRDNORM;
 constexpr uint32_t kOut = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
 constexpr size_t kMessageOverhead = 32;  // unix_dgram_sendmsg: len > sk_sndbuf - 32 is EMSGSIZE
+
+// What a message of `length` bytes takes of the sender's buffer, so that small ones are bounded
+// too: as Linux counts it (SKB_TRUESIZE), the header and data in a power of two, or pages.
+size_t TrueSize(size_t length) {
+  constexpr size_t kHeader = 256, kShared = 320, kPage = 4096;
+  if (length + kShared <= 2 * kPage) return kHeader + std::bit_ceil(length + kShared);
+  return kHeader + 2 * kHeader + (length + kPage - 1) / kPage * kPage;
+}
 
 // The address of a sender; one without a name has none at all.
 SockAddr AddressOf(const std::string& name) {
@@ -38,18 +47,20 @@ Error Interrupted(int64_t deadline_ns) {
 void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
   ring_.Produced(length);
   queued_.fetch_add(length);
-  from.charged_.fetch_add(length);
   absl::MutexLock lock(&mutex_);
   if (stream() && args.files.empty() && !records_.empty()) {
     UnixRecord& last = records_.back();
     if (last.files.empty() && last.creds == *args.creds && last.from.get() == &from) {
       last.length += length;
       last.charge += length;
+      from.charged_.fetch_add(length);
       return;
     }
   }
   UnixRecord record;
-  record.length = record.charge = length;
+  record.length = length;
+  record.charge = TrueSize(length);
+  from.charged_.fetch_add(record.charge);
   record.creds = *args.creds;
   record.files_uid = record.creds.uid;
   record.files = std::move(args.files);
@@ -65,19 +76,21 @@ void UnixEndpoint::Uncharge(size_t n) {
 
 void UnixEndpoint::Consume(size_t n, bool whole) {
   base::Ref<UnixEndpoint> from;
+  size_t charge;
   {
     absl::MutexLock lock(&mutex_);
     if (records_.empty()) return;  // closed meanwhile
     UnixRecord& r = records_.front();
     if (whole) n = r.length;
     r.length -= n;
-    r.charge -= n;
+    charge = r.length == 0 ? r.charge : n;
+    r.charge -= charge;
     from = r.from;
     if (r.length == 0) records_.pop_front();
   }
   ring_.Consumed(n);
   if (queued_.fetch_sub(n) == n) ring_.Reset();
-  from->Uncharge(n);
+  from->Uncharge(charge);
 }
 
 bool UnixEndpoint::Look(size_t index, Glance* glance) const {
@@ -167,8 +180,8 @@ bool UnixEndpoint::QueueFull() const {
 }
 
 bool UnixEndpoint::HasRoomFor(UnixEndpoint& to, size_t n) {
-  size_t charged = charged_.load();
-  if (charged > 0 && charged + n > static_cast<size_t>(send_buffer())) return false;
+  // As sock_alloc_send_pskb: the last message may go beyond the limit.
+  if (charged_.load() >= static_cast<size_t>(send_buffer())) return false;
   if (RingBuffer::kSize - std::min(to.queued_.load(), RingBuffer::kSize) < n) return false;
   return to.peer().get() == this || !to.QueueFull();
 }

@@ -1,11 +1,11 @@
-// futex(2) and futex_waitv(2) as far as they reach the sentry: waits that the host's futex ran and
-// a signal ended, priority inheritance, and what a filter had to be asked about first.
+// futex(2) as far as it reaches the sentry: waits that the host's futex ran and a signal ended,
+// priority inheritance, and what a filter had to be asked about first.
 #include <linux/futex.h>
 
 #include <limits>
 
 #include "sentry/base/time.h"
-#include "sentry/kernel/futex_pi.h"
+#include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/task.h"
 #include "sentry/syscalls/handlers.h"
 
@@ -20,7 +20,7 @@ using base::Result;
 
 namespace {
 
-constexpr int kNrFutex = 202, kNrFutexWaitv = 449;
+constexpr int kNrFutex = 202;
 
 // An absolute timeout as a deadline of CLOCK_MONOTONIC; none if `addr` is 0.
 Result<int64_t> Deadline(Task& t, uint64_t addr, bool realtime) {
@@ -91,11 +91,6 @@ Result<uint64_t> SysFutex(Task& t, const SyscallArgs& a) {
     default:  // FUTEX_FD is long gone
       return Error(ENOSYS);
   }
-}
-
-Result<uint64_t> SysFutexWaitv(Task& t, const SyscallArgs&) {
-  if (t.context().trap().futex_interrupted) return Error(base::kERESTARTSYS);
-  return t.AnswerInLane(kNrFutexWaitv);
 }
 
 }  // namespace sentry

@@ -1,4 +1,4 @@
-#include "sentry/kernel/futex_pi.h"
+#include "sentry/kernel/futex/futex_pi.h"
 
 #include <linux/futex.h>
 
