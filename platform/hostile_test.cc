@@ -248,7 +248,8 @@ TEST_F(HostileTest, ListedCallsWithBadArguments) {
   expect_ended(202, kSharedBase + 64, 9, 0, 0);
   for (uint64_t op : {6ull, 7ull, 8ull, 11ull, 12ull, 2ull, 3ull, 4ull})
     expect_ended(202, test::kData, op, 0, 0);
-  expect_ended(228, 0, test::kData, 0, 0);
+  expect_ended(228, 2, test::kData, 0, 0);      // CPU time of the process
+  expect_ended(228, ~5ull, test::kData, 0, 0);  // CPU time of another's thread
   for (uint64_t command : {0ull, 1ull, 2ull, 4ull, 512ull}) expect_ended(324, command, 0, 0, 0);
 }
 
