@@ -183,6 +183,27 @@ base::Result<uint64_t> GetIpcObject(const IpcCaller& caller, const IpcTable<T>& 
   return static_cast<uint64_t>(found->perm.id);
 }
 
+// How IPC_STAT and its sisters name an object: by its id, or by its place in the table, with or
+// without asking for the right to read it (SHM_STAT, SHM_STAT_ANY).
+enum class IpcStat { kById, kByIndex, kAny };
+
+// The object, if the caller may look at it. EINVAL, EACCES.
+template <typename T>
+base::Result<base::Ref<T>> FindForStat(const IpcCaller& caller, const IpcTable<T>& table, int id,
+                                       IpcStat how) {
+  constexpr uint32_t kRead = 0444;
+  base::Ref<T> object = TRY(how == IpcStat::kById ? table.Find(id) : table.FindIndex(id));
+  if (how != IpcStat::kAny) TRY(caller.MayAccess(object->perm, kRead));
+  return object;
+}
+
+// What such a call returns, and what it copies out.
+template <typename Ds>
+struct IpcStatResult {
+  uint64_t value;  // 0, or the id if it was asked for by place
+  Ds ds;
+};
+
 // Number of `pid` for the reader of a file or a struct; 0 if none.
 int ShownPid(const base::Ref<Pid>& pid);
 int64_t IpcNow();  // CLOCK_REALTIME, seconds

@@ -20,8 +20,6 @@ using base::Status;
 
 namespace {
 
-constexpr uint32_t kReadAccess = 0444;
-
 uint64_t BytesOf(const IpcMessage& message) { return message.data.size() + 96; }
 
 bool Matches(const IpcMessage& message, const MsgWanted& wanted) {
@@ -197,18 +195,11 @@ msqid_ds Show(const MsgQueue& queue, const UserNamespace& ns) {
 }
 }  // namespace
 
-Result<msqid_ds> StatMsg(const IpcCaller& caller, int id) {
+Result<IpcStatResult<msqid_ds>> StatMsg(const IpcCaller& caller, int id, IpcStat how) {
   absl::MutexLock l(&caller.state->mutex);
-  base::Ref<MsgQueue> queue = TRY(caller.state->msg.Find(id));
-  TRY(caller.MayAccess(queue->perm, kReadAccess));
-  return Show(*queue, *caller.creds.user_ns);
-}
-
-Result<std::pair<int, msqid_ds>> StatMsgIndex(const IpcCaller& caller, int index, bool any) {
-  absl::MutexLock l(&caller.state->mutex);
-  base::Ref<MsgQueue> queue = TRY(caller.state->msg.FindIndex(index));
-  if (!any) TRY(caller.MayAccess(queue->perm, kReadAccess));
-  return std::pair(queue->perm.id, Show(*queue, *caller.creds.user_ns));
+  base::Ref<MsgQueue> found = TRY(FindForStat(caller, caller.state->msg, id, how));
+  return IpcStatResult<msqid_ds>{how == IpcStat::kById ? 0 : static_cast<uint64_t>(found->perm.id),
+                                 Show(*found, *caller.creds.user_ns)};
 }
 
 Status SetMsg(const IpcCaller& caller, int id, const msqid_ds& wanted) {

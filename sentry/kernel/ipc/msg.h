@@ -70,8 +70,7 @@ class MsgQueue : public base::RefCounted {
 // msgget(2).
 base::Result<uint64_t> GetMsg(const IpcCaller& caller, key_t key, int flags);
 base::Result<base::Ref<MsgQueue>> FindMsg(const IpcCaller& caller, int id);
-base::Result<msqid_ds> StatMsg(const IpcCaller& caller, int id);
-base::Result<std::pair<int, msqid_ds>> StatMsgIndex(const IpcCaller& caller, int index, bool any);
+base::Result<IpcStatResult<msqid_ds>> StatMsg(const IpcCaller& caller, int id, IpcStat how);
 // IPC_SET. EPERM for more bytes than msgmnb without CAP_SYS_RESOURCE.
 base::Status SetMsg(const IpcCaller& caller, int id, const msqid_ds& wanted);
 base::Status RemoveMsg(const IpcCaller& caller, int id);

@@ -15,7 +15,6 @@ using base::Status;
 
 namespace {
 
-constexpr uint32_t kReadAccess = 0444;
 constexpr int kMaxAdjustment = 32767;  // SEMAEM
 
 uint64_t BytesOf(size_t count) { return 256 + count * 24; }
@@ -277,18 +276,11 @@ semid_ds Show(const SemSet& set, const UserNamespace& ns) {
 }
 }  // namespace
 
-Result<semid_ds> StatSem(const IpcCaller& caller, int id) {
+Result<IpcStatResult<semid_ds>> StatSem(const IpcCaller& caller, int id, IpcStat how) {
   absl::MutexLock l(&caller.state->mutex);
-  base::Ref<SemSet> set = TRY(caller.state->sem.Find(id));
-  TRY(caller.MayAccess(set->perm, kReadAccess));
-  return Show(*set, *caller.creds.user_ns);
-}
-
-Result<std::pair<int, semid_ds>> StatSemIndex(const IpcCaller& caller, int index, bool any) {
-  absl::MutexLock l(&caller.state->mutex);
-  base::Ref<SemSet> set = TRY(caller.state->sem.FindIndex(index));
-  if (!any) TRY(caller.MayAccess(set->perm, kReadAccess));
-  return std::pair(set->perm.id, Show(*set, *caller.creds.user_ns));
+  base::Ref<SemSet> found = TRY(FindForStat(caller, caller.state->sem, id, how));
+  return IpcStatResult<semid_ds>{how == IpcStat::kById ? 0 : static_cast<uint64_t>(found->perm.id),
+                                 Show(*found, *caller.creds.user_ns)};
 }
 
 Status SetSemPerm(const IpcCaller& caller, int id, const UserIpcPerm& perm) {

@@ -102,8 +102,7 @@ class SemUndoList : public base::RefCounted {
 base::Result<uint64_t> GetSem(const IpcCaller& caller, key_t key, int count, int flags);
 // The set, if the caller may do `mode` (S_IRUGO, S_IWUGO; 0: not asked). EINVAL, EACCES.
 base::Result<base::Ref<SemSet>> FindSem(const IpcCaller& caller, int id, uint32_t mode);
-base::Result<semid_ds> StatSem(const IpcCaller& caller, int id);
-base::Result<std::pair<int, semid_ds>> StatSemIndex(const IpcCaller& caller, int index, bool any);
+base::Result<IpcStatResult<semid_ds>> StatSem(const IpcCaller& caller, int id, IpcStat how);
 base::Status SetSemPerm(const IpcCaller& caller, int id, const UserIpcPerm& perm);
 base::Status RemoveSem(const IpcCaller& caller, int id);
 // IPC_INFO, and with `usage` SEM_INFO: the highest place in use.

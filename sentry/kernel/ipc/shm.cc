@@ -20,7 +20,7 @@ using base::Status;
 namespace {
 
 constexpr uint64_t kPage = 4096;
-constexpr uint32_t kReadAccess = 0444, kWriteAccess = 0222;
+constexpr uint32_t kWriteAccess = 0222;
 
 }  // namespace
 
@@ -175,18 +175,11 @@ void NoteShmDetach(FileDescription& file) {
   shm->Stamp();
 }
 
-Result<shmid_ds> StatShm(const IpcCaller& caller, int id) {
+Result<IpcStatResult<shmid_ds>> StatShm(const IpcCaller& caller, int id, IpcStat how) {
   absl::MutexLock l(&caller.state->mutex);
-  base::Ref<ShmSegment> segment = TRY(caller.state->shm.Find(id));
-  TRY(caller.MayAccess(segment->perm, kReadAccess));
-  return Show(*segment, *caller.creds.user_ns);
-}
-
-Result<std::pair<int, shmid_ds>> StatShmIndex(const IpcCaller& caller, int index, bool any) {
-  absl::MutexLock l(&caller.state->mutex);
-  base::Ref<ShmSegment> segment = TRY(caller.state->shm.FindIndex(index));
-  if (!any) TRY(caller.MayAccess(segment->perm, kReadAccess));
-  return std::pair(segment->perm.id, Show(*segment, *caller.creds.user_ns));
+  base::Ref<ShmSegment> found = TRY(FindForStat(caller, caller.state->shm, id, how));
+  return IpcStatResult<shmid_ds>{how == IpcStat::kById ? 0 : static_cast<uint64_t>(found->perm.id),
+                                 Show(*found, *caller.creds.user_ns)};
 }
 
 Status SetShm(const IpcCaller& caller, int id, const UserIpcPerm& perm) {

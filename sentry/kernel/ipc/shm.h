@@ -47,9 +47,7 @@ uint64_t ShmSizeOf(const FileDescription& file);
 void NoteShmDetach(FileDescription& file);
 
 // shmctl(2).
-base::Result<shmid_ds> StatShm(const IpcCaller& caller, int id);
-// SHM_STAT and SHM_STAT_ANY: by place; also gives the id.
-base::Result<std::pair<int, shmid_ds>> StatShmIndex(const IpcCaller& caller, int index, bool any);
+base::Result<IpcStatResult<shmid_ds>> StatShm(const IpcCaller& caller, int id, IpcStat how);
 base::Status SetShm(const IpcCaller& caller, int id, const UserIpcPerm& perm);
 base::Status RemoveShm(const IpcCaller& caller, int id);
 // SHM_LOCK, SHM_UNLOCK. `limit`: RLIMIT_MEMLOCK.

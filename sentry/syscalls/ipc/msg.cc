@@ -83,15 +83,14 @@ Result<uint64_t> SysMsgctl(Task& t, const SyscallArgs& a) {
       return static_cast<uint64_t>(highest);
     }
     case MSG_STAT:
-    case MSG_STAT_ANY: {
-      auto [found, ds] = TRY(StatMsgIndex(caller, id, command == MSG_STAT_ANY));
-      TRY(UserPtr<msqid_ds>(a[2]).CopyOut(t.memory(), ds));
-      return static_cast<uint64_t>(found);
-    }
+    case MSG_STAT_ANY:
     case IPC_STAT: {
-      msqid_ds ds = TRY(StatMsg(caller, id));
+      const IpcStat how = command == IPC_STAT   ? IpcStat::kById
+                          : command == MSG_STAT ? IpcStat::kByIndex
+                                                : IpcStat::kAny;
+      auto [value, ds] = TRY(StatMsg(caller, id, how));
       TRY(UserPtr<msqid_ds>(a[2]).CopyOut(t.memory(), ds));
-      return 0;
+      return value;
     }
     case IPC_SET: {
       msqid_ds ds = TRY(UserPtr<msqid_ds>(a[2]).CopyIn(t.memory()));

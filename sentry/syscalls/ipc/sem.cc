@@ -121,15 +121,14 @@ Result<uint64_t> SysSemctl(Task& t, const SyscallArgs& a) {
       return static_cast<uint64_t>(highest);
     }
     case SEM_STAT:
-    case SEM_STAT_ANY: {
-      auto [found, ds] = TRY(StatSemIndex(caller, id, command == SEM_STAT_ANY));
-      TRY(UserPtr<semid_ds>(a[3]).CopyOut(t.memory(), ds));
-      return static_cast<uint64_t>(found);
-    }
+    case SEM_STAT_ANY:
     case IPC_STAT: {
-      semid_ds ds = TRY(StatSem(caller, id));
+      const IpcStat how = command == IPC_STAT   ? IpcStat::kById
+                          : command == SEM_STAT ? IpcStat::kByIndex
+                                                : IpcStat::kAny;
+      auto [value, ds] = TRY(StatSem(caller, id, how));
       TRY(UserPtr<semid_ds>(a[3]).CopyOut(t.memory(), ds));
-      return 0;
+      return value;
     }
     case IPC_SET: {
       UserIpcPerm perm = TRY(UserPtr<UserIpcPerm>(a[3]).CopyIn(t.memory()));

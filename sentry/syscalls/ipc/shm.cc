@@ -117,15 +117,14 @@ Result<uint64_t> SysShmctl(Task& t, const SyscallArgs& a) {
       return static_cast<uint64_t>(highest);
     }
     case SHM_STAT:
-    case SHM_STAT_ANY: {
-      auto [found, ds] = TRY(StatShmIndex(caller, id, command == SHM_STAT_ANY));
-      TRY(UserPtr<shmid_ds>(a[2]).CopyOut(t.memory(), ds));
-      return static_cast<uint64_t>(found);
-    }
+    case SHM_STAT_ANY:
     case IPC_STAT: {
-      shmid_ds ds = TRY(StatShm(caller, id));
+      const IpcStat how = command == IPC_STAT   ? IpcStat::kById
+                          : command == SHM_STAT ? IpcStat::kByIndex
+                                                : IpcStat::kAny;
+      auto [value, ds] = TRY(StatShm(caller, id, how));
       TRY(UserPtr<shmid_ds>(a[2]).CopyOut(t.memory(), ds));
-      return 0;
+      return value;
     }
     case IPC_SET: {
       UserIpcPerm perm = TRY(UserPtr<UserIpcPerm>(a[2]).CopyIn(t.memory()));
