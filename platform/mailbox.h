@@ -122,6 +122,8 @@ enum AnswerFlag : uint32_t {
   kAnswerRegs = 1,        // load every register from the slot; else only rax, from answer_rax
   kAnswerOrdersOnly = 2,  // report kOrdersDone and do not enter the guest
   kAnswerExit = 4,        // the thread ends
+  kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
+  kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
 };
 
 enum class OrderOp : uint32_t {
@@ -137,7 +139,10 @@ enum class OrderOp : uint32_t {
   kCloneThread,  // a: slot index; result: host thread id
   kPatch,  // a: first byte to change, b: new bytes, c: how many (5 to 7), d: old bytes, without
            // which nothing is done. Never fails.
-  kFork,   // fd: index of the mailbox; its socket follows. result: host process id
+  kCompareExchange,  // a: addr, b: expected, c: desired; result: what it held
+  kRseq,             // a: addr, b: length, c: flags, d: signature
+  kMembarrier,       // a: command, b: flags, c: processor
+  kFork,             // fd: index of the mailbox; its socket follows. result: host process id
 };
 
 struct OrderEntry {
@@ -162,6 +167,10 @@ inline constexpr uint32_t kMaxCopies = 12;    // out
 inline constexpr uint32_t kMaxCopiesIn = 48;  // an exec has many strings
 inline constexpr uint32_t kCopyInSize = 8192;
 inline constexpr uint32_t kCopyOutSize = 8192;
+
+// What lanes.cc answers, futex(2) aside: a guest's seccomp filter is asked about each before it may
+// be.
+inline constexpr int kLaneCalls[] = {14, 24, 39, 96, 102, 104, 107, 108, 110, 186, 201, 228, 309};
 
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
@@ -188,7 +197,9 @@ struct Slot {
   alignas(64) uint64_t rax;
   uint64_t rdi, rsi, rdx, r10, r8, r9, rip;
   uint64_t rsp, rbx, rbp, r12, r13, r14, r15;
-  int64_t remaining_ns;  // of a futex wait that was interrupted; -1: without a timeout
+  // Of a futex wait that was interrupted, -1: without a timeout; with kAnswerRemaining, of one to
+  // come.
+  int64_t remaining_ns;
   // Line 2: the request. `request_seq`, polled by the sentry, is the round that it answers.
   uint32_t request_seq;
   RequestKind kind;
@@ -240,7 +251,7 @@ struct Slot {
   int32_t tid, ppid;
   uint32_t uid, euid, gid, egid;
   uint32_t has_identity;
-  uint32_t lanes_off;  // every call is to reach the sentry
+  uint32_t lanes_off;  // 1: every call but futex(2) is to reach the sentry; 2: every call
   uint32_t stamp;      // the next trap is to be stamped: when it came, and when its answer did
   uint64_t trapped_at, resumed_at;
 

@@ -292,7 +292,7 @@ TEST_F(PatchTest, IdentityIsAnsweredInTheStub) {
     EXPECT_EQ(c.regs().r12, 42u);
   }
   EXPECT_TRUE(Patched(*g.space, test::GuestAddr(guest_getpid)));
-  c.AllowExpressLane(false);
+  c.SetLanes(Context::Lanes::kFutex);
   g.SetEntry(guest_getpid);
   EXPECT_EQ(RunToExit(g.main, 5), 2u);
   EXPECT_EQ(c.regs().rbx, 5u);

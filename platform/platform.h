@@ -52,7 +52,8 @@ struct Trap {
   // was left of a relative timeout, -1 without one.
   bool futex_interrupted = false;
   int64_t remaining_ns = -1;
-  // kOrdersDone: results of the orders, in order (mremap: the address; else 0).
+  // kOrdersDone: results of the orders, in order (mremap: the address; CompareExchange: the word;
+  // else 0).
   std::vector<uint64_t> results;
 };
 
@@ -118,6 +119,24 @@ struct FutexWake {
   uint32_t count;
   bool is_private;
 };
+// Atomically: stores `desired` in the aligned word at `addr` if it holds `expected`. Result: what
+// it held. EFAULT.
+struct CompareExchange {
+  uint64_t addr;
+  uint32_t expected, desired;
+};
+// rseq(2) of the calling thread, served by the host: only the host knows of preemption. Its errors.
+struct Rseq {
+  uint64_t addr;
+  uint32_t length, flags, signature;
+};
+// membarrier(2) with a PRIVATE_EXPEDITED command or the registration of one, for the threads of
+// this address space. Its errors.
+struct Membarrier {
+  int command;
+  uint32_t flags;
+  int cpu;
+};
 // Starts the host thread of a context from AddressSpace::PrepareThread; it inherits the FPU state.
 struct CloneThread {
   Context* thread;
@@ -129,7 +148,8 @@ struct Fork {
 }  // namespace order
 using Order = std::variant<order::Mmap, order::Munmap, order::Mprotect, order::Madvise,
                            order::Mremap, order::SaveFpu, order::RestoreFpu, order::Write,
-                           order::FutexWake, order::CloneThread, order::Fork>;
+                           order::FutexWake, order::CompareExchange, order::Rseq, order::Membarrier,
+                           order::CloneThread, order::Fork>;
 
 enum class ResumeMode {
   kGuest,       // carry out the orders, then run the guest; success of the orders is not reported
@@ -182,9 +202,16 @@ class Context : public base::UserMemory {
   virtual void StampNextTrap(bool /*on*/) {}
   virtual uint64_t trapped_at() const { return 0; }  // of the current trap
   virtual uint64_t resumed_at() const { return 0; }  // after the one before the current
-  // False: every call of this thread reaches the kernel (strace, a tracer, a guest's seccomp
-  // filter). True at first. Only while stopped.
-  virtual void AllowExpressLane(bool /*allowed*/) {}
+  // Which calls may be answered without the kernel: kAll at first, kFutex alone (strace; futexes
+  // have no other home), or kNone (a tracer, a guest's seccomp filter that looks at them). At any
+  // time; holds for calls that begin later.
+  enum class Lanes : uint32_t { kAll, kFutex, kNone };
+  virtual void SetLanes(Lanes /*lanes*/) {}
+  // After a kSyscall trap: the next Resume(kGuest) has call `nr` with the arguments in regs()
+  // (which must not have changed) answered without the kernel after all. If that cannot be, or the
+  // wait is interrupted, it traps with the call again. `remaining_ns` >= 0: timeout of a relative
+  // futex wait, instead of the guest's.
+  virtual void AnswerInLane(int nr, int64_t remaining_ns) = 0;
   // Finishes what a patched site has left to do at regs().rip, so that the guest may be shown the
   // registers and may jump to where they point (signal frames, tracers). While stopped.
   virtual void SettleRegs() {}
@@ -259,6 +286,9 @@ class Platform {
   virtual const char* name() const = 0;
   // A fresh, empty address space (from the pool), with its stopped main context.
   virtual base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() = 0;
+
+  // Numbers of the calls that Lanes::kAll lets through; futex(2) is not among them.
+  virtual std::span<const int> LaneCalls() const = 0;
 
   // Calls OnTrap for each context that has handed off since; returns how many. One thread at a
   // time polls (the scheduler sees to it). Costs nanoseconds when nothing has happened.

@@ -258,6 +258,18 @@ NAKED size_t StubCopyString(void*, const void*, size_t) {
       "2: ret\n\t" ::);
 }
 
+NAKED long StubCompareExchange(uint64_t, uint32_t, uint32_t) {
+  __asm__ volatile(
+      "mov %%esi, %%eax\n\t"
+      ".globl kStubExchangeFault\n\t"
+      "kStubExchangeFault: lock cmpxchg %%edx, (%%rdi)\n\t"
+      "mov %%eax, %%eax\n\t"
+      "ret\n\t"
+      ".globl kStubExchangeFixup\n\t"
+      "kStubExchangeFixup: mov $-1, %%rax\n\t"
+      "ret\n\t" ::);
+}
+
 // [kFutexBegin, kFutexEnd) is a restartable section: the interrupt's handler moves rip back to its
 // begin, so that no interrupt is lost between the look at the flag and the host's wait. rbx holds
 // the slot.

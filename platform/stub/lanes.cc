@@ -10,6 +10,8 @@ constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys
 constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr uint64_t kClockRealtime = 0, kClockMonotonic = 1, kClockRealtimeCoarse = 5;
 
+constexpr int kFutexNr = 202;
+
 using Lane = bool (*)(Slot* s);
 
 bool Answer(Slot* s, long value) {
@@ -114,11 +116,16 @@ int64_t MonotonicNs() {
 
 // Waits with the guest's own arguments. An interrupt is reported to the sentry, which ends or
 // restarts the call as Linux would.
-bool FutexWaitLane(Slot* s, bool relative) {
+bool FutexWaitLane(Slot* s, bool relative, int64_t given = -1) {
   int64_t timeout = -1, begin = 0;
   __kernel_timespec left;
   uint64_t timeout_address = s->r10;
-  if (relative && timeout_address != 0) {
+  if (relative && given >= 0) {
+    timeout = given;
+    left = __kernel_timespec{given / kNsPerSecond, given % kNsPerSecond};
+    timeout_address = Addr(&left);
+    begin = MonotonicNs();
+  } else if (relative && timeout_address != 0) {
     if (StubCopy(&left, reinterpret_cast<const void*>(timeout_address), sizeof(left)) != 0) {
       return Answer(s, kEfault);
     }
@@ -217,12 +224,34 @@ struct LaneTable {
 };
 constexpr LaneTable kLanes;
 
+constexpr bool OnlyNamedLanes() {
+  for (int nr = 0; nr < static_cast<int>(kLaneCount); nr++) {
+    bool named = nr == kFutexNr;
+    for (int call : kLaneCalls) named |= call == nr;
+    if (named != (kLanes.lane[nr] != nullptr)) return false;
+  }
+  return true;
+}
+static_assert(OnlyNamedLanes(), "kLaneCalls in mailbox.h tells which calls have a lane");
+
 }  // namespace
 
 bool TryLane(Slot* s) {
+  uint64_t nr = s->rax;
   // Futexes have no other home: the sentry cannot wait on the guest's words.
-  if (s->rax >= kLaneCount || (s->lanes_off && s->rax != 202)) return false;
-  Lane lane = kLanes.lane[s->rax];
+  bool futex = nr == uint64_t{kFutexNr};
+  uint32_t off = __atomic_load_n(&s->lanes_off, __ATOMIC_RELAXED);
+  if (off > (futex ? 1u : 0u)) return false;
+  if (nr >= kLaneCount) return false;
+  Lane lane = kLanes.lane[nr];
+  return lane != nullptr && lane(s);
+}
+
+bool RunLane(Slot* s, int64_t remaining_ns) {
+  uint64_t nr = s->rax;
+  if (nr >= kLaneCount) return false;
+  if (nr == uint64_t{kFutexNr} && remaining_ns >= 0) return FutexWaitLane(s, true, remaining_ns);
+  Lane lane = kLanes.lane[nr];
   return lane != nullptr && lane(s);
 }
 

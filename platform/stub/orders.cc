@@ -136,6 +136,14 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
       }
       return 0;
     }
+    case OrderOp::kCompareExchange: {
+      long held = StubCompareExchange(o.a, static_cast<uint32_t>(o.b), static_cast<uint32_t>(o.c));
+      return held < 0 ? -kEfault : held;
+    }
+    case OrderOp::kRseq:
+      return Syscall(kSysRseq, o.a, o.b, o.c, o.d);
+    case OrderOp::kMembarrier:
+      return Syscall(kSysMembarrier, o.a, o.b, o.c);
     case OrderOp::kFork:
       if (fd_count != 2) return -kEinval;
       return RunFork(s, fds);

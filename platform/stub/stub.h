@@ -58,9 +58,11 @@ bool StubXrstor(const void* image, uint64_t features);
 // Copies a string of at most `n` bytes; returns how many, the NUL included. Less than `n` without a
 // NUL at the end: a fault.
 size_t StubCopyString(void* dst, const void* src, size_t n);
-// futex(2), unless the slot's interrupt flag is set before the host has it: then -EINTR. The
-// interrupt signal ends a wait with -EINTR.
+// futex(2), unless the slot's interrupt flag is set before the host has
+// it: then -EINTR. The interrupt signal ends a wait with -EINTR.
 long StubFutex(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, Slot* slot);
+// lock cmpxchg of a guest's word; -1 after a fault, else what it held.
+long StubCompareExchange(uint64_t addr, uint32_t expected, uint32_t desired);
 extern const char kStubCopyFault[], kStubCopyFixup[];
 extern const char kStubXsaveFault[], kStubXrstorFault[], kStubXFixup[];
 extern const char kSigreturnBegin[], kSigreturnEnd[];
@@ -68,6 +70,7 @@ extern const char kEnterBegin[], kEnterEnd[];
 extern const char kFastBegin[], kFastEnd[];
 extern const char kFutexBegin[], kFutexEnd[];
 extern const char kStubStringFault[], kStubStringFixup[];
+extern const char kStubExchangeFault[], kStubExchangeFixup[];
 extern const char kForeignGs[];  // a patched call of a thread whose GS is the guest's
 extern const char kIslands[];
 
@@ -102,6 +105,9 @@ void AwaitAnswer(Slot* slot, uint32_t seq);
 // Handlers by system call number. One that serves sets the slot's rax and returns true; one that
 // declines (or is missing) leaves the call to the sentry.
 bool TryLane(Slot* slot);
+// The same whether lanes are open or not, on the sentry's order. `remaining_ns` as in
+// platform::Context::AnswerInLane.
+bool RunLane(Slot* slot, int64_t remaining_ns);
 
 // ---- copy_in.cc ----
 

@@ -37,6 +37,8 @@ enum : long {
   kSysFutex = 202,
   kSysClockGettime = 228,
   kSysSeccomp = 317,
+  kSysMembarrier = 324,
+  kSysRseq = 334,
 };
 
 STUB_INLINE long Syscall(long nr, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0,

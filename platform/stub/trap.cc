@@ -117,6 +117,12 @@ uint32_t HandleAnswer(Slot* s) {
     return static_cast<uint32_t>(RequestKind::kOrderFailed);
   }
   if (flags & kAnswerOrdersOnly) return static_cast<uint32_t>(RequestKind::kOrdersDone);
+  if (flags & kAnswerLane) {
+    int64_t remaining = (flags & kAnswerRemaining) ? s->remaining_ns : -1;
+    s->copy_in_count = 0;
+    s->futex_interrupted = 0;
+    if (!RunLane(s, remaining)) return static_cast<uint32_t>(RequestKind::kSyscall);
+  }
   if (Load(&s->interrupt)) return static_cast<uint32_t>(RequestKind::kInterrupt);
   return 0;
 }
@@ -135,6 +141,10 @@ bool RecoverFault(UContext* uc) {
   }
   if (rip == Addr(kStubStringFault)) {
     uc->mc.rip = Addr(kStubStringFixup);
+    return true;
+  }
+  if (rip == Addr(kStubExchangeFault)) {
+    uc->mc.rip = Addr(kStubExchangeFixup);
     return true;
   }
   if (rip == Addr(kStubXsaveFault) || rip == Addr(kStubXrstorFault)) {

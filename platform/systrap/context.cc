@@ -196,7 +196,9 @@ uint64_t ThreadContext::OrderResult(size_t order) const {
 bool ThreadContext::OrdersFinished() {
   for (size_t i = batch_begin_; i < batch_end_; i++) {
     uint64_t result = OrderResult(i);
-    results_.push_back(std::holds_alternative<order::Mremap>(orders_[i]) ? result : 0);
+    bool told = std::holds_alternative<order::Mremap>(orders_[i]) ||
+                std::holds_alternative<order::CompareExchange>(orders_[i]);
+    results_.push_back(told ? result : 0);
   }
   if (!FinishClones()) return true;
   if (forks_pending_ != 0) {

@@ -38,7 +38,14 @@ class ThreadContext final : public Context {
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
   void Exit() override;
-  void AllowExpressLane(bool allowed) override { slot_->lanes_off = allowed ? 0 : 1; }
+  void SetLanes(Lanes lanes) override {
+    __atomic_store_n(&slot_->lanes_off, static_cast<uint32_t>(lanes), __ATOMIC_SEQ_CST);
+  }
+  void AnswerInLane(int nr, int64_t remaining_ns) override {
+    regs_.rax = static_cast<uint64_t>(nr);
+    in_lane_ = true;
+    lane_remaining_ns_ = remaining_ns;
+  }
   void StampNextTrap(bool on) override { slot_->stamp = on ? 1 : 0; }
   uint64_t trapped_at() const override {
     return __atomic_load_n(&slot_->trapped_at, __ATOMIC_RELAXED);
@@ -96,6 +103,7 @@ class ThreadContext final : public Context {
   void StartRound();
   struct Batch;
   bool Encode(const Order& order, Batch* batch);
+  static bool EncodePlain(const Order& order, OrderEntry* entry);
   base::Status Check(const Order& order) const;
   struct Answer;
   void SendAnswer(const Answer& answer);
@@ -147,6 +155,8 @@ class ThreadContext final : public Context {
   uint64_t trapped_rip_ = 0;  // where the last call came from
   bool direct_call_ = false;  // it came from a patched site
   bool patch_wanted_ = false;
+  bool in_lane_ = false;  // of AnswerInLane
+  int64_t lane_remaining_ns_ = -1;
 
   // What the stub has copied in at the last trap, loaded from the slot at the first need.
   std::vector<CopyEntry> copy_in_;

@@ -4,6 +4,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -257,6 +258,20 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   a.BeginRule(SYS_rt_sigreturn);
   a.EndRule();
   FutexRule(a);
+  // The host writes to the caller's own memory, and moves its instruction pointer within its own
+  // code, when it preempts the caller.
+  a.BeginRule(SYS_rseq);
+  a.EndRule();
+  // Interrupts the processors that run the caller's own threads; what concerns other processes
+  // (GLOBAL, GLOBAL_EXPEDITED) is the sentry's to do.
+  a.BeginRule(SYS_membarrier);
+  a.ArgOneOf(
+      0, 0,
+      {MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED,
+       MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE,
+       MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ,
+       MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ});
+  a.EndRule();
   MemoryRules(a);
   // Its one socket, on which the sentry alone sends; and the descriptors that came through it.
   a.BeginRule(SYS_recvmsg);

@@ -37,6 +37,7 @@ class SystrapPlatform final : public Platform {
   base::Status Start(std::string* why);
 
   const char* name() const override { return "systrap"; }
+  std::span<const int> LaneCalls() const override { return kLaneCalls; }
   base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() override;
   size_t Poll() override;
   bool ShouldSpin() override;

@@ -103,6 +103,13 @@ void ThreadContext::StartRound() {
       StoreRegs();
     }
   }
+  if (last && mode_ == ResumeMode::kGuest && std::exchange(in_lane_, false)) {
+    flags |= kAnswerLane;
+    if (lane_remaining_ns_ >= 0) {
+      flags |= kAnswerRemaining;
+      slot_->remaining_ns = lane_remaining_ns_;
+    }
+  }
   uint32_t ticket = 0;
   if (batch.fd_count != 0) {
     base::Result<uint32_t> sent = process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
@@ -195,11 +202,70 @@ base::Status ThreadContext::Check(const Order& order) const {
     bool ok = o->addr % 64 == 0 && o->addr < limits.max_address;
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
   }
+  if (const auto* o = std::get_if<order::CompareExchange>(&order)) {
+    bool ok = o->addr % 4 == 0 && o->addr < limits.max_address;
+    return ok ? base::Status() : base::Status(base::Error(EINVAL));
+  }
   if (const auto* o = std::get_if<order::Write>(&order)) {
     bool ok = o->bytes.size() <= 4096;
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
   }
   return {};
+}
+
+// Orders that need nothing but their own arguments. False if it is none.
+bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
+  if (const auto* o = std::get_if<order::Munmap>(&order)) {
+    e->op = OrderOp::kMunmap;
+    e->a = o->addr;
+    e->b = o->length;
+  } else if (const auto* o = std::get_if<order::Mprotect>(&order)) {
+    e->op = OrderOp::kMprotect;
+    e->a = o->addr;
+    e->b = o->length;
+    e->c = static_cast<uint64_t>(o->prot);
+  } else if (const auto* o = std::get_if<order::Madvise>(&order)) {
+    e->op = OrderOp::kMadvise;
+    e->a = o->addr;
+    e->b = o->length;
+    e->c = static_cast<uint64_t>(o->advice);
+  } else if (const auto* o = std::get_if<order::Mremap>(&order)) {
+    e->op = OrderOp::kMremap;
+    e->a = o->old_addr;
+    e->b = o->old_length;
+    e->c = o->new_addr;
+    e->d = o->new_length;
+  } else if (const auto* o = std::get_if<order::SaveFpu>(&order)) {
+    e->op = OrderOp::kSaveFpu;
+    e->a = o->addr;
+  } else if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
+    e->op = OrderOp::kRestoreFpu;
+    e->a = o->addr;
+  } else if (const auto* o = std::get_if<order::FutexWake>(&order)) {
+    e->op = OrderOp::kFutexWake;
+    e->a = o->addr;
+    e->b = o->count;
+    e->c = o->is_private;
+  } else if (const auto* o = std::get_if<order::CompareExchange>(&order)) {
+    e->op = OrderOp::kCompareExchange;
+    e->a = o->addr;
+    e->b = o->expected;
+    e->c = o->desired;
+  } else if (const auto* o = std::get_if<order::Rseq>(&order)) {
+    e->op = OrderOp::kRseq;
+    e->a = o->addr;
+    e->b = o->length;
+    e->c = o->flags;
+    e->d = o->signature;
+  } else if (const auto* o = std::get_if<order::Membarrier>(&order)) {
+    e->op = OrderOp::kMembarrier;
+    e->a = static_cast<uint64_t>(o->command);
+    e->b = o->flags;
+    e->c = static_cast<uint64_t>(o->cpu);
+  } else {
+    return false;
+  }
+  return true;
 }
 
 // False if the order does not fit into this round any more.
@@ -213,7 +279,9 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   }
   OrderEntry e{};
   e.fd = -1;
-  if (const auto* o = std::get_if<order::Mmap>(&order)) {
+  if (EncodePlain(order, &e)) {
+    // Nothing more to do.
+  } else if (const auto* o = std::get_if<order::Mmap>(&order)) {
     e.op = OrderOp::kMmap;
     e.a = o->addr;
     e.b = o->length;
@@ -227,32 +295,6 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     } else {
       e.d |= MAP_ANONYMOUS;
     }
-  } else if (const auto* o = std::get_if<order::Munmap>(&order)) {
-    e.op = OrderOp::kMunmap;
-    e.a = o->addr;
-    e.b = o->length;
-  } else if (const auto* o = std::get_if<order::Mprotect>(&order)) {
-    e.op = OrderOp::kMprotect;
-    e.a = o->addr;
-    e.b = o->length;
-    e.c = static_cast<uint64_t>(o->prot);
-  } else if (const auto* o = std::get_if<order::Madvise>(&order)) {
-    e.op = OrderOp::kMadvise;
-    e.a = o->addr;
-    e.b = o->length;
-    e.c = static_cast<uint64_t>(o->advice);
-  } else if (const auto* o = std::get_if<order::Mremap>(&order)) {
-    e.op = OrderOp::kMremap;
-    e.a = o->old_addr;
-    e.b = o->old_length;
-    e.c = o->new_addr;
-    e.d = o->new_length;
-  } else if (const auto* o = std::get_if<order::SaveFpu>(&order)) {
-    e.op = OrderOp::kSaveFpu;
-    e.a = o->addr;
-  } else if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
-    e.op = OrderOp::kRestoreFpu;
-    e.a = o->addr;
   } else if (const auto* o = std::get_if<order::Write>(&order)) {
     uint32_t size = static_cast<uint32_t>(o->bytes.size());
     if (size > kCopyOutSize - batch->out_used) return false;
@@ -262,11 +304,6 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.b = size;
     e.c = batch->out_used;
     batch->out_used += size;
-  } else if (const auto* o = std::get_if<order::FutexWake>(&order)) {
-    e.op = OrderOp::kFutexWake;
-    e.a = o->addr;
-    e.b = o->count;
-    e.c = o->is_private;
   } else if (const auto* o = std::get_if<order::CloneThread>(&order)) {
     e.op = OrderOp::kCloneThread;
     e.a = static_cast<ThreadContext*>(o->thread)->index_;

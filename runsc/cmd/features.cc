@@ -5,6 +5,7 @@
 #include "runsc/cmd/command.h"
 #include "runsc/oci/mount_options.h"
 #include "runsc/oci/parse.h"
+#include "runsc/oci/seccomp.h"
 
 namespace runsc {
 
@@ -17,7 +18,7 @@ void AddFeaturesCommand(Context& context) {
     using Json = nlohmann::ordered_json;
     Json caps = Json::array();
     for (int i = 0; i < oci::kCapabilityCount; ++i) caps.push_back(oci::CapabilityName(i));
-    // What the sandbox gives a container of its own; "seccomp" and the like are accepted in a
+    // What the sandbox gives a container of its own; "apparmor" and the like are accepted in a
     // configuration but not enforced, and so not claimed.
     Json json = {
         {"ociVersionMin", "1.0.0"},
@@ -30,7 +31,11 @@ void AddFeaturesCommand(Context& context) {
          {{"namespaces", {"cgroup", "ipc", "mount", "network", "pid", "user", "uts"}},
           {"capabilities", caps},
           {"cgroup", {{"v1", true}, {"v2", true}, {"systemd", false}, {"systemdUser", false}}},
-          {"seccomp", {{"enabled", false}}},
+          {"seccomp",
+           {{"enabled", true},
+            {"actions", oci::KnownSeccompActions()},
+            {"operators", oci::KnownSeccompOperators()},
+            {"archs", {"SCMP_ARCH_X86_64"}}}},
           {"apparmor", {{"enabled", false}}},
           {"selinux", {{"enabled", false}}}}},
         {"annotations", {{"runsc.version", kVersion}}}};

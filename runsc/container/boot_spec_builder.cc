@@ -160,6 +160,12 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
     boot.mounts.push_back(std::move(*built));
   }
   BuildLinux(spec.linux_, &boot);
+  if (spec.linux_.seccomp) {
+    auto filter = oci::CompileSeccomp(*spec.linux_.seccomp);
+    if (!filter.ok()) return filter.status();
+    boot.seccomp = std::move(*filter);
+    boot.seccomp_log = spec.linux_.seccomp->log;
+  }
   boot.platform = flags.platform;
   boot.network = flags.network;
   boot.strace = flags.strace;

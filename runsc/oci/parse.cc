@@ -323,7 +323,8 @@ Linux ReadLinux(const Node& node, std::vector<std::string>* not_enforced) {
   for (const Node& path : node["readonlyPaths"].Items()) {
     l.readonly_paths.push_back(path.AbsolutePath());
   }
-  for (const char* name : {"seccomp", "intelRdt", "personality", "timeOffsets"}) {
+  if (node["seccomp"].present()) l.seccomp = ReadSeccomp(node["seccomp"]);
+  for (const char* name : {"intelRdt", "personality", "timeOffsets"}) {
     NotEnforced(node[name], not_enforced);
   }
   for (const char* name : {"mountLabel", "rootfsPropagation"}) {

@@ -70,7 +70,32 @@ TEST(ParseSpec, ReadsEveryField) {
   EXPECT_EQ(spec->linux_.resources.pids_limit, 7);
   EXPECT_EQ(spec->linux_.devices[0].mode, 0666u);
   EXPECT_EQ(spec->linux_.sysctl[0].second, "1");
-  EXPECT_EQ(spec->not_enforced, (std::vector<std::string>{"linux.seccomp"}));
+  EXPECT_EQ(spec->not_enforced, (std::vector<std::string>{}));
+  ASSERT_TRUE(spec->linux_.seccomp);
+  EXPECT_EQ(spec->linux_.seccomp->default_action, "SCMP_ACT_ALLOW");
+}
+
+TEST(Seccomp, CompilesAndRefuses) {
+  Json c = GoodConfig();
+  c["linux"]["seccomp"] = {
+      {"defaultAction", "SCMP_ACT_ERRNO"},
+      {"flags", {"SECCOMP_FILTER_FLAG_LOG"}},
+      {"syscalls",
+       {{{"names", {"read", "write", "nosuchcall"}}, {"action", "SCMP_ACT_ALLOW"}},
+        {{"names", {"personality"}},
+         {"action", "SCMP_ACT_ALLOW"},
+         {"args", {{{"index", 0}, {"value", 8}, {"op", "SCMP_CMP_EQ"}}}}}}}};
+  auto spec = ParseSpec(c.dump());
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_TRUE(spec->linux_.seccomp->log);
+  auto filter = CompileSeccomp(*spec->linux_.seccomp);
+  ASSERT_TRUE(filter.ok()) << filter.status();
+  EXPECT_GT(filter->size(), 10u);
+  c["linux"]["seccomp"]["syscalls"][0]["action"] = "SCMP_ACT_WHATEVER";
+  EXPECT_FALSE(ParseSpec(c.dump()).ok());
+  c["linux"]["seccomp"]["syscalls"][0]["action"] = "SCMP_ACT_LOG";
+  c["linux"]["seccomp"]["syscalls"][1]["args"][0]["op"] = "SCMP_CMP_ABOUT";
+  EXPECT_FALSE(ParseSpec(c.dump()).ok());
 }
 
 TEST(ParseSpec, TreatsNullAsAbsent) {

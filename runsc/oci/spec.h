@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "runsc/oci/seccomp.h"
+
 namespace runsc::oci {
 
 struct Capabilities {  // bit n for capability n
@@ -98,6 +100,7 @@ struct Linux {
   Resources resources;
   std::vector<Device> devices;
   std::vector<std::string> masked_paths, readonly_paths;
+  std::optional<Seccomp> seccomp;
 };
 
 struct Spec {

@@ -94,6 +94,10 @@ struct BootSpec {
     std::string name, value;
   };
   std::vector<Sysctl> sysctls;
+  // The filter that every process of the container is under, an instruction (struct sock_filter) in
+  // each word; empty: none.
+  std::vector<uint64_t> seccomp;
+  bool seccomp_log = false;   // SECCOMP_FILTER_FLAG_LOG
   uint64_t memory_limit = 0;  // bytes that the cgroup allows; 0: none. For /proc/meminfo
   double cpu_limit = 0;       // processors that the cgroup allows; 0: none
   int64_t pids_limit = 0;     // 0: none

@@ -2,6 +2,7 @@
 
 #include "sentry/fs/dev/dev.h"
 #include "sentry/fs/devpts/devpts.h"
+#include "sentry/fs/mqueue/mqueue_fs.h"
 #include "sentry/fs/pipe/pipe_file.h"
 #include "sentry/fs/proc/proc.h"
 #include "sentry/fs/sys/sys.h"
@@ -15,8 +16,7 @@ void RegisterFilesystems(Kernel& kernel) {
   Vfs& vfs = kernel.vfs();
   vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory()));
   vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory(), "ramfs"));
-  // POSIX message queues have no files here; the directory is one of its own all the same.
-  vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory(), "mqueue"));
+  RegisterMqueue(vfs);
   RegisterMemoryDevices(vfs);
   RegisterTerminals(&kernel, vfs);
   RegisterFifos(vfs);

@@ -148,6 +148,13 @@ int AllowSentryHostCalls(void* filter) {
   rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(getsockopt), 1,
                         SCMP_A1(SCMP_CMP_EQ, SOL_SOCKET));
   if (rc != 0) return rc;
+  // What the host's membarrier can do, and its barrier for all processes, for the guest's: it only
+  // waits.
+  for (uint32_t command : {0u, 1u}) {
+    rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(membarrier), 2,
+                          SCMP_A0(SCMP_CMP_EQ, command), SCMP_A1(SCMP_CMP_EQ, 0));
+    if (rc != 0) return rc;
+  }
   // abort(): the sentry is process 1 of its PID namespace.
   return seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, 1));
 }

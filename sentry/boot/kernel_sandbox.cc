@@ -31,6 +31,7 @@
 #include "sentry/kernel/fs_context.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/poller.h"
+#include "sentry/kernel/seccomp/filter.h"
 #include "sentry/kernel/session.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
@@ -112,6 +113,7 @@ class KernelSandbox : public Sandbox {
   };
 
   base::Result<base::Ref<UserNamespace>> MakeUserNamespace();
+  base::Status MakeSeccomp();
   base::Result<base::Ref<Credentials>> MakeCredentials(const ProcessSpec& p);
   base::Result<std::string> FindProgram(const ProcessSpec& p, const WalkContext& ctx,
                                         std::string* why);
@@ -133,6 +135,7 @@ class KernelSandbox : public Sandbox {
   base::UniqueFd log_;
   base::Ref<GoferConnection> gofer_;
   base::Ref<UserNamespace> user_ns_;
+  base::Ref<SeccompFilter> seccomp_;  // null: none
   ContainerMounts mounts_;
   int32_t init_pid_ = 0;
 
@@ -140,6 +143,17 @@ class KernelSandbox : public Sandbox {
   bool started_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<int32_t, Known> known_ ABSL_GUARDED_BY(mutex_);
 };
+
+// The container's filter, from the instructions of the specification.
+base::Status KernelSandbox::MakeSeccomp() {
+  if (spec_.seccomp.empty()) return base::Ok();
+  std::vector<sock_filter> code(spec_.seccomp.size());
+  static_assert(sizeof(sock_filter) == sizeof(uint64_t));
+  memcpy(code.data(), spec_.seccomp.data(), code.size() * sizeof(sock_filter));
+  BpfProgram program = TRY(BpfProgram::Check(std::move(code)));
+  seccomp_ = TRY(SeccompFilter::New(std::move(program), nullptr, spec_.seccomp_log));
+  return base::Ok();
+}
 
 base::Result<base::Ref<UserNamespace>> KernelSandbox::MakeUserNamespace() {
   if (!spec_.new_user_namespace) return kernel_.root_user_ns();
@@ -302,6 +316,7 @@ base::Result<int32_t> KernelSandbox::MakeProcess(const ProcessSpec& p, ProcessFd
     *why = "exec " + path + ": " + (code == ENOEXEC ? "exec format error" : strerror(code));
     return group.error();
   }
+  if (seccomp_) (void)(*group)->leader()->InstallSeccomp(seccomp_, /*sync=*/false).ok();
   int32_t pid = (*group)->PidIn(*kernel_.root_pid_ns());
   {
     absl::MutexLock l(&mutex_);
@@ -327,6 +342,11 @@ base::Status KernelSandbox::Init(SandboxFds fds, std::string* why) {
     return ns.error();
   }
   user_ns_ = std::move(*ns);
+  base::Status filter = MakeSeccomp();
+  if (!filter.ok()) {
+    *why = std::string("seccomp: ") + strerror(filter.error().code());
+    return filter;
+  }
   auto gofer = ConnectGofer(std::move(fds.gofer), [] {});
   if (!gofer.ok()) {
     *why = std::string("connecting to the gofer: ") + strerror(gofer.error().code());

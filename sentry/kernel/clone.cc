@@ -10,6 +10,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/posix_timers.h"
+#include "sentry/kernel/seccomp/filter.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -70,6 +71,14 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
   child.timer_slack_ns = timer_slack_ns.load();
   child.mempolicy = mempolicy.load();
   child.thp_disable = thp_disable.load();
+  child.seccomp_filter_ = seccomp_filter();
+  child.seccomp_mode_ = seccomp_mode();
+  if (a.flags & CLONE_SYSVSEM) child.sem_undo = sem_undo;
+  if (a.flags & CLONE_VM) {
+    child.aio = aio;
+  } else {
+    child.rseq = rseq;
+  }
   child.fs_ = (a.flags & CLONE_FS) ? fs_ : fs_->Fork();
   child.fds_ = (a.flags & CLONE_FILES) ? fds_ : fds_->Fork();
   // sas_ss_reset: kept by vfork and by fork, not by threads.
@@ -156,6 +165,11 @@ base::Status Task::LinkChild(const CloneArgs& a, Task& child) {
   if (a.flags & CLONE_THREAD) {
     absl::MutexLock l2(&group.signal_mutex());
     if (FatalPending() || group.exec_task_) return base::Error(EINTR);
+    // A thread of ours may have put filters into force for all meanwhile
+    // (SECCOMP_FILTER_FLAG_TSYNC).
+    child.seccomp_filter_ = seccomp_filter_;
+    child.seccomp_mode_ = seccomp_mode();
+    child.no_new_privs = no_new_privs.load();
     group.tasks_.emplace_back(&child);
     group.live_threads_.fetch_add(1, std::memory_order_acq_rel);
     ++group.live_left_;

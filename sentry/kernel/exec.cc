@@ -236,6 +236,7 @@ void Task::Adopt(LoadedProgram program) {
     context_ = std::move(program.context);
     mm_ = std::move(program.mm);
     mm_users_ = base::MakeRef<MmUsers>();
+    aio = base::MakeRef<SharedPart>();
     comm_ = program.comm;
   }
   gone_ = false;

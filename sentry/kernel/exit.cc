@@ -7,6 +7,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
+#include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/kernel/task.h"
@@ -15,7 +16,8 @@
 namespace sentry {
 
 namespace {
-constexpr int kRobustListLimit = 2048;  // ROBUST_LIST_LIMIT
+constexpr int kRobustListLimit = 2048;   // ROBUST_LIST_LIMIT
+constexpr uint32_t kRseqUnregister = 1;  // RSEQ_FLAG_UNREGISTER
 constexpr int64_t kClockTick = base::kNsPerSec / 100;
 }  // namespace
 
@@ -74,6 +76,14 @@ void Task::ReleaseMemory(bool last) {
     FlushQueuedOrders();
     WalkRobustList();
     robust_list = 0;
+    // The host writes to the place as long as the thread runs; others may use it for something else
+    // once they know of the end.
+    if (rseq.addr != 0 && !alone && !gone_) {
+      std::vector<platform::Order> orders;
+      orders.push_back(
+          platform::order::Rseq{rseq.addr, rseq.length, kRseqUnregister, rseq.signature});
+      (void)RunOrders(std::move(orders)).ok();
+    }
     // Linux does this only while others share the memory.
     if (clear_child_tid != 0 && !alone && !gone_) {
       std::vector<platform::Order> orders;
@@ -83,6 +93,8 @@ void Task::ReleaseMemory(bool last) {
     }
   }
   clear_child_tid = 0;
+  rseq = {};
+  aio.reset();
   CompleteVfork();
   std::unique_ptr<platform::Context> context;
   base::Ref<MemoryManager> mm;
@@ -99,6 +111,7 @@ void Task::ReleaseMemory(bool last) {
     mm = std::move(mm_);
     users = std::move(mm_users_);
   }
+  PiFutexes::Get().OwnerExits(*this);
   if (context) context->Exit();
   context.reset();
   users->tasks.fetch_sub(1, std::memory_order_acq_rel);
@@ -123,6 +136,7 @@ void Task::ReleaseResources() {
   base::Ref<IpcNamespace> ipc;
   base::Ref<NetNamespace> net;
   base::Ref<CgroupNamespace> cgroup;
+  sem_undo.reset();  // undoes, while the namespace still is this one's
   {
     absl::MutexLock l(&mutex_);
     fds = std::move(fds_);
@@ -391,6 +405,7 @@ void Kernel::ExitNotify(Task& t, bool last) {
   {
     absl::MutexLock l(&task_mutex_);
     group.dead_usage_.Add(usage);
+    group.dead_io_.Add(t.io);
     Reparent(t, &later);
     t.state_.store(TaskState::kZombie, std::memory_order_relaxed);
     group.live_threads_.fetch_sub(1, std::memory_order_acq_rel);

@@ -44,6 +44,11 @@ void Task::Main() {
   }
   while (true) {
     if (signal_pending_.load(std::memory_order_acquire) || restart_code_ != 0 || saved_mask_) {
+      if (std::exchange(lane_call_, std::nullopt)) {
+        // It has not begun, so it begins again.
+        restart_code_ = base::kERESTARTNOINTR;
+        regs().rax = -EINTR;
+      }
       DeliverSignals();
     }
     if (exit_pending_) break;
@@ -87,6 +92,10 @@ void Task::RunGuest() {
   for (const platform::Order& order : queued_orders_) context_->QueueOrder(order);
   rounds_.store(rounds_.load(std::memory_order_relaxed) | static_cast<uint64_t>(Waits::kGuest),
                 std::memory_order_relaxed);
+  if (lane_call_) {
+    context_->AnswerInLane(lane_call_->first, lane_call_->second);
+    lane_call_.reset();
+  }
   ResumeAndPark(platform::ResumeMode::kGuest);
   in_guest_.store(false, std::memory_order_relaxed);
   TakeMask();
@@ -124,9 +133,14 @@ void Task::HandleSyscall() {
   syscall_nr_.store(nr, std::memory_order_relaxed);
   restart_code_ = 0;
   copy_out_failed_ = false;
-  base::Result<uint64_t> result = kernel_->dispatch()(*this, nr);
+  rax_kept_ = false;
+  base::Result<uint64_t> result = base::Error(ENOSYS);
+  // An interrupted wait in a lane is the call that was asked about already.
+  if (seccomp_mode() == 0 || context_->trap().futex_interrupted || AskSeccomp(nr, &result)) {
+    result = kernel_->dispatch()(*this, nr);
+  }
   syscall_nr_.store(-1, std::memory_order_relaxed);
-  if (exit_pending_) return;
+  if (exit_pending_ || lane_call_ || rax_kept_) return;
   platform::Regs& r = regs();
   if (result.ok()) {
     r.rax = copy_out_failed_ ? static_cast<uint64_t>(-int64_t{EFAULT}) : *result;
@@ -145,6 +159,11 @@ void Task::HandleSyscall() {
       r.rax = static_cast<uint64_t>(-static_cast<int64_t>(code));
       break;
   }
+}
+
+base::Result<uint64_t> Task::AnswerInLane(int nr, int64_t remaining_ns) {
+  lane_call_ = {nr, remaining_ns};
+  return uint64_t{0};
 }
 
 void Task::HandleFault() {

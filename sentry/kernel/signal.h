@@ -72,10 +72,12 @@ class SignalHandlers : public base::RefCounted {
   SigAction actions_[kNumSignals + 1] ABSL_GUARDED_BY(mutex_);
 };
 
-// What a user (a real uid) has, for RLIMIT_SIGPENDING and RLIMIT_NPROC (Linux: struct ucounts).
+// What a user (a real uid) has, for RLIMIT_SIGPENDING, RLIMIT_NPROC and RLIMIT_MSGQUEUE (Linux:
+// struct ucounts).
 struct UserCount : base::RefCounted {
   std::atomic<int64_t> pending_signals{0};
   std::atomic<int64_t> processes{0};
+  std::atomic<uint64_t> mqueue_bytes{0};
 };
 
 // Signals that wait for delivery, of a task or shared by its group (Linux: struct sigpending).

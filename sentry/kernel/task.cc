@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/seccomp/filter.h"
 
 namespace sentry {
 
@@ -114,7 +115,7 @@ int Task::Pid_() const { return group_->PidIn(*pid_ns_); }
 void Task::PublishIdentity() {
   if (!context_) return;
   // A trace shows every call, so none may be answered below the table.
-  context_->AllowExpressLane(!kernel_->strace.load(std::memory_order_relaxed));
+  UpdateLanes();
   const UserNamespace& ns = *creds_->user_ns;
   const int pid = Pid_(), tid = Tid();
   // Held so that a change of parent (Reparent) is published before or after this as a whole.

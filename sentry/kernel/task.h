@@ -20,6 +20,7 @@
 #include "sentry/fiber/fiber.h"
 #include "sentry/kernel/fs_context.h"
 #include "sentry/kernel/namespaces.h"
+#include "sentry/kernel/shared_part.h"
 #include "sentry/kernel/signal.h"
 #include "sentry/kernel/thread_group.h"
 #include "sentry/mm/memory_manager.h"
@@ -29,6 +30,8 @@
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {
+
+class SeccompFilter;
 
 namespace loader {
 class ExecArgs;
@@ -195,6 +198,22 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
     return std::exchange(restart_block_, nullptr);
   }
 
+  // --- seccomp(2) (task_seccomp.cc) ---
+  // SECCOMP_MODE_DISABLED, _STRICT, _FILTER.
+  int seccomp_mode() const { return seccomp_mode_.load(std::memory_order_acquire); }  // [any]
+  base::Ref<const SeccompFilter> seccomp_filter() const;  // [any] the newest; null: none
+  // EINVAL if filters are set.
+  base::Status SetStrictSeccomp();
+  // Puts `filter`, made on top of seccomp_filter(), into force; with `sync` for all threads of the
+  // process. The id of a thread whose filters are others, for which it then is not in force for
+  // anybody, or 0. EINVAL in strict mode; ENOMEM if they are too long together.
+  base::Result<int> InstallSeccomp(base::Ref<SeccompFilter> filter, bool sync);
+
+  // --- calls that the platform answers without the kernel ---
+  // To be returned by the handler of such a call, with its arguments in regs(): the guest's thread
+  // carries it out on its way back. See platform::Context::AnswerInLane.
+  base::Result<uint64_t> AnswerInLane(int nr, int64_t remaining_ns = -1);
+
   // --- state for /proc, getrusage and others ---
   TaskState state() const { return state_.load(std::memory_order_relaxed); }  // [any] see StateChar
   char StateChar() const;                                   // [any] as in /proc/PID/stat
@@ -223,6 +242,19 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Words of the guest: clear_child_tid and the robust list.
   uint64_t clear_child_tid = 0;
   uint64_t robust_list = 0;
+  // What rseq(2) has registered with the host for this thread; addr 0: nothing.
+  struct Rseq {
+    uint64_t addr = 0;
+    uint32_t length = 0, signature = 0;
+  };
+  Rseq rseq;
+  // Bytes and calls of read(2) and write(2) and their like, for /proc/PID/io.
+  IoCounts io;
+  // The semaphores to be undone at the end, shared with CLONE_SYSVSEM; and the AIO contexts of the
+  // memory, shared with CLONE_VM. Their code keeps there what it needs; null once the task has
+  // exited.
+  base::Ref<SharedPart> sem_undo = base::MakeRef<SharedPart>();
+  base::Ref<SharedPart> aio = base::MakeRef<SharedPart>();
 
  private:
   friend class Kernel;
@@ -251,6 +283,12 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void HandleFailedOrder(size_t index, int error);
 
   void PublishIdentity();
+  void UpdateLanes();
+
+  // task_seccomp.cc. True if the call at hand is to be made; else `*result` is its outcome, if the
+  // task is not about to exit.
+  bool AskSeccomp(int nr, base::Result<uint64_t>* result);
+  void DieOfSeccomp(int signo, bool whole_process);
 
   // signal_delivery.cc, signal_frame.cc, stop.cc
   void DeliverSignals();
@@ -361,7 +399,12 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::function<base::Result<uint64_t>(Task&)> restart_block_;
   bool copy_out_failed_ = false;  // the current call wrote to a bad address
   int restart_code_ = 0;          // the current call's result, if it asks for a restart
+  bool rax_kept_ = false;         // the call leaves rax as it is
+  std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
+
+  std::atomic<int> seccomp_mode_{0};
+  base::Ref<const SeccompFilter> seccomp_filter_;  // changed under the signal mutex and mutex_
 
   // Exit.
   std::atomic<bool> must_die_{false};  // exec by another thread

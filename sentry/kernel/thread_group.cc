@@ -146,6 +146,13 @@ Usage ThreadGroup::SelfUsage() const {
   if (!tasks.empty()) u.user_ns += tasks.front()->ContextCpuNs();
   return u;
 }
+void ThreadGroup::AddIo(IoCounts* sum) const {
+  absl::MutexLock l(&kernel_->task_mutex());
+  sum->Add(dead_io_);
+  for (const auto& t : tasks_) {
+    if (t->state() != TaskState::kZombie) sum->Add(t->io);
+  }
+}
 Usage ThreadGroup::ChildrenUsage() const {
   absl::MutexLock l(&kernel_->task_mutex());
   return children_usage_;

@@ -17,6 +17,7 @@
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/kernel/namespaces.h"
 #include "sentry/kernel/session.h"
+#include "sentry/kernel/shared_part.h"
 #include "sentry/kernel/signal.h"
 
 namespace sentry {
@@ -131,6 +132,8 @@ class ThreadGroup : public base::RefCounted {
   // CPU time of all threads, dead ones included; and of waited-for children.
   Usage SelfUsage() const;
   Usage ChildrenUsage() const;
+  // Reads and writes of all threads, dead ones included.
+  void AddIo(IoCounts* sum) const;
 
   PosixTimers& timers() { return *timers_; }
 
@@ -192,6 +195,7 @@ class ThreadGroup : public base::RefCounted {
   bool zombie_ = false;                 // all threads are gone; waits to be reaped
   bool reaped_ = false;
   Usage dead_usage_, children_usage_;
+  IoCounts dead_io_;
   bool unkillable_ = false;  // init of a PID namespace
 
   mutable absl::Mutex signal_mutex_;

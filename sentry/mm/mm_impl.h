@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/mm/memory_manager.h"
+#include "sentry/mm/shared_memory.h"
 #include "sentry/mm/vma_set.h"
 
 namespace sentry {
@@ -124,12 +125,5 @@ struct MemoryManager::Impl {
   // Grows the mapping above `addr` down to it. False if Linux would not.
   bool GrowDown(OrderRunner& runner, uint64_t addr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 };
-
-// Memory for a shared anonymous mapping (Linux: shmem_zero_setup). ENOMEM, ENFILE.
-struct SharedMemory {
-  base::Ref<base::HostFd> file;
-  uint64_t id = 0;
-};
-base::Result<SharedMemory> NewSharedMemory(uint64_t length);
 
 }  // namespace sentry

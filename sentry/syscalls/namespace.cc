@@ -1,6 +1,7 @@
 // unshare(2) and setns(2).
 #include <sched.h>
 
+#include "sentry/fs/nsfs/nsfs.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
@@ -52,6 +53,8 @@ Result<uint64_t> SysUnshare(Task& t, const SyscallArgs& a) {
     t.fs_context().SetCwd(std::move(cwd));
   }
   if (flags & CLONE_NEWUTS) t.SetUtsNamespace(t.uts_namespace().Copy(creds->user_ns));
+  // What semaphores are to be undone belongs to the namespace that is left.
+  if (flags & (CLONE_SYSVSEM | CLONE_NEWIPC)) t.sem_undo = base::MakeRef<SharedPart>();
   if (flags & CLONE_NEWIPC) t.SetIpcNamespace(base::MakeRef<IpcNamespace>(creds->user_ns));
   if (flags & CLONE_NEWNET) t.SetNetNamespace(base::MakeRef<NetNamespace>(creds->user_ns));
   if (pid_ns) t.set_pid_ns_for_children(std::move(pid_ns));
@@ -89,7 +92,10 @@ Result<uint64_t> EnterNamespacesOf(Task& t, Task& target, uint64_t flags) {
     if (t.fs_context().ref_count() > 1) return Error(EINVAL);
   }
   if (flags & CLONE_NEWUTS) t.SetUtsNamespace(std::move(uts));
-  if (flags & CLONE_NEWIPC) t.SetIpcNamespace(std::move(ipc));
+  if (flags & CLONE_NEWIPC) {
+    t.sem_undo = base::MakeRef<SharedPart>();
+    t.SetIpcNamespace(std::move(ipc));
+  }
   if (flags & CLONE_NEWNET) t.SetNetNamespace(std::move(net));
   if (flags & CLONE_NEWPID) t.set_pid_ns_for_children(Ref<PidNamespace>(&pid_ns));
   if (flags & CLONE_NEWNS) {
@@ -102,8 +108,65 @@ Result<uint64_t> EnterNamespacesOf(Task& t, Task& target, uint64_t flags) {
 
 }  // namespace
 
+namespace {
+
+template <typename T>
+Ref<T> As(const NamespaceRef& ns) {
+  return Ref<T>(static_cast<T*>(ns.object.get()));
+}
+
+// setns with a file of nsfs: into that namespace (Linux: the install of each kind).
+Result<uint64_t> EnterNamespace(Task& t, const NamespaceRef& ns) {
+  auto may = [&](const UserNamespace& owner) {
+    return t.HasCap(CAP_SYS_ADMIN) && t.creds().HasCapIn(CAP_SYS_ADMIN, owner);
+  };
+  switch (ns.type) {
+    case CLONE_NEWUTS:
+      if (!may(*As<UtsNamespace>(ns)->user_ns())) return Error(EPERM);
+      t.SetUtsNamespace(As<UtsNamespace>(ns));
+      return 0;
+    case CLONE_NEWIPC:
+      if (!may(*As<IpcNamespace>(ns)->user_ns())) return Error(EPERM);
+      t.sem_undo = base::MakeRef<SharedPart>();
+      t.SetIpcNamespace(As<IpcNamespace>(ns));
+      return 0;
+    case CLONE_NEWNET:
+      if (!may(*As<NetNamespace>(ns)->user_ns())) return Error(EPERM);
+      t.SetNetNamespace(As<NetNamespace>(ns));
+      return 0;
+    case CLONE_NEWPID: {
+      Ref<PidNamespace> pid_ns = As<PidNamespace>(ns);
+      if (!may(*pid_ns->user_ns())) return Error(EPERM);
+      if (!t.pid_namespace().IsAncestorOf(*pid_ns)) return Error(EINVAL);
+      t.set_pid_ns_for_children(std::move(pid_ns));
+      return 0;
+    }
+    case CLONE_NEWNS: {
+      if (!t.HasCap(CAP_SYS_CHROOT) || !t.HasCap(CAP_SYS_ADMIN)) return Error(EPERM);
+      if (t.fs_context().ref_count() > 1) return Error(EINVAL);
+      Ref<MountNamespace> mounts = As<MountNamespace>(ns);
+      Ref<Mount> root = mounts->root_mount();
+      if (!root) return Error(EINVAL);
+      Path path{root, root->root()};
+      mounts->CrossDown(&path);
+      t.SetMountNamespace(std::move(mounts));
+      t.fs_context().SetRoot(path);
+      t.fs_context().SetCwd(path);
+      return 0;
+    }
+    default:
+      return Error(EINVAL);  // cgroup namespaces have no effect here
+  }
+}
+
+}  // namespace
+
 Result<uint64_t> SysSetns(Task& t, const SyscallArgs& a) {
   Ref<FileDescription> file = TRY(t.GetFile(a.Int(0)));
+  if (const NamespaceRef* ns = NamespaceOfFile(*file)) {
+    if (a.Int(1) != 0 && a.Int(1) != ns->type) return Error(EINVAL);
+    return EnterNamespace(t, *ns);
+  }
   Ref<Pid> pid = PidOfFile(*file);
   if (!pid) return Error(EINVAL);
   Ref<ThreadGroup> group = t.kernel().GroupOf(*pid);

@@ -2,6 +2,7 @@
 #include <asm/prctl.h>
 #include <linux/capability.h>
 #include <linux/prctl.h>
+#include <linux/seccomp.h>
 #include <linux/securebits.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
 #include "sentry/syscalls/handlers.h"
+#include "sentry/syscalls/thread/seccomp.h"
 
 namespace sentry {
 
@@ -208,8 +210,11 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
     case PR_SET_TIMING:
       return a[1] == PR_TIMING_STATISTICAL ? Result<uint64_t>(0) : Error(EINVAL);
     case PR_GET_SECCOMP:
+      return static_cast<uint64_t>(t.seccomp_mode());
     case PR_SET_SECCOMP:
-      return Error(EINVAL);  // as a kernel without CONFIG_SECCOMP
+      if (a[1] == SECCOMP_MODE_STRICT) return DoSeccomp(t, SECCOMP_SET_MODE_STRICT, 0, 0);
+      if (a[1] == SECCOMP_MODE_FILTER) return DoSeccomp(t, SECCOMP_SET_MODE_FILTER, 0, a[2]);
+      return Error(EINVAL);
     case PR_SET_TIMERSLACK:
       t.timer_slack_ns = a.Long(1) <= 0 ? 50000 : a[1];
       return 0;

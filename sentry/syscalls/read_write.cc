@@ -35,7 +35,8 @@ Result<uint64_t> CheckBuffer(uint64_t addr, uint64_t length) {
   return std::min(length, kMaxRwCount);
 }
 
-uint64_t FinishRead(FileDescription& file, size_t n) {
+uint64_t FinishRead(Task& t, FileDescription& file, size_t n) {
+  t.io.Read(n);
   if (n > 0 && AnyWatches() && file.path()) NotifyDentry(*file.path().dentry, IN_ACCESS);
   return n;
 }
@@ -54,7 +55,7 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
   const bool nonblock = file->nonblock() || (flags & RWF_NOWAIT) != 0;
   const size_t n = TRY(at_offset ? file->PRead(dst, static_cast<uint64_t>(offset), nonblock)
                                  : file->Read(dst, nonblock));
-  return FinishRead(*file, n);
+  return FinishRead(t, *file, n);
 }
 
 Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, int64_t offset,
@@ -115,6 +116,7 @@ base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& 
   } else {
     n = TRY(file.Write(from, nonblock));
   }
+  t.io.Write(n);
   if (n > 0) {
     if (regular && (at.sync || at.data_sync || (file.flags() & O_DSYNC) != 0)) {
       TRY(file.Sync(!at.sync && (file.flags() & O_SYNC) != O_SYNC));
@@ -127,7 +129,7 @@ base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& 
 base::Result<uint64_t> SysRead(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
   UserBufferDest dst(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
-  return FinishRead(*file, TRY(file->Read(dst, file->nonblock())));
+  return FinishRead(t, *file, TRY(file->Read(dst, file->nonblock())));
 }
 
 base::Result<uint64_t> SysWrite(Task& t, const SyscallArgs& args) {
@@ -140,7 +142,7 @@ base::Result<uint64_t> SysPread64(Task& t, const SyscallArgs& args) {
   if (args.Long(3) < 0) return Error(EINVAL);
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
   UserBufferDest dst(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
-  return FinishRead(*file, TRY(file->PRead(dst, args[3], file->nonblock())));
+  return FinishRead(t, *file, TRY(file->PRead(dst, args[3], file->nonblock())));
 }
 
 base::Result<uint64_t> SysPwrite64(Task& t, const SyscallArgs& args) {

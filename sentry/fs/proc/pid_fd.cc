@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "platform/platform.h"
+#include "sentry/fs/nsfs/nsfs.h"
 #include "sentry/fs/proc/pid_dir.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/mm/memory_manager.h"
@@ -138,44 +139,28 @@ class FdInfoDir : public FdListDir {
 
 // --- namespaces ---
 
-struct NsKind {
-  const char* name;
-  const char* shown;
-  uint64_t (*id)(Task&);
-};
-
-template <typename T>
-uint64_t IdOf(const base::Ref<T>& ns) {
-  return ns != nullptr ? ns->id() : 0;
-}
-
-constexpr NsKind kNamespaces[] = {
-    {"cgroup", "cgroup", [](Task& t) { return IdOf(t.cgroup_namespace_ref()); }},
-    {"ipc", "ipc", [](Task& t) { return IdOf(t.ipc_namespace_ref()); }},
-    {"mnt", "mnt", [](Task& t) { return IdOf(t.mount_namespace_ref()); }},
-    {"net", "net", [](Task& t) { return IdOf(t.net_namespace_ref()); }},
-    {"pid", "pid", [](Task& t) { return t.pid_namespace().id(); }},
-    {"uts", "uts", [](Task& t) { return IdOf(t.uts_namespace_ref()); }},
-};
-
-// A link that shows the namespace; it cannot be opened (setns(2) by pidfd works).
+// A link that shows the namespace and leads to its file.
 class NsLink : public PidOwned<PseudoInode> {
  public:
-  NsLink(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino, const NsKind& kind)
+  NsLink(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino, const NamespaceKind& kind)
       : PidOwned(fs, std::move(pid), whole, fs, ino, S_IFLNK | 0777), kind_(kind) {}
   base::Result<std::string> ReadLink() override {
-    base::Ref<Task> task = TRY(GetInspectable());
-    return std::string(kind_.shown) + ":[" + std::to_string(kind_.id(*task)) + "]";
+    NamespaceRef ns = NamespaceOf(*TRY(GetInspectable()), kind_.type);
+    return std::string(kind_.name) + ":[" + std::to_string(ns.id) + "]";
   }
   bool is_magic_link() const override { return true; }
-  base::Result<Path> FollowMagicLink(const Credentials&) override { return base::Error(EACCES); }
+  base::Result<Path> FollowMagicLink(const Credentials&) override {
+    NamespaceRef ns = NamespaceOf(*TRY(GetInspectable()), kind_.type);
+    if (!ns.object) return base::Error(ENOENT);
+    return NamespacePath(proc().kernel().vfs(), ns);
+  }
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs&) override {
     return base::Error(EACCES);
   }
 
  private:
   ~NsLink() override = default;
-  const NsKind& kind_;
+  const NamespaceKind& kind_;
 };
 
 class NsDir : public PidOwned<PseudoDir> {
@@ -189,10 +174,10 @@ class NsDir : public PidOwned<PseudoDir> {
     return PidIno(*pid(), proc().pid_ns(), whole(), kNsIndex + 1 + static_cast<uint32_t>(i));
   }
   base::Result<base::Ref<Inode>> LookupDynamic(std::string_view name) override {
-    for (const NsKind& kind : kNamespaces) {
+    for (const NamespaceKind& kind : kNamespaceKind) {
       if (name != kind.name) continue;
       return base::Ref<Inode>(base::MakeRef<NsLink>(
-          &proc(), pid(), whole(), EntryIno(static_cast<size_t>(&kind - kNamespaces)), kind));
+          &proc(), pid(), whole(), EntryIno(static_cast<size_t>(&kind - kNamespaceKind)), kind));
     }
     return base::Error(ENOENT);
   }
@@ -200,8 +185,8 @@ class NsDir : public PidOwned<PseudoDir> {
     return child != nullptr && TaskOf(proc().kernel(), *pid()) != nullptr;
   }
   void ListDynamic(std::vector<PseudoEntry>* out) override {
-    for (size_t i = 0; i < std::size(kNamespaces); ++i) {
-      out->push_back({kNamespaces[i].name, EntryIno(i), DT_LNK});
+    for (size_t i = 0; i < std::size(kNamespaceKind); ++i) {
+      out->push_back({kNamespaceKind[i].name, EntryIno(i), DT_LNK});
     }
   }
 };

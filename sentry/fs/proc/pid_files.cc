@@ -242,6 +242,20 @@ Result<std::string> Schedstat(const PidContext& c) {
                      u.voluntary_switches + u.involuntary_switches);
 }
 
+// What reached a device, only the host knows.
+Result<std::string> Io(const PidContext& c) {
+  IoCounts io;
+  if (c.whole) {
+    c.task->thread_group().AddIo(&io);
+  } else {
+    io.Add(c.task->io);
+  }
+  return fmt::format(
+      "rchar: {}\nwchar: {}\nsyscr: {}\nsyscw: {}\nread_bytes: 0\nwrite_bytes: 0\n"
+      "cancelled_write_bytes: 0\n",
+      io.read_bytes.load(), io.write_bytes.load(), io.read_calls.load(), io.write_calls.load());
+}
+
 Result<std::string> Children(const PidContext& c) {
   std::string s;
   int self = c.task->thread_group().PidIn(c.ns());
@@ -262,6 +276,7 @@ constexpr PidFileInfo kFiles[] = {
     {"cpuset", 0444, Cpuset},
     {"environ", 0400, Environ, nullptr, true},
     {"gid_map", 0644, GidMap, SetGidMap},
+    {"io", 0400, Io, nullptr, true},
     {"limits", 0444, Limits},
     {"loginuid", 0644, Loginuid, SetLoginuid},
     {"maps", 0444, PidMaps, nullptr, true},

@@ -8,6 +8,7 @@
 
 #include "sentry/fs/proc/pid_files.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/seccomp/filter.h"
 #include "sentry/kernel/session.h"
 #include "sentry/kernel/thread_group.h"
 #include "sentry/mm/memory_manager.h"
@@ -298,13 +299,15 @@ base::Result<std::string> PidStatus(const PidContext& c) {
   std::string cpu_mask, cpu_list;
   AllowedCpus(t, c.kernel().cpu_count(), &cpu_mask, &cpu_list);
   Usage usage = t.usage();
+  base::Ref<const SeccompFilter> filter = t.seccomp_filter();
   s += fmt::format(
-      "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n"
+      "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\n"
+      "Speculation_Store_Bypass:\tvulnerable\n"
       "SpeculationIndirectBranch:\tconditional enabled\nCpus_allowed:\t{}\nCpus_allowed_list:\t{}\n"
       "Mems_allowed:\t1\nMems_allowed_list:\t0\nvoluntary_ctxt_switches:\t{}\n"
       "nonvoluntary_ctxt_switches:\t{}\n",
-      t.no_new_privs.load() ? 1 : 0, cpu_mask, cpu_list, usage.voluntary_switches,
-      usage.involuntary_switches);
+      t.no_new_privs.load() ? 1 : 0, t.seccomp_mode(), filter ? filter->count() : 0, cpu_mask,
+      cpu_list, usage.voluntary_switches, usage.involuntary_switches);
   return s;
 }
 

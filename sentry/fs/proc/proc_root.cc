@@ -239,6 +239,7 @@ class Root : public PseudoDir {
                              "pty_slave            /dev/pts      136 0-2047 pty:slave\n");
                        }));
     AddSysctls(fs, *AddDir("sys"));
+    AddSysvIpc(fs, *this);
   }
 
  private:

@@ -7,5 +7,7 @@ namespace sentry {
 
 // /proc/sys. `dir` is empty.
 void AddSysctls(ProcFs* fs, PseudoDir& dir);
+// proc_ipc.cc: /proc/sysvipc.
+void AddSysvIpc(ProcFs* fs, PseudoDir& root);
 
 }  // namespace sentry

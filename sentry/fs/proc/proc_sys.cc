@@ -3,6 +3,7 @@
 #include <linux/capability.h>
 
 #include "sentry/base/random.h"
+#include "sentry/fs/aio/aio.h"
 #include "sentry/fs/pipe/pipe.h"
 #include "sentry/fs/proc/proc_root.h"
 #include "sentry/fs/proc/sysctl.h"
@@ -103,13 +104,7 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("tainted", 0);
   dir.Value("panic", 0);
   dir.Value("sysrq", 0);
-  dir.Value("shmmax", "18446744073692774399");
-  dir.Value("shmall", "18446744073692774399");
-  dir.Value("shmmni", 4096);
-  dir.Value("msgmax", 8192);
-  dir.Value("msgmnb", 16384);
-  dir.Value("msgmni", 32000);
-  dir.Value("sem", "32000\t1024000000\t500\t32000");
+  AddIpcSysctls(dir);
   SysctlBuilder random = dir.Dir("random");
   random.Value("boot_id", RandomUuid());
   random.Read("uuid", [] { return RandomUuid() + "\n"; });
@@ -125,6 +120,13 @@ void AddFs(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("file-max", INT64_MAX);
   dir.Read("file-nr", [k] { return fmt::format("{}\t0\t{}\n", k->task_count() * 8, INT64_MAX); });
   dir.Value("nr_open", 1048576);
+  dir.Read("aio-nr", [] { return std::to_string(g_aio_count.load()) + "\n"; });
+  dir.ReadWrite(
+      "aio-max-nr", [] { return std::to_string(g_aio_max.load()) + "\n"; },
+      [](std::string_view data) -> Status {
+        g_aio_max = std::min<uint64_t>(TRY(ParseSysctl<uint64_t>(data)), 1 << 20);
+        return base::Ok();
+      });
   dir.Value("inode-nr", "0\t0");
   dir.ReadWrite(
       "pipe-max-size", [] { return std::to_string(g_pipe_max_size.load()) + "\n"; },
@@ -145,6 +147,7 @@ void AddFs(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("overflowuid", 65534);
   dir.Value("overflowgid", 65534);
   dir.Value("lease-break-time", 45);
+  AddMqueueSysctls(dir.Dir("mqueue"));
   dir.Dir("epoll").Value("max_user_watches", 1024 * 1024);
   SysctlBuilder inotify = dir.Dir("inotify");
   inotify.Value("max_user_instances", 128);

@@ -51,5 +51,8 @@ class SysctlBuilder {
 
 // /proc/sys/net: of the reader's network namespace.
 void AddNetSysctls(SysctlBuilder dir);
+// Into /proc/sys/kernel and /proc/sys/fs/mqueue: limits of the reader's IPC namespace.
+void AddIpcSysctls(SysctlBuilder dir);
+void AddMqueueSysctls(SysctlBuilder dir);
 
 }  // namespace sentry

@@ -1,0 +1,104 @@
+#include "sentry/fs/nsfs/nsfs.h"
+
+#include <linux/nsfs.h>
+#include <sched.h>
+
+#include "sentry/kernel/task.h"
+#include "sentry/vfs/inode.h"
+#include "sentry/vfs/vfs.h"
+
+namespace sentry {
+
+using base::Error;
+using base::Result;
+
+const NamespaceKind kNamespaceKind[kNamespaceKinds] = {
+    {"cgroup", CLONE_NEWCGROUP}, {"ipc", CLONE_NEWIPC}, {"mnt", CLONE_NEWNS},
+    {"net", CLONE_NEWNET},       {"pid", CLONE_NEWPID}, {"uts", CLONE_NEWUTS},
+};
+
+namespace {
+
+constexpr uint64_t kMagic = 0x6e736673;  // NSFS_MAGIC
+
+const char* NameOf(int type) {
+  for (const NamespaceKind& kind : kNamespaceKind) {
+    if (kind.type == type) return kind.name;
+  }
+  return "?";
+}
+
+template <typename T>
+NamespaceRef Make(int type, base::Ref<T> ns) {
+  uint64_t id = ns ? ns->id() : 0;
+  return {type, std::move(ns), id};
+}
+
+class NsFile : public FileDescription {
+ public:
+  NsFile(Path path, uint32_t flags, NamespaceRef ns)
+      : FileDescription(std::move(path), flags), ns_(std::move(ns)) {}
+  const NamespaceRef& ns() const { return ns_; }
+  bool CanPoll() const override { return false; }
+  Result<uint64_t> Ioctl(const IoctlArgs& args) override {
+    if (args.cmd == NS_GET_NSTYPE) return static_cast<uint64_t>(ns_.type);
+    return Error(ENOTTY);
+  }
+
+ private:
+  ~NsFile() override = default;
+  const NamespaceRef ns_;
+};
+
+class NsInode : public Inode {
+ public:
+  NsInode(Filesystem* fs, NamespaceRef ns) : Inode(fs, ns.id, S_IFREG | 0444), ns_(std::move(ns)) {}
+  Result<InodeAttr> GetAttr() override {
+    InodeAttr attr;
+    attr.ino = ino();
+    attr.dev = fs().dev();
+    attr.mode = S_IFREG | 0444;
+    return attr;
+  }
+  base::Status SetAttr(const AttrChange&) override { return Error(EPERM); }
+  Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override {
+    if ((args.flags & O_ACCMODE) != O_RDONLY) return Error(EPERM);
+    return base::Ref<FileDescription>(base::MakeRef<NsFile>(args.path, args.flags, ns_));
+  }
+
+ private:
+  ~NsInode() override = default;
+  const NamespaceRef ns_;
+};
+
+}  // namespace
+
+NamespaceRef NamespaceOf(Task& task, int type) {
+  switch (type) {
+    case CLONE_NEWCGROUP:
+      return Make(type, task.cgroup_namespace_ref());
+    case CLONE_NEWIPC:
+      return Make(type, task.ipc_namespace_ref());
+    case CLONE_NEWNS:
+      return Make(type, task.mount_namespace_ref());
+    case CLONE_NEWNET:
+      return Make(type, task.net_namespace_ref());
+    case CLONE_NEWPID:
+      return Make(type, base::Ref<PidNamespace>(&task.pid_namespace()));
+    default:
+      return Make(type, task.uts_namespace_ref());
+  }
+}
+
+Path NamespacePath(Vfs& vfs, const NamespaceRef& ns) {
+  static Filesystem* fs = base::MakeRef<Filesystem>("nsfs", kMagic).release();
+  return vfs.AnonymousPath(base::MakeRef<NsInode>(fs, ns),
+                           std::string(NameOf(ns.type)) + ":[" + std::to_string(ns.id) + "]");
+}
+
+const NamespaceRef* NamespaceOfFile(const FileDescription& file) {
+  const auto* ns = dynamic_cast<const NsFile*>(&file);
+  return ns == nullptr ? nullptr : &ns->ns();
+}
+
+}  // namespace sentry
