@@ -12,7 +12,6 @@
 
 namespace sentry {
 
-using base::Error;
 using base::LastError;
 using base::Result;
 using base::Status;
