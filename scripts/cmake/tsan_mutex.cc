@@ -16,7 +16,7 @@ struct Span {  // absl::Time and absl::Duration, as they are passed
 }  // namespace
 
 // NAME: the wrapped function's mangled name below absl's namespace.
-#define WRAPPED(result, function, name, ...)                            \
+#define WRAPPED(result, function, name, ...)                              \
   result Real##function(__VA_ARGS__) __asm__("__real_" ABSL_SYMBOL name); \
   result Wrap##function(__VA_ARGS__) __asm__("__wrap_" ABSL_SYMBOL name); \
   result Wrap##function(__VA_ARGS__)
