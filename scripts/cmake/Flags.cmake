@@ -41,9 +41,23 @@ if(RUNSC_SANITIZE)
     target_compile_options(runsc_flags INTERFACE -fsanitize=fuzzer-no-link)
   endif()
   if(RUNSC_SANITIZE MATCHES "thread")
-    # Debian's Abseil is not instrumented: absl::Mutex over pthread_mutex_t instead, which
-    # ThreadSanitizer knows. Fences are ours in few places and proved there.
-    target_include_directories(runsc_flags BEFORE INTERFACE ${CMAKE_SOURCE_DIR}/scripts/cmake/tsan)
+    # What tsan_mutex.cc wraps, by the mangled names of Debian's inline namespace.
+    file(STRINGS /usr/include/absl/base/options.h _line
+         REGEX "^#define ABSL_OPTION_INLINE_NAMESPACE_NAME ")
+    string(REGEX REPLACE ".* " "" _namespace "${_line}")
+    string(LENGTH "${_namespace}" _length)
+    set(_symbol "_ZN4absl${_length}${_namespace}")
+    add_library(runsc_tsan_mutex STATIC ${CMAKE_SOURCE_DIR}/scripts/cmake/tsan_mutex.cc)
+    target_compile_options(runsc_tsan_mutex PRIVATE -fPIE)
+    target_compile_definitions(runsc_tsan_mutex PRIVATE ABSL_SYMBOL="${_symbol}")
+    target_link_libraries(runsc_tsan_mutex PUBLIC absl::synchronization)
+    target_link_libraries(runsc_flags INTERFACE runsc_tsan_mutex)
+    foreach(_name 5Mutex4LockEv 5Mutex6UnlockEv 5Mutex7TryLockEv 5Mutex10ReaderLockEv
+            5Mutex12ReaderUnlockEv 7CondVar4WaitEPNS0_5MutexE
+            7CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE
+            7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)
+      target_link_options(runsc_flags INTERFACE -Wl,--wrap=${_symbol}${_name})
+    endforeach()
     target_compile_options(runsc_flags INTERFACE -Wno-tsan)
   endif()
 else()

@@ -230,8 +230,9 @@ class Reader {
   bool failed_ = false;
 };
 
-template <typename T>
-base::Result<T> Decode(std::string_view text, std::string* why) {
+}  // namespace
+
+base::Result<BootSpec> DecodeBootSpec(std::string_view text, std::string* why) {
   if (text.size() > kMaxSpecBytes) {
     *why = "the specification is too large";
     return base::Error(EINVAL);
@@ -241,22 +242,19 @@ base::Result<T> Decode(std::string_view text, std::string* why) {
     *why = "the specification is not JSON";
     return base::Error(EINVAL);
   }
-  T spec;
+  BootSpec spec;
   if (!Reader::Value(json, "", why, &spec)) return base::Error(EINVAL);
   return spec;
 }
 
-}  // namespace
+base::Result<ProcessSpec> DecodeProcessSpec(const Json& json, std::string* why) {
+  ProcessSpec spec;
+  if (!Reader::Value(json, "", why, &spec)) return base::Error(EINVAL);
+  return spec;
+}
 
 std::string EncodeBootSpec(const BootSpec& spec) { return Writer::Value(spec).dump(); }
 std::string EncodeProcessSpec(const ProcessSpec& spec) { return Writer::Value(spec).dump(); }
-
-base::Result<BootSpec> DecodeBootSpec(std::string_view text, std::string* why) {
-  return Decode<BootSpec>(text, why);
-}
-base::Result<ProcessSpec> DecodeProcessSpec(std::string_view text, std::string* why) {
-  return Decode<ProcessSpec>(text, why);
-}
 
 std::string BytesToUtf8(std::string_view bytes) {
   std::string out;

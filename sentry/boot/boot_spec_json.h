@@ -3,6 +3,7 @@
 // as the code points U+0080 to U+00FF, so that strings that are not UTF-8 survive.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 
@@ -18,7 +19,8 @@ std::string EncodeBootSpec(const BootSpec& spec);
 std::string EncodeProcessSpec(const ProcessSpec& spec);
 // EINVAL and one line in `why` that names the field.
 base::Result<BootSpec> DecodeBootSpec(std::string_view text, std::string* why);
-base::Result<ProcessSpec> DecodeProcessSpec(std::string_view text, std::string* why);
+// From JSON as parsed: a request of the control socket holds it, however deep its other members go.
+base::Result<ProcessSpec> DecodeProcessSpec(const nlohmann::json& json, std::string* why);
 
 // The string encoding described above, for others who put bytes into JSON. Decode fails on code
 // points above U+00FF.

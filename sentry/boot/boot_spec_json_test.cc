@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 namespace sentry {
 namespace {
 
@@ -69,7 +71,7 @@ TEST(BootSpecJson, NamesWhatIsWrong) {
   EXPECT_EQ(WhyNot(text, "{", "["), "the specification is not JSON");
   std::string why;
   EXPECT_FALSE(DecodeBootSpec("[]", &why).ok());
-  EXPECT_FALSE(DecodeProcessSpec("{}", &why).ok());
+  EXPECT_FALSE(DecodeProcessSpec(nlohmann::json::object(), &why).ok());
   EXPECT_EQ(why, "args is missing");
 }
 

@@ -12,7 +12,6 @@
 
 namespace sentry {
 
-using base::Error;
 using base::LastError;
 using base::Result;
 using base::Status;
@@ -210,7 +209,7 @@ void ControlServer::DoExec(uint64_t connection, ControlMessage message) {
     return ReplyError(connection, id, EPROTO, "malformed exec request");
   }
   std::string why;
-  Result<ProcessSpec> process = DecodeProcessSpec(process_json->dump(), &why);
+  Result<ProcessSpec> process = DecodeProcessSpec(*process_json, &why);
   if (!process.ok()) return ReplyError(connection, id, EPROTO, why);
   if (threads_.size() >= kMaxThreads)
     return ReplyError(connection, id, EAGAIN, "too many requests");

@@ -1,8 +1,10 @@
 #include "sentry/fs/hostfd/host_file.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -119,7 +121,19 @@ base::Result<size_t> HostFile::Transfer(std::byte* bytes, size_t n, bool write) 
   if (done >= 0) return static_cast<size_t>(done);
   bool unknown = errno == EOPNOTSUPP || errno == EINVAL;
   if (!unknown && !(errno == EAGAIN && S_ISREG(type_))) return base::LastError();
-  // Ready, or a file of a disk: it does not take for ever, but it may take a while.
+  if (S_ISSOCK(type_)) {
+    msghdr msg{};
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    done = write ? sendmsg(host_->get(), &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+                 : recvmsg(host_->get(), &msg, MSG_DONTWAIT);
+    if (done < 0) return base::LastError();
+    return static_cast<size_t>(done);
+  }
+  // A file of a disk, which does not take for ever but may take a while; or, where the host's pipes
+  // and terminals do not know RWF_NOWAIT, one that was ready a moment ago. A ready pipe takes
+  // PIPE_BUF bytes without a wait; more could hold a task that nobody could kill meanwhile.
+  if (write && !S_ISREG(type_)) iov.iov_len = std::min<size_t>(n, PIPE_BUF);
   struct Outcome {
     ssize_t done;
     int error;
