@@ -141,8 +141,8 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
 
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
-                                        uint32_t personality, const OrderRunner& limits,
-                                        bool later, bool* begun) {
+                                        uint32_t personality, const OrderRunner& limits, bool later,
+                                        bool* begun) {
   LoadedProgram p;
   p.creds = TRY(CredentialsForExec(old, no_new_privs, kernel.vfs(), image.file.file()->path(),
                                    image.attr, &p.set_id, &p.id_changed));

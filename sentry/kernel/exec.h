@@ -62,7 +62,7 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
 // old program: an error after that ends the process.
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, bool no_new_privs,
-                                        uint32_t personality, const OrderRunner& limits,
-                                        bool later, bool* begun);
+                                        uint32_t personality, const OrderRunner& limits, bool later,
+                                        bool* begun);
 
 }  // namespace sentry
