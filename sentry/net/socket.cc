@@ -251,6 +251,9 @@ Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> val
   int number = TRY(ValueFrom<int>(value));
   if (SocketOptions::Bit(name) >= 0) {
     if (name == SO_DEBUG && number != 0 && !t.HasCap(CAP_NET_ADMIN)) return Error(EACCES);
+    bool inet = domain_ == AF_INET || domain_ == AF_INET6;
+    if (name == SO_ZEROCOPY && !inet) return Error(EOPNOTSUPP);
+    if (name == SO_ZEROCOPY && number != 0 && number != 1) return Error(EINVAL);
     o.SetFlag(name, number != 0);
     // One of the two at a time.
     if (name == SO_TIMESTAMP) o.SetFlag(SO_TIMESTAMPNS, false);

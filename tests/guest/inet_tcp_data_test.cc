@@ -1,6 +1,9 @@
 // TCP: data, its end and its errors.
 #include "inet_util.h"
 
+// After <time.h>, which it needs.
+#include <linux/errqueue.h>
+
 #include <sys/sendfile.h>
 
 #include <thread>
@@ -355,6 +358,53 @@ TEST(TcpOptions, StoredValues) {
   EXPECT_STREQ("reno", name);
   EXPECT_ERRNO(setsockopt(s, IPPROTO_TCP, TCP_CONGESTION, "nope", 4), ENOENT);
   close(s);
+}
+
+TEST(TcpOptions, BindToDevice) {
+  int s = socket(AF_INET, SOCK_STREAM, 0);
+  EXPECT_ERRNO(setsockopt(s, SOL_SOCKET, SO_BINDTODEVICE, "nothere0", 8), ENODEV);
+  ASSERT_OK(setsockopt(s, SOL_SOCKET, SO_BINDTODEVICE, "lo", 2));
+  char name[IFNAMSIZ] = {};
+  socklen_t length = sizeof name;
+  ASSERT_OK(getsockopt(s, SOL_SOCKET, SO_BINDTODEVICE, name, &length));
+  EXPECT_STREQ("lo", name);
+  EXPECT_EQ(3u, length);
+  Listener listener;
+  EXPECT_OK(listener.address.Connect(s));
+  close(s);
+}
+
+TEST(TcpOptions, ZeroCopyCompletes) {
+  TcpPair p;
+  char data[4096] = {}, control[128];
+  EXPECT_EQ(4096, send(p.client, data, sizeof data, MSG_ZEROCOPY));  // without the option: nothing
+  ASSERT_OK(SetInt(p.client, SOL_SOCKET, SO_ZEROCOPY, 1));
+  for (int i = 0; i < 3; i++) EXPECT_EQ(4096, send(p.client, data, sizeof data, MSG_ZEROCOPY));
+  EXPECT_EQ(4096, recv(p.server, data, sizeof data, MSG_WAITALL));
+  for (int i = 0; i < 3; i++) EXPECT_EQ(4096, recv(p.server, data, sizeof data, MSG_WAITALL));
+  uint32_t next = 0;
+  for (int tries = 0; tries < 100 && next < 3; tries++) {
+    EXPECT_TRUE(Poll(p.client, 0, 1000) & POLLERR);
+    msghdr m{};
+    m.msg_control = control;
+    m.msg_controllen = sizeof control;
+    if (recvmsg(p.client, &m, MSG_ERRQUEUE) < 0) continue;
+    EXPECT_TRUE(m.msg_flags & MSG_ERRQUEUE);
+    cmsghdr* c = CMSG_FIRSTHDR(&m);
+    ASSERT_NE(nullptr, c);
+    EXPECT_EQ(IPPROTO_IP, c->cmsg_level);
+    EXPECT_EQ(IP_RECVERR, c->cmsg_type);
+    sock_extended_err e;
+    memcpy(&e, CMSG_DATA(c), sizeof e);
+    EXPECT_EQ(SO_EE_ORIGIN_ZEROCOPY, e.ee_origin);
+    EXPECT_EQ(0u, e.ee_errno);
+    EXPECT_EQ(next, e.ee_info);
+    next = e.ee_data + 1;
+  }
+  EXPECT_EQ(3u, next);
+  int u = socket(AF_UNIX, SOCK_STREAM, 0);
+  EXPECT_ERRNO(SetInt(u, SOL_SOCKET, SO_ZEROCOPY, 1), EOPNOTSUPP);
+  close(u);
 }
 
 TEST(TcpOptions, InfoTellsTheState) {

@@ -3,6 +3,7 @@
 #include <netinet/icmp6.h>
 #include <netinet/ip.h>
 #include <netinet/ip_icmp.h>
+#include <sys/mount.h>
 
 #include <thread>
 #include <vector>
@@ -476,7 +477,13 @@ TEST(Icmp, EchoSocket) {
   EXPECT_EQ(0, InNewNetwork([] {
               if (SetLoopbackUp(true) != 0) return 1;
               if (socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) >= 0 || errno != EACCES) return 2;
-              WriteFile("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+              // A /proc/sys that can be written.
+              TempDir dir;
+              if (unshare(CLONE_NEWNS) != 0) return 10;
+              mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+              if (mount("proc", dir.path().c_str(), "proc", 0, nullptr) != 0) return 11;
+              WriteFile(dir / "sys/net/ipv4/ping_group_range", "0 2147483647");
+              umount2(dir.path().c_str(), MNT_DETACH);
               for (int family : {AF_INET, AF_INET6}) {
                 bool v4 = family == AF_INET;
                 int fd = socket(family, SOCK_DGRAM, v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);

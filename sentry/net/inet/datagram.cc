@@ -63,7 +63,7 @@ uint32_t DatagramEndpoint::Readiness() {
   if (shut == (kReceiveShut | kSendShut)) mask |= EPOLLHUP;
   absl::MutexLock lock(&mutex_);
   if (!queue_.empty()) mask |= kIn;
-  if (error_.load() != 0 || !errors_.empty()) {
+  if (error_.load() != 0 || !errors_.empty() || zero_copy_pending()) {
     mask |= EPOLLERR;
     if (!errors_.empty() && options().flag(SO_SELECT_ERR_QUEUE)) mask |= EPOLLPRI;
   }
@@ -183,7 +183,7 @@ Result<size_t> DatagramEndpoint::ReceiveError(IoDest& dst, RecvArgs* args) {
   ErrorEntry entry;
   {
     absl::MutexLock lock(&mutex_);
-    if (errors_.empty()) return Error(EAGAIN);
+    if (errors_.empty()) return TakeZeroCopy(args);
     entry = std::move(errors_.front());
     errors_.pop_front();
     // The next one is told again.

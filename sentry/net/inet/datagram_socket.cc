@@ -46,7 +46,9 @@ Result<SockAddr> DatagramSocket::PeerAddress() {
 }
 
 Result<size_t> DatagramSocket::Send(IoSource& src, SendArgs args) {
-  return endpoint_->Send(src, args);
+  size_t n = TRY(endpoint_->Send(src, args));
+  AfterSend(args, n);
+  return n;
 }
 
 Result<size_t> DatagramSocket::Receive(IoDest& dst, RecvArgs* args) {

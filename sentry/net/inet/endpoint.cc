@@ -1,9 +1,16 @@
 #include "sentry/net/inet/endpoint.h"
 
 #include <linux/in6.h>
+#include <net/if.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+// After <time.h>, which it needs.
+#include <linux/errqueue.h>
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/session.h"
@@ -15,6 +22,8 @@ namespace {
 using base::Error;
 using base::Result;
 using base::Status;
+
+constexpr char kLoopbackName[] = "lo";
 
 struct OptionName {
   int level, name;
@@ -252,6 +261,39 @@ Status InetEndpoint::Resolve(InetAddress* to, IpAddress* source) const {
   return base::Ok();
 }
 
+void InetEndpoint::CompleteZeroCopy() {
+  {
+    absl::MutexLock lock(&zero_copy_mutex_);
+    ++zero_copy_next_;
+    zero_copy_pending_ = true;
+  }
+  queue_.WakeAll(EPOLLERR);
+}
+
+Result<size_t> InetEndpoint::TakeZeroCopy(RecvArgs* args) {
+  struct {
+    sock_extended_err error;
+    sockaddr_storage offender;
+  } entry{};
+  {
+    absl::MutexLock lock(&zero_copy_mutex_);
+    if (!zero_copy_pending_.exchange(false)) return Error(EAGAIN);
+    entry.error.ee_info = zero_copy_first_;
+    entry.error.ee_data = zero_copy_next_ - 1;
+    zero_copy_first_ = zero_copy_next_;
+  }
+  entry.error.ee_origin = SO_EE_ORIGIN_ZEROCOPY;
+  entry.error.ee_code = SO_EE_CODE_ZEROCOPY_COPIED;
+  auto bytes =
+      std::as_bytes(std::span(&entry, 1))
+          .first(sizeof(entry.error) + (v6() ? sizeof(sockaddr_in6) : sizeof(sockaddr_in)));
+  args->control.push_back({v6() ? int{IPPROTO_IPV6} : int{IPPROTO_IP},
+                           v6() ? IPV6_RECVERR : IP_RECVERR,
+                           {bytes.begin(), bytes.end()}});
+  args->out_flags |= MSG_ERRQUEUE;
+  return size_t{0};
+}
+
 void InetEndpoint::SetDescription(FileDescription* file) {
   absl::MutexLock lock(&description_mutex_);
   description_ = file;
@@ -291,6 +333,11 @@ InetSocket::InetSocket(Vfs& vfs, InetEndpoint& endpoint, int type, int protocol,
 Result<SockAddr> InetSocket::LocalAddress() { return base_.LocalName().ToSockAddr(domain()); }
 
 Result<std::vector<std::byte>> InetSocket::GetOption(Task& t, int level, int name) {
+  if (level == SOL_SOCKET && (name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX)) {
+    int device = options().device.load();
+    if (name == SO_BINDTOIFINDEX) return OptionBytes(device);
+    return device != 0 ? OptionBytes(std::to_array(kLoopbackName)) : std::vector<std::byte>();
+  }
   if (level == IPPROTO_IP) return base_.ip().Get(level, name);
   if (level == IPPROTO_IPV6) {
     if (!base_.v6()) return Error(EOPNOTSUPP);
@@ -299,7 +346,28 @@ Result<std::vector<std::byte>> InetSocket::GetOption(Task& t, int level, int nam
   return Socket::GetOption(t, level, name);
 }
 
+// sock_setbindtodevice(): all there is goes over lo, so to be bound to it excludes nothing.
+Status InetSocket::BindToDevice(Task& t, int name, std::span<const std::byte> value) {
+  int device = 0;
+  if (name == SO_BINDTOIFINDEX) {
+    device = TRY(OptionInt(value));
+    if (device < 0) return Error(EINVAL);
+  } else {
+    std::string_view text(reinterpret_cast<const char*>(value.data()),
+                          std::min<size_t>(value.size(), IFNAMSIZ - 1));
+    text = text.substr(0, text.find('\0'));
+    if (!text.empty()) device = text == kLoopbackName ? InetStack::kLoopbackIndex : -1;
+  }
+  if (options().device.load() != 0 && !base_.stack().HasCap(t, CAP_NET_RAW)) return Error(EPERM);
+  if (device != 0 && device != InetStack::kLoopbackIndex) return Error(ENODEV);
+  options().device = device;
+  return base::Ok();
+}
+
 Status InetSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
+  if (level == SOL_SOCKET && (name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX)) {
+    return BindToDevice(t, name, value);
+  }
   if (level == IPPROTO_IPV6 && !base_.v6()) return Error(ENOPROTOOPT);
   if (level == IPPROTO_IP || level == IPPROTO_IPV6) {
     if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && base_.LocalName().port != 0) {

@@ -56,6 +56,12 @@ class InetEndpoint : public PortUser {
   fiber::WaitQueue& wait_queue() { return queue_; }
   virtual PortTable& table() = 0;
   virtual InetAddress LocalName() = 0;
+  // A send with MSG_ZEROCOPY and SO_ZEROCOPY is complete: the bytes were copied. Told once, in the
+  // error queue, for all sends since it was last asked (net/core/skbuff.c: msg_zerocopy_callback).
+  void CompleteZeroCopy();
+  bool zero_copy_pending() const { return zero_copy_pending_.load(std::memory_order_relaxed); }
+  // The answer to MSG_ERRQUEUE. EAGAIN.
+  base::Result<size_t> TakeZeroCopy(RecvArgs* args);
   // SIGURG to who owns the description (F_SETOWN).
   void SendSigurg();
   // The description that signals are for; null when it is closed.
@@ -79,7 +85,11 @@ class InetEndpoint : public PortUser {
   const base::Ref<SocketOptions> options_;
   IpOptions ip_;
   fiber::WaitQueue queue_;
-  std::atomic<uint64_t> ino_{0};   // of the description
+  std::atomic<uint64_t> ino_{0};                                    // of the description
+  absl::Mutex zero_copy_mutex_;                                     // leaf
+  std::atomic<bool> zero_copy_pending_{false};                      // written under it
+  uint32_t zero_copy_first_ ABSL_GUARDED_BY(zero_copy_mutex_) = 0;  // not told yet
+  uint32_t zero_copy_next_ ABSL_GUARDED_BY(zero_copy_mutex_) = 0;
   absl::Mutex description_mutex_;  // before the description's owner
   FileDescription* description_ ABSL_GUARDED_BY(description_mutex_) = nullptr;
 };
@@ -98,8 +108,16 @@ class InetSocket : public Socket {
  protected:
   ~InetSocket() override = default;
   Vfs& vfs() const { return vfs_; }
+  // After a send that succeeded.
+  void AfterSend(const SendArgs& args, size_t n) {
+    if ((args.flags & MSG_ZEROCOPY) != 0 && n > 0 && options().flag(SO_ZEROCOPY)) {
+      base_.CompleteZeroCopy();
+    }
+  }
 
  private:
+  base::Status BindToDevice(Task& t, int name, std::span<const std::byte> value);
+
   Vfs& vfs_;
   InetEndpoint& base_;
 };

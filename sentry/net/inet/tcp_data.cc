@@ -253,6 +253,7 @@ Status TcpEndpoint::WaitReceive(TcpStream& stream, const Reading& r, const RecvA
 
 // tcp_recvmsg_locked().
 Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
+  if (args->flags & MSG_ERRQUEUE) return TakeZeroCopy(args);
   if (state() == TCP_LISTEN) return Error(ENOTCONN);
   if (args->flags & MSG_OOB) return ReceiveUrgent(dst, args);
   if (state() == TCP_SYN_SENT) TRY(WaitForConnect(args->nonblock, deadline_ns, EAGAIN));
@@ -331,7 +332,7 @@ uint32_t TcpEndpoint::Readiness() {
   int shut = shutdown_.load();
   if (shut == kBothShut || now == TCP_CLOSE) mask |= EPOLLHUP;
   if (shut & kReceiveShut) mask |= kIn | EPOLLRDHUP;
-  if (error_.load() != 0) mask |= EPOLLERR;
+  if (error_.load() != 0 || zero_copy_pending()) mask |= EPOLLERR;
   if (now == TCP_SYN_SENT) return mask;
   int side;
   Conn c = connection(&side);

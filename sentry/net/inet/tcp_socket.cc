@@ -39,9 +39,7 @@ constexpr IntOption kInts[] = {
     {TCP_FASTOPEN, &TcpOptions::fast_open, 0, INT32_MAX},
     {TCP_FASTOPEN_CONNECT, &TcpOptions::fast_open_connect, 0, 1},
     {TCP_NOTSENT_LOWAT, &TcpOptions::not_sent_low, INT32_MIN, INT32_MAX},
-    {TCP_SAVE_SYN, &TcpOptions::save_syn, 0, 2},
     {TCP_THIN_LINEAR_TIMEOUTS, &TcpOptions::thin_linear, 0, 1},
-    {TCP_INQ, &TcpOptions::inquiry, 0, 1},
 };
 
 const IntOption* FindInt(int name) {
@@ -82,6 +80,7 @@ Result<size_t> TcpSocket::Send(IoSource& src, SendArgs args) {
     TRY(Connect(*t, args.to, args.nonblock));
   }
   Result<size_t> n = endpoint_->Send(src, args, SendDeadline());
+  if (n.ok()) AfterSend(args, *n);
   if (!n.ok() && n.error().code() == EPIPE && !(args.flags & MSG_NOSIGNAL)) RaiseSocketSigpipe();
   return n;
 }

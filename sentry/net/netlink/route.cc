@@ -31,8 +31,9 @@ struct Request {
 
   uint16_t type() const { return message.header.nlmsg_type; }
   uint16_t flags() const { return message.header.nlmsg_flags; }
-  // As rtnetlink_rcv_msg: NLM_F_DUMP, of which a GET needs both bits.
-  bool dump() const { return (flags() & NLM_F_DUMP) == NLM_F_DUMP; }
+  bool get() const { return ((type() - RTM_BASE) & 3) == 2; }
+  // Its two bits mean something else where it is no GET.
+  bool dump() const { return get() && (flags() & NLM_F_DUMP) == NLM_F_DUMP; }
   nlmsghdr Header(uint16_t type) const {
     nlmsghdr h{};
     h.nlmsg_type = type;
@@ -315,8 +316,7 @@ Status GetRules(const Request& r) {
 
 Status Answer(const Request& r) {
   // What is not a GET needs the capability (rtnetlink_rcv_msg).
-  bool get = ((r.type() - RTM_BASE) & 3) == 2;
-  if (!get && !r.admin) return Error(EPERM);
+  if (!r.get() && !r.admin) return Error(EPERM);
   switch (r.type()) {
     case RTM_GETLINK:
       return GetLink(r);
