@@ -271,6 +271,39 @@ TEST(Mqueue, NotifyBySignal) {
   ASSERT_EQ(0, mq_notify(q.fd(), &event));
 }
 
+std::atomic<int> g_thread_value{0};
+void OnThread(sigval value) { g_thread_value = value.sival_int; }
+
+// libc's own thread waits on a netlink socket for it.
+TEST(Mqueue, NotifyByThread) {
+  Queue q(4, 16);
+  sigevent event{};
+  event.sigev_notify = SIGEV_THREAD;
+  event.sigev_notify_function = OnThread;
+  event.sigev_value.sival_int = 815;
+  ASSERT_EQ(0, mq_notify(q.fd(), &event)) << strerror(errno);
+  EXPECT_ERRNO(mq_notify(q.fd(), &event), EBUSY);
+  EXPECT_EQ(0, q.Send("x"));
+  for (int i = 0; i < 2000 && g_thread_value == 0; i++) SleepMs(1);
+  EXPECT_EQ(815, g_thread_value);
+  ASSERT_EQ(0, mq_notify(q.fd(), &event));
+  EXPECT_EQ(0, mq_notify(q.fd(), nullptr));
+  // What is given as the socket must be one.
+  struct {
+    sigval value;
+    int32_t signo, notify, pad[12];
+  } raw{};
+  char cookie[32] = {};
+  raw.notify = SIGEV_THREAD;
+  raw.value.sival_ptr = cookie;
+  raw.signo = -1;
+  EXPECT_ERRNO(syscall(SYS_mq_notify, q.fd(), &raw), EBADF);
+  raw.signo = q.fd();
+  EXPECT_ERRNO(syscall(SYS_mq_notify, q.fd(), &raw), ENOTSOCK);
+  raw.value.sival_ptr = BadAddress();
+  EXPECT_ERRNO(syscall(SYS_mq_notify, q.fd(), &raw), EFAULT);
+}
+
 TEST(Mqueue, LivesOnWithoutItsName) {
   std::string name = UniqueName("-unlinked");
   mqd_t a = mq_open(name.c_str(), O_RDWR | O_CREAT, 0600, nullptr);

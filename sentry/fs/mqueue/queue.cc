@@ -102,7 +102,7 @@ Status MessageQueue::Send(Message message, bool nonblock, int64_t deadline_ns) {
       waits = true;
     }
   }
-  if (notify) Notify(*notify);
+  if (notify) Notify(*notify, true);
   if (!waits) return base::Ok();
   Status sent = Wait(&senders_, &waiter, deadline_ns);
   if (!sent.ok()) UnchargeIpcMemory(cost);
@@ -129,13 +129,22 @@ Status MessageQueue::Register(Notification notification) {
 }
 
 void MessageQueue::Unregister(const base::Ref<Pid>& owner) {
-  absl::MutexLock l(&mutex_);
-  if (notification_ && notification_->owner == owner) notification_.reset();
+  std::optional<Notification> removed;
+  {
+    absl::MutexLock l(&mutex_);
+    if (!notification_ || notification_->owner != owner) return;
+    removed = std::exchange(notification_, std::nullopt);
+  }
+  Notify(*removed, false);
 }
 
-// A message has come to the empty queue.
-void MessageQueue::Notify(const Notification& n) {
-  if (n.kind != SIGEV_SIGNAL || n.signo == 0) return;
+// A message has come to the empty queue, or the registration ends without one.
+void MessageQueue::Notify(const Notification& n, bool message_came) {
+  if (n.kind == SIGEV_THREAD) {
+    n.deliver(message_came);
+    return;
+  }
+  if (n.kind != SIGEV_SIGNAL || n.signo == 0 || !message_came) return;
   base::Ref<ThreadGroup> group = Kernel::Get().GroupOf(*n.owner);
   Task* sender = Task::Current();
   if (!group || sender == nullptr) return;

@@ -35,9 +35,11 @@ class MessageQueue {
   };
   // What mq_notify(2) asks for.
   struct Notification {
-    int kind = SIGEV_NONE;  // or SIGEV_SIGNAL
+    int kind = SIGEV_NONE;  // SIGEV_SIGNAL, SIGEV_THREAD
     int signo = 0;
     sigval value{};
+    // SIGEV_THREAD: tells libc's thread that a message has come, or that none will.
+    std::function<void(bool message_came)> deliver;
     base::Ref<Pid> owner;  // of the process
     base::Ref<UserNamespace> user_ns;
   };
@@ -72,7 +74,7 @@ class MessageQueue {
   void Push(Message message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Message Pop() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   base::Status Wait(std::list<Waiter*>* line, Waiter* waiter, int64_t deadline_ns);
-  static void Notify(const Notification& notification);
+  static void Notify(const Notification& notification, bool message_came);
 
   const int64_t max_messages_, message_size_;
   mutable absl::Mutex mutex_;

@@ -27,6 +27,8 @@ class NetlinkSocket : public Socket {
   base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
   uint32_t Readiness() override;
   fiber::WaitQueue* wait_queue() override { return &queue_; }
+  // A message of the kernel's own that is no answer (mq_notify).
+  void Deliver(std::vector<std::byte> message) { Push({std::move(message)}); }
 
  protected:
   int TakeError() override { return error_.exchange(0); }

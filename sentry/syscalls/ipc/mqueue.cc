@@ -1,12 +1,13 @@
 // mq_open, mq_unlink, mq_timedsend, mq_timedreceive, mq_notify, mq_getsetattr.
 #include <mqueue.h>
 
-#include <array>
+#include <functional>
 
 #include "sentry/base/time.h"
 #include "sentry/fs/mqueue/mqueue_fs.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/netlink/netlink_socket.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/vfs/vfs.h"
 
@@ -42,6 +43,22 @@ Result<OpenedQueue> GetQueue(Task& t, int fd, int may) {
     return Error(EBADF);
   }
   return OpenedQueue{std::move(file), *queue};
+}
+
+// How libc's thread is told (SIGEV_THREAD): it waits on a netlink socket for the cookie that it
+// gave, whose last byte says why it comes. EFAULT, EBADF, ENOTSOCK, EINVAL.
+Result<std::function<void(bool)>> CookieDelivery(Task& t, sigval value, int fd) {
+  constexpr std::byte kWokenUp{1}, kRemoved{2};  // NOTIFY_WOKENUP, NOTIFY_REMOVED
+  std::vector<std::byte> cookie(32);             // NOTIFY_COOKIE_LEN
+  TRY(t.memory().Read(reinterpret_cast<uint64_t>(value.sival_ptr), cookie));
+  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  if (file->inode() == nullptr || !S_ISSOCK(file->inode()->type())) return Error(ENOTSOCK);
+  if (dynamic_cast<NetlinkSocket*>(file.get()) == nullptr) return Error(EINVAL);
+  return std::function<void(bool)>([cookie, file](bool message_came) {
+    std::vector<std::byte> message = cookie;
+    message.back() = message_came ? kWokenUp : kRemoved;
+    static_cast<NetlinkSocket&>(*file).Deliver(std::move(message));
+  });
 }
 
 }  // namespace
@@ -112,14 +129,9 @@ Result<uint64_t> SysMqNotify(Task& t, const SyscallArgs& a) {
     case SIGEV_SIGNAL:
       if (event.signo < 0 || event.signo > kNumSignals) return Error(EINVAL);
       break;
-    case SIGEV_THREAD: {
-      // libc's thread waits for a message on a socket of AF_NETLINK, and none can be had here.
-      std::array<std::byte, 32> cookie;
-      TRY(t.memory().Read(reinterpret_cast<uint64_t>(event.value.sival_ptr), cookie));
-      base::Ref<FileDescription> socket = TRY(t.GetFile(event.signo));
-      const bool is_socket = socket->inode() != nullptr && S_ISSOCK(socket->inode()->type());
-      return Error(is_socket ? EINVAL : ENOTSOCK);
-    }
+    case SIGEV_THREAD:
+      n.deliver = TRY(CookieDelivery(t, event.value, event.signo));
+      break;
     default:
       return Error(EINVAL);
   }
