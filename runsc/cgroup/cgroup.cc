@@ -358,6 +358,15 @@ absl::Status Cgroups::Make() {
   return absl::OkStatus();
 }
 
+absl::Status Cgroups::Change() const {
+  for (const Group& group : groups_) {
+    for (const CgroupWrite& w : group.writes) {
+      if (auto s = WriteCgroupFile(group.dir + "/" + w.file, w.value); !s.ok()) return s;
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Cgroups::Add(pid_t pid) const {
   for (const Group& group : groups_) {
     if (!group.made) continue;

@@ -55,6 +55,8 @@ class Cgroups {
   std::vector<std::string> Dirs() const;
   // Makes the groups and sets their limits.
   absl::Status Make();
+  // Sets the limits of groups that are there.
+  absl::Status Change() const;
   // Moves a process (with its future children) in.
   absl::Status Add(pid_t pid) const;
   // Removes directories, the last first. One that other containers use stays, without an error.

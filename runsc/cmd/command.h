@@ -85,12 +85,15 @@ void AddFeaturesCommand(Context& context);
 void AddGoferCommand(Context& context);
 void AddKillCommand(Context& context);
 void AddListCommand(Context& context);
+void AddPauseCommand(Context& context);
 void AddPsCommand(Context& context);
-void AddSyscallsCommand(Context& context);
+void AddResumeCommand(Context& context);
 void AddRunCommand(Context& context);
 void AddSpecCommand(Context& context);
 void AddStartCommand(Context& context);
 void AddStateCommand(Context& context);
+void AddSyscallsCommand(Context& context);
+void AddUpdateCommand(Context& context);
 void AddWaitCommand(Context& context);
 
 // The only argument of most commands.

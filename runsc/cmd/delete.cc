@@ -31,7 +31,7 @@ void AddDeleteCommand(Context& context) {
       return 0;
     }
     ContainerStatus status = state->CurrentStatus();
-    if (status == ContainerStatus::kRunning && !force) {
+    if ((status == ContainerStatus::kRunning || status == ContainerStatus::kPaused) && !force) {
       return absl::FailedPreconditionError("cannot delete container " + id +
                                            " that is not stopped: " + StatusName(status));
     }

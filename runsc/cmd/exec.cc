@@ -146,8 +146,12 @@ absl::StatusOr<int> Exec(const Store& store, const ExecFlags& flags, const std::
                          std::vector<std::string> args) {
   auto state = store.Load(id);
   if (!state.ok()) return state.status();
-  if (state->CurrentStatus() == ContainerStatus::kStopped) {
+  ContainerStatus status = state->CurrentStatus();
+  if (status == ContainerStatus::kStopped) {
     return absl::FailedPreconditionError("cannot exec in a stopped container");
+  }
+  if (status == ContainerStatus::kPaused) {
+    return absl::FailedPreconditionError("cannot exec in a paused container");
   }
   auto spec = LoadStoredSpec(store, id);
   if (!spec.ok()) return spec.status();

@@ -241,10 +241,11 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
   bool version = false;
   app.add_flag("--version,-v", version, "print the version");
   app.require_subcommand(0, 1);
-  for (auto add : {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand,
-                   AddFeaturesCommand, AddKillCommand, AddListCommand, AddPsCommand, AddRunCommand,
-                   AddSpecCommand, AddSyscallsCommand, AddStartCommand, AddStateCommand,
-                   AddWaitCommand, AddBootCommand, AddGoferCommand}) {
+  for (auto add :
+       {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand, AddFeaturesCommand,
+        AddKillCommand, AddListCommand, AddPauseCommand, AddPsCommand, AddResumeCommand,
+        AddRunCommand, AddSpecCommand, AddSyscallsCommand, AddStartCommand, AddStateCommand,
+        AddUpdateCommand, AddWaitCommand, AddBootCommand, AddGoferCommand}) {
     add(context);
   }
   static std::vector<std::string> help_args;

@@ -55,6 +55,9 @@ void AddPsCommand(Context& context) {
     if (!state.ok()) return state.status();
     std::vector<sentry::ProcessInfo> processes;
     // As runc: a stopped container has no processes, which is no error.
+    if (state->CurrentStatus() == ContainerStatus::kPaused) {
+      return absl::FailedPreconditionError("container " + args[0] + " is paused");
+    }
     if (state->CurrentStatus() != ContainerStatus::kStopped) {
       auto sandbox = ConnectSandbox(store, args[0]);
       if (!sandbox.ok()) return sandbox.status();

@@ -53,6 +53,11 @@ absl::Status StartContainer(const Store& store, ContainerState* state);
 // Sends a signal to init or to all processes; the caller holds no lock.
 absl::Status SignalContainer(const Store& store, const ContainerState& state, int signo, bool all);
 
+// Stops all that the guest runs, and lets it go on; the caller holds the lock. FailedPrecondition
+// if the container is not running, or not paused.
+absl::Status PauseContainer(const Store& store, ContainerState* state);
+absl::Status ResumeContainer(const Store& store, ContainerState* state);
+
 // Kills what still lives, then removes the cgroups and the directory and runs the poststop hooks.
 // The caller holds the lock, which is removed.
 absl::Status DestroyContainer(const Store& store, const ContainerState& state, ContainerLock* lock);
@@ -62,7 +67,8 @@ absl::Status DestroyBrokenContainer(const Store& store, const std::string& id, C
 // The configuration stored with the container.
 absl::StatusOr<oci::Spec> LoadStoredSpec(const Store& store, const std::string& id);
 
-// The container's sandbox. UnavailableError "container not running".
+// The container's sandbox. UnavailableError "container not running"; one that is paused does not
+// answer.
 absl::StatusOr<sentry::ControlClient> ConnectSandbox(const Store& store, const std::string& id);
 
 // Descriptors for a new process: 0 to 2 (or three times the console's slave), then `preserve_fds`

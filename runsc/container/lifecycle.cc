@@ -122,6 +122,7 @@ absl::Status StartContainer(const Store& store, ContainerState* state) {
       break;
     case ContainerStatus::kCreating:
       return absl::FailedPreconditionError("cannot start a container that is being created");
+    case ContainerStatus::kPaused:
     case ContainerStatus::kRunning:
       return absl::FailedPreconditionError("cannot start an already running container");
     case ContainerStatus::kStopped:
@@ -156,6 +157,11 @@ absl::Status SignalContainer(const Store& store, const ContainerState& state, in
   if (status == ContainerStatus::kStopped) {
     // As runc: there is nothing left that could be missed.
     return all ? absl::OkStatus() : absl::FailedPreconditionError("container not running");
+  }
+  if (status == ContainerStatus::kPaused) {
+    // It answers nobody; a kill is for the whole of it.
+    if (signo == SIGKILL) return KillAndAwait(state.sandbox, "sandbox");
+    return absl::FailedPreconditionError("container " + state.id + " is paused");
   }
   auto sandbox = ConnectSandbox(store, state.id);
   if (sandbox.ok()) {

@@ -74,6 +74,8 @@ const char* StatusName(ContainerStatus status) {
       return "created";
     case ContainerStatus::kRunning:
       return "running";
+    case ContainerStatus::kPaused:
+      return "paused";
     case ContainerStatus::kStopped:
       return "stopped";
   }
@@ -179,6 +181,7 @@ absl::StatusOr<ContainerState> Store::Load(const std::string& id) const {
   s.owner_uid = st.st_uid;
   s.status = status == "created"   ? ContainerStatus::kCreated
              : status == "running" ? ContainerStatus::kRunning
+             : status == "paused"  ? ContainerStatus::kPaused
                                    : ContainerStatus::kCreating;
   if (auto it = json.find("annotations"); it != json.end() && it->is_object()) {
     for (auto& [key, value] : it->items()) {

@@ -23,7 +23,7 @@ namespace runsc {
 
 inline constexpr const char kSpecVersion[] = "1.0.2-dev";
 
-enum class ContainerStatus { kCreating, kCreated, kRunning, kStopped };
+enum class ContainerStatus { kCreating, kCreated, kRunning, kPaused, kStopped };
 const char* StatusName(ContainerStatus status);
 
 // A process of the host, told from a later one with the same pid by its start time.

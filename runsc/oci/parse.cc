@@ -407,6 +407,13 @@ absl::StatusOr<Process> ParseProcess(std::string_view text) {
   });
 }
 
+absl::StatusOr<Resources> ParseResources(std::string_view text) {
+  return Parse(text, [](const Node& node) {
+    std::vector<std::string> not_enforced;
+    return ReadResources(node, &not_enforced);
+  });
+}
+
 int CapabilityNumber(std::string_view name) {
   std::string full(name);
   if (strncasecmp(full.c_str(), "CAP_", 4) != 0) full = "CAP_" + full;

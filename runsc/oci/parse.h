@@ -16,6 +16,8 @@ inline constexpr size_t kMaxConfigBytes = 16 << 20;
 absl::StatusOr<Spec> ParseSpec(std::string_view text);
 // Parses and checks a process as `exec --process` takes it.
 absl::StatusOr<Process> ParseProcess(std::string_view text);
+// The object linux.resources alone.
+absl::StatusOr<Resources> ParseResources(std::string_view text);
 
 // The capability number of a name such as "CAP_CHOWN" (case does not matter, the prefix may be
 // missing); -1 if there is none. And the other way; empty if there is none.
