@@ -43,7 +43,7 @@ void StubWatch::Look() {
 bool Task::CheckStub() {
   uint64_t rounds = rounds_.load(std::memory_order_seq_cst);
   Waits waits = static_cast<Waits>(rounds & kWaitsMask);
-  bool fatal = in_guest_.load(std::memory_order_relaxed) && FatalPending();
+  bool fatal = (waits != Waits::kNo || in_guest_.load(std::memory_order_relaxed)) && FatalPending();
   if (!context_ || (!fatal && (waits == Waits::kNo || waits == Waits::kGuest))) return false;
   int64_t cpu = fatal ? context_->CpuTimeNs() : 0;
   if (watched_rounds_ != rounds) {
@@ -52,9 +52,12 @@ bool Task::CheckStub() {
     watched_cpu_ns_ = cpu;
     return true;
   }
-  int limit = waits == Waits::kOrders ? kOrderLooks
-              : waits == Waits::kFill ? kFillLooks
-                                      : kFatalLooks;
+  // Once nobody else needs the memory, not even orders are waited for.
+  bool alone = fatal && group_->exiting() && mm_users_ &&
+               mm_users_->tasks.load(std::memory_order_relaxed) <= group_->thread_count();
+  int limit = alone || waits == Waits::kGuest ? kFatalLooks
+              : waits == Waits::kOrders       ? kOrderLooks
+                                              : kFillLooks;
   bool busy = fatal && group_->exiting() && cpu - watched_cpu_ns_ >= kFatalCpuNs;
   if (waits == Waits::kNo || (++watched_looks_ < limit && !busy)) return true;
   LOG_WARNING("[%d] %s: its stub does not answer and is ended", pid_ref()->number(),

@@ -1,0 +1,322 @@
+// A hostile guest that attacks through what its process shares with the sentry: it writes nonsense
+// into its mailbox, rings and holds the doorbell, takes descriptors from the runtime's socket and
+// lies about what its orders have done. Each attack runs in children that may die of it; whether
+// others were harmed is for the test around it to see.
+//
+// Usage: hostile_mailbox SECONDS FILE... ; the files are ones that it may read and not write: it
+// tries to write into them through mappings. `HOSTILE_SECRET`: what must not be seen in the
+// runtime's memory, with each bit inverted, in hexadecimal. Prints "rounds N deaths D stolen S
+// written W seen X stuck T".
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+
+#include "tests/guest/hostile_util.h"
+
+namespace {
+
+using namespace hostile;        // NOLINT
+using namespace platform;       // NOLINT
+constexpr uint32_t kSlots = 8;  // those that a child's threads can have
+
+struct Counts {
+  std::atomic<size_t> rounds, deaths, stolen, written, seen, stuck;
+};
+Counts* g_counts;
+std::vector<std::string> g_files;
+std::string g_secret;
+uint64_t g_gadget;
+
+uint64_t Random() {
+  static thread_local uint64_t state = static_cast<uint64_t>(NowNs()) | 1;
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return state;
+}
+
+Slot* SlotOf(uint32_t index) { return reinterpret_cast<Slot*>(SlotAddress(index)); }
+MailboxHeader* Header() { return reinterpret_cast<MailboxHeader*>(kMailboxBase); }
+
+void Spawn(void* (*f)(void*)) {
+  pthread_t thread;
+  pthread_create(&thread, nullptr, f, nullptr);
+}
+
+// --- what the other threads of an attacker do: calls of every kind ---
+
+void* OrdinaryCalls(void*) {
+  for (;;) {
+    int fds[2];
+    if (pipe(fds) == 0) {
+      char c = 'x';
+      write(fds[1], &c, 1);
+      read(fds[0], &c, 1);
+      close(fds[0]);
+      close(fds[1]);
+    }
+    void* p = mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p != MAP_FAILED) {
+      memset(p, 1, 8192);
+      mprotect(p, 4096, PROT_READ);
+      munmap(p, 8192);
+    }
+    syscall(SYS_getpriority, 0, 0);
+    syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGURG);
+  }
+}
+
+void* Nothing(void*) { return nullptr; }
+
+void* CloneCalls(void*) {
+  for (;;) {
+    Spawn(Nothing);
+    pid_t pid = fork();
+    if (pid == 0) _exit(0);
+    if (pid > 0) waitpid(pid, nullptr, 0);
+  }
+}
+
+void* MapCalls(void*) {
+  for (;;) {
+    for (const std::string& file : g_files) {
+      int fd = open(file.c_str(), O_RDONLY);
+      if (fd < 0) continue;
+      void* a = mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+      void* b = mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, 0);
+      close(fd);
+      if (a != MAP_FAILED) munmap(a, 4096);
+      if (b != MAP_FAILED) munmap(b, 4096);
+    }
+  }
+}
+
+// --- attacks: each runs in a child of its own until that is killed ---
+
+void Scribble() {
+  Spawn(OrdinaryCalls);
+  Spawn(OrdinaryCalls);
+  for (;;) {
+    uint64_t where = Random() % 4 == 0 ? kMailboxBase + Random() % 8192
+                                       : SlotAddress(static_cast<uint32_t>(Random() % kSlots)) +
+                                             Random() % (Random() % 2 ? 1024 : kPageSize * 6);
+    uint64_t value = Random() % 3 ? Random() : Random() % 16;
+    *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
+  }
+}
+
+// Answers a round before the sentry has begun it, in each of the ways that there are.
+void AnswerEarly() {
+  Spawn(OrdinaryCalls);
+  Spawn(OrdinaryCalls);
+  for (;;) {
+    uint32_t index = static_cast<uint32_t>(Random() % kSlots);
+    Slot* s = SlotOf(index);
+    __atomic_store_n(&s->kind, static_cast<RequestKind>(Random() % 9), __ATOMIC_RELAXED);
+    __atomic_store_n(&s->request_seq, s->answer_seq + static_cast<uint32_t>(Random() % 3),
+                     __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&Header()->ready[0], ~0ull, __ATOMIC_SEQ_CST);
+  }
+}
+
+void* LieAboutOrders(void*) {
+  for (;;) {
+    OrderEntry& order = SlotOf(static_cast<uint32_t>(Random() % kSlots))->orders[Random() % 4];
+    __atomic_store_n(&order.result, Random() % 5000, __ATOMIC_RELAXED);
+  }
+}
+
+void LieAboutClones() {
+  Spawn(LieAboutOrders);
+  CloneCalls(nullptr);
+}
+
+void Ring() {
+  for (;;) {
+    for (uint64_t& word : Header()->ready) __atomic_store_n(&word, ~0ull, __ATOMIC_SEQ_CST);
+    StubCall(g_gadget, SYS_futex, kSharedBase, 1 /* FUTEX_WAKE */, INT32_MAX);
+  }
+}
+
+void HoldTheDoorbell() {
+  switch (Random() % 4) {
+    case 0:  // wait there too, and take the rings of others
+      StubCall(g_gadget, SYS_futex, kSharedBase, 0 /* FUTEX_WAIT */, 1);
+      break;
+    case 1:  // take the sentry away from it
+      StubCall(g_gadget, SYS_futex, kSharedBase, 3 /* FUTEX_REQUEUE */, 0, INT32_MAX,
+               reinterpret_cast<uint64_t>(g_counts));
+      break;
+    case 2:  // the same under another address
+      StubCall(g_gadget, SYS_mremap, kSharedBase, kPageSize, kPageSize, 3, 0x10000000);
+      StubCall(g_gadget, SYS_futex, 0x10000000, 0, 1);
+      break;
+    default:  // by the way that any program has
+      syscall(SYS_futex, kSharedBase, 0, 1, nullptr, nullptr, 0);
+      syscall(SYS_futex, kSharedBase, 3, 0, INT32_MAX, g_counts, 0);
+  }
+}
+
+// Takes what comes through the runtime's socket while files are mapped read-only, and maps it to
+// write.
+void Steal() {
+  Spawn(MapCalls);
+  Spawn(MapCalls);
+  for (;;) {
+    char byte;
+    alignas(cmsghdr) char control[CMSG_SPACE(16 * sizeof(int))];
+    iovec iov{&byte, 1};
+    msghdr msg{};
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    msg.msg_control = control;
+    msg.msg_controllen = sizeof control;
+    uint64_t socket = Random() % 8 ? static_cast<uint64_t>(Header()->socket) : Random() % 64;
+    int64_t n = StubCall(g_gadget, SYS_recvmsg, socket, reinterpret_cast<uint64_t>(&msg), 0x40);
+    cmsghdr* header = n > 0 ? CMSG_FIRSTHDR(&msg) : nullptr;
+    if (!header || header->cmsg_type != SCM_RIGHTS) continue;
+    size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; i++) {
+      int fd;
+      memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
+      g_counts->stolen++;
+      int64_t p = StubCall(g_gadget, SYS_mmap, 0x20000000, kPageSize, PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_FIXED, static_cast<uint64_t>(fd), 0);
+      if (p == 0x20000000) {
+        g_counts->written++;
+        memcpy(reinterpret_cast<void*>(p), "HACKED", 6);
+      }
+      StubCall(g_gadget, SYS_close, static_cast<uint64_t>(fd));
+    }
+  }
+}
+
+void CloseEverything() {
+  Spawn(MapCalls);
+  for (uint64_t fd = 0;; fd = (fd + 1) % 1024) StubCall(g_gadget, SYS_close, fd);
+}
+
+// Orders that are never done.
+void StandStill() {
+  Spawn(MapCalls);
+  Spawn(MapCalls);
+  for (;;) {
+    Header()->fd_turn = static_cast<uint32_t>(Random());
+    Header()->socket = static_cast<int32_t>(Random() % 64);
+  }
+}
+
+void Unmap() {
+  Spawn(OrdinaryCalls);
+  switch (Random() % 3) {
+    case 0:
+      StubCall(g_gadget, SYS_munmap, kMailboxBase, kMailboxSize);
+      break;
+    case 1:
+      StubCall(g_gadget, SYS_munmap, kStubBase, kRegionEnd - kStubBase);
+      break;
+    default:
+      StubCall(g_gadget, SYS_mmap, kMailboxBase, kMailboxSize, PROT_READ, 0x32, ~0ull, 0);
+  }
+}
+
+// A thread that takes no interrupt: its flag is one of ours.
+void NeverComeBack() {
+  alignas(64) static char flags[4096];
+  const uint64_t args[] = {reinterpret_cast<uint64_t>(flags), 0, 0, 0, 0, 0};
+  __asm__ volatile(
+      "mov %0, %%rbx\n\t"
+      "mov 0(%1), %%rdi\n\t"
+      "xor %%esi, %%esi\n\t"
+      "xor %%edx, %%edx\n\t"
+      "xor %%r10d, %%r10d\n\t"
+      "jmp *%2\n\t"
+      :
+      : "r"(flags), "r"(args), "r"(g_gadget - 5)
+      : "rbx", "rdi", "rsi", "rdx", "r10", "memory");
+}
+
+// The secret of another process, in what the runtime has in this one.
+void Look() {
+  auto search = [](uint64_t begin, uint64_t end) {
+    for (uint64_t page = begin; page < end; page += kPageSize) {
+      WithPage(page, [](const unsigned char* p) {
+        if (memmem(p, kPageSize, g_secret.data(), g_secret.size())) g_counts->seen++;
+      });
+    }
+  };
+  CatchFaults();
+  search(kStubBase, kStubBase + kStubMax);
+  search(kSharedBase, kSharedBase + kSharedSize);
+  search(kMailboxBase, SlotAddress(64));
+}
+
+constexpr void (*kAttacks[])() = {Scribble, AnswerEarly,     LieAboutClones, Ring,  HoldTheDoorbell,
+                                  Steal,    CloseEverything, StandStill,     Unmap, NeverComeBack,
+                                  Look};
+
+// Runs one attack for a moment; its child must be gone soon after SIGKILL.
+void Round(size_t number) {
+  constexpr int64_t kMomentNs = 150'000'000, kPatienceNs = 15'000'000'000;
+  pid_t pid = fork();
+  if (pid < 0) return;
+  if (pid == 0) {
+    setpgid(0, 0);
+    int null = open("/dev/null", O_RDWR);
+    for (int fd : {0, 1, 2}) dup2(null, fd);
+    kAttacks[number % std::size(kAttacks)]();
+    _exit(0);
+  }
+  int status;
+  int64_t start = NowNs();
+  bool dead = false;
+  while (!dead && NowNs() - start < kMomentNs) {
+    dead = waitpid(pid, &status, WNOHANG) == pid;
+    if (!dead) Nap(1'000'000);
+  }
+  if (dead) g_counts->deaths++;
+  kill(-pid, SIGKILL);
+  kill(pid, SIGKILL);
+  while (!dead) {
+    dead = waitpid(pid, &status, WNOHANG) == pid;
+    if (dead) break;
+    if (NowNs() - start > kPatienceNs) {
+      g_counts->stuck++;
+      break;
+    }
+    Nap(1'000'000);
+  }
+  g_counts->rounds++;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) return 2;
+  for (int i = 2; i < argc; i++) g_files.push_back(argv[i]);
+  const char* secret = getenv("HOSTILE_SECRET");
+  for (size_t i = 0; secret && secret[i] && secret[i + 1]; i += 2) {
+    g_secret += static_cast<char>(~strtoul(std::string(secret + i, 2).c_str(), nullptr, 16));
+  }
+  CatchFaults();
+  g_gadget = FindGadget();
+  if (g_gadget == 0) return 3;  // the test has to learn of the runtime's new shape
+  g_counts =
+      new (mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Counts{};
+  for (int s : {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS, SIGALRM}) signal(s, SIG_DFL);
+  int64_t end = NowNs() + strtoll(argv[1], nullptr, 10) * 1'000'000'000;
+  for (size_t n = 0; NowNs() < end || n < std::size(kAttacks); n++) Round(n);
+  printf("rounds %zu deaths %zu stolen %zu written %zu seen %zu stuck %zu\n",
+         g_counts->rounds.load(), g_counts->deaths.load(), g_counts->stolen.load(),
+         g_counts->written.load(), g_counts->seen.load(), g_counts->stuck.load());
+  return 0;
+}
