@@ -178,7 +178,13 @@ enum StubMode : uint32_t {
 };
 
 inline constexpr uint64_t kMaskOpen = 1ull << 8;  // that of SIGKILL, which no mask has
+inline constexpr uint64_t kActionsOpen = kMaskOpen;
 inline constexpr uint64_t kUnblockableSignals = 1ull << 8 | 1ull << 18;
+
+struct SignalEntry {  // struct sigaction of rt_sigaction(2)
+  uint64_t handler, flags, restorer, mask;
+};
+inline constexpr uint32_t kSignalCount = 64;
 
 // Each line that changes hands costs a transfer between cores, so a call takes as few as it can;
 // and what stands in a line that the other side polls is written right before the polled word,
@@ -242,15 +248,24 @@ struct Slot {
   uint32_t has_identity;
   uint32_t lanes_off;  // every call is to reach the sentry
 
+  // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
+  // a bit that tells in which of the two tables its action stands. The other is written before the
+  // bit changes by compare-and-exchange, so that the sentry may close it at any moment.
+  alignas(64) uint64_t actions_word;
+  uint32_t actions_changed;
+
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopiesIn];
   CopyEntry copy_out[kMaxCopies];
+  SignalEntry actions0[kSignalCount];
 
   alignas(kPageSize) OrderEntry orders[kMaxOrders];
   alignas(kPageSize) unsigned char in_area[kCopyInSize];
   unsigned char out_area[kCopyOutSize];
+  SignalEntry actions1[kSignalCount];
   // The stub's stack, which is the thread's signal stack too.
-  unsigned char stack[kSlotSize - 2 * kPageSize - kCopyInSize - kCopyOutSize];
+  unsigned char stack[kSlotSize - kPageSize - sizeof(OrderEntry) * kMaxOrders - kCopyInSize -
+                      kCopyOutSize - sizeof(SignalEntry) * kSignalCount];
 };
 static_assert(sizeof(Slot) == kSlotSize);
 static_assert(offsetof(Slot, request_seq) == 128 && offsetof(Slot, signo) == 192 &&
