@@ -260,12 +260,11 @@ struct Slot {
   SignalEntry actions0[kSignalCount];
 
   alignas(kPageSize) OrderEntry orders[kMaxOrders];
+  SignalEntry actions1[kSignalCount];
   alignas(kPageSize) unsigned char in_area[kCopyInSize];
   unsigned char out_area[kCopyOutSize];
-  SignalEntry actions1[kSignalCount];
   // The stub's stack, which is the thread's signal stack too.
-  unsigned char stack[kSlotSize - kPageSize - sizeof(OrderEntry) * kMaxOrders - kCopyInSize -
-                      kCopyOutSize - sizeof(SignalEntry) * kSignalCount];
+  unsigned char stack[kSlotSize - 2 * kPageSize - kCopyInSize - kCopyOutSize];
 };
 static_assert(sizeof(Slot) == kSlotSize);
 static_assert(offsetof(Slot, request_seq) == 128 && offsetof(Slot, signo) == 192 &&
