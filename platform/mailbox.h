@@ -187,7 +187,13 @@ enum StubMode : uint32_t {
 };
 
 inline constexpr uint64_t kMaskOpen = 1ull << 8;  // that of SIGKILL, which no mask has
+inline constexpr uint64_t kActionsOpen = kMaskOpen;
 inline constexpr uint64_t kUnblockableSignals = 1ull << 8 | 1ull << 18;
+
+struct SignalEntry {  // struct sigaction of rt_sigaction(2)
+  uint64_t handler, flags, restorer, mask;
+};
+inline constexpr uint32_t kSignalCount = 64;
 
 // Each line that changes hands costs a transfer between cores, so a call takes as few as it can;
 // and what stands in a line that the other side polls is written right before the polled word,
@@ -255,11 +261,19 @@ struct Slot {
   uint32_t stamp;      // the next trap is to be stamped: when it came, and when its answer did
   uint64_t trapped_at, resumed_at;
 
+  // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
+  // a bit that tells in which of the two tables its action stands. The other is written before the
+  // bit changes by compare-and-exchange, so that the sentry may close it at any moment.
+  alignas(64) uint64_t actions_word;
+  uint32_t actions_changed;
+
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopiesIn];
   CopyEntry copy_out[kMaxCopies];
+  SignalEntry actions0[kSignalCount];
 
   alignas(kPageSize) OrderEntry orders[kMaxOrders];
+  SignalEntry actions1[kSignalCount];
   alignas(kPageSize) unsigned char in_area[kCopyInSize];
   unsigned char out_area[kCopyOutSize];
   // The stub's stack, which is the thread's signal stack too.

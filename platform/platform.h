@@ -229,6 +229,15 @@ class Context : public base::UserMemory {
   // but only while stopped nobody changes it.
   virtual uint64_t SignalMask() const { return 0; }
   virtual bool SignalMaskChanged() const { return false; }
+  // The same for the actions of rt_sigaction(2), by signal number less one. Only the thread whose
+  // actions nobody else shares may change them without the kernel.
+  struct SignalAction {
+    uint64_t handler, flags, restorer, mask;
+  };
+  static constexpr size_t kSignals = 64;
+  virtual void OpenSignalActions(std::span<const SignalAction, kSignals> /*actions*/) {}
+  // True, with the actions, if there was a change.
+  virtual bool CloseSignalActions(std::span<SignalAction, kSignals> /*actions*/) { return false; }
   // Makes the patched and express paths of this thread publish these values without a hand-off.
   struct Identity {
     int32_t pid, tid, ppid;

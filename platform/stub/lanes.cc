@@ -71,6 +71,41 @@ bool GetCpu(Slot* s) {
   return Answer(s, ok ? 0 : kEfault);
 }
 
+// The actions are those of the process, whose only thread this is while they are open. Errors in
+// Linux's order (kernel/signal.c: rt_sigaction, do_sigaction).
+bool RtSigaction(Slot* s) {
+  constexpr uint64_t kSetSize = 8;
+  constexpr uint32_t kSigKill = 9, kSigStop = 19;
+  // UAPI_SA_FLAGS and SA_RESTORER; others read back as zero.
+  constexpr uint64_t kKnownFlags = 0xdc000807;
+  uint64_t word = Load(&s->actions_word);
+  if (!(word & kActionsOpen) || s->r10 != kSetSize) return false;
+  SignalEntry action;
+  if (s->rsi != 0 &&
+      StubCopy(&action, reinterpret_cast<const void*>(s->rsi), sizeof(action)) != 0) {
+    return Answer(s, kEfault);
+  }
+  uint32_t signo = static_cast<uint32_t>(s->rdi), index = signo - 1;
+  if (index >= kSignalCount || (s->rsi != 0 && (signo == kSigKill || signo == kSigStop))) {
+    return Answer(s, kEinval);
+  }
+  uint64_t bit = 1ull << index;
+  bool second = index + 1 != kSigKill && (word & bit) != 0;
+  SignalEntry* now = second ? &s->actions1[index] : &s->actions0[index];
+  SignalEntry old = *now;
+  if (s->rsi != 0) {
+    action.mask &= ~kUnblockableSignals;
+    action.flags &= kKnownFlags;
+    (second ? s->actions0 : s->actions1)[index] = action;
+    s->actions_changed = 1;
+    if (!__atomic_compare_exchange_n(&s->actions_word, &word, word ^ bit, false, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_SEQ_CST)) {
+      return false;
+    }
+  }
+  return Answer(s, s->rdx == 0 || CopyOut(s->rdx, &old, sizeof(old)) ? 0 : kEfault);
+}
+
 // The mask is the thread's own. The sentry opens it to changes while no signal is pending, and
 // closes it before it sends one. Errors in Linux's order (kernel/signal.c).
 bool RtSigprocmask(Slot* s) {
@@ -206,6 +241,7 @@ constexpr uint32_t kLaneCount = 320;
 struct LaneTable {
   Lane lane[kLaneCount] = {};
   constexpr LaneTable() {
+    lane[13] = RtSigaction;
     lane[14] = RtSigprocmask;
     lane[24] = SchedYield;
     lane[39] = GetPid;

@@ -70,6 +70,23 @@ uint64_t ThreadContext::SignalMask() const {
   return __atomic_load_n(&slot_->sigmask, __ATOMIC_SEQ_CST) & ~kUnblockableSignals;
 }
 
+void ThreadContext::OpenSignalActions(std::span<const SignalAction, kSignals> actions) {
+  static_assert(sizeof(SignalAction) == sizeof(SignalEntry) && kSignals == kSignalCount);
+  memcpy(slot_->actions0, actions.data(), sizeof(slot_->actions0));
+  slot_->actions_changed = 0;
+  __atomic_store_n(&slot_->actions_word, kActionsOpen, __ATOMIC_SEQ_CST);
+}
+
+bool ThreadContext::CloseSignalActions(std::span<SignalAction, kSignals> actions) {
+  uint64_t word = __atomic_exchange_n(&slot_->actions_word, 0, __ATOMIC_SEQ_CST);
+  if (!slot_->actions_changed) return false;
+  for (size_t i = 0; i < kSignals; i++) {
+    memcpy(&actions[i], word >> i & 1 ? &slot_->actions1[i] : &slot_->actions0[i],
+           sizeof(SignalAction));
+  }
+  return true;
+}
+
 // ---- Resuming -----------------------------------------------------------------------------------
 
 void ThreadContext::Resume(ResumeMode mode) {

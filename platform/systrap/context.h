@@ -61,6 +61,8 @@ class ThreadContext final : public Context {
   void OpenSignalMask(uint64_t mask) override;
   uint64_t CloseSignalMask() override;
   uint64_t SignalMask() const override;
+  void OpenSignalActions(std::span<const SignalAction, kSignals> actions) override;
+  bool CloseSignalActions(std::span<SignalAction, kSignals> actions) override;
   bool SignalMaskChanged() const override { return slot_->mask_changed != 0; }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) override;

@@ -247,6 +247,7 @@ base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
   }
   base::Ref<Pid> pid = TRY(pid_ns->Allocate(a.set_tid));
   base::Ref<ThreadGroup> group = group_;
+  group_->handlers_->Close();  // there may soon be somebody who shares them
   if (!(a.flags & CLONE_THREAD)) {
     base::Ref<SignalHandlers> handlers =
         (a.flags & CLONE_SIGHAND) ? group_->handlers() : group_->handlers()->Fork();

@@ -107,6 +107,7 @@ void Task::ReleaseMemory(bool last) {
     }
     cpu_start_ns_ = 0;
     CloseMaskLocked();
+    group_->handlers_->Close();
     context = std::move(context_);
     mm = std::move(mm_);
     users = std::move(mm_users_);

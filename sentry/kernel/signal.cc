@@ -3,6 +3,7 @@
 #include <bit>
 #include <utility>
 
+#include "platform/platform.h"
 #include "sentry/base/checked.h"
 #include "sentry/kernel/task.h"
 
@@ -49,9 +50,39 @@ void SetSender(siginfo_t* info, const Task& sender, const Task& receiver) {
   info->si_uid = receiver.credentials()->user_ns->MapUidOut(sender.credentials()->ruid);
 }
 
+void SignalHandlers::Open(platform::Context& context) {
+  absl::MutexLock l(&mutex_);
+  if (open_) return;
+  platform::Context::SignalAction actions[platform::Context::kSignals];
+  static_assert(platform::Context::kSignals == kNumSignals);
+  for (int i = 0; i < kNumSignals; ++i) {
+    const SigAction& a = actions_[i + 1];
+    actions[i] = {a.handler, a.flags, a.restorer, a.mask};
+  }
+  context.OpenSignalActions(actions);
+  open_ = &context;
+}
+
+void SignalHandlers::Close() const {
+  absl::MutexLock l(&mutex_);
+  CloseLocked();
+}
+
+void SignalHandlers::CloseLocked() const {
+  if (!open_) return;
+  platform::Context::SignalAction actions[platform::Context::kSignals];
+  const bool changed = std::exchange(open_, nullptr)->CloseSignalActions(actions);
+  for (int i = 0; changed && i < kNumSignals; ++i) {
+    if (SigBit(i + 1) & kUnblockable) continue;
+    const platform::Context::SignalAction& a = actions[i];
+    actions_[i + 1] = {a.handler, a.flags & kKnownSaFlags, a.restorer, a.mask & ~kUnblockable};
+  }
+}
+
 base::Ref<SignalHandlers> SignalHandlers::Fork() const {
   auto copy = base::MakeRef<SignalHandlers>();
   absl::MutexLock l(&mutex_);
+  CloseLocked();
   absl::MutexLock l2(&copy->mutex_);
   for (int i = 1; i <= kNumSignals; ++i) copy->actions_[i] = actions_[i];
   return copy;
@@ -59,16 +90,19 @@ base::Ref<SignalHandlers> SignalHandlers::Fork() const {
 
 SigAction SignalHandlers::Get(int signo) const {
   absl::MutexLock l(&mutex_);
+  CloseLocked();
   return actions_[signo];
 }
 
 SigAction SignalHandlers::Set(int signo, const SigAction& action) {
   absl::MutexLock l(&mutex_);
+  CloseLocked();
   return std::exchange(actions_[signo], action);
 }
 
 void SignalHandlers::ResetForExec() {
   absl::MutexLock l(&mutex_);
+  CloseLocked();
   for (SigAction& a : actions_) {
     a = SigAction{.handler = a.handler == kSigIgn ? kSigIgn : kSigDfl};
   }
@@ -76,12 +110,14 @@ void SignalHandlers::ResetForExec() {
 
 bool SignalHandlers::IsIgnored(int signo) const {
   absl::MutexLock l(&mutex_);
+  CloseLocked();
   uint64_t handler = actions_[signo].handler;
   return handler == kSigIgn || (handler == kSigDfl && DefaultAction(signo) == SigDefault::kIgnore);
 }
 
 void SignalHandlers::Sets(SigSet* ignored, SigSet* caught) const {
   absl::MutexLock l(&mutex_);
+  CloseLocked();
   *ignored = *caught = 0;
   for (int i = 1; i <= kNumSignals; ++i) {
     if (actions_[i].handler == kSigIgn) {

@@ -13,6 +13,10 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/ref.h"
 
+namespace platform {
+class Context;
+}
+
 namespace sentry {
 
 class Task;
@@ -40,6 +44,10 @@ struct SigAction {
 };
 inline constexpr uint64_t kSigDfl = 0, kSigIgn = 1;
 inline constexpr uint64_t kSaRestorer = 0x04000000;
+// Flags that the kernel knows (UAPI_SA_FLAGS); others read back as zero.
+inline constexpr uint64_t kKnownSaFlags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK |
+                                          SA_RESTART | SA_NODEFER | SA_RESETHAND | 0x800 |
+                                          kSaRestorer;
 
 enum class SigDefault { kTerminate, kCore, kIgnore, kStop, kContinue };
 SigDefault DefaultAction(int signo);
@@ -56,6 +64,11 @@ class SignalHandlers : public base::RefCounted {
   SignalHandlers() = default;
   base::Ref<SignalHandlers> Fork() const;
   SigAction Get(int signo) const;
+  // The process's only thread may change them without a call (see platform::Context), until
+  // somebody here looks at them or changes them. Close comes before `context` goes, before there is
+  // another thread, and before a signal is made pending.
+  void Open(platform::Context& context);
+  void Close() const;
   // Returns the old one. SIGKILL and SIGSTOP are the caller's check.
   SigAction Set(int signo, const SigAction& action);
   // exec: what was handled becomes SIG_DFL; SIG_IGN stays; flags and masks go.
@@ -68,8 +81,11 @@ class SignalHandlers : public base::RefCounted {
 
  private:
   ~SignalHandlers() override = default;
+  void CloseLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   mutable absl::Mutex mutex_;
-  SigAction actions_[kNumSignals + 1] ABSL_GUARDED_BY(mutex_);
+  mutable SigAction actions_[kNumSignals + 1] ABSL_GUARDED_BY(mutex_);
+  mutable platform::Context* open_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
 // What a user (a real uid) has, for RLIMIT_SIGPENDING, RLIMIT_NPROC and RLIMIT_MSGQUEUE (Linux:

@@ -58,6 +58,7 @@ bool ThreadGroup::SendLocked(const siginfo_t& info, Task* target, bool* queue_fu
   for (const auto& t : tasks_) {
     if (!target || t.get() == target) t->CloseMaskLocked();
   }
+  handlers_->Close();
   if (!probe || !Prepare(signo, *probe, IsForced(info))) return false;
   if (signo == SIGKILL) {
     BeginExitLocked(SIGKILL);
@@ -164,6 +165,7 @@ bool Task::SendSignal(const siginfo_t& info, bool* queue_full) {
 void Task::ForceSignal(const siginfo_t& info) {
   absl::MutexLock l(&group_->signal_mutex());
   CloseMaskLocked();
+  group_->handlers_->Close();
   int signo = info.si_signo;
   SigAction action = group_->handlers_->Get(signo);
   bool blocked = (signal_mask() & SigBit(signo)) != 0;
@@ -204,6 +206,14 @@ void Task::RecalcPending() {
   } else {
     fiber_->ClearInterrupt();
   }
+}
+
+void Task::OpenSignalActions() {
+  absl::MutexLock l(&group_->signal_mutex());
+  bool alone = group_->live_threads_.load(std::memory_order_acquire) == 1 &&
+               group_->tasks_.size() == 1 && group_->handlers_->ref_count() == 1;
+  if (!alone || (pending_.set() | group_->shared_pending_.set()) != 0 || dead_) return;
+  group_->handlers_->Open(*context_);
 }
 
 void Task::OpenMaskLocked() {

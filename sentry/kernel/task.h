@@ -158,6 +158,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // [any] What another task shows here may have been changed since by its thread; see
   // CurrentSignalMask.
   SigSet signal_mask() const { return blocked_.load(std::memory_order_relaxed); }
+  // Lets the thread change its process's actions without a call, if nobody else may.
+  void OpenSignalActions();
   SigSet CurrentSignalMask() const;  // [any] as the thread has it at this moment
   // Returns the old one; SIGKILL and SIGSTOP are left out.
   SigSet SetSignalMask(SigSet mask);

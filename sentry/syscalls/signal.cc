@@ -22,9 +22,6 @@ constexpr uint64_t kSigSetSize = sizeof(SigSet);
 constexpr uint64_t kMinSigStack =
     2048;  // MINSIGSTKSZ; the frame's real size is checked on delivery
 constexpr uint32_t kSsAutodisarm = 1u << 31;
-// Flags that the kernel knows (UAPI_SA_FLAGS); others read back as zero.
-constexpr uint64_t kKnownSaFlags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK |
-                                   SA_RESTART | SA_NODEFER | SA_RESETHAND | 0x800 | kSaRestorer;
 
 // Checks and sends one signal of the caller to `target` (its group, or the thread alone). Signal 0
 // is checked and not sent.
@@ -87,6 +84,7 @@ Result<uint64_t> SysRtSigaction(Task& t, const SyscallArgs& a) {
     old = handlers.Get(signo);
   }
   if (a[2] != 0) TRY(UserPtr<SigAction>(a[2]).CopyOut(t.memory(), old));
+  t.OpenSignalActions();  // who asks once, asks again
   return 0;
 }
 

@@ -397,6 +397,96 @@ TEST(Trap, SigprocmaskErrors) {
   EXPECT_EQ(~(1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1) | usr1), old);
 }
 
+long Action(int signo, const void* action, void* old, size_t size = 8) {
+  return syscall(SYS_rt_sigaction, signo, action, old, size);
+}
+struct KernelAction {
+  uint64_t handler, flags, restorer, mask;
+};
+
+TEST(Trap, SigactionErrorsAndValues) {
+  KernelAction set = {1, ~0ull, 0x1234, ~0ull}, old = {}, first = {};
+  ASSERT_OK(Action(SIGUSR1, nullptr, &first));
+  for (int i = 0; i < 3; i++) {
+    EXPECT_ERRNO(Action(SIGUSR1, BadAddress(), nullptr), EFAULT);
+    EXPECT_ERRNO(Action(0, &set, nullptr), EINVAL);
+    EXPECT_ERRNO(Action(65, nullptr, &old), EINVAL);
+    EXPECT_ERRNO(Action(-1, BadAddress(), nullptr), EFAULT);
+    EXPECT_ERRNO(Action(SIGKILL, &set, nullptr), EINVAL);
+    EXPECT_OK(Action(SIGKILL, nullptr, &old));
+    EXPECT_EQ(0u, old.handler);
+    EXPECT_ERRNO(Action(SIGUSR1, &set, nullptr, 4), EINVAL);
+    EXPECT_OK(Action(SIGUSR1, &set, &old));
+    // It is set before the old one cannot be told.
+    EXPECT_ERRNO(Action(SIGUSR1, &set, BadAddress()), EFAULT);
+    EXPECT_OK(Action(SIGUSR1, nullptr, &old));
+    EXPECT_EQ(1u, old.handler);
+    EXPECT_EQ(0x1234u, old.restorer);
+    EXPECT_EQ(0xdc000000u, old.flags & 0xfc000000u);
+    EXPECT_EQ(0u, old.flags >> 32);
+    EXPECT_EQ(~(1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1)), old.mask);
+    EXPECT_OK(Action(64, nullptr, &old));
+  }
+  ASSERT_OK(Action(SIGUSR1, &first, nullptr));
+}
+
+int g_which = 0;
+void FirstHandler(int) { g_which = 1; }
+void SecondHandler(int) { g_which = 2; }
+
+// What a process has set is what counts, however it was set, for others' signals too and for a
+// child.
+TEST(Trap, SigactionHoldsForOthers) {
+  for (int i = 0; i < 50; i++) {
+    for (auto handler : {FirstHandler, SecondHandler}) {
+      struct sigaction sa = {}, old;
+      sa.sa_handler = handler;
+      sa.sa_flags = SA_RESTART;
+      ASSERT_OK(sigaction(SIGUSR1, &sa, nullptr));
+      ASSERT_OK(sigaction(SIGUSR1, nullptr, &old));
+      EXPECT_TRUE(old.sa_handler == handler);
+      g_which = 0;
+      pid_t self = getpid();
+      ASSERT_EQ(0, ExitStatus([self, handler] {
+                  struct sigaction inherited;
+                  sigaction(SIGUSR1, nullptr, &inherited);
+                  if (inherited.sa_handler != handler) return 1;
+                  return kill(self, SIGUSR1) == 0 ? 0 : 2;
+                }));
+      EXPECT_EQ(handler == FirstHandler ? 1 : 2, g_which);
+    }
+  }
+  // Ignored, in a process that asks for nothing else before it is sent: dropped.
+  signal(SIGUSR1, SIG_IGN);
+  g_which = 0;
+  ASSERT_OK(kill(getpid(), SIGUSR1));
+  EXPECT_EQ(0, g_which);
+  // Ignoring throws away what is pending.
+  signal(SIGUSR1, FirstHandler);
+  uint64_t usr1 = 1ull << (SIGUSR1 - 1), none = 0;
+  ASSERT_OK(Mask(SIG_BLOCK, &usr1, nullptr));
+  ASSERT_OK(kill(getpid(), SIGUSR1));
+  signal(SIGUSR1, SIG_IGN);
+  signal(SIGUSR1, FirstHandler);
+  ASSERT_OK(Mask(SIG_SETMASK, &none, nullptr));
+  EXPECT_EQ(0, g_which);
+  // Children of a process that ignores SIGCHLD reap themselves.
+  struct sigaction sa = {}, old;
+  ASSERT_OK(sigaction(SIGCHLD, nullptr, &old));
+  signal(SIGCHLD, SIG_IGN);
+  pid_t child = fork();
+  if (child == 0) _exit(0);
+  EXPECT_ERRNO(waitpid(child, nullptr, 0), ECHILD);
+  ASSERT_OK(sigaction(SIGCHLD, &old, nullptr));
+  // A thread's change is the process's.
+  std::thread([] { signal(SIGUSR1, SecondHandler); }).join();
+  ASSERT_OK(sigaction(SIGUSR1, nullptr, &sa));
+  EXPECT_TRUE(sa.sa_handler == SecondHandler);
+  std::thread([] { signal(SIGUSR1, SIG_DFL); }).join();
+  ASSERT_OK(sigaction(SIGUSR1, nullptr, &sa));
+  EXPECT_TRUE(sa.sa_handler == SIG_DFL);
+}
+
 std::atomic<int> g_taken{0};
 std::atomic<bool> g_blocked{false}, g_early{false};
 void OnCounted(int) {
