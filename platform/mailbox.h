@@ -170,7 +170,8 @@ inline constexpr uint32_t kCopyOutSize = 8192;
 
 // What lanes.cc answers, futex(2) aside: a guest's seccomp filter is asked about each before it may
 // be.
-inline constexpr int kLaneCalls[] = {14, 24, 39, 96, 102, 104, 107, 108, 110, 186, 201, 228, 309};
+inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
+                                     107, 108, 110, 186, 201, 228, 309};
 
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
