@@ -6,14 +6,12 @@
 
 #include <cstdint>
 
-namespace {
-
-struct Span {  // absl::Time and absl::Duration, as they are passed
+// absl::Time and absl::Duration, as they are passed. (In no unnamed namespace: the functions below
+// would not be seen outside.)
+struct Span {
   int64_t high;
   uint32_t low;
 };
-
-}  // namespace
 
 // NAME: the wrapped function's mangled name below absl's namespace.
 #define WRAPPED(result, function, name, ...)                              \
