@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import time
 
 from .runtimes import Failed, Session
 
 SUITE = "micro"
 ROW_TIMEOUT = 30
+FILES_SETTLE = 2.5  # seconds
 
 
 class Micro:
@@ -31,9 +33,7 @@ class Micro:
     def session(self, runtime):
         session = self.sessions.get(runtime.name)
         if session is None:
-            root = self.scratch.small_root(
-                {"guest_micro": self.program, "true": os.path.join(self.options.guests, "guest_true")})
-            session = Session(self.scratch, runtime, root,
+            session = Session(self.scratch, runtime, self.roots[runtime.name],
                               ["/bin/guest_micro", f"--benchmark_min_time={self.options.min_time}"])
             self.sessions[runtime.name] = session
             session.wait_for("ready", ROW_TIMEOUT)
@@ -63,6 +63,11 @@ class Micro:
     def run(self):
         self.results.suites.append(SUITE)
         able = [r for r in self.results.runtimes if not r.why_not]
+        programs = {"guest_micro": self.program,
+                    "true": os.path.join(self.options.guests, "guest_true")}
+        self.roots = {r.name: self.scratch.small_root(programs) for r in able}
+        # As the files of an image are: not written a moment ago.
+        time.sleep(FILES_SETTLE)
         for row in self.todo:
             left = list(able)
             for round_ in range(self.options.micro_rounds):

@@ -124,7 +124,10 @@ class Scratch:
     def __exit__(self, *unused):
         for session in list(self.live):
             session.close()
-        for mount in reversed(self.mounts):
+        # Our own mounts, and what runtimes leave in their state directories.
+        with open("/proc/self/mounts", encoding="utf-8") as f:
+            mounts = [line.split()[1] for line in f]
+        for mount in reversed([m for m in mounts if m.startswith(self.dir + "/")]):
             subprocess.run(["umount", "-l", mount], check=False)
         shutil.rmtree(self.dir, ignore_errors=True)
 
