@@ -476,7 +476,8 @@ base::Status KernelSandbox::Signal(int32_t pid, int signo) {
 }
 
 base::Status KernelSandbox::SignalAll(int signo) {
-  if (signo <= 0 || signo > SIGRTMAX) return base::Error(EINVAL);
+  if (signo < 0 || signo > SIGRTMAX) return base::Error(EINVAL);
+  if (signo == 0) return base::Ok();
   base::Ref<ThreadGroup> init = GroupFor(kInit);
   for (auto& group : kernel_.ThreadGroups(*kernel_.root_pid_ns())) {
     if (group.get() != init.get()) group->SendKernelSignal(signo);
