@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Isolation: what the processes of a sandbox may do, as the host's /proc shows it, and hostile guests."""
 
+import errno
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import threading
@@ -191,6 +193,59 @@ class IsolationTest(harness.ContainerTest):
                         timeout=60)
         self.assertNotIn("SECRET", r.stdout)
         self.assertEqual("SECRET\n", open(secret).read())
+
+    def test_directory_moved_out_of_its_mount(self):
+        """The host moves a directory of a bind mount elsewhere while a process stands in it: neither
+        `..` nor what lies below the new place is there for the process."""
+        outside, shared = (os.path.join(self.sb.dir, n) for n in ("outside", "shared"))
+        os.makedirs(outside)
+        os.makedirs(os.path.join(shared, "a", "b"))
+        with open(os.path.join(outside, "secret"), "w") as f:
+            f.write("SECRET\n")
+        mount = {"destination": "/shared", "type": "bind", "source": shared, "options": ["rbind", "rw"]}
+        id, pid = self.start(
+            ["sh", "-c", "cd /shared/a/b; exec 5< /shared/a; echo ready; while [ ! -e /shared/go ]; do sleep 0.02; done; "
+             "cat ../secret ../../secret ../../../secret /proc/self/cwd/../../secret /proc/self/fd/5/../secret; "
+             "echo x > ../../new; ls ../..; echo done"], edit=lambda c: c["mounts"].append(mount))
+        self.wait_output(id, "ready")
+        os.rename(os.path.join(shared, "a"), os.path.join(outside, "a"))
+        with open(os.path.join(shared, "go"), "w"):
+            pass
+        self.wait_output(id, "done")
+        self.assertNotIn("SECRET", self.sb.output(id))
+        self.assertNotIn("secret", self.sb.output(id))
+        self.assertEqual(["a", "secret"], sorted(os.listdir(outside)))
+
+    def wait_output(self, id, text):
+        deadline = time.monotonic() + 10
+        while text not in self.sb.output(id):
+            self.assertLess(time.monotonic(), deadline, self.sb.output(id) + self.sb.output(id, "err"))
+            time.sleep(0.02)
+
+    def test_sockets_of_the_host_are_not_reached(self):
+        """A socket in the root on which a process of the host listens."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.join(self.sb.rootfs, "s"))
+            os.chmod(os.path.join(self.sb.rootfs, "s"), 0o777)
+            listener.listen()
+            listener.settimeout(0.2)
+            r = self.sb.run(["python3", "-c", "import socket\ns = socket.socket(socket.AF_UNIX)\n"
+                             "try: s.connect('/s')\nexcept OSError as e: print(e.errno)"])
+            self.assertEqual(f"{errno.ECONNREFUSED}\n", r.stdout, r.stderr)
+            with self.assertRaises(TimeoutError):
+                listener.accept()
+
+    def test_hard_links_do_not_lead_out(self):
+        secret = os.path.join(self.sb.dir, "secret")
+        with open(secret, "w") as f:
+            f.write("SECRET\n")
+        os.symlink(secret, os.path.join(self.sb.rootfs, "abs"))
+        os.symlink("../" * 30 + secret.lstrip("/"), os.path.join(self.sb.rootfs, "rel"))
+        r = self.sb.run(["sh", "-c", f"for s in /abs /rel {secret} ../../..{secret} /proc/1/root{secret}; do "
+                         "ln -L $s /hard && cat /hard; ln -P $s /soft && cat /soft; rm -f /hard /soft; done; "
+                         "exec 5< /etc/passwd; ln -L /proc/self/fd/5 /byfd; cat /byfd | head -c 4"])
+        self.assertNotIn("SECRET", r.stdout)
+        self.assertEqual(1, os.stat(secret).st_nlink)
 
     def test_rename_races_do_not_lead_out(self):
         outside = os.path.join(self.sb.dir, "outside")
