@@ -143,6 +143,9 @@ class TrapListener {
  public:
   virtual ~TrapListener() = default;
   virtual void OnTrap() = 0;
+  // The process has died while this context was stopped; its next Resume will trap with kGone. As
+  // OnTrap, but possibly at the same time as the owner's use of the context.
+  virtual void OnGone() {}
 };
 
 // One guest thread. Owned by the kernel's Task. All but Interrupt: only while stopped, by one
@@ -151,6 +154,7 @@ class TrapListener {
 // met while the stub copies out turns into kOrderFailed with EFAULT and order_index SIZE_MAX).
 class Context : public base::UserMemory {
  public:
+  // Null: none. The one before is not called any more once this returns.
   virtual void set_listener(TrapListener* listener) = 0;
   virtual Regs& regs() = 0;
   virtual const Trap& trap() const = 0;

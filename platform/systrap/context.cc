@@ -360,6 +360,15 @@ bool ThreadContext::TakeDeath() {
   return true;
 }
 
+void ThreadContext::NoteDeath() {
+  process_->platform().AssertPolling();
+  if (listener_ && !exited_.load(std::memory_order_acquire)) listener_->OnGone();
+}
+
+void ThreadContext::set_listener(TrapListener* listener) {
+  process_->platform().UnderPollLock([&] { listener_ = listener; });
+}
+
 void ThreadContext::Stop() {
   posted_ = false;
   // Any trap answers the interrupts that came before it. One that comes between these two is

@@ -25,7 +25,7 @@ class ThreadContext final : public Context {
   ThreadContext(base::Ref<StubProcess> process, AddressSpace* space, uint32_t index);
   ~ThreadContext() override;
 
-  void set_listener(TrapListener* listener) override { listener_ = listener; }
+  void set_listener(TrapListener* listener) override;
   Regs& regs() override { return regs_; }
   const Trap& trap() const override { return trap_; }
   AddressSpace& address_space() override { return *space_; }
@@ -64,6 +64,8 @@ class ThreadContext final : public Context {
   bool Take();
   // The process has died: becomes kGone if it was running.
   bool TakeDeath();
+  // The same if it was not: its listener is told.
+  void NoteDeath();
   void Deliver();
   StubProcess& process() const { return *process_; }
   // The host thread exists (first thread of a process, or a clone).
@@ -119,7 +121,7 @@ class ThreadContext final : public Context {
   AddressSpace* const space_;
   const uint32_t index_;
   Slot* const slot_;
-  TrapListener* listener_ = nullptr;
+  TrapListener* listener_ = nullptr;  // changed under the poll lock
   Regs regs_{};
   Regs slot_regs_{};  // what the slot holds, as far as the guest is honest
   Trap trap_{};
@@ -127,7 +129,7 @@ class ThreadContext final : public Context {
   std::atomic<int> tid_{0};
   uint32_t seq_ = 0;
   std::atomic<bool> posted_{false};
-  bool exited_ = false;
+  std::atomic<bool> exited_{false};
   ResumeMode mode_ = ResumeMode::kGuest;
 
   std::vector<Order> orders_;

@@ -372,7 +372,12 @@ void SystrapPlatform::TakePostedLocked() {
   for (const auto& process : died) {
     for (uint32_t i = 0; i < process->slot_limit(); i++) {
       ThreadContext* context = process->context(i);
-      if (context && context->TakeDeath()) DeliverLocked(context);
+      if (!context) continue;
+      if (context->TakeDeath()) {
+        DeliverLocked(context);
+      } else {
+        context->NoteDeath();
+      }
     }
   }
 }

@@ -66,6 +66,11 @@ class SystrapPlatform final : public Platform {
   // lock.
   void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  template <typename F>
+  void UnderPollLock(F f) {
+    absl::MutexLock lock(&poll_mu_);
+    f();
+  }
   // To state where the poll lock is held.
   void AssertPolling() const ABSL_ASSERT_EXCLUSIVE_LOCK(poll_mu_) { poll_mu_.AssertHeld(); }
 

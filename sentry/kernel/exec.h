@@ -21,6 +21,7 @@ class ContextRunner : public OrderRunner, private platform::TrapListener {
   // Limits are those of `limits`; both outlive this. With `later`, orders may be queued for the
   // context's first run: see TakeQueued.
   ContextRunner(platform::Context& context, const OrderRunner& limits, bool later);
+  ~ContextRunner() override { context_.set_listener(nullptr); }
   base::Result<std::vector<uint64_t>> RunOrders(std::vector<platform::Order> orders) override;
   void QueueOrders(std::vector<platform::Order> orders,
                    std::function<int64_t(int error)> on_failure) override;

@@ -232,8 +232,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   template <typename T, typename... Args>
   friend base::Ref<T> base::MakeRef(Args&&...);
 
-  // platform::TrapListener: unparks the fiber.
+  // platform::TrapListener: unparks the fiber; begins the exit.
   void OnTrap() override;
+  void OnGone() override { group_->BeginExit(SIGKILL); }
 
   // The fiber's main function and its parts (run.cc).
   void Start();
