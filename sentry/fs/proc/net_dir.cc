@@ -43,7 +43,7 @@ constexpr char kHead6[] =
     "rx_queue tr tm->when retrnsmt   uid  timeout inode";
 
 std::string TcpText(InetStack& stack, bool v6) {
-  std::string text = v6 ? std::string(kHead6) + "\n" : Padded(kHead4, 149);
+  std::string text = v6 ? fmt::format("{}\n", kHead6) : Padded(kHead4, 149);
   int slot = 0;
   uid_t none = 0;
   auto line = [&](const InetAddress& local, const InetAddress& remote, int state, uint64_t sent,
@@ -74,7 +74,7 @@ std::string TcpText(InetStack& stack, bool v6) {
 
 std::string UdpText(InetStack& stack, bool v6) {
   std::string text =
-      v6 ? std::string(kHead6) + " ref pointer drops\n"
+      v6 ? fmt::format("{} ref pointer drops\n", kHead6)
          : Padded(
                "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   "
                "uid  timeout inode ref pointer drops",
