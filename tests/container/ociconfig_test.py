@@ -286,6 +286,8 @@ class CgroupTest(harness.ContainerTest):
 
     def test_a_parent_of_others_stays(self):
         top = f"runsc-parent-{os.getpid()}"
+        # Who made it is gone first, so nobody removes it, as with runc.
+        self.addCleanup(lambda: [os.rmdir(d) for d in leftovers.cgroups(top)])
         ids = []
         for n in ("one", "two"):
             config = default_config(["sleep", "100"])
