@@ -102,4 +102,4 @@ class HostCallsTest(harness.ContainerTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()
