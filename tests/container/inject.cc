@@ -14,6 +14,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,7 @@ std::vector<int> Threads(int pid) {
 
 // Stops the thread; true if it is in a system call, at whose instruction `regs` are then set.
 bool StopInCall(int tid, user_regs_struct* regs) {
-  if (ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) != 0) return false;
+  if (ptrace(PTRACE_SEIZE, tid, nullptr, PTRACE_O_TRACESYSGOOD) != 0) return false;
   int status;
   if (ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr) == 0 &&
       waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status) &&
@@ -50,7 +51,20 @@ bool StopInCall(int tid, user_regs_struct* regs) {
   return false;
 }
 
+// Whether SIGSYS waits to be delivered to the thread: its call was refused.
+bool Refused(int tid) {
+  std::ifstream status("/proc/" + std::to_string(tid) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("SigPnd:", 0) == 0) {
+      return (std::stoull(line.substr(7), nullptr, 16) >> (SIGSYS - 1) & 1) != 0;
+    }
+  }
+  return false;
+}
+
+// Follows the thread from the way into its call until it is known what came of it.
 int Report(int tid, const user_regs_struct& before) {
+  int stops = 0;
   for (;;) {
     int status;
     if (waitpid(tid, &status, __WALL) != tid) return Fail("waitpid");
@@ -58,20 +72,21 @@ int Report(int tid, const user_regs_struct& before) {
     if (WIFEXITED(status)) return printf("exited %d\n", WEXITSTATUS(status)) < 0;
     int stopped = WSTOPSIG(status);
     if (status >> 16 != 0) {  // a stop of ptrace's own
-      ptrace(PTRACE_SINGLESTEP, tid, nullptr, nullptr);
-      continue;
-    }
-    if (stopped == SIGTRAP) {
+      ptrace(PTRACE_SYSCALL, tid, nullptr, nullptr);
+    } else if (stopped != (SIGTRAP | 0x80)) {
+      printf("signal %d\n", stopped);
+      ptrace(PTRACE_DETACH, tid, nullptr, reinterpret_cast<void*>(static_cast<intptr_t>(stopped)));
+      return 0;
+    } else if (++stops == 2 && !Refused(tid)) {  // on the way out
       user_regs_struct after;
       if (ptrace(PTRACE_GETREGS, tid, nullptr, &after) != 0) return Fail("PTRACE_GETREGS");
       printf("returned %lld\n", static_cast<long long>(after.rax));
       ptrace(PTRACE_SETREGS, tid, nullptr, &before);
       ptrace(PTRACE_DETACH, tid, nullptr, nullptr);
       return 0;
+    } else {
+      ptrace(stops == 2 ? PTRACE_CONT : PTRACE_SYSCALL, tid, nullptr, nullptr);
     }
-    printf("signal %d\n", stopped);
-    ptrace(PTRACE_DETACH, tid, nullptr, reinterpret_cast<void*>(static_cast<intptr_t>(stopped)));
-    return 0;
   }
 }
 
@@ -105,6 +120,6 @@ int main(int argc, char** argv) {
   before.rax = before.orig_rax;
   before.orig_rax = ~0ull;
   if (ptrace(PTRACE_SETREGS, tid, nullptr, &regs) != 0) return Fail("PTRACE_SETREGS");
-  if (ptrace(PTRACE_SINGLESTEP, tid, nullptr, nullptr) != 0) return Fail("PTRACE_SINGLESTEP");
+  if (ptrace(PTRACE_SYSCALL, tid, nullptr, nullptr) != 0) return Fail("PTRACE_SYSCALL");
   return Report(tid, before);
 }
