@@ -97,12 +97,25 @@ class IsolationTest(harness.ContainerTest):
         """The sentry and its stubs: rights, root and descriptors."""
         for p in descendants(pid):
             try:
+                # By one descriptor: its number may be another process's at any time.
+                process = os.open(f"/proc/{p}", os.O_RDONLY | os.O_DIRECTORY)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            try:
                 with self.subTest(pid=p, name=status_of(p)["Name"]):
+                    root = os.open("root", os.O_RDONLY | os.O_DIRECTORY, dir_fd=process)
+                    try:
+                        names = os.listdir(root)
+                    finally:
+                        os.close(root)
                     self.check_confined(p)
-                    self.assertEqual([], os.listdir(f"/proc/{p}/root/"))
                     self.assertNotIn("0", status_of(p)["Uid"].split())
+                    os.stat("status", dir_fd=process)  # it is still the one
+                    self.assertEqual([], names)
             except (FileNotFoundError, ProcessLookupError):
                 self.assertNotEqual(pid, p)  # a stub may end meanwhile
+            finally:
+                os.close(process)
         for stub in descendants(pid)[1:]:
             links = links_of(stub)
             self.assertLessEqual(len(links), 1, links)
