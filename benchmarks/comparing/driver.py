@@ -5,8 +5,8 @@ import sys
 import time
 
 sys.path.insert(0, "/bench")
-os.makedirs("/work/bench", exist_ok=True)
-os.chdir("/work/bench")
+os.makedirs("/srv/bench", exist_ok=True)
+os.chdir("/srv/bench")
 import workload  # noqa: E402
 
 out = os.dup(1)

@@ -2,7 +2,7 @@
 exec 3>&1 4<&0
 exec </dev/null >/tmp/driver.out 2>/tmp/driver.err
 words() { tail -n 1 /tmp/driver.err | tr -d '\n' | cut -c 1-200; }
-mkdir -p /work/bench && cd /work/bench || exit 1
+mkdir -p /srv/bench && cd /srv/bench || exit 1
 prepare() { :; }  # untimed, before each run
 . /bench/workload.sh
 if ! setup; then
