@@ -1,11 +1,12 @@
-// runsc pause and runsc resume
+// runsc start, runsc pause and runsc resume
 #include "runsc/cmd/command.h"
 #include "runsc/container/container.h"
 
 namespace runsc {
 namespace {
 
-void AddFreezeCommand(Context& context, const char* name, const char* summary, const char* text,
+// A command that changes what one container is doing.
+void AddChangeCommand(Context& context, const char* name, const char* summary, const char* text,
                       absl::Status (*change)(const Store&, ContainerState*)) {
   Command command(context, name, summary, kIdUsage, text);
   command.Runs([command, &context, change](const Args& args) -> absl::StatusOr<int> {
@@ -23,15 +24,20 @@ void AddFreezeCommand(Context& context, const char* name, const char* summary, c
 
 }  // namespace
 
+void AddStartCommand(Context& context) {
+  AddChangeCommand(context, "start", "executes the user defined process in a created container",
+                   kIdText, &StartContainer);
+}
+
 void AddPauseCommand(Context& context) {
-  AddFreezeCommand(context, "pause", "pause suspends all processes inside the container",
+  AddChangeCommand(context, "pause", "pause suspends all processes inside the container",
                    "The pause command suspends all processes in the instance of the container.\n\n"
                    "Use runsc list to identify instances of containers and their current status.",
                    &PauseContainer);
 }
 
 void AddResumeCommand(Context& context) {
-  AddFreezeCommand(context, "resume", "resumes all processes that have been previously paused",
+  AddChangeCommand(context, "resume", "resumes all processes that have been previously paused",
                    "The resume command resumes all processes in the instance of the container.\n\n"
                    "Use runsc list to identify instances of containers and their current status.",
                    &ResumeContainer);
