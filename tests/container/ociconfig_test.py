@@ -400,6 +400,10 @@ class FreezeTest(harness.ContainerTest):
         self.assertEqual({}, leftovers.wait_no_processes(self.sb.children))
 
 
+# The id of both; runc names its cgroup by it, so each run of these tests has its own.
+SAME = f"same{os.getpid()}"
+
+
 class RuncTest(harness.ContainerTest):
     """The same commands given to runc and to runsc: exit codes, and the shape of what they print."""
 
@@ -410,8 +414,8 @@ class RuncTest(harness.ContainerTest):
             self.skipTest("there is no runc")
         self.bundle = self.sb.bundle(default_config(["sleep", "1000"]))
         self.roots = {self.runc: os.path.join(self.sb.dir, "runc-state"), harness.RUNSC: self.sb.root}
-        self.addCleanup(lambda: self.call(self.runc, "delete", "-f", "same"))
-        self.sb.containers.append("same")
+        self.addCleanup(lambda: self.call(self.runc, "delete", "-f", SAME))
+        self.sb.containers.append(SAME)
 
     def call(self, program, *args):
         return subprocess.run([program, "--root", self.roots[program], *args], stdin=subprocess.DEVNULL,
@@ -434,47 +438,47 @@ class RuncTest(harness.ContainerTest):
             # Not to a pipe: the container keeps it open.
             errors = os.path.join(self.sb.dir, "errors")
             with open(os.devnull, "w") as null, open(errors, "w") as e:
-                code = subprocess.run([program, "--root", self.roots[program], "create", "same"], cwd=self.bundle,
+                code = subprocess.run([program, "--root", self.roots[program], "create", SAME], cwd=self.bundle,
                                       stdin=null, stdout=null, stderr=e, timeout=60).returncode
             with open(errors) as e:
                 why = e.read()
             if code and program == self.runc:
                 self.skipTest(f"runc does not run here: {why}")
             self.assertEqual(0, code, why)
-        self.both("create", "same")
+        self.both("create", SAME)
         for stage in ("created", "running", "stopped"):
-            for args in (["list"], ["list", "-f", "json"], ["state", "same"]):
+            for args in (["list"], ["list", "-f", "json"], ["state", SAME]):
                 a, b = self.both(*args)
                 self.assertEqual(self.shape(a), self.shape(b), (stage, args))
             self.assertEqual(*self.both("list", "-q"))
             self.both("list", "-f", "nonsense")
-            a, b = self.both("ps", "same")
+            a, b = self.both("ps", SAME)
             self.assertEqual(a.splitlines()[0], b.splitlines()[0])
             self.assertEqual(len(a.splitlines()), len(b.splitlines()))
-            a, b = self.both("ps", "-f", "json", "same")
+            a, b = self.both("ps", "-f", "json", SAME)
             self.assertEqual(len(json.loads(a) or []), len(json.loads(b) or []))
-            for args in (["exec", "same", "sh", "-c", "exit 9"], ["exec", "same", "/no/such"], ["exec", "same", "nosuch"],
-                         ["exec", "same"], ["exec", "--cwd", "/usr", "same", "pwd"], ["exec", "-u", "5:6", "same", "id"],
-                         ["exec", "-u", "name", "same", "id"], ["exec", "-e", "A=b", "same", "printenv", "A"],
-                         ["kill", "same", "NOSUCH"], ["kill", "same", "0"], ["kill", "same", "WINCH"],
-                         ["start", "same", "more"], ["kill", "-a", "same", "0"]):
+            for args in (["exec", SAME, "sh", "-c", "exit 9"], ["exec", SAME, "/no/such"], ["exec", SAME, "nosuch"],
+                         ["exec", SAME], ["exec", "--cwd", "/usr", SAME, "pwd"], ["exec", "-u", "5:6", SAME, "id"],
+                         ["exec", "-u", "name", SAME, "id"], ["exec", "-e", "A=b", SAME, "printenv", "A"],
+                         ["kill", SAME, "NOSUCH"], ["kill", SAME, "0"], ["kill", SAME, "WINCH"],
+                         ["start", SAME, "more"], ["kill", "-a", SAME, "0"]):
                 a, b = self.both(*args)
                 if args[0] == "exec":
                     self.assertEqual(a, b, args)
             if stage == "created":
-                self.both("start", "same")
+                self.both("start", SAME)
             elif stage == "running":
-                self.both("start", "same")
-                self.both("delete", "same")
-                self.both("kill", "same", "KILL")
+                self.both("start", SAME)
+                self.both("delete", SAME)
+                self.both("kill", SAME, "KILL")
                 deadline = time.monotonic() + 10
                 while time.monotonic() < deadline and any(
-                        '"stopped"' not in self.call(p, "state", "same").stdout for p in self.roots):
+                        '"stopped"' not in self.call(p, "state", SAME).stdout for p in self.roots):
                     time.sleep(0.02)
-        self.both("start", "same")
-        self.both("delete", "same")
-        for args in (["state", "same"], ["delete", "same"], ["delete", "-f", "same"], ["kill", "same"], ["start", "same"],
-                     ["exec", "same", "true"], ["ps", "same"], ["list"], ["list", "-f", "json"], ["state"],
+        self.both("start", SAME)
+        self.both("delete", SAME)
+        for args in (["state", SAME], ["delete", SAME], ["delete", "-f", SAME], ["kill", SAME], ["start", SAME],
+                     ["exec", SAME, "true"], ["ps", SAME], ["list"], ["list", "-f", "json"], ["state"],
                      ["state", "--nonsense", "x"], ["nonsense"], ["--nonsense"], ["run"], ["create", "a/b"]):
             a, b = self.both(*args)
             if args[0] == "list":
@@ -499,13 +503,13 @@ class RuncTest(harness.ContainerTest):
                      ["sh", "-c", "kill -9 $$; exit 4"], ["true", "x" * 140000]):
             with open(path, "w") as f:
                 json.dump({**good, "process": {**good["process"], "args": args}}, f)
-            self.both("run", "same")
+            self.both("run", SAME)
         for text in ("", "{", "[]", json.dumps({**good, "root": None})):
             with open(path, "w") as f:
                 f.write(text)
-            self.both("run", "same")
+            self.both("run", SAME)
         os.unlink(path)
-        self.both("run", "same")
+        self.both("run", SAME)
 
 
 if __name__ == "__main__":
