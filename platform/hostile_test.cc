@@ -294,6 +294,145 @@ TEST_F(HostileTest, UnorderedClonesAreRefused) {
   }
 }
 
+// A stub that forks when it is ordered to, and lies about it. What it made does not stay.
+class ForgerTest : public HostileTest {
+ protected:
+  static constexpr uint64_t kOwnNumber = ~0ull;
+  // Has the guest fork, and report as told. Returns what the clone returned.
+  int ForkAndReport(RequestKind kind, uint64_t pretended) {
+    OrderFork(kind, pretended, true);
+    int64_t end = NowNs() + 2'000'000'000;
+    int pid = 0;
+    while (pid == 0 && NowNs() < end) {
+      test::PollOnce(*platform_, 1'000'000);
+      static_cast<void>(
+          guest_.space->Read(test::kData, std::as_writable_bytes(std::span(&pid, 1))));
+    }
+    return pid;
+  }
+  // Orders a fork of a guest that may carry it out or not.
+  void OrderFork(RequestKind kind, uint64_t pretended, bool fork) {
+    EXPECT_TRUE(guest_.Load(*platform_));
+    const std::vector<unsigned char> gadget = {0x0f, 0x05, 0x5b, 0xc3};  // syscall; pop; ret
+    std::vector<unsigned char> text(kStubTextMax);
+    for (uint64_t a = 0; a < kStubTextMax; a += kPageSize) {
+      std::span page(text.data() + a, kPageSize);
+      static_cast<void>(guest_.space->Read(kStubBase + a, std::as_writable_bytes(page)));
+    }
+    auto found = std::search(text.begin(), text.end(), gadget.begin(), gadget.end());
+    EXPECT_NE(found, text.end());
+    if (pretended == kOwnNumber) pretended = static_cast<uint64_t>(guest_.space->host_pid());
+    uint64_t words[] = {0, static_cast<uint64_t>(kind), pretended, !fork};
+    EXPECT_TRUE(guest_.space->Write(test::kData, std::as_bytes(std::span(words))).ok());
+    guest_.SetEntry(guest_forger);
+    Regs& r = guest_.main.context->regs();
+    r.rdi = SlotAddress(0);
+    r.r14 = test::kData;
+    r.r15 = kStubBase + static_cast<uint64_t>(found - text.begin());
+    EXPECT_EQ(RunGuest(*platform_, guest_.main).kind, TrapKind::kInterrupt);
+    auto child = guest_.space->PrepareFork();
+    EXPECT_TRUE(child.ok());
+    child_ = std::move(*child);
+    guest_.main.trapped = false;
+    guest_.main.context->QueueOrder(order::Fork{child_.get()});
+    guest_.main.context->Resume(ResumeMode::kOrdersOnly);
+  }
+  bool Exists(int pid) { return kill(pid, 0) == 0; }
+  // Polls until the process is gone and reaped.
+  void ExpectGone(int pid) {
+    int64_t end = NowNs() + 30'000'000'000;  // two seconds, and a busy machine
+    while (Exists(pid) && NowNs() < end) test::PollOnce(*platform_, 1'000'000);
+    EXPECT_FALSE(Exists(pid));
+    if (Exists(pid)) kill(pid, SIGKILL);
+  }
+
+  Guest guest_;
+  std::unique_ptr<AddressSpace> child_;
+};
+
+TEST_F(ForgerTest, AForkThatIsSaidToHaveFailed) {
+  int pid = ForkAndReport(RequestKind::kOrderFailed, 0);
+  ASSERT_GT(pid, 0);
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kOrderFailed);
+  EXPECT_TRUE(Exists(pid));
+  ExpectGone(pid);
+  EXPECT_EQ(RunGuest(*platform_, guest_.main).kind, TrapKind::kGone);
+  ExpectAlive();
+}
+
+TEST_F(ForgerTest, AForkThatHasFailedIsNobodysFault) {
+  OrderFork(RequestKind::kOrderFailed, 0, false);
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kOrderFailed);
+  int64_t end = NowNs() + 2'500'000'000;
+  while (NowNs() < end) test::PollOnce(*platform_, 10'000'000);
+  EXPECT_TRUE(Exists(guest_.space->host_pid()));
+  EXPECT_EQ(getpgid(guest_.space->host_pid()), guest_.space->host_pid());
+}
+
+TEST_F(ForgerTest, AForkThatIsReportedAsAnotherProcess) {
+  Guest neighbour;
+  ASSERT_TRUE(neighbour.Load(*platform_));
+  uint64_t pretended = static_cast<uint64_t>(neighbour.space->host_pid());
+  int pid = ForkAndReport(RequestKind::kOrdersDone, pretended);
+  ASSERT_GT(pid, 0);
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kOrderFailed);
+  ExpectGone(pid);
+  neighbour.SetEntry(guest_site);
+  EXPECT_EQ(RunGuest(*platform_, neighbour.main).kind, TrapKind::kSyscall);
+}
+
+TEST_F(ForgerTest, AForkThatIsReportedAsItsParent) {
+  int pid = ForkAndReport(RequestKind::kOrdersDone, kOwnNumber);
+  ASSERT_GT(pid, 0);
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kOrderFailed);
+  ExpectGone(pid);
+  ExpectAlive();
+}
+
+TEST_F(ForgerTest, AForkThatIsReportedAsTheSentry) {
+  int pid = ForkAndReport(RequestKind::kOrdersDone, static_cast<uint64_t>(getpid()));
+  ASSERT_GT(pid, 0);
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kOrderFailed);
+  ExpectGone(pid);
+  ExpectAlive();
+}
+
+TEST_F(ForgerTest, AForkThatIsNotReportedEndsWithItsParent) {
+  int pid = ForkAndReport(RequestKind{}, 0);
+  ASSERT_GT(pid, 0);
+  EXPECT_TRUE(Exists(pid));
+  guest_.space->Kill();
+  ExpectGone(pid);
+  ExpectAlive();
+}
+
+// The child that is reported is as good as any, but does not say that it is ready.
+TEST_F(ForgerTest, AChildThatDoesNotReportEndsWithItsAddressSpace) {
+  int pid = ForkAndReport(RequestKind::kOrdersDone, 0);
+  ASSERT_GT(pid, 0);
+  for (int i = 0; i < 20; i++) test::PollOnce(*platform_, 1'000'000);
+  EXPECT_TRUE(Exists(pid));
+  guest_.space->Kill();
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kGone);
+  EXPECT_TRUE(Exists(pid));
+  guest_.main.context.reset();
+  child_.reset();
+  ExpectGone(pid);
+  ExpectAlive();
+}
+
+TEST_F(ForgerTest, TheEndOfThePlatformLeavesNothing) {
+  int pid = ForkAndReport(RequestKind{}, 0);
+  ASSERT_GT(pid, 0);
+  guest_.space->Kill();
+  test::Await(*platform_, guest_.main);
+  guest_.main.context.reset();
+  guest_.space.reset();
+  child_.reset();
+  platform_.reset();
+  EXPECT_FALSE(Exists(pid));
+}
+
 TEST_F(HostileTest, ListedCallsHarmOnlyTheCaller) {
   for (uint64_t nr :
        {3ull, 9ull, 10ull, 11ull, 15ull, 25ull, 28ull, 47ull, 60ull, 131ull, 324ull, 334ull}) {
