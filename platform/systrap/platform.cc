@@ -74,10 +74,12 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
   if (filter.size() > kMaxFilter) return base::Error(E2BIG);
   memcpy(shared_->filter, filter.data(), filter.size() * sizeof(uint64_t));
   shared_->filter_length = static_cast<uint32_t>(filter.size());
-  std::vector<uint64_t> gate = BuildCloneGate();
-  static_assert(kMaxGate >= 8);
-  memcpy(shared_->gate, gate.data(), gate.size() * sizeof(uint64_t));
-  shared_->gate_length = static_cast<uint32_t>(gate.size());
+  for (bool gate : {false, true}) {
+    filter = BuildZygoteFilter(machine_.has_fsgsbase, gate);
+    if (filter.size() > kMaxZygoteFilter) return base::Error(E2BIG);
+    memcpy(shared_->zygote_filter[gate], filter.data(), filter.size() * sizeof(uint64_t));
+    shared_->zygote_filter_length = static_cast<uint32_t>(filter.size());
+  }
   shared_->has_fsgsbase = machine_.has_fsgsbase;
   shared_->xsave_size = machine_.xsave_size;
   shared_->xfeatures = machine_.xfeatures;
