@@ -283,6 +283,10 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
   // Restores registers of the caller.
   a.BeginRule(SYS_rt_sigreturn);
   a.EndRule();
+  // Goes on with the caller's own call, a timed futex wait, that the host has interrupted: after
+  // SIGCONT, say.
+  a.BeginRule(SYS_restart_syscall);
+  a.EndRule();
   FutexRule(a);
   // The host writes to the caller's own memory, and moves its instruction pointer within its own
   // code, when it preempts the caller.
