@@ -3,8 +3,13 @@
 
 #include <errno.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -380,6 +385,34 @@ TEST_F(PlatformTest, AStoppedStubGoesOn) {
   kill(g.space->host_pid(), SIGCONT);
   EXPECT_EQ(test::Await(*platform_, g.main).kind, TrapKind::kFault);
   EXPECT_EQ(static_cast<int64_t>(g.main.context->regs().rax), -ETIMEDOUT);
+}
+
+// Inside somebody else's sandbox that has a listener already.
+TEST(SystrapTest, WithoutACloneGate) {
+  pid_t pid = fork();
+  ASSERT_GE(pid, 0);
+  if (pid == 0) {
+    sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    sock_fprog program{1, &allow};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    long listener =
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+    if (listener < 0) _exit(2);
+    std::string why;
+    auto p = CreateSystrap(Options{}, &why);
+    if (!p.ok()) _exit(3);
+    Platform& platform = **p;
+    Guest g;
+    if (!g.Load(platform)) _exit(4);
+    auto child = std::move(*g.space->PrepareFork());
+    g.main.context->QueueOrder(order::Fork{child.get()});
+    if (RunGuest(platform, g.main, ResumeMode::kOrdersOnly).kind != TrapKind::kOrdersDone) _exit(5);
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(pid, &status, 0), pid);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_F(PlatformTest, AChildOutlivesItsParent) {
