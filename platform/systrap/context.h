@@ -30,7 +30,7 @@ class ThreadContext final : public Context {
     if (rest_in_slot_) LoadRest();
     return regs_;
   }
-  Call call() override;
+  const Call& call() override { return call_; }
   void SetResult(uint64_t value) override { regs_.rax = value; }
   const Trap& trap() const override { return trap_; }
   AddressSpace& address_space() override { return *space_; }
@@ -153,6 +153,7 @@ class ThreadContext final : public Context {
   TrapListener* listener_ = nullptr;  // changed under the poll lock
   Regs regs_{};
   Regs slot_regs_{};           // what the slot holds, as far as the guest is honest
+  Call call_;
   bool rest_in_slot_ = false;  // of regs_ only those of call() are loaded yet
   Trap trap_{};
   std::atomic<uint32_t> state_{kStopped};

@@ -32,6 +32,12 @@ class ModelContext : public platform::Context {
   ModelContext(ModelPlatform& platform, ModelAddressSpace& as) : platform_(platform), as_(as) {}
   void set_listener(platform::TrapListener* listener) override { listener_ = listener; }
   platform::Regs& regs() override { return regs_; }
+  const Call& call() override {
+    const platform::Regs& r = regs_;
+    call_ = {r.orig_rax, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
+    return call_;
+  }
+  void SetResult(uint64_t value) override { regs_.rax = value; }
   const platform::Trap& trap() const override { return trap_; }
   platform::AddressSpace& address_space() override;
   void QueueOrder(platform::Order order) override { orders_.push_back(std::move(order)); }
@@ -55,6 +61,7 @@ class ModelContext : public platform::Context {
   ModelAddressSpace& as_;
   platform::TrapListener* listener_ = nullptr;
   platform::Regs regs_{};
+  Call call_;
   platform::Trap trap_{};
   std::vector<platform::Order> orders_;
   std::atomic<bool> interrupted_{false};
