@@ -9,7 +9,7 @@
 // reads a value once into memory of its own and checks it there.
 //
 // A round: the sentry writes an answer and then `answer_seq`; the stub carries it out, runs the
-// guest until the next trap, writes the request and then `request_seq = answer_seq`, sets its bit
+// guest until the next trap, writes the request and then its `seq = answer_seq`, sets its bit
 // in the header's `ready` words and, if the doorbell says that the sentry sleeps, wakes it. The
 // sentry alone counts rounds.
 #pragma once
@@ -106,7 +106,7 @@ static_assert(sizeof(Shared) <= kSharedSize);
 // ---- Slots ------------------------------------------------------------------------------------
 
 // What a stub reports.
-enum class RequestKind : uint32_t {
+enum class RequestKind : uint8_t {
   kReady = 1,  // a forked child has its own mailbox now
   kSyscall,
   kFault,
@@ -116,6 +116,21 @@ enum class RequestKind : uint32_t {
   kOrderFailed,  // order_index (kCopyOutIndex: the copy-out) and order_error tell
 };
 inline constexpr uint32_t kCopyOutIndex = 0xffff'ffff;
+
+enum RequestFlag : uint8_t {
+  kRequestDirect = 1,            // from a patched site: kModeDirect
+  kRequestFutexInterrupted = 2,  // a wait answered here was interrupted; remaining_ns tells
+  kRequestMaskChanged = 4,       // sigmask is not what the sentry has set
+};
+
+// The first word of a request.
+struct RequestHead {
+  uint32_t seq;  // polled by the sentry: the round that the request answers
+  RequestKind kind;
+  uint8_t flags;  // RequestFlag
+  uint16_t copy_in_count;
+};
+static_assert(sizeof(RequestHead) == sizeof(uint64_t));
 
 // What an answer says.
 enum AnswerFlag : uint32_t {
@@ -200,25 +215,22 @@ inline constexpr uint32_t kSignalCount = 64;
 // and what stands in a line that the other side polls is written right before the polled word,
 // since an earlier write would bring the line here only for the poller to take it away again.
 struct Slot {
-  // Lines 0 and 1: the guest's registers as a call leaves them.
+  // Lines 0 and 1: the guest's registers as a call leaves them. The sentry looks at them if it must
+  // know more of the guest than its call.
   alignas(64) uint64_t rax;
   uint64_t rdi, rsi, rdx, r10, r8, r9, rip;
   uint64_t rsp, rbx, rbp, r12, r13, r14, r15;
   // Of a futex wait that was interrupted, -1: without a timeout; with kAnswerRemaining, of one to
   // come.
   int64_t remaining_ns;
-  // Line 2: the request. `request_seq`, polled by the sentry, is the round that it answers.
-  uint32_t request_seq;
-  RequestKind kind;
+  // Line 2: the request, with all that most calls need.
+  RequestHead request;
+  uint64_t call_nr;
+  uint64_t call_args[6];
+  // Line 3: what else the guest consists of; faults and failed orders.
   uint64_t eflags, rcx, r11, fs_base, gs_base;
-  StubMode mode;
-  uint32_t copy_in_count;
-  uint32_t futex_interrupted;
-  uint32_t mask_changed;  // sigmask is not what the sentry has set
-  // Line 3: faults and failed orders.
   uint32_t signo;
   int32_t si_code;
-  uint64_t fault_addr, trapno, error_code;
   uint32_t order_index;
   int32_t order_error;
 
@@ -237,12 +249,17 @@ struct Slot {
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
+  uint64_t fault_addr, trapno, error_code;
 
   // Line 7: the stub's own.
   alignas(64) uint64_t self;
-  uint32_t gs_owned;      // the guest uses GS; its value is in gs_base
-  uint64_t frame;         // ucontext in kModeFrame
-  uint32_t spin_average;  // learned: ticks that answers take
+  uint32_t gs_owned;  // the guest uses GS; its value is in gs_base
+  StubMode mode;
+  uint32_t copied_in;          // copies of the call that is to be reported
+  uint32_t futex_interrupted;  // what kRequestFutexInterrupted and kRequestMaskChanged will say
+  uint32_t mask_changed;
+  uint64_t frame;      // ucontext in kModeFrame
+  uint32_t spin_debt;  // learned: whether it pays to spin for an answer
   uint32_t spin_misses;
   uint32_t step;         // a single-step trap is owed to the guest
   uint32_t restore_all;  // the last answer has changed more than rax
@@ -281,7 +298,7 @@ struct Slot {
   unsigned char stack[kSlotSize - 2 * kPageSize - kCopyInSize - kCopyOutSize];
 };
 static_assert(sizeof(Slot) == kSlotSize);
-static_assert(offsetof(Slot, request_seq) == 128 && offsetof(Slot, signo) == 192 &&
+static_assert(offsetof(Slot, request) == 128 && offsetof(Slot, eflags) == 192 &&
               offsetof(Slot, answer_seq) == 256);
 static_assert(offsetof(Slot, orders) == kPageSize);
 

@@ -140,29 +140,29 @@ TEST_F(PatchTest, RegistersChangedByTheKernel) {
     ASSERT_TRUE(g.Load(*platform_, true));
     LearnCompare(g);
     g.SetEntry(entry);
-    Regs& r = g.main.context->regs();
-    r.rdi = 300;
-    r.r14 = 140;
+    auto regs = [&]() -> Regs& { return g.main.context->regs(); };
+    regs().rdi = 300;
+    regs().r14 = 140;
     for (int i = 0; i < 100; i++) {
       ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
-      r.rax = 2;
-      Regs saved = r;
+      regs().rax = 2;
+      const Regs saved = regs();
       g.SetEntry(guest_site);
-      r.rax = 39;
+      regs().rax = 39;
       ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
-      EXPECT_EQ(r.orig_rax, 39u);
-      r = saved;
+      EXPECT_EQ(regs().orig_rax, 39u);
+      regs() = saved;
       if (i % 3 == 0) {  // restarted
-        r.rip -= 2;
-        r.rax = 140;
+        regs().rip -= 2;
+        regs().rax = 140;
         ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
-        r.rax = 2;
+        regs().rax = 2;
       }
     }
     RunToExit(g.main, 2);
-    EXPECT_EQ(r.rbx, 300u);
-    EXPECT_EQ(r.r12, 600u);
-    EXPECT_EQ(r.r15, 0u);
+    EXPECT_EQ(regs().rbx, 300u);
+    EXPECT_EQ(regs().r12, 600u);
+    EXPECT_EQ(regs().r15, 0u);
   }
 }
 

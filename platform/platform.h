@@ -6,6 +6,7 @@
 // then calls the context's TrapListener, and the context is stopped again.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -158,7 +159,7 @@ enum class ResumeMode {
 
 // Told of a context's traps. OnTrap runs inside Platform::Poll or Wait on the polling thread, under
 // the platform's poll lock: it must be short, and must neither poll nor create or destroy contexts.
-// Context::trap() and regs() are valid from then until the next Resume.
+// What Context::trap() and regs() return is valid from then until the next Resume.
 class TrapListener {
  public:
   virtual ~TrapListener() = default;
@@ -177,6 +178,17 @@ class Context : public base::UserMemory {
   // Null: none. The one before is not called any more once this returns.
   virtual void set_listener(TrapListener* listener) = 0;
   virtual Regs& regs() = 0;
+  // What most calls need of regs() after a kSyscall trap, at less cost: the number and arguments;
+  // and the way to set rax.
+  struct Call {
+    uint64_t nr;
+    std::array<uint64_t, 6> args;
+  };
+  virtual Call call() {
+    const Regs& r = regs();
+    return {r.orig_rax, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
+  }
+  virtual void SetResult(uint64_t value) { regs().rax = value; }
   virtual const Trap& trap() const = 0;
   virtual AddressSpace& address_space() = 0;
 

@@ -45,7 +45,7 @@ struct Bench {
   void Call() {
     const Trap& trap = test::RunGuest(*platform, guest.main);
     if (trap.kind != TrapKind::kSyscall) exit(1);
-    guest.main.context->regs().rax = 20;
+    guest.main.context->SetResult(20);
   }
 };
 

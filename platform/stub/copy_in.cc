@@ -16,6 +16,12 @@ struct Shape {
 };
 struct Call {
   Shape arg[6];
+  constexpr bool Copies() const {
+    for (const Shape& shape : arg) {
+      if (shape.kind != kNothing) return true;
+    }
+    return false;
+  }
 };
 
 #define VAL(n) \
@@ -78,13 +84,17 @@ struct Call {
   Shape {}
 
 constexpr uint32_t kCallCount = 512;
+constexpr uint64_t kNrSigreturn = 15;
 
 struct CallTable {
   Call call[kCallCount] = {};
+  bool copies[kCallCount] = {};
   constexpr CallTable() {
 #define SYSCALL(nr, name, handler, support, note, ...) call[nr] = Call{{__VA_ARGS__}};
 #include "sentry/base/syscalls.def"
 #undef SYSCALL
+    copies[kNrSigreturn] = true;
+    for (uint32_t nr = 0; nr < kCallCount; nr++) copies[nr] |= call[nr].Copies();
   }
 };
 constexpr CallTable kCalls;
@@ -113,7 +123,6 @@ uint64_t Argument(const Slot* s, uint32_t index) {
 
 namespace {
 
-constexpr uint64_t kNrSigreturn = 15;
 constexpr uint32_t kUcontextSize = 304;  // without the FPU state, which is elsewhere
 
 // What has been copied so far.
@@ -181,8 +190,8 @@ uint64_t CopyOne(Copied* c, const Shape& shape, uint64_t addr) {
 }  // namespace
 
 void CopyIn(Slot* s) {
-  s->copy_in_count = 0;
-  if (s->rax >= kCallCount) return;
+  s->copied_in = 0;
+  if (s->rax >= kCallCount || !kCalls.copies[s->rax]) return;
   Copied c{s};
   if (s->rax == kNrSigreturn) {
     uint64_t left = StubCopy(c.To(), reinterpret_cast<const void*>(s->rsp), kUcontextSize);
@@ -200,7 +209,7 @@ void CopyIn(Slot* s) {
       c.Add(addr, CopyOne(&c, shape, addr));
     }
   }
-  s->copy_in_count = c.count;
+  s->copied_in = c.count;
 }
 
 }  // namespace platform::stub

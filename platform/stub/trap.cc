@@ -91,6 +91,16 @@ bool Ring(const Slot* s, uint32_t seq) {
 
 constexpr uint64_t kRingAgainNs = 200'000;
 constexpr int kLooksPerTick = 16;  // looks for an answer between those at the clock
+// Spinning in vain makes a debt, spinning that finds an answer pays it back. With all the debt that
+// there may be, spinning is tried once in so many waits: one success is enough to begin again.
+constexpr uint32_t kMaxSpinDebt = 16, kSpinPays = 2;
+constexpr uint32_t kProbeEvery = 16;
+
+bool Answered(Slot* s, uint32_t seq) {
+  if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) == seq) return false;
+  if (s->spin_debt != 0) s->spin_debt -= s->spin_debt < kSpinPays ? s->spin_debt : kSpinPays;
+  return true;
+}
 
 // Returns what is to be reported next, or 0 if the guest is to be entered.
 uint32_t HandleAnswer(Slot* s) {
@@ -119,12 +129,31 @@ uint32_t HandleAnswer(Slot* s) {
   if (flags & kAnswerOrdersOnly) return static_cast<uint32_t>(RequestKind::kOrdersDone);
   if (flags & kAnswerLane) {
     int64_t remaining = (flags & kAnswerRemaining) ? s->remaining_ns : -1;
-    s->copy_in_count = 0;
+    s->copied_in = 0;
     s->futex_interrupted = 0;
     if (!RunLane(s, remaining)) return static_cast<uint32_t>(RequestKind::kSyscall);
   }
   if (Load(&s->interrupt)) return static_cast<uint32_t>(RequestKind::kInterrupt);
   return 0;
+}
+
+// All of the request's line at once, since the sentry polls it.
+void WriteRequest(Slot* s, uint32_t seq, RequestKind kind) {
+  unsigned flags = 0;
+  if (s->mode == kModeDirect) flags |= kRequestDirect;
+  if (s->futex_interrupted) flags |= kRequestFutexInterrupted;
+  if (s->mask_changed) flags |= kRequestMaskChanged;
+  RequestHead head{seq, kind, static_cast<uint8_t>(flags), static_cast<uint16_t>(s->copied_in)};
+  if (kind == RequestKind::kSyscall) {
+    s->call_nr = s->rax;
+    s->call_args[0] = s->rdi;
+    s->call_args[1] = s->rsi;
+    s->call_args[2] = s->rdx;
+    s->call_args[3] = s->r10;
+    s->call_args[4] = s->r8;
+    s->call_args[5] = s->r9;
+  }
+  __atomic_store(&s->request, &head, __ATOMIC_RELEASE);
 }
 
 void FirstAnswer(Slot* s) {
@@ -227,28 +256,20 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 void AwaitAnswer(Slot* s, uint32_t seq) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
   bool rung = Ring(s, seq);
-  // The quickest answers come before it is worth to look at the clock.
-  for (int i = 0; budget != 0 && i < kLooksPerTick; i++) {
-    if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) != seq) {
-      s->spin_average -= s->spin_average / 8;
-      return;
+  if (budget != 0 && (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
+    // The quickest answers come before it is worth to look at the clock.
+    for (int i = 0; i < kLooksPerTick; i++) {
+      if (Answered(s, seq)) return;
+      Pause();
     }
-    Pause();
-  }
-  uint64_t start = Ticks();
-  if (budget != 0 && (s->spin_average <= budget || (++s->spin_misses & 15) == 0)) {
-    uint64_t spent = 0;
+    uint64_t start = Ticks();
     do {
       for (int i = 0; i < kLooksPerTick; i++) {
-        if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) != seq) {
-          s->spin_average =
-              s->spin_average - s->spin_average / 8 + static_cast<uint32_t>(spent / 8);
-          return;
-        }
+        if (Answered(s, seq)) return;
         Pause();
       }
-      spent = Ticks() - start;
-    } while (spent < budget);
+    } while (Ticks() - start < budget);
+    if (s->spin_debt < kMaxSpinDebt) s->spin_debt++;
   }
   Store(&s->sleeping, 1u);
   while (Load(&s->answer_seq) == seq) {
@@ -261,19 +282,15 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
     }
   }
   Store(&s->sleeping, 0u);
-  uint64_t spent = Ticks() - start;
-  if (spent > 0x4000'0000) spent = 0x4000'0000;
-  s->spin_average = s->spin_average - s->spin_average / 8 + static_cast<uint32_t>(spent / 8);
 }
 
 void HandOff(Slot* s, RequestKind kind) {
   for (;;) {
     uint32_t seq = s->answer_seq;
     uint32_t index = SlotIndex(s);
-    s->kind = kind;
     const bool stamp = __atomic_load_n(&s->stamp, __ATOMIC_RELAXED) != 0;
     if (stamp) s->trapped_at = Ticks();
-    __atomic_store_n(&s->request_seq, seq, __ATOMIC_RELEASE);
+    WriteRequest(s, seq, kind);
     __atomic_fetch_or(&Header()->ready[index / 64], 1ull << (index % 64), __ATOMIC_SEQ_CST);
     AwaitAnswer(s, seq);
     if (stamp) s->resumed_at = Ticks();

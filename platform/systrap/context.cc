@@ -55,7 +55,7 @@ void ThreadContext::Publish(const Identity& identity) {
   __atomic_store_n(&slot_->has_identity, 1u, __ATOMIC_RELEASE);
 }
 
-void ThreadContext::SettleRegs() { process_->patcher().FixReturn(&regs_); }
+void ThreadContext::SettleRegs() { process_->patcher().FixReturn(&regs()); }
 
 void ThreadContext::OpenSignalMask(uint64_t mask) {
   slot_->mask_changed = 0;
@@ -109,6 +109,7 @@ uint32_t ThreadContext::BeginRunning() {
 }
 
 bool ThreadContext::OnlyRaxChanged() const {
+  if (rest_in_slot_) return true;  // nobody has looked at them, even
   constexpr size_t kWords = sizeof(Regs) / sizeof(uint64_t);
   constexpr size_t kRax = offsetof(Regs, rax) / sizeof(uint64_t);
   constexpr size_t kOrigRax = offsetof(Regs, orig_rax) / sizeof(uint64_t);
@@ -150,6 +151,24 @@ void ThreadContext::StoreRegs() {
   slot_regs_ = r;
 }
 
+void ThreadContext::LoadCall() {
+  Regs& r = regs_;
+  r.orig_rax = slot_->call_nr;
+  r.rax = static_cast<uint64_t>(-ENOSYS);
+  r.rdi = slot_->call_args[0];
+  r.rsi = slot_->call_args[1];
+  r.rdx = slot_->call_args[2];
+  r.r10 = slot_->call_args[3];
+  r.r8 = slot_->call_args[4];
+  r.r9 = slot_->call_args[5];
+  rest_in_slot_ = true;
+}
+
+Context::Call ThreadContext::call() {
+  const Regs& r = regs_;
+  return {r.orig_rax, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
+}
+
 void ThreadContext::LoadRegs() {
   // Whatever values stand there are a guest's registers; none is trusted.
   const Slot* s = slot_;
@@ -161,6 +180,14 @@ void ThreadContext::LoadRegs() {
   r.r10 = s->r10;
   r.r8 = s->r8;
   r.r9 = s->r9;
+  r.orig_rax = kNoOrigRax;
+  LoadRest();
+}
+
+void ThreadContext::LoadRest() {
+  rest_in_slot_ = false;
+  const Slot* s = slot_;
+  Regs& r = regs_;
   r.rip = s->rip;
   r.rsp = s->rsp;
   r.eflags = s->eflags;
@@ -174,7 +201,6 @@ void ThreadContext::LoadRegs() {
   r.r11 = s->r11;
   r.fs_base = s->fs_base;
   r.gs_base = s->gs_base;
-  r.orig_rax = kNoOrigRax;
   slot_regs_ = r;
 }
 
@@ -275,7 +301,7 @@ bool ThreadContext::FinishClones() {
         return false;
       }
       fork_order_ = i;
-      child->main()->regs_ = regs_;
+      child->main()->regs_ = regs();
       child->main()->AwaitFork(this);
     }
   }
@@ -290,22 +316,34 @@ void ThreadContext::AwaitFork(ThreadContext* parent) {
   BeginRunning();
 }
 
+void ThreadContext::TakeCall(const RequestHead& head) {
+  copy_in_count_ = head.copy_in_count;
+  copy_in_loaded_ = copy_in_count_ == 0;
+  if (!copy_in_loaded_) {
+    // Both lines come at once, before either is needed.
+    __builtin_prefetch(&slot_->copy_in[0]);
+    __builtin_prefetch(slot_->in_area);
+  }
+  LoadCall();
+  trap_.kind = TrapKind::kSyscall;
+  direct_call_ = (head.flags & kRequestDirect) != 0;
+  if (!direct_call_) {
+    trapped_rip_ = regs().rip;
+    patch_wanted_ = process_->patcher().NoteTrap(trapped_rip_);
+  }
+  trap_.futex_interrupted = (head.flags & kRequestFutexInterrupted) != 0;
+  if (trap_.futex_interrupted) trap_.remaining_ns = slot_->remaining_ns;
+}
+
 bool ThreadContext::Take() {
   process_->platform().AssertPolling();
-  RequestKind kind = *const_cast<const volatile RequestKind*>(&slot_->kind);  // read once
+  RequestHead head;  // read once
+  __atomic_load(&slot_->request, &head, __ATOMIC_RELAXED);
   direct_call_ = false;
-  switch (kind) {
+  mask_changed_ = (head.flags & kRequestMaskChanged) != 0;
+  switch (head.kind) {
     case RequestKind::kSyscall:
-      LoadRegs();
-      regs_.orig_rax = regs_.rax;
-      regs_.rax = static_cast<uint64_t>(-ENOSYS);
-      trap_.kind = TrapKind::kSyscall;
-      copy_in_loaded_ = false;
-      trapped_rip_ = regs_.rip;
-      direct_call_ = slot_->mode == kModeDirect;
-      patch_wanted_ = !direct_call_ && process_->patcher().NoteTrap(trapped_rip_);
-      trap_.futex_interrupted = slot_->futex_interrupted != 0;
-      trap_.remaining_ns = slot_->remaining_ns;
+      TakeCall(head);
       return true;
     case RequestKind::kFault:
       LoadRegs();

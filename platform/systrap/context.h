@@ -26,7 +26,12 @@ class ThreadContext final : public Context {
   ~ThreadContext() override;
 
   void set_listener(TrapListener* listener) override;
-  Regs& regs() override { return regs_; }
+  Regs& regs() override {
+    if (rest_in_slot_) LoadRest();
+    return regs_;
+  }
+  Call call() override;
+  void SetResult(uint64_t value) override { regs_.rax = value; }
   const Trap& trap() const override { return trap_; }
   AddressSpace& address_space() override { return *space_; }
   void QueueOrder(Order order) override { orders_.push_back(std::move(order)); }
@@ -63,7 +68,7 @@ class ThreadContext final : public Context {
   uint64_t SignalMask() const override;
   void OpenSignalActions(std::span<const SignalAction, kSignals> actions) override;
   bool CloseSignalActions(std::span<SignalAction, kSignals> actions) override;
-  bool SignalMaskChanged() const override { return slot_->mask_changed != 0; }
+  bool SignalMaskChanged() const override { return mask_changed_; }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
@@ -73,7 +78,7 @@ class ThreadContext final : public Context {
   bool running() const { return (state_.load(std::memory_order_acquire) & kRunning) != 0; }
   // The stub has answered the round that is under way.
   bool HasRequest() const {
-    return running() && __atomic_load_n(&slot_->request_seq, __ATOMIC_ACQUIRE) == seq_;
+    return running() && __atomic_load_n(&slot_->request.seq, __ATOMIC_ACQUIRE) == seq_;
   }
   // Takes the request. True if the listener is to be told; false if the round goes on inside the
   // platform.
@@ -109,11 +114,14 @@ class ThreadContext final : public Context {
   bool Encode(const Order& order, Batch* batch);
   static bool EncodePlain(const Order& order, OrderEntry* entry);
   base::Status Check(const Order& order) const;
-  struct Answer;
-  void SendAnswer(const Answer& answer);
+  struct AnswerHead;
+  uint32_t EntryFlags();
+  // Publishes the round's answer with what is to be copied out.
+  void Answer(const AnswerHead& head);
+  void SendAnswer(const AnswerHead& head, uint32_t copy_out_count);
   // Hands the context over to the poller; returns the state before. A hostile stub may have written
   // the next request already, so this comes when nothing of the round is left to do here but to
-  // publish it in the slot.
+  // publish it in the slot, with what has been read before.
   uint32_t BeginRunning();
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
@@ -121,7 +129,11 @@ class ThreadContext final : public Context {
   size_t ReadCopied(uint64_t addr, std::span<std::byte> dst);
   bool OverlapsPending(uint64_t addr, size_t size) const;
   bool BufferWrite(uint64_t addr, std::span<const std::byte> src);
+  void TakeCall(const RequestHead& head);
+  // The registers of a call: at first those alone that the request tells.
+  void LoadCall();
   void LoadRegs();
+  void LoadRest();
   void StoreRegs();
   bool OnlyRaxChanged() const;
   uint64_t OrderResult(size_t order) const;
@@ -140,7 +152,8 @@ class ThreadContext final : public Context {
   Slot* const slot_;
   TrapListener* listener_ = nullptr;  // changed under the poll lock
   Regs regs_{};
-  Regs slot_regs_{};  // what the slot holds, as far as the guest is honest
+  Regs slot_regs_{};           // what the slot holds, as far as the guest is honest
+  bool rest_in_slot_ = false;  // of regs_ only those of call() are loaded yet
   Trap trap_{};
   std::atomic<uint32_t> state_{kStopped};
   std::atomic<int> tid_{0};
@@ -159,11 +172,13 @@ class ThreadContext final : public Context {
   uint64_t trapped_rip_ = 0;  // where the last call came from
   bool direct_call_ = false;  // it came from a patched site
   bool patch_wanted_ = false;
-  bool in_lane_ = false;  // of AnswerInLane
+  bool mask_changed_ = false;  // the last request told so
+  bool in_lane_ = false;       // of AnswerInLane
   int64_t lane_remaining_ns_ = -1;
 
   // What the stub has copied in at the last trap, loaded from the slot at the first need.
   std::vector<CopyEntry> copy_in_;
+  uint16_t copy_in_count_ = 0;
   bool copy_in_loaded_ = true;
   // Writes that the stub is to copy out.
   std::vector<CopyEntry> copy_out_;

@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -70,6 +71,8 @@ std::vector<Rule> Rules() {
       // answers.
       {SCMP_SYS(sendmsg), {SCMP_A2(SCMP_CMP_EQ, MSG_NOSIGNAL | MSG_DONTWAIT)}},
       {SCMP_SYS(recvfrom), {SCMP_A3(SCMP_CMP_EQ, 0), SCMP_A4(SCMP_CMP_EQ, 0)}},
+      // Whether the poller was preempted, so that its spinning is in somebody's way.
+      {SCMP_SYS(getrusage), {SCMP_A0(SCMP_CMP_EQ, RUSAGE_THREAD)}},
       // Time for deadlines, and the CPU time of stubs.
       {SCMP_SYS(clock_gettime), {}},
   };

@@ -77,6 +77,7 @@ class SystrapPlatform final : public Platform {
 
  private:
   static constexpr size_t kHot = 16;
+  static constexpr uint32_t kMaxCredit = 16;
 
   // The keeper: a thread that starts the zygote, keeps the pool filled, and reaps. It lives as long
   // as the platform, since the host kills the zygote's clones when the thread that made it ends.
@@ -97,6 +98,7 @@ class SystrapPlatform final : public Platform {
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   bool IsClaimed(int pid);
   bool Decide();
+  bool WasPreempted();
   uint32_t CountRunning(size_t* delivered);
   void AllowStubSpin(bool allowed);
 
@@ -144,14 +146,15 @@ class SystrapPlatform final : public Platform {
   // Learned spinning; touched by the polling thread alone.
   bool spinning_ = false;  // the last answer of ShouldSpin
   uint32_t spin_calls_ = 0;
-  size_t seen_ = 0;           // delivered_ at the last look at the clock
-  uint64_t last_look_ = 0;    // ticks
-  uint64_t idle_since_ = 0;   // ticks: since when nothing has come in
-  uint64_t gap_average_ = 0;  // ticks between events
-  bool idle_look_ = false;    // nothing has come since the look before
+  size_t seen_ = 0;               // delivered_ at the last look at the clock
+  uint64_t last_look_ = 0;        // ticks
+  uint64_t idle_since_ = 0;       // ticks: since when nothing has come in
+  uint32_t credit_ = kMaxCredit;  // earned by events that came soon, lost by those that did not
+  bool idle_look_ = false;        // nothing has come since the look before
   uint64_t no_spin_until_ = 0;
   uint64_t backoff_ = 0;
   uint32_t probes_ = 0;
+  int64_t switches_ = 0;  // involuntary ones of the thread that polled last
 };
 
 }  // namespace platform

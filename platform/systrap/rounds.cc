@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -39,8 +40,8 @@ bool AdviceAllowed(int advice) {
 }  // namespace
 
 // The head of an answer.
-struct ThreadContext::Answer {
-  uint32_t flags, order_count = 0, copy_out_count = 0, fd_ticket = 0, fd_count = 0;
+struct ThreadContext::AnswerHead {
+  uint32_t flags, order_count = 0, fd_ticket = 0, fd_count = 0;
 };
 
 // The orders of one round.
@@ -74,6 +75,9 @@ void ThreadContext::StartRound() {
     trap_ = Trap{TrapKind::kGone};
     return Post();
   }
+  if (orders_.empty() && internal_.empty() && !patch_wanted_ && mode_ == ResumeMode::kGuest) {
+    return Answer({EntryFlags()});
+  }
   Batch batch;
   batch.out_used = out_used_;
   batch_begin_ = batch_end_;
@@ -89,26 +93,11 @@ void ThreadContext::StartRound() {
     batch_end_++;
   }
   if (refused_ != 0 && batch.count == 0) return FailOrder(batch_end_, refused_);
-  uint32_t flags = 0;
   bool last = batch_end_ == orders_.size() && refused_ == 0 && !batch.must_report;
-  if (!last || mode_ == ResumeMode::kOrdersOnly) {
-    flags = kAnswerOrdersOnly;
-  } else {
+  uint32_t flags = kAnswerOrdersOnly;
+  if (last && mode_ == ResumeMode::kGuest) {
     if (patch_wanted_) AddPatch(&batch);
-    bool rax_only = OnlyRaxChanged();
-    // A patched call that returns as it should does its comparison on the way.
-    bool fixed = !(rax_only && direct_call_) && process_->patcher().FixReturn(&regs_);
-    if (fixed || !rax_only) {
-      flags = kAnswerRegs;
-      StoreRegs();
-    }
-  }
-  if (last && mode_ == ResumeMode::kGuest && std::exchange(in_lane_, false)) {
-    flags |= kAnswerLane;
-    if (lane_remaining_ns_ >= 0) {
-      flags |= kAnswerRemaining;
-      slot_->remaining_ns = lane_remaining_ns_;
-    }
+    flags = EntryFlags();
   }
   uint32_t ticket = 0;
   if (batch.fd_count != 0) {
@@ -117,16 +106,39 @@ void ThreadContext::StartRound() {
     if (!sent.ok()) return FailOrder(batch_begin_, ENOMEM);
     ticket = *sent;
   }
-  Answer answer{flags, batch.count, static_cast<uint32_t>(copy_out_.size()), ticket,
-                batch.fd_count};
-  if (!copy_out_.empty()) {
-    memcpy(slot_->copy_out, copy_out_.data(), copy_out_.size() * sizeof(CopyEntry));
+  Answer({flags, batch.count, ticket, batch.fd_count});
+}
+
+// What an answer says that leads into the guest; the registers go to the slot if they must.
+uint32_t ThreadContext::EntryFlags() {
+  uint32_t flags = 0;
+  bool rax_only = OnlyRaxChanged();
+  // A patched call that returns as it should does its comparison on the way.
+  bool fixed = !(rax_only && direct_call_) && process_->patcher().FixReturn(&regs());
+  if (fixed || !rax_only) {
+    flags = kAnswerRegs;
+    StoreRegs();
+  }
+  if (std::exchange(in_lane_, false)) {
+    flags |= kAnswerLane;
+    if (lane_remaining_ns_ >= 0) {
+      flags |= kAnswerRemaining;
+      slot_->remaining_ns = lane_remaining_ns_;
+    }
+  }
+  return flags;
+}
+
+void ThreadContext::Answer(const AnswerHead& head) {
+  uint32_t copies = static_cast<uint32_t>(copy_out_.size());
+  if (copies != 0) {
+    memcpy(slot_->copy_out, copy_out_.data(), copies * sizeof(CopyEntry));
     copy_out_.clear();
     out_used_ = 0;
   }
   copy_in_.clear();
   copy_in_loaded_ = true;
-  SendAnswer(answer);
+  SendAnswer(head, copies);
 }
 
 // Orders of the platform's own. If they do not all fit, the kernel's wait for the next round.
@@ -153,21 +165,24 @@ void ThreadContext::AddPatch(Batch* batch) {
   if (patch) slot_->orders[batch->count++] = *patch;
 }
 
-void ThreadContext::SendAnswer(const Answer& answer) {
-  // The stub may be polling this line: all of it at once.
-  slot_->answer_flags = answer.flags;
-  slot_->answer_rax = regs_.rax;
-  slot_->order_count = answer.order_count;
-  slot_->copy_out_count = answer.copy_out_count;
-  slot_->fd_ticket = answer.fd_ticket;
-  slot_->fd_count = answer.fd_count;
-  uint32_t seq = seq_;
+void ThreadContext::SendAnswer(const AnswerHead& answer, uint32_t copy_out_count) {
+  const uint32_t seq = seq_;
+  const uint64_t rax = regs_.rax;
   bool runs = !(answer.flags & kAnswerExit);
   uint32_t state = runs ? BeginRunning() : state_.load(std::memory_order_acquire);
   // Who interrupts after this sees that we run, and sets the flag itself.
   if (state & kInterrupted) __atomic_store_n(&slot_->interrupt, 1u, __ATOMIC_RELAXED);
-  __atomic_store_n(&slot_->answer_seq, seq, __ATOMIC_SEQ_CST);
-  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_SEQ_CST)) FutexWakeShared(&slot_->answer_seq, 1);
+  // The stub may be polling this line: all of it at once.
+  slot_->answer_flags = answer.flags;
+  slot_->answer_rax = rax;
+  slot_->order_count = answer.order_count;
+  slot_->copy_out_count = copy_out_count;
+  slot_->fd_ticket = answer.fd_ticket;
+  slot_->fd_count = answer.fd_count;
+  // The fence comes after the word is on its way, so that the stub does not wait for it.
+  __atomic_store_n(&slot_->answer_seq, seq, __ATOMIC_RELEASE);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED)) FutexWakeShared(&slot_->answer_seq, 1);
   // Who has buried the process before we ran has not told us.
   if (runs && process_->dead()) process_->platform().NoteGone(this);
 }
@@ -332,7 +347,7 @@ void ThreadContext::Exit() {
   if (tid > 0 && !process_->dead()) {
     process_->RemoveThread(tid);
     seq_++;
-    SendAnswer(Answer{kAnswerExit});
+    SendAnswer({kAnswerExit}, 0);
   }
   process_->ReleaseSlot(index_, tid > 0);
 }

@@ -1,4 +1,5 @@
 // When polling pays: learned from how soon events come, and given up when the cores are needed.
+#include <sys/resource.h>
 #include <x86intrin.h>
 
 #include <algorithm>
@@ -14,10 +15,10 @@ constexpr uint64_t kMaxSpinUs = 50;  // longer than this a sleep and its wake-up
 constexpr uint64_t kAfterEventUs = 5;
 constexpr uint64_t kStubSpinUs = 20;
 constexpr uint64_t kPreemptedUs = 200;  // a gap in our own spinning: somebody else ran here
-constexpr uint64_t kFirstBackoffUs = 2'000;
-constexpr uint64_t kMaxBackoffUs = 200'000;
+constexpr uint64_t kFirstBackoffUs = 1'000;
+constexpr uint64_t kMaxBackoffUs = 20'000;
 constexpr uint32_t kPollsPerLook = 8;
-constexpr uint32_t kProbeEvery = 64;  // sleeps between tries to spin though it did not pay
+constexpr uint32_t kProbeEvery = 16;  // sleeps between tries to spin though it did not pay
 
 }  // namespace
 
@@ -48,6 +49,14 @@ bool SystrapPlatform::ShouldSpin() {
   return spinning_;
 }
 
+// Whether somebody else has had our core since the last time that this was asked. If not, the
+// hypervisor has taken it away, which would not be different if we slept.
+bool SystrapPlatform::WasPreempted() {
+  rusage usage{};
+  if (getrusage(RUSAGE_THREAD, &usage) != 0) return true;
+  return std::exchange(switches_, usage.ru_nivcsw) != usage.ru_nivcsw;
+}
+
 bool SystrapPlatform::Decide() {
   uint64_t now = __rdtsc();
   uint64_t us = machine_.ticks_per_us;
@@ -58,7 +67,11 @@ bool SystrapPlatform::Decide() {
   uint64_t gap = now - std::exchange(last_look_, now);
   bool event = delivered != std::exchange(seen_, delivered);
   if (event) {
-    gap_average_ = gap_average_ - gap_average_ / 8 + std::min(gap, 4 * max) / 8;
+    if (now - idle_since_ < max) {
+      credit_ = std::min(credit_ + 1, kMaxCredit);
+    } else if (credit_ != 0) {
+      credit_--;
+    }
     idle_since_ = now;
   }
   bool was_idle = std::exchange(idle_look_, !event);
@@ -72,13 +85,13 @@ bool SystrapPlatform::Decide() {
     return false;
   }
   // Two looks in a row without an event between: we did nothing but poll.
-  if (was_idle && !event && gap > kPreemptedUs * us) {
+  if (was_idle && !event && gap > kPreemptedUs * us && WasPreempted()) {
     backoff_ = std::clamp(backoff_ * 2, kFirstBackoffUs * us, kMaxBackoffUs * us);
     no_spin_until_ = now + backoff_;
     idle_look_ = false;
     return false;
   }
-  bool pays = gap_average_ < max || options_.spin_ns > 0;
+  bool pays = credit_ != 0 || options_.spin_ns > 0;
   bool spin = now - idle_since_ < max && (pays || probes_ % kProbeEvery == 0);
   if (!spin) {
     probes_++;

@@ -21,7 +21,7 @@ bool Overlap(uint64_t a, size_t a_size, uint64_t b, size_t b_size) {
 void ThreadContext::LoadCopyIn() {
   copy_in_loaded_ = true;
   copy_in_.clear();
-  uint32_t count = std::min(slot_->copy_in_count, kMaxCopiesIn);
+  uint32_t count = std::min<uint32_t>(copy_in_count_, kMaxCopiesIn);
   for (uint32_t i = 0; i < count; i++) {
     CopyEntry e;
     memcpy(&e, &slot_->copy_in[i], sizeof(e));

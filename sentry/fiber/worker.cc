@@ -21,6 +21,11 @@ constexpr size_t kBacklog = 4;
 // Before a run, once in so many (a power of two): is there a monitor?
 constexpr uint64_t kRunsPerKick = 128;
 
+// A fiber polls in its own place so many times before it lets the others look, and each time for so
+// many polls.
+constexpr uint32_t kPlacesPerRun = 64;
+constexpr int kPollsInPlace = 8;
+
 constexpr int64_t kMinSpinNs = 2 * base::kNsPerUs;
 constexpr int64_t kMaxSpinNs = 50 * base::kNsPerUs;
 
@@ -131,6 +136,7 @@ void Worker::Run(Fiber* fiber) {
   current_ = nullptr;
   run_count_.store(runs + 1, std::memory_order_relaxed);
   ++runs_since_poll_;
+  polls_in_place_ = 0;
   switch (action_) {
     case Action::kPark:
       AfterPark(fiber);
@@ -196,6 +202,28 @@ void Worker::SwitchOut(Action action, const ParkOptions* options) {
   worker = static_cast<Worker*>(transfer.data);  // who resumed it
   AfterSwitch(saved, &worker->stack_bottom_, &worker->stack_size_);
   worker->context_ = transfer.fctx;
+}
+
+bool Worker::PollInPlace() {
+  Fiber* fiber = current_;
+  if (++polls_in_place_ > kPlacesPerRun || HasWork() || !scheduler_->AcquireToken(*this)) {
+    return false;
+  }
+  // For everybody else the fiber has stopped running.
+  const uint64_t runs = run_count_.load(std::memory_order_relaxed);
+  run_count_.store(runs + 1, std::memory_order_relaxed);
+  current_ = nullptr;
+  Poller* poller = scheduler_->poller_;
+  for (int i = 0; i < kPollsInPlace && poller->ShouldSpin(); ++i) {
+    const size_t found = poller->Poll();
+    if (++polls_ % kPollsPerClock == 0) ExpireTimers(base::kNever);
+    if (found > 0 || HasWork() || scheduler_->ShouldStop()) break;
+  }
+  scheduler_->SoftenToken(*this);
+  runs_since_poll_ = 0;
+  current_ = fiber;
+  run_count_.store(runs + 2, std::memory_order_relaxed);
+  return (fiber->state_.load(std::memory_order_relaxed) & Fiber::kPermitBit) != 0;
 }
 
 void Worker::FiberEntry(Transfer transfer) {

@@ -57,6 +57,9 @@ class alignas(64) Worker {
   // From a fiber on this worker: leaves it. Returns when the fiber is resumed, maybe on another
   // worker.
   static void SwitchOut(Action action, const ParkOptions* options);
+  // From the current fiber, which is about to park for its guest: polls a little in its place.
+  // True if it has been unparked meanwhile, so that no switch is needed.
+  bool PollInPlace();
   // The entry of every fiber.
   static void FiberEntry(Transfer transfer);
 
@@ -107,11 +110,12 @@ class alignas(64) Worker {
   size_t stack_size_ = 0;
   uint32_t picks_ = 0;  // fibers picked, for fairness between the queues
   uint32_t runs_since_poll_ = 0;
-  uint32_t polls_ = 0;          // for looking at the clock now and then
-  bool after_wait_ = false;     // the next run is the first after a Wait
-  std::vector<uint64_t> seen_;  // as monitor: run_count_ of the workers at the last look
-  int64_t spin_bound_ns_;       // learned
-  int64_t watch_period_ns_;     // of looks at the others while this one waits
+  uint32_t polls_in_place_ = 0;  // since the current fiber was switched to
+  uint32_t polls_ = 0;           // for looking at the clock now and then
+  bool after_wait_ = false;      // the next run is the first after a Wait
+  std::vector<uint64_t> seen_;   // as monitor: run_count_ of the workers at the last look
+  int64_t spin_bound_ns_;        // learned
+  int64_t watch_period_ns_;      // of looks at the others while this one waits
 
   // Read by other threads.
   std::atomic<Fiber*> lifo_{nullptr};  // runs next; taken by exchange

@@ -129,7 +129,7 @@ void Task::HandleTrap() {
 }
 
 void Task::HandleSyscall() {
-  int nr = static_cast<int>(regs().orig_rax);
+  int nr = static_cast<int>(context_->call().nr);
   syscall_nr_.store(nr, std::memory_order_relaxed);
   restart_code_ = 0;
   copy_out_failed_ = false;
@@ -141,9 +141,8 @@ void Task::HandleSyscall() {
   }
   syscall_nr_.store(-1, std::memory_order_relaxed);
   if (exit_pending_ || lane_call_ || rax_kept_) return;
-  platform::Regs& r = regs();
   if (result.ok()) {
-    r.rax = copy_out_failed_ ? static_cast<uint64_t>(-int64_t{EFAULT}) : *result;
+    context_->SetResult(copy_out_failed_ ? static_cast<uint64_t>(-int64_t{EFAULT}) : *result);
     return;
   }
   int code = result.error().code();
@@ -153,10 +152,10 @@ void Task::HandleSyscall() {
     case base::kERESTARTNOHAND:
     case base::kERESTART_RESTARTBLOCK:
       restart_code_ = code;
-      r.rax = -EINTR;
+      context_->SetResult(static_cast<uint64_t>(-int64_t{EINTR}));
       break;
     default:
-      r.rax = static_cast<uint64_t>(-static_cast<int64_t>(code));
+      context_->SetResult(static_cast<uint64_t>(-static_cast<int64_t>(code)));
       break;
   }
 }

@@ -1,6 +1,7 @@
 // What the table of system calls says of one call; shared by dispatch and tracing.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "sentry/base/result.h"
@@ -11,7 +12,7 @@ class Task;
 
 // The six argument registers of a call.
 struct SyscallArgs {
-  uint64_t v[6];
+  std::array<uint64_t, 6> v;
   uint64_t operator[](size_t i) const { return v[i]; }
   // As the types that most parameters have: the upper half of the register is ignored, as in Linux.
   int Int(size_t i) const { return static_cast<int>(v[i]); }

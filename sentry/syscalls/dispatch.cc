@@ -3,7 +3,6 @@
 
 #include <array>
 #include <atomic>
-#include <optional>
 
 #include "sentry/base/kernel_memory.h"
 #include "sentry/base/log.h"
@@ -83,27 +82,31 @@ bool RefusedForMemory(int nr) {
   return need == kRoom ? base::KernelMemory::Full() : base::KernelMemory::Exhausted();
 }
 
+base::Result<uint64_t> Answer(Task& t, int nr, const SyscallInfo* info, const SyscallArgs& args) {
+  if (base::KernelMemory::Full() && RefusedForMemory(nr)) return base::Error(ENOMEM);
+  if (info && info->handler) return info->handler(t, args);
+  NoteUnknown(t.kernel(), nr, info);
+  return base::Error(ENOSYS);
+}
+
+[[gnu::noinline]] base::Result<uint64_t> AnswerTraced(Task& t, int nr, const SyscallInfo* info,
+                                                      const SyscallArgs& args) {
+  trace::Call traced(t, nr, info, args);
+  base::Result<uint64_t> result = Answer(t, nr, info, args);
+  traced.Finish(result);
+  return result;
+}
+
 }  // namespace
 
 base::Result<uint64_t> DispatchSyscall(Task& t, int nr) {
-  Kernel& kernel = t.kernel();
-  const platform::Regs& r = t.regs();
-  SyscallArgs args{{r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
+  const SyscallArgs args{t.context().call().args};
   const SyscallInfo* info = FindSyscall(nr);
-  std::optional<trace::Call> traced;
-  if (kernel.strace.load(std::memory_order_relaxed)) [[unlikely]]
-    traced.emplace(t, nr, info, args);
   t.call_times().Begin(t.context(), nr);
-  base::Result<uint64_t> result = base::Error(ENOSYS);
-  if (base::KernelMemory::Full() && RefusedForMemory(nr)) {
-    result = base::Error(ENOMEM);
-  } else if (info && info->handler) {
-    result = info->handler(t, args);
-  } else {
-    NoteUnknown(kernel, nr, info);
-  }
+  base::Result<uint64_t> result = t.kernel().strace.load(std::memory_order_relaxed)
+                                      ? AnswerTraced(t, nr, info, args)
+                                      : Answer(t, nr, info, args);
   t.call_times().End(t.context());
-  if (traced) traced->Finish(result);
   return result;
 }
 

@@ -231,21 +231,27 @@ namespace {
 constexpr int kIoprioWhoProcess = 1, kIoprioWhoPgrp = 2, kIoprioWhoUser = 3;
 
 // The tasks that (which, who) names.
-Result<std::vector<Ref<Task>>> Select(Task& t, int which, int who, bool ioprio) {
+template <typename Fn>
+Status ForEachOf(Task& t, int which, int who, bool ioprio, Fn fn) {
   int process = ioprio ? kIoprioWhoProcess : PRIO_PROCESS;
   int pgrp_kind = ioprio ? kIoprioWhoPgrp : PRIO_PGRP;
   int user = ioprio ? kIoprioWhoUser : PRIO_USER;
-  std::vector<Ref<Task>> tasks;
-  if (which == process) {
-    Result<Ref<Task>> target = TaskOf(t, who);
-    if (target.ok()) tasks.push_back(*target);
+  bool found = false;
+  auto each = [&](Task& task) {
+    found = true;
+    return fn(task);
+  };
+  if (which == process && who == 0) {
+    TRY(each(t));
+  } else if (which == process) {
+    Ref<Task> target = TRY(TaskOf(t, who));
+    TRY(each(*target));
   } else if (which == pgrp_kind) {
     Ref<ProcessGroup> pgrp = who == 0 ? t.thread_group().process_group()
                                       : t.kernel().FindProcessGroup(t.pid_namespace(), who);
-    if (pgrp) {
-      for (const auto& group : t.kernel().Members(*pgrp)) {
-        for (auto& task : group->Threads()) tasks.push_back(std::move(task));
-      }
+    if (!pgrp) return Error(ESRCH);
+    for (const auto& group : t.kernel().Members(*pgrp)) {
+      for (const auto& task : group->Threads()) TRY(each(*task));
     }
   } else if (which == user) {
     uid_t uid = t.creds().ruid;
@@ -254,50 +260,53 @@ Result<std::vector<Ref<Task>>> Select(Task& t, int which, int who, bool ioprio) 
       if (!mapped.ok()) return Error(ESRCH);
       uid = *mapped;
     }
-    for (auto& task : t.kernel().Tasks(t.pid_namespace())) {
-      if (task->credentials()->ruid == uid) tasks.push_back(std::move(task));
+    for (const auto& task : t.kernel().Tasks(t.pid_namespace())) {
+      if (task->credentials()->ruid == uid) TRY(each(*task));
     }
   } else {
     return Error(EINVAL);
   }
-  if (tasks.empty()) return Error(ESRCH);
-  return tasks;
+  return found ? base::Ok() : Status(Error(ESRCH));
 }
 
 }  // namespace
 
 Result<uint64_t> SysGetpriority(Task& t, const SyscallArgs& a) {
   int best = 0;
-  for (const auto& task : TRY(Select(t, a.Int(0), a.Int(1), false)))
-    best = std::max(best, 20 - task->nice);
+  TRY(ForEachOf(t, a.Int(0), a.Int(1), false, [&](Task& task) {
+    best = std::max(best, 20 - task.nice);
+    return base::Ok();
+  }));
   return static_cast<uint64_t>(best);
 }
 
 Result<uint64_t> SysSetpriority(Task& t, const SyscallArgs& a) {
   int nice = std::clamp(a.Int(2), -20, 19);
   Status last = base::Ok();
-  for (const auto& task : TRY(Select(t, a.Int(0), a.Int(1), false))) {
-    Ref<const Credentials> theirs = task->credentials();
+  TRY(ForEachOf(t, a.Int(0), a.Int(1), false, [&](Task& task) {
+    Ref<const Credentials> theirs = task.credentials();
     uid_t e = t.creds().euid;
     if (theirs->ruid != e && theirs->euid != e && !t.HasCap(CAP_SYS_NICE)) {
       last = Error(EPERM);
-    } else if (nice < task->nice && !t.HasCap(CAP_SYS_NICE) &&
-               static_cast<uint64_t>(20 - nice) > task->Rlimit(RLIMIT_NICE)) {
+    } else if (nice < task.nice && !t.HasCap(CAP_SYS_NICE) &&
+               static_cast<uint64_t>(20 - nice) > task.Rlimit(RLIMIT_NICE)) {
       last = Error(EACCES);
     } else {
-      task->nice = nice;
+      task.nice = nice;
     }
-  }
+    return base::Ok();
+  }));
   TRY(last);
   return 0;
 }
 
 Result<uint64_t> SysIoprioGet(Task& t, const SyscallArgs& a) {
   int best = 0;
-  for (const auto& task : TRY(Select(t, a.Int(0), a.Int(1), true))) {
-    int value = task->io_priority;
+  TRY(ForEachOf(t, a.Int(0), a.Int(1), true, [&](Task& task) {
+    int value = task.io_priority;
     if (best == 0 || (value != 0 && value < best)) best = value;
-  }
+    return base::Ok();
+  }));
   return static_cast<uint64_t>(best);
 }
 
@@ -308,10 +317,11 @@ Result<uint64_t> SysIoprioSet(Task& t, const SyscallArgs& a) {
     return Error(EINVAL);
   }
   if (io_class == 1 && !t.HasCap(CAP_SYS_ADMIN) && !t.HasCap(CAP_SYS_NICE)) return Error(EPERM);
-  for (const auto& task : TRY(Select(t, a.Int(0), a.Int(1), true))) {
-    if (!MaySchedule(t, *task)) return Error(EPERM);
-    task->io_priority = value;
-  }
+  TRY(ForEachOf(t, a.Int(0), a.Int(1), true, [&](Task& task) -> Status {
+    if (!MaySchedule(t, task)) return Error(EPERM);
+    task.io_priority = value;
+    return base::Ok();
+  }));
   return 0;
 }
 

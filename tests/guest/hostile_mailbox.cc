@@ -121,9 +121,10 @@ void AnswerEarly() {
   for (;;) {
     uint32_t index = static_cast<uint32_t>(Random() % kSlots);
     Slot* s = SlotOf(index);
-    __atomic_store_n(&s->kind, static_cast<RequestKind>(Random() % 9), __ATOMIC_RELAXED);
-    __atomic_store_n(&s->request_seq, s->answer_seq + static_cast<uint32_t>(Random() % 3),
-                     __ATOMIC_SEQ_CST);
+    RequestHead head{s->answer_seq + static_cast<uint32_t>(Random() % 3),
+                     static_cast<RequestKind>(Random() % 9), static_cast<uint8_t>(Random()),
+                     static_cast<uint16_t>(Random())};
+    __atomic_store(&s->request, &head, __ATOMIC_SEQ_CST);
     __atomic_fetch_or(&Header()->ready[0], ~0ull, __ATOMIC_SEQ_CST);
   }
 }
