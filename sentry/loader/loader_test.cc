@@ -268,7 +268,8 @@ TEST_F(LoaderTest, DamagedFiles) {
   }
 }
 
-// ThreadSanitizer refuses mappings where its own tables are or may be, and programs want some there.
+// ThreadSanitizer refuses mappings where its own tables are or may be, and programs want some
+// there.
 #if defined(RUNSC_TSAN)
 constexpr bool kMapsAnywhere = false;
 #else
