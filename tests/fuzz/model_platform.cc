@@ -49,6 +49,8 @@ class ModelContext : public platform::Context {
   int host_tid() const override { return 0; }
   base::Status FlushWrites() override { return base::Ok(); }
   void Exit() override {}
+  // Nobody sleeps in a script: futex(2), the one call that comes here, finds another value.
+  void AnswerInLane(int /*nr*/, int64_t /*remaining_ns*/) override { in_lane_ = true; }
   void Publish(const Identity& /*identity*/) override {}
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
@@ -65,6 +67,7 @@ class ModelContext : public platform::Context {
   platform::Trap trap_{};
   std::vector<platform::Order> orders_;
   std::atomic<bool> interrupted_{false};
+  bool in_lane_ = false;
 };
 
 class ModelAddressSpace : public platform::AddressSpace {
@@ -91,6 +94,7 @@ class ModelAddressSpace : public platform::AddressSpace {
   }
   int64_t ResidentBytes() const override { return -1; }
   int host_pid() const override { return 0; }
+  void Kill() override { gone.store(true); }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override {
     return memory.Read(addr, dst);
   }
@@ -101,6 +105,7 @@ class ModelAddressSpace : public platform::AddressSpace {
   ModelMemory memory;
   const std::shared_ptr<Script> script;
   std::atomic<bool> filled{false};  // the arena has its bytes
+  std::atomic<bool> gone{false};
 
  private:
   const platform::Limits limits_{
@@ -142,7 +147,11 @@ bool ModelContext::RunOrders() {
 }
 
 void ModelContext::Resume(platform::ResumeMode mode) {
-  if (RunOrders()) {
+  const bool in_lane = std::exchange(in_lane_, false);
+  if (as_.gone.load()) {
+    trap_.kind = platform::TrapKind::kGone;
+  } else if (RunOrders()) {
+    if (in_lane) regs_.rax = static_cast<uint64_t>(-int64_t{EAGAIN});
     if (mode == platform::ResumeMode::kOrdersOnly) {
       trap_.kind = platform::TrapKind::kOrdersDone;
     } else if (interrupted_.exchange(false)) {
