@@ -80,7 +80,7 @@ struct Site {
 // ---- The shared read-only file ----------------------------------------------------------------
 
 inline constexpr size_t kMaxFilter = 512;
-inline constexpr size_t kMaxGate = 32;
+inline constexpr size_t kMaxZygoteFilter = 64;
 
 struct Shared {
   // Doorbell: 1 while the sentry's poller sleeps in FUTEX_WAIT on this word.
@@ -96,9 +96,9 @@ struct Shared {
   uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
   uint32_t pad;
   uint64_t filter[kMaxFilter];  // struct sock_filter
-  // The zygote's own filter, which its clones inherit: clone goes to the sentry. Length 0: none.
-  uint32_t gate_length;
-  uint64_t gate[kMaxGate];
+  // The zygote's own filter, which its clones inherit; [1]: clone goes to the sentry.
+  uint32_t zygote_filter_length;
+  uint64_t zygote_filter[2][kMaxZygoteFilter];
 };
 inline constexpr uint64_t kSharedSize = 4 * kPageSize;
 static_assert(sizeof(Shared) <= kSharedSize);

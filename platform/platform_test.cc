@@ -1,9 +1,16 @@
 // The systrap platform with real stubs and a small guest program.
 #include "platform/platform.h"
 
+#include <errno.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -356,6 +363,77 @@ TEST_F(PlatformTest, Fork) {
     g.SetEntry(guest_site);
     ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
   }
+}
+
+// SIGCONT has no handler: the host goes on with the futex call by restart_syscall.
+TEST_F(PlatformTest, AStoppedStubGoesOn) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  timespec timeout{0, 300'000'000};
+  ASSERT_TRUE(g.space->Write(test::kData + 64, std::as_bytes(std::span(&timeout, 1))).ok());
+  g.SetEntry(guest_site);
+  Regs& r = g.main.context->regs();
+  r.rax = 202;
+  r.rdi = test::kData;
+  r.r10 = test::kData + 64;
+  g.main.trapped = false;
+  g.main.context->Resume(ResumeMode::kGuest);
+  while (!g.main.context->WaitsInFutex()) test::PollOnce(*platform_, 1'000'000);
+  usleep(50'000);
+  kill(g.space->host_pid(), SIGSTOP);
+  usleep(50'000);
+  kill(g.space->host_pid(), SIGCONT);
+  EXPECT_EQ(test::Await(*platform_, g.main).kind, TrapKind::kFault);
+  EXPECT_EQ(static_cast<int64_t>(g.main.context->regs().rax), -ETIMEDOUT);
+}
+
+// Inside somebody else's sandbox that has a listener already.
+TEST(SystrapTest, WithoutACloneGate) {
+  pid_t pid = fork();
+  ASSERT_GE(pid, 0);
+  if (pid == 0) {
+    sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    sock_fprog program{1, &allow};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    long listener =
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+    if (listener < 0) _exit(2);
+    std::string why;
+    auto p = CreateSystrap(Options{}, &why);
+    if (!p.ok()) _exit(3);
+    Platform& platform = **p;
+    Guest g;
+    if (!g.Load(platform)) _exit(4);
+    auto child = std::move(*g.space->PrepareFork());
+    g.main.context->QueueOrder(order::Fork{child.get()});
+    if (RunGuest(platform, g.main, ResumeMode::kOrdersOnly).kind != TrapKind::kOrdersDone) _exit(5);
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(pid, &status, 0), pid);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
+TEST_F(PlatformTest, AChildOutlivesItsParent) {
+  Thread t;
+  std::unique_ptr<AddressSpace> child;
+  {
+    Guest g;
+    ASSERT_TRUE(g.Load(*platform_));
+    child = std::move(*g.space->PrepareFork());
+    g.main.context->QueueOrder(order::Fork{child.get()});
+    ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
+    t.context = child->TakeMainContext();
+    t.context->set_listener(&t);
+    g.space->Kill();
+    EXPECT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kGone);
+  }
+  for (int i = 0; i < 20; i++) test::PollOnce(*platform_, 1'000'000);
+  t.context->regs() = Regs{};
+  t.context->regs().rip = test::GuestAddr(guest_site);
+  t.context->regs().rax = 57;
+  EXPECT_EQ(RunGuest(*platform_, t).kind, TrapKind::kSyscall);
 }
 
 // The 64 bytes that guest_avx loads, and what it stores of them: each 16 twice.

@@ -178,6 +178,54 @@ guest_futex_wake:
     syscall
     ud2
 
+// Takes over from its own stub: says by itself that it has trapped, waits for the next answer, and forks by the stub's
+// instructions at r15 (syscall; pop %rbx; ret). Slot at rdi. At r14: the child's number is left here; what kind of request
+// is to be made then (0: none); what it tells instead of that number, if not 0; whether it is not to fork at all. Both
+// sides wait for ever.
+    .globl guest_forger
+guest_forger:
+    mov %rdi, %r12
+    mov 256(%r12), %eax     // answer_seq
+    movl $4, 132(%r12)      // kind: kInterrupt
+    mov %eax, 128(%r12)     // request_seq
+1:  pause
+    cmp 256(%r12), %eax
+    je 1b
+    xor %eax, %eax
+    cmpq $0, 24(%r14)
+    jne 3f
+    mov $56, %eax
+    mov $0x208011, %edi     // kForkCloneFlags
+    xor %esi, %esi
+    xor %edx, %edx
+    xor %r10d, %r10d
+    xor %r8d, %r8d
+    call 9f
+    test %rax, %rax
+    jz 2f
+    mov %rax, (%r14)
+3:  mov 16(%r14), %rcx
+    test %rcx, %rcx
+    cmovnz %rcx, %rax
+    mov %rax, 4096+48(%r12) // orders[0].result
+    movl $0, 224(%r12)      // order_index
+    movl $11, 228(%r12)     // order_error
+    mov 8(%r14), %ecx
+    test %ecx, %ecx
+    jz 2f
+    mov %ecx, 132(%r12)
+    mov 256(%r12), %eax
+    mov %eax, 128(%r12)
+2:  mov $202, %eax
+    lea 64(%r14), %rdi
+    xor %esi, %esi
+    xor %edx, %edx
+    xor %r10d, %r10d
+    call 9f
+    jmp 2b
+9:  push %rbx
+    jmp *%r15
+
 // Jumps to rdi with registers as they are.
 guest_hostile:
     jmp *%r11

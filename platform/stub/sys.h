@@ -24,7 +24,6 @@ enum : long {
   kSysMremap = 25,
   kSysMincore = 27,
   kSysMadvise = 28,
-  kSysSendto = 44,
   kSysSendmsg = 46,
   kSysRecvmsg = 47,
   kSysClone = 56,

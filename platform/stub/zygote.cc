@@ -101,6 +101,24 @@ constexpr uint64_t kStubStackEnd = kSlotSize - 64;
   for (;;) Syscall(kSysExit, 1);
 }
 
+// A message to the sentry, with a descriptor if `fd` is not -1.
+void Send(uint64_t message, uint64_t size, int fd) {
+  Control control{};
+  IoVec iov{message, size};
+  MsgHdr msg{};
+  msg.iov = Addr(&iov);
+  msg.iov_length = 1;
+  if (fd >= 0) {
+    control.length = 16 + sizeof(int32_t);
+    control.level = 1;  // SOL_SOCKET
+    control.type = 1;   // SCM_RIGHTS
+    control.fds[0] = fd;
+    msg.control = Addr(&control);
+    msg.control_length = sizeof(control);
+  }
+  Syscall(kSysSendmsg, kSocket, Addr(&msg), 0x4000 /* MSG_NOSIGNAL */);
+}
+
 // The child: becomes the stub of an address space with its first thread in slot 0.
 [[noreturn]] void BecomeStub(int mailbox_fd, int socket_fd) {
   Syscall(kSysClose, kSocket);
@@ -145,7 +163,7 @@ void Serve() {
     Syscall(kSysClose, static_cast<uint64_t>(control.fds[0]));
     Syscall(kSysClose, static_cast<uint64_t>(control.fds[1]));
     ZygoteReply reply{static_cast<int32_t>(pid)};
-    Syscall(kSysSendto, kSocket, Addr(&reply), sizeof(reply), 0x4000 /* MSG_NOSIGNAL */);
+    Send(Addr(&reply), sizeof(reply), -1);
   }
 }
 
@@ -172,32 +190,17 @@ void InstallHandlers() {
   }
 }
 
-// Installs the clone gate; returns its listener's descriptor, or -1 (a host that cannot: then the
-// stubs' own filter decides alone).
-int InstallGate() {
+// Installs the zygote's filter; returns the clone gate's listener, or -1 (a host that grants none:
+// then the stubs' own filter decides alone about clones).
+int InstallFilter() {
   const Shared* shared = SharedPage();
-  if (shared->gate_length == 0) return -1;
-  FilterProgram program{static_cast<uint16_t>(shared->gate_length), Addr(shared->gate)};
+  FilterProgram program{static_cast<uint16_t>(shared->zygote_filter_length),
+                        Addr(shared->zygote_filter[1])};
   long fd = Syscall(kSysSeccomp, 1, 8 /* SECCOMP_FILTER_FLAG_NEW_LISTENER */, Addr(&program));
-  return IsError(fd) ? -1 : static_cast<int>(fd);
-}
-
-void SayHello(const ZygoteHello& hello, int listener) {
-  Control control{};
-  IoVec iov{Addr(&hello), sizeof(hello)};
-  MsgHdr msg{};
-  msg.iov = Addr(&iov);
-  msg.iov_length = 1;
-  if (listener >= 0) {
-    control.length = 16 + sizeof(int32_t);
-    control.level = 1;  // SOL_SOCKET
-    control.type = 1;   // SCM_RIGHTS
-    control.fds[0] = listener;
-    msg.control = Addr(&control);
-    msg.control_length = sizeof(control);
-  }
-  Syscall(kSysSendmsg, kSocket, Addr(&msg), 0x4000 /* MSG_NOSIGNAL */);
-  if (listener >= 0) Syscall(kSysClose, static_cast<uint64_t>(listener));
+  if (!IsError(fd)) return static_cast<int>(fd);
+  program.instructions = Addr(shared->zygote_filter[0]);
+  if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0) Die();
+  return -1;
 }
 
 }  // namespace
@@ -217,7 +220,9 @@ extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
   Syscall(kSysClose, kSharedFd);
   if (!MakeJumpTable()) hello.error = 12;  // ENOMEM
   InstallHandlers();
-  SayHello(hello, hello.error == 0 ? InstallGate() : -1);
+  int listener = hello.error == 0 ? InstallFilter() : -1;
+  Send(Addr(&hello), sizeof(hello), listener);
+  if (listener >= 0) Syscall(kSysClose, static_cast<uint64_t>(listener));
   if (hello.error != 0) Die();
   Serve();
   Die();

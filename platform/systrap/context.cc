@@ -226,6 +226,16 @@ void ThreadContext::ForgetClones() {
   }
 }
 
+// The round's fork is not under way any more. Unless its child has been claimed, that is the stub's
+// word alone.
+void ThreadContext::EndForks(bool claimed) {
+  for (size_t i = batch_begin_; i < batch_end_; i++) {
+    if (!std::holds_alternative<order::Fork>(orders_[i])) continue;
+    process_->EndFork();
+    if (!claimed) process_->platform().Suspect(process_.get());
+  }
+}
+
 uint64_t ThreadContext::OrderResult(size_t order) const {
   size_t entry = (order - batch_begin_ + entry_of_first_) % kMaxOrders;
   return __atomic_load_n(&slot_->orders[entry].result, __ATOMIC_RELAXED);
@@ -291,6 +301,7 @@ bool ThreadContext::FinishClones() {
       auto* child = static_cast<SystrapAddressSpace*>(o->child);
       base::Status status = id > 0 ? process_->platform().AdoptFork(child, process_.get(), id)
                                    : base::Status(base::Error(EAGAIN));
+      EndForks(status.ok());
       if (!status.ok()) {
         trap_ = Trap{TrapKind::kOrderFailed};
         trap_.order_index = i;
@@ -373,6 +384,7 @@ bool ThreadContext::Take() {
       return OrdersFinished();
     case RequestKind::kOrderFailed: {
       ForgetClones();
+      EndForks(false);
       uint32_t index = slot_->order_index;
       int error = slot_->order_error;
       trap_ = Trap{TrapKind::kOrderFailed};
@@ -409,6 +421,7 @@ bool ThreadContext::TakeDeath() {
     process_->platform().FinishFork(this, parent, false);
     return false;
   }
+  ForgetClones();
   posted_ = false;
   trap_ = Trap{TrapKind::kGone};
   return true;

@@ -141,6 +141,7 @@ class ThreadContext final : public Context {
   bool ContinueOrders();
   bool FinishClones();
   void ForgetClones();
+  void EndForks(bool claimed);
   void FailOrder(size_t index, int error);
   bool Distrust(const char* why);
   // Makes the poller deliver trap_ without a round.

@@ -227,19 +227,45 @@ void ThreadRules(Assembler& a) {
 
 }  // namespace
 
-std::vector<uint64_t> BuildCloneGate() {
-  const sock_filter program[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 3),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(kZygoteCloneFlags), 1, 0),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+// It runs for every call that a stub makes, beside the stub's own: so it looks at numbers alone
+// where that one looks at arguments, first at those that stubs make most.
+std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, bool gate) {
+  std::vector<uint32_t> calls = {
+      SYS_futex,      SYS_rt_sigreturn, SYS_sched_yield,     SYS_clock_gettime, SYS_mmap,
+      SYS_munmap,     SYS_mprotect,     SYS_madvise,         SYS_mremap,        SYS_recvmsg,
+      SYS_close,      SYS_exit,         SYS_exit_group,      SYS_sigaltstack,   SYS_prctl,
+      SYS_membarrier, SYS_rseq,         SYS_restart_syscall,
+      SYS_sendmsg,  // the zygote's answers to the sentry
   };
-  std::vector<uint64_t> words(std::size(program));
-  memcpy(words.data(), program, sizeof(program));
+  if (!has_fsgsbase) calls.push_back(SYS_arch_prctl);
+  std::vector<sock_filter> p = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+  };
+  size_t left = calls.size() + 2;  // tests up to the first return
+  auto test = [&](uint32_t nr, size_t place) {
+    left--;
+    p.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, static_cast<uint8_t>(left + place), 0));
+  };
+  for (uint32_t nr : calls) test(nr, 1);
+  test(SYS_clone, 2);
+  test(SYS_seccomp, 6);
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP));
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));  // 1
+  // clone: the zygote's own, or a stub's.
+  p.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)));  // 2
+  p.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(kZygoteCloneFlags), 0, 1));
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, gate ? SECCOMP_RET_USER_NOTIF : SECCOMP_RET_ALLOW));
+  // seccomp: a new stub's filter, which takes this call away.
+  p.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)));  // 6
+  p.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SECCOMP_SET_MODE_FILTER, 0, 1));
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP));
+  std::vector<uint64_t> words(p.size());
+  memcpy(words.data(), p.data(), p.size() * sizeof(sock_filter));
   return words;
 }
 
@@ -256,6 +282,10 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
 
   // Restores registers of the caller.
   a.BeginRule(SYS_rt_sigreturn);
+  a.EndRule();
+  // Goes on with the caller's own call, a timed futex wait, that the host has interrupted: after
+  // SIGCONT, say.
+  a.BeginRule(SYS_restart_syscall);
   a.EndRule();
   FutexRule(a);
   // The host writes to the caller's own memory, and moves its instruction pointer within its own

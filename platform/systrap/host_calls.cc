@@ -43,6 +43,13 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(pidfd_open), {SCMP_A1(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(pidfd_send_signal), {SCMP_A1(SCMP_CMP_EQ, SIGKILL), SCMP_A3(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PIDFD)}},
+      // Stubs' process groups, by which unreported clones are known, killed and reaped. Reaches own
+      // children, and with kill nothing outside of the own PID namespace.
+      {SCMP_SYS(getpgid), {}},
+      {SCMP_SYS(setpgid), {}},
+      {SCMP_SYS(kill), {SCMP_A1(SCMP_CMP_EQ, SIGKILL)}},
+      {SCMP_SYS(kill), {SCMP_A1(SCMP_CMP_EQ, 0)}},
+      {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PGID)}},
       // The clone gate: what a stub asks, and the answer.
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_RECV)}},
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_SEND)}},

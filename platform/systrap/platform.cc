@@ -20,6 +20,8 @@
 #include "platform/systrap/address_space.h"
 #include "platform/systrap/context.h"
 #include "platform/systrap/filter.h"
+#include "sentry/base/log.h"
+#include "sentry/base/time.h"
 
 namespace platform {
 namespace {
@@ -27,6 +29,15 @@ namespace {
 // Polls between looks at the ready bits of all processes, for what is not among the hot contexts.
 constexpr uint32_t kScanEvery = 64;
 constexpr int kLooksPerPoll = 16;
+
+// How long after a failed fork the keeper looks for its child: a clone that the gate has let go on
+// may still be on its way, when another thread has reported its failure already.
+constexpr int64_t kSuspicionNs = 2'000'000'000;
+// While forks are under way, it looks again; if that does not help, they are held.
+constexpr int64_t kSuspectBusyNs = 50'000'000;
+constexpr int kLooksBeforeHold = 20;
+// Between attempts to reap what has been killed.
+constexpr int64_t kHauntedNs = 10'000'000;
 
 }  // namespace
 
@@ -63,10 +74,12 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
   if (filter.size() > kMaxFilter) return base::Error(E2BIG);
   memcpy(shared_->filter, filter.data(), filter.size() * sizeof(uint64_t));
   shared_->filter_length = static_cast<uint32_t>(filter.size());
-  std::vector<uint64_t> gate = BuildCloneGate();
-  static_assert(kMaxGate >= 8);
-  memcpy(shared_->gate, gate.data(), gate.size() * sizeof(uint64_t));
-  shared_->gate_length = static_cast<uint32_t>(gate.size());
+  for (bool gate : {false, true}) {
+    filter = BuildZygoteFilter(machine_.has_fsgsbase, gate);
+    if (filter.size() > kMaxZygoteFilter) return base::Error(E2BIG);
+    memcpy(shared_->zygote_filter[gate], filter.data(), filter.size() * sizeof(uint64_t));
+    shared_->zygote_filter_length = static_cast<uint32_t>(filter.size());
+  }
   shared_->has_fsgsbase = machine_.has_fsgsbase;
   shared_->xsave_size = machine_.xsave_size;
   shared_->xfeatures = machine_.xfeatures;
@@ -99,16 +112,17 @@ SystrapPlatform::~SystrapPlatform() {
   if (keeper_.joinable()) keeper_.join();
   {
     absl::MutexLock lock(&watch_mu_);
+    for (const auto& p : watched_) p->KillGroup();
+    watched_.insert(watched_.end(), haunted_.begin(), haunted_.end());
     for (const auto& p : watched_) {
-      p->set_verified();
-      p->Kill();
-    }
-    for (const auto& p : watched_) {
-      // Its end is near; the pidfd tells.
+      // Their end is near.
       siginfo_t info;
-      waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(p->pidfd()), &info, WEXITED);
+      while (waitid(P_PGID, static_cast<id_t>(p->pid()), &info, WEXITED) == 0) {
+      }
     }
     watched_.clear();
+    haunted_.clear();
+    suspects_.clear();
   }
   {
     absl::MutexLock lock(&pool_mu_);
@@ -139,7 +153,9 @@ void SystrapPlatform::RunKeeper() {
   FillPool();
   epoll_event events[32];
   while (!stopping_) {
-    int n = epoll_wait(epoll_fd_.get(), events, 32, -1);
+    int64_t wait_ns = LookAfterStrays();
+    int wait_ms = wait_ns < 0 ? -1 : static_cast<int>(wait_ns / 1'000'000) + 1;
+    int n = epoll_wait(epoll_fd_.get(), events, 32, wait_ms);
     for (int i = 0; i < n; i++) {
       if (events[i].data.ptr == nullptr) {
         uint64_t count;
@@ -173,27 +189,38 @@ void SystrapPlatform::FillPool() {
 base::Result<base::Ref<StubProcess>> SystrapPlatform::MakeProcess() {
   base::Ref<StubProcess> process = TRY(StubProcess::Create(this));
   int pid = TRY(zygote_.MakeStub(process->mailbox_fd(), process->stub_socket()));
-  TRY(process->Attach(pid));
-  process->set_verified();
-  Watch(process);
+  TRY(StubProcess::Claim(pid, zygote_.pid()));
+  TRY(Adopt(process, pid));
   return process;
 }
 
-void SystrapPlatform::Watch(const base::Ref<StubProcess>& process) {
+base::Status SystrapPlatform::Adopt(const base::Ref<StubProcess>& process, int pid) {
+  base::Status status = process->Attach(pid);
+  if (!status.ok()) {
+    process->KillGroup();
+    absl::MutexLock lock(&watch_mu_);
+    haunted_.push_back(process);
+    KickKeeper();
+    return status;
+  }
   {
     absl::MutexLock lock(&watch_mu_);
     watched_.push_back(process);
   }
   epoll_event event{.events = EPOLLIN, .data = {.ptr = process.get()}};
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, process->pidfd(), &event);
+  return {};
 }
 
 void SystrapPlatform::ReapOne(StubProcess* process) {
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, process->pidfd(), nullptr);
+  process->KillGroup();
   process->Reap();
+  bool alone = process->ReapGroup();
   base::Ref<StubProcess> ref(process);
   {
     absl::MutexLock lock(&watch_mu_);
+    if (!alone) haunted_.push_back(ref);
     watched_.erase(std::remove(watched_.begin(), watched_.end(), ref), watched_.end());
   }
   {
@@ -208,12 +235,54 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
   Wake();
 }
 
-// What is not proven yet claims nothing: its pid is a stub's word.
-bool SystrapPlatform::IsClaimed(int pid) {
-  if (pid == zygote_.pid()) return true;
+void SystrapPlatform::Suspect(StubProcess* process) {
+  if (process->suspected.exchange(true)) return;
   absl::MutexLock lock(&watch_mu_);
-  return std::any_of(watched_.begin(), watched_.end(),
-                     [&](const auto& p) { return p->pid() == pid && p->verified(); });
+  suspects_.push_back({base::Ref<StubProcess>(process), base::MonotonicNs() + kSuspicionNs});
+  KickKeeper();
+}
+
+// Reaps what has been left behind by processes that have ended, and looks at the suspected ones
+// whose time has come. Returns in how many nanoseconds to come again; -1: not for the time being.
+int64_t SystrapPlatform::LookAfterStrays() {
+  absl::MutexLock lock(&watch_mu_);
+  haunted_.erase(std::remove_if(haunted_.begin(), haunted_.end(),
+                                [](const auto& p) { return p->ReapGroup(); }),
+                 haunted_.end());
+  int64_t next = haunted_.empty() ? INT64_MAX : kHauntedNs;
+  for (size_t i = 0; i < suspects_.size();) {
+    Suspicion& s = suspects_[i];
+    int64_t now = base::MonotonicNs();
+    if (s.due_ns <= now && !IsSuspect(&s)) {
+      s.process->suspected = false;
+      suspects_[i] = suspects_.back();
+      suspects_.pop_back();
+      continue;
+    }
+    next = std::min(next, std::max<int64_t>(s.due_ns - now, 0));
+    i++;
+  }
+  return next == INT64_MAX ? -1 : next;
+}
+
+// Looks at a suspect; true if it remains one.
+bool SystrapPlatform::IsSuspect(Suspicion* s) {
+  StubProcess& process = *s->process;
+  if (process.dead()) return false;
+  switch (process.FindUnclaimed(zygote_.pid(), ++s->looks > kLooksBeforeHold)) {
+    case StubProcess::Children::kNone:
+      return false;
+    case StubProcess::Children::kMaybe:
+      s->due_ns = base::MonotonicNs() + kSuspectBusyNs;
+      return true;
+    case StubProcess::Children::kUnclaimed:
+      break;
+  }
+  LOG_LIMITED(base::LogLevel::kWarning,
+              "stub %d has made a process that it did not report, and is ended with it",
+              process.pid());
+  process.Kill();
+  return false;
 }
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapPlatform::NewAddressSpace() {
@@ -304,18 +373,15 @@ void SystrapPlatform::NoteGone(ThreadContext* context) {
 }
 
 base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess* parent, int pid) {
-  if (IsClaimed(pid)) return base::Error(EAGAIN);
+  TRY(parent->ClaimFork(pid));
   StubProcess& process = child->process();
-  TRY(process.Attach(pid));
-  Watch(base::Ref<StubProcess>(&process));
+  TRY(Adopt(base::Ref<StubProcess>(&process), pid));
   process.patcher().CopyFrom(parent->patcher());
   AddContextLocked(child->MakeMain());
   return {};
 }
 
 void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bool good) {
-  good = good && !IsClaimed(child->process().pid());
-  if (good) child->process().set_verified();
   child->Stop();
   if (parent->ForkDone(good)) DeliverLocked(parent);
 }

@@ -67,6 +67,9 @@ class SystrapPlatform final : public Platform {
   // lock.
   void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  // A fork ordered of `process` has ended without a child that could be claimed. The keeper looks
+  // in a while whether there is one nevertheless.
+  void Suspect(StubProcess* process);
   template <typename F>
   void UnderPollLock(F f) {
     absl::MutexLock lock(&poll_mu_);
@@ -86,8 +89,12 @@ class SystrapPlatform final : public Platform {
   void RunKeeper();
   void KickKeeper();
   base::Result<base::Ref<StubProcess>> MakeProcess();
-  void Watch(const base::Ref<StubProcess>& process);
+  // The claimed process `pid` becomes that of `process`, and is watched.
+  base::Status Adopt(const base::Ref<StubProcess>& process, int pid);
   void ReapOne(StubProcess* process);
+  int64_t LookAfterStrays();
+  struct Suspicion;
+  bool IsSuspect(Suspicion* suspicion);
 
   size_t PollLocked(bool full) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   void ScanLocked(bool full) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
@@ -96,7 +103,6 @@ class SystrapPlatform final : public Platform {
   void TakeLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   base::Status MapShared(std::string* why);
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  bool IsClaimed(int pid);
   bool Decide();
   bool WasPreempted();
   uint32_t CountRunning(size_t* delivered);
@@ -121,6 +127,15 @@ class SystrapPlatform final : public Platform {
   // Processes whose pidfd the keeper watches.
   absl::Mutex watch_mu_;
   std::vector<base::Ref<StubProcess>> watched_ ABSL_GUARDED_BY(watch_mu_);
+  // Those that may have made processes which they did not report, and when they are looked at.
+  struct Suspicion {
+    base::Ref<StubProcess> process;
+    int64_t due_ns;
+    int looks = 0;
+  };
+  std::vector<Suspicion> suspects_ ABSL_GUARDED_BY(watch_mu_);
+  // Those in whose groups are processes that have been killed and not reaped yet.
+  std::vector<base::Ref<StubProcess>> haunted_ ABSL_GUARDED_BY(watch_mu_);
 
   // Held by the poller, and by who adds or removes contexts. Taken before every other lock here.
   absl::Mutex poll_mu_;

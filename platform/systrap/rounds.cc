@@ -103,7 +103,11 @@ void ThreadContext::StartRound() {
   if (batch.fd_count != 0) {
     base::Result<uint32_t> sent = process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
     // A stub that does not take what it is sent, or too many descriptors under way in the host.
-    if (!sent.ok()) return FailOrder(batch_begin_, ENOMEM);
+    if (!sent.ok()) {
+      ForgetClones();
+      EndForks(false);
+      return FailOrder(batch_begin_, ENOMEM);
+    }
     ticket = *sent;
   }
   Answer({flags, batch.count, ticket, batch.fd_count});
@@ -201,6 +205,9 @@ base::Status ThreadContext::Check(const Order& order) const {
     return range(o->addr, o->length);
   }
   if (const auto* o = std::get_if<order::Munmap>(&order)) return range(o->addr, o->length);
+  if (std::holds_alternative<order::Fork>(order) && process_->forks_held()) {
+    return base::Error(EAGAIN);
+  }
   if (const auto* o = std::get_if<order::Mprotect>(&order)) {
     if (o->prot & ~kProtMask) return base::Error(EINVAL);
     return range(o->addr, o->length);
@@ -329,6 +336,7 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     if (batch->fd_count != 0) return false;
     auto* child = static_cast<SystrapAddressSpace*>(o->child);
     child->PrepareMain(index_);
+    process_->BeginFork();
     process_->platform().clone_gate().Expect(tid_, kForkCloneFlags);
     e.op = OrderOp::kFork;
     e.fd = batch->AddFd(child->process().mailbox_fd());

@@ -58,20 +58,68 @@ StubProcess::~StubProcess() {
 }
 
 base::Status StubProcess::Attach(int pid) {
-  int fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
-  if (fd < 0) return base::LastError();
-  pidfd_.reset(fd);
-  // ECHILD unless it is a child of ours.
-  siginfo_t info;
-  if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(fd), &info,
-             WEXITED | WNOHANG | WNOWAIT) != 0) {
-    return base::LastError();
-  }
+  pid_.store(pid, std::memory_order_release);
   mailbox_fd_.reset();
   stub_socket_.reset();
-  pid_.store(pid, std::memory_order_release);
+  pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  if (!pidfd_.valid()) {
+    base::Error error = base::LastError();
+    dead_.store(true, std::memory_order_seq_cst);
+    return error;
+  }
   AddThread(pid);
   return {};
+}
+
+// The number cannot become another process's meanwhile: an unclaimed child is reaped by the keeper
+// alone, together with its parent's group.
+base::Status StubProcess::Claim(int pid, int group) {
+  if (pid <= 0 || pid == group || getpgid(pid) != group || setpgid(pid, pid) != 0) {
+    return base::Error(ESRCH);
+  }
+  return {};
+}
+
+base::Status StubProcess::ClaimFork(int pid) {
+  absl::MutexLock lock(&group_mu_);
+  return Claim(pid, this->pid());
+}
+
+void StubProcess::BeginFork() {
+  absl::MutexLock lock(&group_mu_);
+  forks_++;
+}
+
+void StubProcess::EndFork() {
+  absl::MutexLock lock(&group_mu_);
+  forks_--;
+}
+
+StubProcess::Children StubProcess::FindUnclaimed(int refuge, bool hold) {
+  absl::MutexLock lock(&group_mu_);
+  hold_forks_ = hold && forks_ != 0;
+  if (forks_ != 0) return Children::kMaybe;
+  // No fork begins while we are here: the process can be away from its group.
+  if (setpgid(pid(), refuge) != 0) return Children::kNone;
+  bool found = kill(-pid(), 0) == 0;
+  setpgid(pid(), pid());
+  return found ? Children::kUnclaimed : Children::kNone;
+}
+
+// While the process has not been reaped, or others are in its group, its number is nobody else's.
+void StubProcess::KillGroup() {
+  absl::MutexLock lock(&group_mu_);
+  if (pid() > 1) kill(-pid(), SIGKILL);
+}
+
+bool StubProcess::ReapGroup() {
+  absl::MutexLock lock(&group_mu_);
+  siginfo_t info;
+  do {
+    info.si_pid = 0;
+    if (waitid(P_PGID, static_cast<id_t>(pid()), &info, WEXITED | WNOHANG) != 0) return true;
+  } while (info.si_pid != 0);
+  return false;
 }
 
 bool StubProcess::OwnsMailbox() {
@@ -82,8 +130,7 @@ bool StubProcess::OwnsMailbox() {
 }
 
 void StubProcess::Kill() {
-  if (verified_ && pidfd_.valid())
-    syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
+  if (pidfd_.valid()) syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
 }
 
 void StubProcess::Reap() {

@@ -33,20 +33,46 @@ class StubProcess : public base::RefCounted {
   int mailbox_fd() const { return mailbox_fd_.get(); }
   int stub_socket() const { return stub_socket_.get(); }
 
-  // The process exists: `pid` is a child of ours that nobody else has claimed. Opens its pidfd.
-  // Our copies of what was the stub's are closed.
+  // The process exists: `pid`, which has been claimed for this object. Opens its pidfd; without one
+  // it is to be abandoned. Our copies of what was the stub's are closed.
   base::Status Attach(int pid);
-  // Whether the memory of the attached process holds this mailbox: the proof that a pid reported by
-  // another stub is the one it should be.
+  // Whether the memory of the attached process holds this mailbox, as that of the right child does.
   bool OwnsMailbox();
-  // The process is known to be ours to kill. (Without proof a false pid could be another's.)
-  void set_verified() { verified_ = true; }
-  bool verified() const { return verified_; }
+
+  // ---- Claims ----
+  //
+  // A clone begins in the process group of what made it. The sentry makes each stub that it claims
+  // the leader of a group of its own; no stub can leave its group itself. So the groups tell whose
+  // child an unclaimed process is, however hostile its parent, and what a stub has made and not
+  // reported can be found and killed.
+
+  // Takes `pid` out of `group`, in which it is a child of ours that is unclaimed so far, for the
+  // caller alone. ESRCH if it is no such process.
+  static base::Status Claim(int pid, int group);
+  // The same for a child that this stub has reported.
+  base::Status ClaimFork(int pid);
+  // Around each fork that is ordered of this stub: from before it may clone, until its child has
+  // been claimed or the fork has failed.
+  void BeginFork();
+  void EndFork();
+  // New forks are to be refused for a moment.
+  bool forks_held() const { return hold_forks_.load(std::memory_order_relaxed); }
+  enum class Children { kNone, kMaybe, kUnclaimed };
+  // By the keeper: whether there are processes that this stub has made and not reported. kMaybe: a
+  // fork is under way; with `hold` no more of them begin until this has been asked again.
+  // `refuge`: the group of another process, of the same session.
+  Children FindUnclaimed(int refuge, bool hold);
+  // By the keeper: kills the process's whole group. Before Reap.
+  void KillGroup();
+  // By the keeper, after that: reaps what has ended. False: some are left, to be asked for again.
+  bool ReapGroup();
+  // Set while the keeper is to look for unclaimed children.
+  std::atomic<bool> suspected{false};
 
   int pid() const { return pid_.load(std::memory_order_acquire); }
   int pidfd() const { return pidfd_.get(); }
   bool dead() const { return dead_.load(std::memory_order_seq_cst); }
-  // SIGKILL, once the process is proven to be this one's.
+  // SIGKILL.
   void Kill();
   // By the keeper: the process has ended; reaps it.
   void Reap();
@@ -103,7 +129,7 @@ class StubProcess : public base::RefCounted {
   std::atomic<int> pid_{0};
   std::atomic<bool> dead_{false};
   std::atomic<bool> may_run_{false};
-  std::atomic<bool> verified_{false};
+  std::atomic<bool> hold_forks_{false};
   std::atomic<uint32_t> slot_limit_{0};
   std::vector<ThreadContext*> contexts_;
   uint32_t context_count_ = 0;
@@ -114,6 +140,10 @@ class StubProcess : public base::RefCounted {
   absl::Mutex pid_mu_;
   std::vector<int> tids_ ABSL_GUARDED_BY(pid_mu_);
   bool HasThreadLocked(int tid) ABSL_SHARED_LOCKS_REQUIRED(pid_mu_);
+
+  // Held while the process or its children change groups.
+  absl::Mutex group_mu_;
+  uint32_t forks_ ABSL_GUARDED_BY(group_mu_) = 0;  // under way
 
   absl::Mutex fd_mu_;
   uint32_t next_ticket_ ABSL_GUARDED_BY(fd_mu_) = 0;

@@ -55,7 +55,8 @@ base::Result<int> MakeImageFd() {
 }
 
 // In the child, before the exec: descriptors 0 (socket), 1 (shared) and the image alone, no
-// privilege, no way to gain any, own session (a terminal's signals are not for stubs).
+// privilege, no way to gain any, own process group (a terminal's signals are not for stubs; but the
+// sentry's session, so that it may sort the clones into groups).
 void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
   int exe = fcntl(exe_fd, F_DUPFD, 10);
   int socket = fcntl(socket_fd, F_DUPFD, 10);
@@ -63,7 +64,7 @@ void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
   if (exe < 0 || socket < 0 || shared < 0) return;
   if (dup2(socket, 0) < 0 || dup2(shared, 1) < 0 || dup3(exe, 2, O_CLOEXEC) < 0) return;
   if (syscall(SYS_close_range, 3u, ~0u, 0u) != 0) return;
-  setsid();
+  if (setpgid(0, 0) != 0) return;
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
