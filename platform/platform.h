@@ -181,14 +181,11 @@ class Context : public base::UserMemory {
   // What most calls need of regs() after a kSyscall trap, at less cost: the number and arguments;
   // and the way to set rax.
   struct Call {
-    uint64_t nr;
-    std::array<uint64_t, 6> args;
+    uint64_t nr = 0;
+    std::array<uint64_t, 6> args{};
   };
-  virtual Call call() {
-    const Regs& r = regs();
-    return {r.orig_rax, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
-  }
-  virtual void SetResult(uint64_t value) { regs().rax = value; }
+  virtual const Call& call() = 0;
+  virtual void SetResult(uint64_t value) = 0;
   virtual const Trap& trap() const = 0;
   virtual AddressSpace& address_space() = 0;
 

@@ -152,21 +152,18 @@ void ThreadContext::StoreRegs() {
 }
 
 void ThreadContext::LoadCall() {
+  call_.nr = slot_->call_nr;
+  memcpy(call_.args.data(), slot_->call_args, sizeof(slot_->call_args));
   Regs& r = regs_;
-  r.orig_rax = slot_->call_nr;
+  r.orig_rax = call_.nr;
   r.rax = static_cast<uint64_t>(-ENOSYS);
-  r.rdi = slot_->call_args[0];
-  r.rsi = slot_->call_args[1];
-  r.rdx = slot_->call_args[2];
-  r.r10 = slot_->call_args[3];
-  r.r8 = slot_->call_args[4];
-  r.r9 = slot_->call_args[5];
+  r.rdi = call_.args[0];
+  r.rsi = call_.args[1];
+  r.rdx = call_.args[2];
+  r.r10 = call_.args[3];
+  r.r8 = call_.args[4];
+  r.r9 = call_.args[5];
   rest_in_slot_ = true;
-}
-
-Context::Call ThreadContext::call() {
-  const Regs& r = regs_;
-  return {r.orig_rax, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
 }
 
 void ThreadContext::LoadRegs() {

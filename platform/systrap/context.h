@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "platform/mailbox.h"
@@ -30,7 +31,7 @@ class ThreadContext final : public Context {
     if (rest_in_slot_) LoadRest();
     return regs_;
   }
-  Call call() override;
+  const Call& call() override { return call_; }
   void SetResult(uint64_t value) override { regs_.rax = value; }
   const Trap& trap() const override { return trap_; }
   AddressSpace& address_space() override { return *space_; }
@@ -79,6 +80,11 @@ class ThreadContext final : public Context {
   // The stub has answered the round that is under way.
   bool HasRequest() const {
     return running() && __atomic_load_n(&slot_->request.seq, __ATOMIC_ACQUIRE) == seq_;
+  }
+  // While running: ticks at `now` since the poller first saw the round that is under way.
+  uint64_t RunsSince(uint64_t now) {
+    if (std::exchange(seen_seq_, seq_) != seq_) seen_at_ = now;
+    return now - seen_at_;
   }
   // Takes the request. True if the listener is to be told; false if the round goes on inside the
   // platform.
@@ -153,12 +159,15 @@ class ThreadContext final : public Context {
   Slot* const slot_;
   TrapListener* listener_ = nullptr;  // changed under the poll lock
   Regs regs_{};
-  Regs slot_regs_{};           // what the slot holds, as far as the guest is honest
+  Regs slot_regs_{};  // what the slot holds, as far as the guest is honest
+  Call call_;
   bool rest_in_slot_ = false;  // of regs_ only those of call() are loaded yet
   Trap trap_{};
   std::atomic<uint32_t> state_{kStopped};
   std::atomic<int> tid_{0};
   uint32_t seq_ = 0;
+  uint32_t seen_seq_ = 0;  // of RunsSince
+  uint64_t seen_at_ = 0;
   std::atomic<bool> posted_{false};
   std::atomic<bool> exited_{false};
   ResumeMode mode_ = ResumeMode::kGuest;

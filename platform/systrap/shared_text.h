@@ -116,7 +116,11 @@ class TextCache {
   std::optional<uint32_t> TakeIndex(SiteForm form);
   void ReturnIndexes(const std::vector<TextSite>& sites);
 
+  // Before the texts: each gives back here what it took, at the latest in the cache's destructor.
   std::atomic<uint64_t> total_bytes_{0};  // of all copies, also of those that only processes hold
+  absl::Mutex index_mu_;                  // leaf
+  std::vector<uint32_t> free_mov_ ABSL_GUARDED_BY(index_mu_);
+  std::vector<uint32_t> free_compare_ ABSL_GUARDED_BY(index_mu_);
 
   absl::Mutex mu_;
   absl::CondVar work_, done_;
@@ -128,10 +132,6 @@ class TextCache {
   bool hurry_ ABSL_GUARDED_BY(mu_) = false;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_ ABSL_GUARDED_BY(mu_);  // started when there is something to build
-
-  absl::Mutex index_mu_;  // leaf
-  std::vector<uint32_t> free_mov_ ABSL_GUARDED_BY(index_mu_);
-  std::vector<uint32_t> free_compare_ ABSL_GUARDED_BY(index_mu_);
 };
 
 }  // namespace platform

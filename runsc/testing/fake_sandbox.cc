@@ -234,7 +234,7 @@ class FakeSandbox : public sentry::Sandbox {
 
 Result<std::unique_ptr<sentry::Sandbox>> CreateFakeSandbox(
     const sentry::BootSpec& spec, sentry::SandboxFds fds,
-    std::unique_ptr<platform::Platform> platform, std::string* why) {
+    std::unique_ptr<platform::Platform> /*platform*/, std::string* why) {
   auto sandbox = std::make_unique<FakeSandbox>(std::move(fds.gofer));
   TRY(sandbox->Make(spec.process, std::move(fds.process), why));
   return std::unique_ptr<sentry::Sandbox>(std::move(sandbox));

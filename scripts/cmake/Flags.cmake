@@ -32,6 +32,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(runsc_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wthread-safety>)
 endif()
 if(RUNSC_SANITIZE)
+  find_program(ADDR2LINE addr2line REQUIRED)  # for reports; clang's own tool is not installed
   target_compile_options(runsc_flags INTERFACE -fsanitize=${RUNSC_SANITIZE})
   target_link_options(runsc_flags INTERFACE -fsanitize=${RUNSC_SANITIZE})
   if(RUNSC_SANITIZE MATCHES "undefined")
@@ -47,17 +48,24 @@ if(RUNSC_SANITIZE)
     string(REGEX REPLACE ".* " "" _namespace "${_line}")
     string(LENGTH "${_namespace}" _length)
     set(_symbol "_ZN4absl${_length}${_namespace}")
+    set(_const_symbol "_ZNK4absl${_length}${_namespace}")
     add_library(runsc_tsan_mutex STATIC ${CMAKE_SOURCE_DIR}/scripts/cmake/tsan_mutex.cc)
     target_compile_options(runsc_tsan_mutex PRIVATE -fPIE)
-    target_compile_definitions(runsc_tsan_mutex PRIVATE ABSL_SYMBOL="${_symbol}")
+    target_compile_definitions(runsc_tsan_mutex PRIVATE ABSL_SYMBOL="${_symbol}"
+                               ABSL_CONST_SYMBOL="${_const_symbol}")
     target_link_libraries(runsc_tsan_mutex PUBLIC absl::synchronization)
     target_link_libraries(runsc_flags INTERFACE runsc_tsan_mutex)
-    foreach(_name 5Mutex4LockEv 5Mutex6UnlockEv 5Mutex7TryLockEv 5Mutex10ReaderLockEv
-            5Mutex12ReaderUnlockEv 7CondVar4WaitEPNS0_5MutexE
-            7CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE
-            7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)
-      target_link_options(runsc_flags INTERFACE -Wl,--wrap=${_symbol}${_name})
+    foreach(_name ${_symbol}5Mutex4LockEv ${_symbol}5Mutex6UnlockEv ${_symbol}5Mutex7TryLockEv
+            ${_symbol}5Mutex10ReaderLockEv ${_symbol}5Mutex12ReaderUnlockEv
+            ${_symbol}7CondVar4WaitEPNS0_5MutexE
+            ${_symbol}7CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE
+            ${_symbol}7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE
+            ${_symbol}12Notification6NotifyEv
+            ${_const_symbol}12Notification19WaitForNotificationEv)
+      target_link_options(runsc_flags INTERFACE -Wl,--wrap=${_name})
     endforeach()
+    # Archives before it may be the first to ask for it, or those behind it.
+    target_link_options(runsc_flags INTERFACE -Wl,-u,__wrap_${_symbol}5Mutex4LockEv)
     target_compile_options(runsc_flags INTERFACE -Wno-tsan)
   endif()
 else()

@@ -151,7 +151,14 @@ function(runsc_test)
                                           GTest::gtest_main)
   target_link_options(${A_NAME} PRIVATE -pie)
   _runsc_use_pch(${A_NAME} runsc_test_pch)
-  runsc_gtests(NAME ${A_NAME} TARGET ${A_NAME} PROPERTIES LABELS unit TIMEOUT ${A_TIMEOUT})
+  set(_properties LABELS unit TIMEOUT ${A_TIMEOUT})
+  if(RUNSC_SANITIZE)
+    # Everything is slower by some factor; and reports name functions and lines.
+    math(EXPR A_TIMEOUT "4 * ${A_TIMEOUT}")
+    set(_properties LABELS unit TIMEOUT ${A_TIMEOUT}
+        ENVIRONMENT ASAN_SYMBOLIZER_PATH=${ADDR2LINE})
+  endif()
+  runsc_gtests(NAME ${A_NAME} TARGET ${A_NAME} PROPERTIES ${_properties})
   add_dependencies(unit_tests ${A_NAME})
 endfunction()
 

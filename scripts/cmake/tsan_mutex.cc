@@ -1,7 +1,7 @@
-// Tells ThreadSanitizer of Abseil's mutexes. Debian's Abseil is not instrumented, so the order that
-// its mutexes make would not be seen; the linker (--wrap, see Flags.cmake) has every call of the
-// functions below come here first. Await and LockWhen, whose conditions other threads evaluate, are
-// not among them: our code waits by CondVar and by fiber::WaitQueue.
+// Tells ThreadSanitizer of Abseil's mutexes and notifications. Debian's Abseil is not instrumented,
+// so the order that they make would not be seen; the linker (--wrap, see Flags.cmake) has every
+// call of the functions below come here first. Await and LockWhen, whose conditions other threads
+// evaluate, are not among them: our code waits by CondVar and by fiber::WaitQueue.
 #include <sanitizer/tsan_interface.h>
 
 #include <cstdint>
@@ -13,11 +13,16 @@ struct Span {
   uint32_t low;
 };
 
-// NAME: the wrapped function's mangled name below absl's namespace.
-#define WRAPPED(result, function, name, ...)                              \
-  result Real##function(__VA_ARGS__) __asm__("__real_" ABSL_SYMBOL name); \
-  result Wrap##function(__VA_ARGS__) __asm__("__wrap_" ABSL_SYMBOL name); \
+// NAME: the wrapped function's mangled name.
+#define WRAPPED_SYMBOL(result, function, name, ...)           \
+  result Real##function(__VA_ARGS__) __asm__("__real_" name); \
+  result Wrap##function(__VA_ARGS__) __asm__("__wrap_" name); \
   result Wrap##function(__VA_ARGS__)
+// The same, of a function below absl's namespace; of one that is const.
+#define WRAPPED(result, function, name, ...) \
+  WRAPPED_SYMBOL(result, function, ABSL_SYMBOL name, __VA_ARGS__)
+#define WRAPPED_CONST(result, function, name, ...) \
+  WRAPPED_SYMBOL(result, function, ABSL_CONST_SYMBOL name, __VA_ARGS__)
 
 WRAPPED(void, Lock, "5Mutex4LockEv", void* mu) {
   RealLock(mu);
@@ -58,4 +63,13 @@ WRAPPED(bool, WaitWithDeadline, "7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4Tim
   const bool timed_out = RealWaitWithDeadline(cv, mu, deadline);
   __tsan_acquire(mu);
   return timed_out;
+}
+WRAPPED(void, Notify, "12Notification6NotifyEv", void* notification) {
+  __tsan_release(notification);
+  RealNotify(notification);
+}
+WRAPPED_CONST(void, WaitForNotification, "12Notification19WaitForNotificationEv",
+              void* notification) {
+  RealWaitForNotification(notification);
+  __tsan_acquire(notification);
 }

@@ -60,7 +60,8 @@ void Task::Main() {
 void Task::ResumeAndPark(platform::ResumeMode mode) {
   trap_fiber_.store(fiber::Current(), std::memory_order_release);
   context_->Resume(mode);
-  while (!trapped_.exchange(false, std::memory_order_acquire)) fiber::Park({.in_guest = true});
+  while (!trapped_.load(std::memory_order_acquire)) fiber::Park({.in_guest = true});
+  trapped_.store(false, std::memory_order_relaxed);
   rounds_.store((rounds_.load(std::memory_order_relaxed) | kWaitsMask) + 1,
                 std::memory_order_relaxed);
 }

@@ -39,6 +39,7 @@ class EmptySandbox : public Sandbox {
   base::Status Signal(int32_t /*pid*/, int /*signo*/) override { return base::Ok(); }
   base::Status SignalAll(int /*signo*/) override { return base::Ok(); }
   std::vector<ProcessInfo> Processes() override { return {ProcessInfo{.command = "\xff"}}; }
+  std::string SyscallTimes() override { return "{}"; }
   base::Status SetWindowSize(int32_t /*pid*/, uint16_t /*rows*/, uint16_t /*cols*/) override {
     return base::Error(ENOTTY);
   }

@@ -32,6 +32,12 @@ class ModelContext : public platform::Context {
   ModelContext(ModelPlatform& platform, ModelAddressSpace& as) : platform_(platform), as_(as) {}
   void set_listener(platform::TrapListener* listener) override { listener_ = listener; }
   platform::Regs& regs() override { return regs_; }
+  const Call& call() override {
+    const platform::Regs& r = regs_;
+    call_ = {r.orig_rax, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
+    return call_;
+  }
+  void SetResult(uint64_t value) override { regs_.rax = value; }
   const platform::Trap& trap() const override { return trap_; }
   platform::AddressSpace& address_space() override;
   void QueueOrder(platform::Order order) override { orders_.push_back(std::move(order)); }
@@ -43,6 +49,8 @@ class ModelContext : public platform::Context {
   int host_tid() const override { return 0; }
   base::Status FlushWrites() override { return base::Ok(); }
   void Exit() override {}
+  // Nobody sleeps in a script: futex(2), the one call that comes here, finds another value.
+  void AnswerInLane(int /*nr*/, int64_t /*remaining_ns*/) override { in_lane_ = true; }
   void Publish(const Identity& /*identity*/) override {}
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
@@ -55,9 +63,11 @@ class ModelContext : public platform::Context {
   ModelAddressSpace& as_;
   platform::TrapListener* listener_ = nullptr;
   platform::Regs regs_{};
+  Call call_;
   platform::Trap trap_{};
   std::vector<platform::Order> orders_;
   std::atomic<bool> interrupted_{false};
+  bool in_lane_ = false;
 };
 
 class ModelAddressSpace : public platform::AddressSpace {
@@ -84,6 +94,7 @@ class ModelAddressSpace : public platform::AddressSpace {
   }
   int64_t ResidentBytes() const override { return -1; }
   int host_pid() const override { return 0; }
+  void Kill() override { gone.store(true); }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override {
     return memory.Read(addr, dst);
   }
@@ -94,6 +105,7 @@ class ModelAddressSpace : public platform::AddressSpace {
   ModelMemory memory;
   const std::shared_ptr<Script> script;
   std::atomic<bool> filled{false};  // the arena has its bytes
+  std::atomic<bool> gone{false};
 
  private:
   const platform::Limits limits_{
@@ -135,7 +147,11 @@ bool ModelContext::RunOrders() {
 }
 
 void ModelContext::Resume(platform::ResumeMode mode) {
-  if (RunOrders()) {
+  const bool in_lane = std::exchange(in_lane_, false);
+  if (as_.gone.load()) {
+    trap_.kind = platform::TrapKind::kGone;
+  } else if (RunOrders()) {
+    if (in_lane) regs_.rax = static_cast<uint64_t>(-int64_t{EAGAIN});
     if (mode == platform::ResumeMode::kOrdersOnly) {
       trap_.kind = platform::TrapKind::kOrdersDone;
     } else if (interrupted_.exchange(false)) {

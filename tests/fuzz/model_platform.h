@@ -76,6 +76,7 @@ class ModelPlatform : public platform::Platform {
 
   const char* name() const override { return "model"; }
   base::Result<std::unique_ptr<platform::AddressSpace>> NewAddressSpace() override;
+  std::span<const int> LaneCalls() const override { return {}; }
   size_t Poll() override;
   bool ShouldSpin() override { return false; }
   void Wait(int64_t deadline_ns) override;

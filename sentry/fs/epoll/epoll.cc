@@ -148,7 +148,7 @@ void EventPoll::OnFileRelease(FileDescription& file) {
   }
 }
 
-void EventPoll::Erase(const Key& key) {
+void EventPoll::Erase(Key key) {
   auto it = items_.find(key);
   if (it == items_.end()) return;
   base::Ref<Item> item = std::move(it->second);

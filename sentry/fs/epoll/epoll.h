@@ -69,7 +69,7 @@ class EventPoll : public AnonFile {
   size_t ready_count() const;
   // Looks at ready items; takes up to `max` events. Level-triggered ones stay on the list.
   base::Result<size_t> Collect(size_t max, const Emit& emit);
-  void Erase(const Key& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Erase(Key key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static void OnFileRelease(FileDescription& file);
   // Longest chain of instances below this one; *loop if `sought` is among them.
   int DepthBelow(const EventPoll* sought, int depth, bool* loop);

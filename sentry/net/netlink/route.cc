@@ -13,7 +13,6 @@ namespace sentry {
 namespace {
 
 using base::Error;
-using base::Result;
 using base::Status;
 
 constexpr uint32_t kLowerUp = 0x10000;              // IFF_LOWER_UP
