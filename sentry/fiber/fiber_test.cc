@@ -451,7 +451,9 @@ TEST_P(FiberTest, BlockingCalls) {
   EXPECT_EQ(sum, 4950);
   EXPECT_LE(most, kMaxHelpers);
   EXPECT_GT(most, 10);
-  if (!base::kSanitized) EXPECT_LT(MonotonicNs() - start, 2 * base::kNsPerSec);
+  if (!base::kSanitized) {
+    EXPECT_LT(MonotonicNs() - start, 2 * base::kNsPerSec);
+  }
   EXPECT_EQ(BlockingCall([] { return std::make_unique<int>(7); }).operator*(), 7);
 }
 
