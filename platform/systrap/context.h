@@ -153,7 +153,7 @@ class ThreadContext final : public Context {
   Slot* const slot_;
   TrapListener* listener_ = nullptr;  // changed under the poll lock
   Regs regs_{};
-  Regs slot_regs_{};           // what the slot holds, as far as the guest is honest
+  Regs slot_regs_{};  // what the slot holds, as far as the guest is honest
   Call call_;
   bool rest_in_slot_ = false;  // of regs_ only those of call() are loaded yet
   Trap trap_{};

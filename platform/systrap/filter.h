@@ -11,9 +11,10 @@ namespace platform {
 // arch_prctl is let through for them.
 std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase);
 
-// The zygote's filter, which its clones inherit below their own: the calls of a stub's list by number
-// and what the zygote itself needs; the rest raises SIGSYS, by which the zygote ends. With `gate` a
-// stub's clone is put to the sentry (SECCOMP_RET_USER_NOTIF); else it is left to the stub's filter.
+// The zygote's filter, which its clones inherit below their own: the calls of a stub's list by
+// number and what the zygote itself needs; the rest raises SIGSYS, by which the zygote ends. With
+// `gate` a stub's clone is put to the sentry (SECCOMP_RET_USER_NOTIF); else it is left to the
+// stub's filter.
 std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, bool gate);
 
 }  // namespace platform
