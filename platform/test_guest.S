@@ -180,8 +180,8 @@ guest_futex_wake:
 
 // Takes over from its own stub: says by itself that it has trapped, waits for the next answer, and forks by the stub's
 // instructions at r15 (syscall; pop %rbx; ret). Slot at rdi. At r14: the child's number is left here; what kind of request
-// is to be made then (0: none); what it tells instead of that number, if not 0; whether it is not to fork at all. Both
-// sides wait for ever.
+// is to be made then (0: none); what it tells instead of that number, if not 0; whether it is not to fork at all. Then
+// again for the next answer; the child waits for ever, and so does who has nothing to report.
     .globl guest_forger
 guest_forger:
     mov %rdi, %r12
@@ -208,14 +208,15 @@ guest_forger:
     test %rcx, %rcx
     cmovnz %rcx, %rax
     mov %rax, 4096+48(%r12) // orders[0].result
-    movl $0, 224(%r12)      // order_index
-    movl $11, 228(%r12)     // order_error
+    movl $0, 240(%r12)      // order_index
+    movl $11, 244(%r12)     // order_error
     mov 8(%r14), %ecx
     test %ecx, %ecx
     jz 2f
     mov %ecx, 132(%r12)
     mov 256(%r12), %eax
     mov %eax, 128(%r12)
+    jmp 1b
 2:  mov $202, %eax
     lea 64(%r14), %rdi
     xor %esi, %esi

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "platform/mailbox.h"
@@ -79,6 +80,11 @@ class ThreadContext final : public Context {
   // The stub has answered the round that is under way.
   bool HasRequest() const {
     return running() && __atomic_load_n(&slot_->request.seq, __ATOMIC_ACQUIRE) == seq_;
+  }
+  // While running: ticks at `now` since the poller first saw the round that is under way.
+  uint64_t RunsSince(uint64_t now) {
+    if (std::exchange(seen_seq_, seq_) != seq_) seen_at_ = now;
+    return now - seen_at_;
   }
   // Takes the request. True if the listener is to be told; false if the round goes on inside the
   // platform.
@@ -160,6 +166,8 @@ class ThreadContext final : public Context {
   std::atomic<uint32_t> state_{kStopped};
   std::atomic<int> tid_{0};
   uint32_t seq_ = 0;
+  uint32_t seen_seq_ = 0;  // of RunsSince
+  uint64_t seen_at_ = 0;
   std::atomic<bool> posted_{false};
   std::atomic<bool> exited_{false};
   ResumeMode mode_ = ResumeMode::kGuest;

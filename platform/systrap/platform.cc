@@ -236,7 +236,7 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
 }
 
 void SystrapPlatform::Suspect(StubProcess* process) {
-  if (process->suspected.exchange(true)) return;
+  if (process->failed_forks.fetch_add(1) != 0) return;
   absl::MutexLock lock(&watch_mu_);
   suspects_.push_back({base::Ref<StubProcess>(process), base::MonotonicNs() + kSuspicionNs});
   KickKeeper();
@@ -254,7 +254,7 @@ int64_t SystrapPlatform::LookAfterStrays() {
     Suspicion& s = suspects_[i];
     int64_t now = base::MonotonicNs();
     if (s.due_ns <= now && !IsSuspect(&s)) {
-      s.process->suspected = false;
+      s.process->failed_forks = 0;
       suspects_[i] = suspects_.back();
       suspects_.pop_back();
       continue;

@@ -105,7 +105,12 @@ class SystrapPlatform final : public Platform {
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   bool Decide();
   bool WasPreempted();
-  uint32_t CountRunning(size_t* delivered);
+  // Guest threads that use a core now, by what they do with it. Those beyond the hot list are taken
+  // to compute.
+  struct Load {
+    uint32_t calling = 0, computing = 0;
+  };
+  Load CountRunning(uint64_t now, size_t* delivered);
   void AllowStubSpin(bool allowed);
 
   const Options options_;

@@ -14,6 +14,7 @@ namespace {
 constexpr uint64_t kMaxSpinUs = 50;  // longer than this a sleep and its wake-up cost less
 constexpr uint64_t kAfterEventUs = 5;
 constexpr uint64_t kStubSpinUs = 20;
+constexpr uint64_t kComputesUs = 50;    // without a call: the thread needs its core
 constexpr uint64_t kPreemptedUs = 200;  // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 1'000;
 constexpr uint64_t kMaxBackoffUs = 20'000;
@@ -22,16 +23,21 @@ constexpr uint32_t kProbeEvery = 16;  // sleeps between tries to spin though it 
 
 }  // namespace
 
-// Guest threads that use a core now. Those beyond the hot list are taken to run.
-uint32_t SystrapPlatform::CountRunning(size_t* delivered) {
-  uint32_t n = overflow_.load(std::memory_order_relaxed) ? kHot : 0;
+SystrapPlatform::Load SystrapPlatform::CountRunning(uint64_t now, size_t* delivered) {
+  Load load;
   absl::MutexLock lock(&poll_mu_);
   *delivered = delivered_;
   for (auto& hot : hot_) {
     ThreadContext* context = hot.load(std::memory_order_acquire);
-    if (context && context->running() && !context->WaitsInFutex()) n++;
+    if (!context || !context->running() || context->WaitsInFutex()) continue;
+    if (context->RunsSince(now) > kComputesUs * machine_.ticks_per_us) {
+      load.computing++;
+    } else {
+      load.calling++;
+    }
   }
-  return n;
+  if (overflow_.load(std::memory_order_relaxed)) load.computing += kHot;
+  return load;
 }
 
 void SystrapPlatform::AllowStubSpin(bool allowed) {
@@ -63,7 +69,7 @@ bool SystrapPlatform::Decide() {
   uint64_t max =
       options_.spin_ns > 0 ? static_cast<uint64_t>(options_.spin_ns) * us / 1000 : kMaxSpinUs * us;
   size_t delivered = 0;
-  uint32_t running = CountRunning(&delivered);
+  Load load = CountRunning(now, &delivered);
   uint64_t gap = now - std::exchange(last_look_, now);
   bool event = delivered != std::exchange(seen_, delivered);
   if (event) {
@@ -75,9 +81,12 @@ bool SystrapPlatform::Decide() {
     idle_since_ = now;
   }
   bool was_idle = std::exchange(idle_look_, !event);
-  // The poller takes one core; a stub that waits for its answer leaves another free.
-  bool cores_free = running < static_cast<uint32_t>(machine_.cores);
-  AllowStubSpin(cores_free && now >= no_spin_until_);
+  // The poller takes one core. Threads that call all the time can share another one: where they
+  // sleep for their answers, that costs less than to wake a poller that sleeps too.
+  const uint32_t running = load.computing + load.calling;
+  const uint32_t cores = static_cast<uint32_t>(machine_.cores);
+  bool cores_free = load.computing + std::min(load.calling, 1u) < cores;
+  AllowStubSpin(running < cores && now >= no_spin_until_);
   // Nobody runs in the guest, but what came a moment ago may be answered by another worker now.
   bool just_now = now - idle_since_ < kAfterEventUs * us;
   if ((running == 0 && !just_now) || !cores_free || now < no_spin_until_) {

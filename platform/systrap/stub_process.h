@@ -56,7 +56,10 @@ class StubProcess : public base::RefCounted {
   void BeginFork();
   void EndFork();
   // New forks are to be refused for a moment.
-  bool forks_held() const { return hold_forks_.load(std::memory_order_relaxed); }
+  bool forks_held() const {
+    return hold_forks_.load(std::memory_order_relaxed) ||
+           failed_forks.load(std::memory_order_relaxed) >= kMaxFailedForks;
+  }
   enum class Children { kNone, kMaybe, kUnclaimed };
   // By the keeper: whether there are processes that this stub has made and not reported. kMaybe: a
   // fork is under way; with `hold` no more of them begin until this has been asked again.
@@ -66,8 +69,9 @@ class StubProcess : public base::RefCounted {
   void KillGroup();
   // By the keeper, after that: reaps what has ended. False: some are left, to be asked for again.
   bool ReapGroup();
-  // Set while the keeper is to look for unclaimed children.
-  std::atomic<bool> suspected{false};
+  // Forks that have failed since the keeper has last looked for unclaimed children; not 0: it is to
+  // look. Whoever fails often is not let fork until then, so that it has made but few.
+  std::atomic<uint32_t> failed_forks{0};
 
   int pid() const { return pid_.load(std::memory_order_acquire); }
   int pidfd() const { return pidfd_.get(); }
@@ -120,6 +124,8 @@ class StubProcess : public base::RefCounted {
   void RefreshMayRun();
 
  private:
+  static constexpr uint32_t kMaxFailedForks = 32;
+
   explicit StubProcess(SystrapPlatform* platform);
 
   SystrapPlatform* const platform_;
