@@ -21,6 +21,7 @@
 #include "platform/mailbox.h"
 #include "platform/systrap/filter.h"
 #include "platform/test_guest.h"
+#include "sentry/base/sanitizer.h"
 
 namespace platform {
 namespace {
@@ -151,6 +152,7 @@ const std::set<uint64_t> kListed = {3,  9,   10,  11,  15,  24,  25,  28,  47, 5
 
 // The zygote has nothing beyond that but its answers, and the filter of a new stub.
 TEST(ZygoteFilterTest, LetsThroughWhatStubsNeed) {
+  if (base::kSanitized) GTEST_SKIP() << "sanitizers make host calls that the filter refuses";
   std::vector<uint64_t> words = BuildZygoteFilter(true, false);
   std::set<uint64_t> expected = kListed;
   expected.insert({46, 317});
@@ -234,15 +236,18 @@ TEST_F(HostileTest, AStubThatDoesNotComeBackIsEnded) {
       }
     }
   }
+  // Where the code looks for the flag, or for the word that it waits for, is the compiler's choice.
+  uint64_t Regs::*const pointers[] = {&Regs::rbx, &Regs::rbp, &Regs::r12,
+                                      &Regs::r13, &Regs::r14, &Regs::r15};
   int stayed = 0;
-  for (uint64_t site : sites) {
+  for (size_t i = 0; i < sites.size() * std::size(pointers) && stayed == 0; i++) {
     Guest g;
     ASSERT_TRUE(g.Load(*platform_));
     Regs& r = g.main.context->regs();
     r = Regs{};
-    r.rip = site;
+    r.rip = sites[i / std::size(pointers)];
     r.rax = SYS_futex;
-    r.rdi = r.rbx = test::kData;
+    r.rdi = r.*pointers[i % std::size(pointers)] = test::kData;
     if (RunFor(g.main, 50)) continue;
     g.main.context->Interrupt();
     if (TrapsWithin(g.main, 50)) continue;
@@ -252,7 +257,7 @@ TEST_F(HostileTest, AStubThatDoesNotComeBackIsEnded) {
     // What is resumed later is gone at once.
     EXPECT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kGone);
   }
-  EXPECT_GT(stayed, 0);
+  EXPECT_EQ(stayed, 1);
   ExpectAlive();
 }
 

@@ -327,6 +327,41 @@ TEST_F(PlatformTest, Threads) {
   }
 }
 
+// A clone that a signal interrupts begins anew.
+TEST_F(PlatformTest, InterruptsLoseNoClone) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_));
+  std::atomic<bool> done{false};
+  std::thread storm([&] {
+    while (!done.load()) {
+      g.main.context->Interrupt();
+      usleep(50);
+    }
+  });
+  for (int i = 0; i < 200 && !HasFailure(); i++) {
+    Thread made;
+    std::unique_ptr<AddressSpace> child;
+    if (i % 2 == 0) {
+      made.context = std::move(*g.space->PrepareThread());
+      g.main.context->QueueOrder(order::CloneThread{made.context.get()});
+    } else {
+      child = std::move(*g.space->PrepareFork());
+      g.main.context->QueueOrder(order::Fork{child.get()});
+    }
+    const Trap& trap = RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly);
+    EXPECT_EQ(trap.kind, TrapKind::kOrdersDone) << i << " error " << trap.error;
+    if (HasFailure()) break;
+    if (child) made.context = child->TakeMainContext();
+    made.context->set_listener(&made);
+    made.context->regs().rip = test::GuestAddr(guest_site);
+    made.context->regs().rax = 39;
+    EXPECT_EQ(RunGuest(*platform_, made).kind, TrapKind::kSyscall);
+    made.context->Exit();
+  }
+  done.store(true);
+  storm.join();
+}
+
 TEST_F(PlatformTest, Fork) {
   Guest g;
   ASSERT_TRUE(g.Load(*platform_));

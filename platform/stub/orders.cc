@@ -5,6 +5,7 @@
 namespace platform::stub {
 namespace {
 
+constexpr int kEintr = 4;
 constexpr int kEio = 5;
 constexpr int kEfault = 14;
 constexpr int kEinval = 22;
@@ -91,10 +92,24 @@ void Patch(uint64_t addr, uint64_t bytes, uint64_t count) {
   Syscall(kSysMprotect, first, length, kReadExec);
 }
 
+// clone(2) itself begins anew after a signal; its wait for the clone gate does not.
 long RunFork(Slot* s, const int* fds) {
   LoadFpuForClone(s);
-  long pid = StubFork(s, fds[0], fds[1], Header()->socket);
+  long pid;
+  do {
+    pid = StubFork(s, fds[0], fds[1], Header()->socket);
+  } while (pid == -kEintr);
   return pid;
+}
+
+long RunCloneThread(Slot* s, uint64_t slot) {
+  if (slot >= kMaxSlots) return -kEinval;
+  LoadFpuForClone(s);
+  long tid;
+  do {
+    tid = StubCloneThread(SlotAt(static_cast<uint32_t>(slot)));
+  } while (tid == -kEintr);
+  return tid;
 }
 
 long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
@@ -124,9 +139,7 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
     case OrderOp::kFutexWake:
       return Syscall(kSysFutex, o.a, o.c ? FUTEX_WAKE | FUTEX_PRIVATE_FLAG : FUTEX_WAKE, o.b);
     case OrderOp::kCloneThread:
-      if (o.a >= kMaxSlots) return -kEinval;
-      LoadFpuForClone(s);
-      return StubCloneThread(SlotAt(static_cast<uint32_t>(o.a)));
+      return RunCloneThread(s, o.a);
     case OrderOp::kPatch: {
       // Only what still is there as it was when the call trapped.
       uint64_t now = 0;

@@ -11,6 +11,12 @@
 #include "platform/mailbox.h"
 
 namespace platform {
+namespace {
+
+// How often a thread may begin anew.
+constexpr uint32_t kRepeats = 100;
+
+}  // namespace
 
 void CloneGate::Start(int listener) {
   listener_ = listener;
@@ -31,22 +37,26 @@ void CloneGate::Stop() {
 void CloneGate::Expect(int tid, uint64_t flags) {
   absl::MutexLock lock(&mu_);
   Allowance& a = allowed_[tid];
-  (flags == kForkCloneFlags ? a.forks : a.threads)++;
+  (flags == kForkCloneFlags ? a.forks : a.threads) = true;
+  a.expected++;
 }
 
-void CloneGate::Forget(int tid) {
+bool CloneGate::Forget(int tid) {
   absl::MutexLock lock(&mu_);
-  allowed_.erase(tid);
+  auto found = allowed_.find(tid);
+  if (found == allowed_.end()) return false;
+  const bool repeated = found->second.asked > found->second.expected;
+  allowed_.erase(found);
+  return repeated;
 }
 
 bool CloneGate::Take(int tid, uint64_t flags) {
   absl::MutexLock lock(&mu_);
   auto found = allowed_.find(tid);
   if (found == allowed_.end()) return false;
-  uint32_t& left = flags == kForkCloneFlags ? found->second.forks : found->second.threads;
-  if (left == 0 || (flags != kForkCloneFlags && flags != kThreadCloneFlags)) return false;
-  left--;
-  return true;
+  Allowance& a = found->second;
+  if (!(flags == kForkCloneFlags ? a.forks : flags == kThreadCloneFlags && a.threads)) return false;
+  return a.asked++ < a.expected + kRepeats;
 }
 
 void CloneGate::AnswerOne() {

@@ -25,14 +25,17 @@ class CloneGate {
   void Start(int listener);
   void Stop();
 
-  // The host thread `tid` may clone once with these flags.
+  // The host thread `tid` may clone once with these flags. It may ask more often: a clone that a
+  // signal interrupts, or a stop by the host, begins anew, and nothing here shows whether one
+  // before has come to its end.
   void Expect(int tid, uint64_t flags);
-  // It may not any more.
-  void Forget(int tid);
+  // It may not any more. True if it has asked more often than was expected.
+  bool Forget(int tid);
 
  private:
   struct Allowance {
-    uint32_t threads = 0, forks = 0;
+    bool threads = false, forks = false;
+    uint32_t expected = 0, asked = 0;
   };
 
   void Run();

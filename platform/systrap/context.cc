@@ -221,7 +221,10 @@ void ThreadContext::ForgetClones() {
   for (size_t i = batch_begin_; i < batch_end_; i++) {
     if (std::holds_alternative<order::CloneThread>(orders_[i]) ||
         std::holds_alternative<order::Fork>(orders_[i])) {
-      return process_->platform().clone_gate().Forget(tid_);
+      if (process_->platform().clone_gate().Forget(tid_)) {
+        process_->platform().Suspect(process_.get());
+      }
+      return;
     }
   }
 }

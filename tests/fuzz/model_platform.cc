@@ -159,7 +159,7 @@ void ModelContext::Resume(platform::ResumeMode mode) {
       regs_.orig_rax = UINT64_MAX;
     } else {
       if (!as_.filled.exchange(true)) (void)as_.memory.Write(kArena, as_.script->ArenaBytes());
-      const Call call = as_.script->Next(regs_.rax);
+      const fuzz::Call call = as_.script->Next(regs_.rax);
       trap_.kind = platform::TrapKind::kSyscall;
       regs_.orig_rax = call.nr;
       regs_.rax = static_cast<uint64_t>(-int64_t{ENOSYS});
