@@ -312,7 +312,7 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.e = o->offset;
     if (o->file) {
       base::Ref<base::HostFd> copy = process_->patcher().Substitute(o->addr, &e.e);
-      e.fd = batch->AddFile(copy ? std::move(copy) : o->file);
+      e.fd = batch->AddFile(copy ? copy : o->file);
       if (e.fd < 0) return false;
     } else {
       e.d |= MAP_ANONYMOUS;

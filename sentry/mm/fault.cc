@@ -101,7 +101,7 @@ FaultOutcome MemoryManager::HandleFault(OrderRunner& runner, const platform::Tra
   return {.retry = true};
 }
 
-bool MemoryManager::FaultIn(OrderRunner& runner, uint64_t addr, bool write) {
+bool MemoryManager::FaultIn(OrderRunner& runner, uint64_t addr, bool /*write*/) {
   if (addr >= impl_->max_addr) return false;
   Impl& impl = *impl_;
   fiber::MutexLock lock(&impl.mutex);

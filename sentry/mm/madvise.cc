@@ -157,9 +157,8 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
           break;
         }
         case Kind::kDiscard:
-          if ((vma.flags & kVmaLocked) && advice != MADV_DONTNEED_LOCKED) {
-            failed = EINVAL;
-          } else if (advice == MADV_FREE && (vma.file || vma.shared)) {
+          if (((vma.flags & kVmaLocked) && advice != MADV_DONTNEED_LOCKED) ||
+              (advice == MADV_FREE && (vma.file || vma.shared))) {
             failed = EINVAL;
           } else {
             Impl::AddMadviseOrder(orders, piece.lo, piece.hi,
@@ -207,7 +206,8 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
   return error == 0 ? base::Ok() : base::Status(base::Error(error));
 }
 
-base::Status MemoryManager::Msync(OrderRunner& runner, uint64_t addr, uint64_t length, int flags) {
+base::Status MemoryManager::Msync(OrderRunner& /*runner*/, uint64_t addr, uint64_t length,
+                                  int flags) {
   if (flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC)) return base::Error(EINVAL);
   if (addr & ~kPageMask) return base::Error(EINVAL);
   if ((flags & MS_ASYNC) && (flags & MS_SYNC)) return base::Error(EINVAL);

@@ -193,11 +193,9 @@ base::Result<uint64_t> MemoryManager::Impl::ChooseAddress(uint64_t hint, uint64_
                                                           bool anonymous) {
   if (length > kTaskSize) return base::Error(ENOMEM);
   uint64_t addr = 0;
-  if (flags & MAP_FIXED) {
-    addr = hint;
-  } else if (hint != 0 && length <= max_addr && hint <= max_addr - length &&
-             vmas.IsFree(hint, length) &&
-             !FirstOverlap(as->ReservedRanges(), hint, hint + length)) {
+  if ((flags & MAP_FIXED) ||
+      (hint != 0 && length <= max_addr && hint <= max_addr - length && vmas.IsFree(hint, length) &&
+       !FirstOverlap(as->ReservedRanges(), hint, hint + length))) {
     addr = hint;
   } else if (flags & MAP_32BIT) {
     uint64_t low = 0x40000000;
@@ -309,7 +307,7 @@ base::Status MemoryManager::Impl::Place(OrderRunner& runner, Vma vma, int flags)
   auto failed = std::make_shared<bool>(false);
   undo.also = [failed] { *failed = true; };
   TRY(Commit(runner, std::move(orders), std::move(undo)));
-  Populate(runner, addr, end - addr, write, [failed, addr](int error) {
+  Populate(runner, addr, end - addr, write, [failed, addr](int /*error*/) {
     return *failed ? int64_t{-ENOMEM} : static_cast<int64_t>(addr);
   });
   return base::Ok();

@@ -50,7 +50,7 @@ std::string RootPath(const Mount& mount) {
   while (true) {
     base::Ref<Dentry> parent = d->parent();
     if (parent == nullptr || parent == d) break;
-    path = "/" + d->name() + path;
+    path.insert(0, "/" + d->name());
     d = std::move(parent);
   }
   if (mount.root()->unlinked()) path += "//deleted";

@@ -74,7 +74,8 @@ std::string MaskText(const std::vector<int>& cpus, int count) {
       if (cpu >= base && cpu < base + 32) word |= 1u << (cpu - base);
     }
     std::string text = base + 32 < count ? fmt::format("{:08x}", word) : fmt::format("{:x}", word);
-    s = s.empty() ? text : text + "," + s;
+    if (!s.empty()) text += ",";
+    s.insert(0, text);
   }
   return s;
 }

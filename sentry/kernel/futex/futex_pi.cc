@@ -164,7 +164,7 @@ bool PiFutexes::WouldDeadlock(const Task& waiter, const Task* owner) {
 }
 
 // The word must agree with what the futex's waiters wait for (Linux: attach_to_pi_state).
-base::Status PiFutexes::CheckState(Task& t, Futex& futex, uint32_t word, bool* waited) {
+base::Status PiFutexes::CheckState(Futex& futex, uint32_t word, bool* waited) {
   absl::MutexLock l(&mutex_);
   *waited = !futex.waiters.empty();
   if (!*waited || futex.fixing) return base::Ok();
@@ -175,8 +175,7 @@ base::Status PiFutexes::CheckState(Task& t, Futex& futex, uint32_t word, bool* w
 }
 
 // Joins the line of a futex that somebody owns.
-base::Status PiFutexes::Attach(Task& t, uint64_t addr, Futex& futex, uint32_t word,
-                               Waiter& waiter) {
+base::Status PiFutexes::Attach(Task& t, Futex& futex, uint32_t word, Waiter& waiter) {
   base::Ref<Task> owner =
       t.kernel().FindTask(t.pid_namespace(), static_cast<int>(word & FUTEX_TID_MASK));
   {
@@ -204,7 +203,7 @@ Result<bool> PiFutexes::TryTake(Task& t, uint64_t addr, Futex& futex, Waiter& wa
     uint32_t word = TRY(ReadWord(t, addr));
     if ((word & FUTEX_TID_MASK) == waiter.tid) return Error(EDEADLK);
     bool waited;
-    TRY(CheckState(t, futex, word, &waited));
+    TRY(CheckState(futex, word, &waited));
     if (!waited && (word & FUTEX_TID_MASK) == 0) {
       uint32_t mine = (word & FUTEX_OWNER_DIED) | waiter.tid;
       {
@@ -215,7 +214,7 @@ Result<bool> PiFutexes::TryTake(Task& t, uint64_t addr, Futex& futex, Waiter& wa
       continue;
     }
     if (!(word & FUTEX_WAITERS) && !TRY(Exchange(t, addr, word, word | FUTEX_WAITERS))) continue;
-    base::Status attached = Attach(t, addr, futex, word, waiter);
+    base::Status attached = Attach(t, futex, word, waiter);
     if (attached.ok()) return false;
     if (attached.error().code() != ESRCH) return attached.error();
     // An owner that is not there: unless it has just let go.

@@ -65,8 +65,8 @@ class PiFutexes {
   void Enqueue(Futex& futex, Waiter& waiter) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GrantFirst(Futex& futex, bool owner_died) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool WouldDeadlock(const Task& waiter, const Task* owner) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  base::Status Attach(Task& t, uint64_t addr, Futex& futex, uint32_t word, Waiter& waiter);
-  base::Status CheckState(Task& t, Futex& futex, uint32_t word, bool* waited);
+  base::Status Attach(Task& t, Futex& futex, uint32_t word, Waiter& waiter);
+  base::Status CheckState(Futex& futex, uint32_t word, bool* waited);
   base::Result<bool> TryTake(Task& t, uint64_t addr, Futex& futex, Waiter& waiter);
   base::Result<uint64_t> Await(Task& t, uint64_t addr, Futex& futex, Waiter& waiter,
                                int64_t deadline_ns, int interrupted);
