@@ -37,6 +37,7 @@ class HostileTest : public ::testing::Test {
     auto p = CreateSystrap(Options{}, &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
+    platform_->StartPool();
   }
   int64_t NowNs() {
     timespec t;

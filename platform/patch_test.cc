@@ -29,6 +29,7 @@ class PatchTest : public ::testing::Test {
     auto p = CreateSystrap(Options{}, &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
+    platform_->StartPool();
   }
   // Runs until exit(2), answering every call with `answer`; returns how many there were.
   uint64_t RunToExit(Thread& t, uint64_t answer) {

@@ -306,6 +306,9 @@ class Platform {
  public:
   virtual ~Platform() = default;
   virtual const char* name() const = 0;
+  // From now on stubs are kept ready. Called once, when this process has its final root: a process
+  // that the host clones while pivot_root(2) moves everybody can be left behind in the old root.
+  virtual void StartPool() {}
   // A fresh, empty address space (from the pool), with its stopped main context.
   virtual base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() = 0;
 

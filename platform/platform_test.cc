@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "platform/test_guest.h"
@@ -34,10 +36,36 @@ class PlatformTest : public ::testing::Test {
     auto p = CreateSystrap(options_, &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
+    if (starts_pool_) platform_->StartPool();
   }
   Options options_;
+  bool starts_pool_ = true;
   std::unique_ptr<Platform> platform_;
 };
+
+class NoPoolTest : public PlatformTest {
+ protected:
+  NoPoolTest() { starts_pool_ = false; }
+  // Processes whose parent we are.
+  static int Children() {
+    int children = 0;
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      std::ifstream file(task.path() / "children");
+      for (int pid; file >> pid;) children++;
+    }
+    return children;
+  }
+};
+
+// What is cloned while this process changes its root may keep the old one.
+TEST_F(NoPoolTest, NothingIsClonedBeforeItIsAskedFor) {
+  if (access("/proc/thread-self/children", R_OK) != 0) GTEST_SKIP() << "the host lists no children";
+  usleep(50'000);
+  EXPECT_EQ(Children(), 1);  // the zygote
+  platform_->StartPool();
+  for (int i = 0; i < 1000 && Children() < 1 + options_.pool_size; i++) usleep(10'000);
+  EXPECT_EQ(Children(), 1 + options_.pool_size);
+}
 
 TEST_F(PlatformTest, SyscallRoundTrip) {
   Guest g;

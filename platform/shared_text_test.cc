@@ -26,6 +26,7 @@ class SharedTextTest : public ::testing::Test {
     auto p = CreateSystrap(Options{}, &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
+    platform_->StartPool();
   }
   void SetEntry(Guest& g, const char* entry, uint64_t calls) {
     g.SetEntry(entry);

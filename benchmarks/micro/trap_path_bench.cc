@@ -39,6 +39,7 @@ struct Bench {
       exit(1);
     }
     platform = std::move(*p);
+    platform->StartPool();
     if (!guest.Load(*platform, from_file)) exit(1);
   }
   // One call of the guest's endless loop.

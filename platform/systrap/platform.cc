@@ -150,7 +150,6 @@ void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
 }
 
 void SystrapPlatform::RunKeeper() {
-  FillPool();
   epoll_event events[32];
   while (!stopping_) {
     int64_t wait_ns = LookAfterStrays();
@@ -173,8 +172,13 @@ void SystrapPlatform::KickKeeper() {
   if (write(kick_fd_.get(), &one, sizeof(one)) < 0) return;  // full: it will come anyway
 }
 
+void SystrapPlatform::StartPool() {
+  pool_started_ = true;
+  KickKeeper();
+}
+
 void SystrapPlatform::FillPool() {
-  while (!stopping_) {
+  while (pool_started_ && !stopping_) {
     {
       absl::MutexLock lock(&pool_mu_);
       if (pool_.size() >= static_cast<size_t>(std::max(options_.pool_size, 0))) return;

@@ -38,6 +38,7 @@ class SystrapPlatform final : public Platform {
 
   const char* name() const override { return "systrap"; }
   std::span<const int> LaneCalls() const override { return kLaneCalls; }
+  void StartPool() override;
   base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() override;
   size_t Poll() override;
   bool ShouldSpin() override;
@@ -125,6 +126,7 @@ class SystrapPlatform final : public Platform {
   std::thread keeper_;
   base::UniqueFd epoll_fd_, kick_fd_;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> pool_started_{false};
 
   absl::Mutex pool_mu_;
   std::vector<base::Ref<StubProcess>> pool_ ABSL_GUARDED_BY(pool_mu_);

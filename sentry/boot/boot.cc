@@ -85,8 +85,9 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
   }
   *platform = std::move(*made);
   WarmUpLibraries();
-  return OpenMemoryDirectory(why) && EnterEmptyRoot(why) && DropCapabilities(why) &&
-         InstallFilter(hooks.platform_host_calls, options.have_log, why);
+  if (!OpenMemoryDirectory(why) || !EnterEmptyRoot(why)) return false;
+  (*platform)->StartPool();
+  return DropCapabilities(why) && InstallFilter(hooks.platform_host_calls, options.have_log, why);
 }
 
 SandboxFds TakeFds(const BootOptions& options) {
