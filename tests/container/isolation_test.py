@@ -353,6 +353,18 @@ class IsolationTest(harness.ContainerTest):
             self.assertEqual("SECRET\n", f.read())
 
     @harness.serial
+    def test_root_of_every_stub(self):
+        """Also of those that are made while the sentry confines itself."""
+        for _ in range(30):
+            id = self.sb.create(default_config(["sleep", "1000"]))
+            pid = self.sb.state(id)["pid"]
+            for p in descendants(pid):
+                try:
+                    self.assertEqual([], os.listdir(f"/proc/{p}/root/"), status_of(p)["Name"])
+                except (FileNotFoundError, ProcessLookupError):
+                    self.assertNotEqual(pid, p)
+            self.sb.runsc("delete", "-f", id)
+
     def test_neighbours_of_a_hostile_process(self):
         """A process that attacks through mailbox, doorbell and descriptors: its neighbours are
         answered rightly and within the same order of magnitude, and nothing of theirs is seen or
