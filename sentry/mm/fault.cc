@@ -101,12 +101,4 @@ FaultOutcome MemoryManager::HandleFault(OrderRunner& runner, const platform::Tra
   return {.retry = true};
 }
 
-bool MemoryManager::FaultIn(OrderRunner& runner, uint64_t addr, bool /*write*/) {
-  if (addr >= impl_->max_addr) return false;
-  Impl& impl = *impl_;
-  fiber::MutexLock lock(&impl.mutex);
-  if (impl.vmas.At(addr) != nullptr) return false;
-  return impl.GrowDown(runner, addr);
-}
-
 }  // namespace sentry

@@ -206,8 +206,7 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
   return error == 0 ? base::Ok() : base::Status(base::Error(error));
 }
 
-base::Status MemoryManager::Msync(OrderRunner& /*runner*/, uint64_t addr, uint64_t length,
-                                  int flags) {
+base::Status MemoryManager::Msync(uint64_t addr, uint64_t length, int flags) {
   if (flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC)) return base::Error(EINVAL);
   if (addr & ~kPageMask) return base::Error(EINVAL);
   if ((flags & MS_ASYNC) && (flags & MS_SYNC)) return base::Error(EINVAL);

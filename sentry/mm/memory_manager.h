@@ -136,7 +136,7 @@ class MemoryManager : public base::RefCounted {
                                 uint64_t new_length, int flags, uint64_t new_addr);
   base::Result<uint64_t> Brk(OrderRunner& runner, uint64_t brk);
   base::Status Madvise(OrderRunner& runner, uint64_t addr, uint64_t length, int advice);
-  base::Status Msync(OrderRunner& runner, uint64_t addr, uint64_t length, int flags);
+  base::Status Msync(uint64_t addr, uint64_t length, int flags);
   // One byte for each page. What is resident only the host knows, which nobody asks: all of what is
   // mapped counts as resident.
   base::Result<std::vector<uint8_t>> Mincore(uint64_t addr, uint64_t length);
@@ -145,7 +145,7 @@ class MemoryManager : public base::RefCounted {
   base::Status MlockAll(OrderRunner& runner, int flags);
   void MunlockAll();
   base::Status RemapFilePages(OrderRunner& runner, uint64_t addr, uint64_t length, int prot,
-                              uint64_t pgoff, int flags);
+                              uint64_t pgoff);
   // True if all of [addr, addr + length) is mapped (for calls that only check: mbind, move_pages).
   bool IsMapped(uint64_t addr, uint64_t length);
   // True if any of it is mapped.
@@ -153,10 +153,6 @@ class MemoryManager : public base::RefCounted {
 
   // Decides about a kFault trap.
   FaultOutcome HandleFault(OrderRunner& runner, const platform::Trap& trap);
-  // The sentry met a guest address that it could not copy from (or to, if `write`). True if Linux's
-  // fault handler would have made it accessible, as a stack that grows: it has been done, and the
-  // copy may be tried again once.
-  bool FaultIn(OrderRunner& runner, uint64_t addr, bool write);
 
   // Calls `f` for each VMA in address order; `f` must not park. "[vdso]" is among them.
   void ForEachVma(const std::function<void(const Vma&)>& f) const;

@@ -163,7 +163,7 @@ base::Result<uint64_t> MemoryManager::Mremap(OrderRunner& runner, uint64_t old_a
 }
 
 base::Status MemoryManager::RemapFilePages(OrderRunner& runner, uint64_t addr, uint64_t length,
-                                           int prot, uint64_t pgoff, int /*flags*/) {
+                                           int prot, uint64_t pgoff) {
   // Emulated by a shared mapping over the old one, as Linux does.
   if (prot != 0) return base::Error(EINVAL);
   const uint64_t start = PageDown(addr), size = PageDown(length);

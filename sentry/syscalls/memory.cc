@@ -91,7 +91,7 @@ Result<uint64_t> SysMremap(Task& t, const SyscallArgs& args) {
 
 Result<uint64_t> SysRemapFilePages(Task& t, const SyscallArgs& args) {
   const int prot = args[2] > INT32_MAX ? -1 : args.Int(2);
-  return Zero(t.mm().RemapFilePages(t, args[0], args[1], prot, args[3], args.Int(4)));
+  return Zero(t.mm().RemapFilePages(t, args[0], args[1], prot, args[3]));
 }
 
 Result<uint64_t> SysMadvise(Task& t, const SyscallArgs& args) {
@@ -140,7 +140,7 @@ Result<uint64_t> SysProcessMadvise(Task& t, const SyscallArgs& args) {
 }
 
 Result<uint64_t> SysMsync(Task& t, const SyscallArgs& args) {
-  return Zero(t.mm().Msync(t, args[0], args[1], args.Int(2)));
+  return Zero(t.mm().Msync(args[0], args[1], args.Int(2)));
 }
 
 Result<uint64_t> SysMincore(Task& t, const SyscallArgs& args) {

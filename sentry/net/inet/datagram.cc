@@ -394,6 +394,22 @@ Status DatagramEndpoint::Leave(const IpAddress& group, int device) {
   return base::Ok();
 }
 
+Status DatagramEndpoint::BindTo(const InetAddress& address, PortTable::Range ports) {
+  absl::MutexLock lock(&mutex_);
+  if (local.port != 0) return Error(EINVAL);
+  SetPortUser();
+  IpAddress old = local.ip;
+  local = address;
+  Status status = table().Bind(*this, ports);
+  if (!status.ok()) {
+    local = InetAddress{.ip = old};
+    return status;
+  }
+  bound_address_ = !address.ip.IsAny();
+  bound_port_ = address.port != 0;
+  return base::Ok();
+}
+
 void DatagramEndpoint::LeaveAll() {
   absl::MutexLock lock(&mutex_);
   for (const auto& [group, device] : groups_) stack().LeaveGroup(group);

@@ -97,6 +97,10 @@ class DatagramEndpoint : public InetEndpoint {
   Packet MakePacket(base::Ref<PacketData> data, const IpAddress& source, const InetAddress& to,
                     const SendOptions& ask);
   void LeaveAll();
+  // bind(2): `address` becomes the local one, with a port of `ports` if it names none. EINVAL if
+  // there is a port already, EADDRINUSE.
+  base::Status BindTo(const InetAddress& address, PortTable::Range ports)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   bool connected() const { return connected_.load(std::memory_order_relaxed); }
 
   absl::Mutex mutex_;  // before the port tables; never two

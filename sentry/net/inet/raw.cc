@@ -271,19 +271,7 @@ Status PingEndpoint::AutoBind() {
 
 Status PingEndpoint::Bind(Task&, const InetAddress& address) {
   TRY(stack().CheckBind(address.ip));
-  absl::MutexLock lock(&mutex_);
-  if (local.port != 0) return Error(EINVAL);
-  SetPortUser();
-  IpAddress old = local.ip;
-  local = address;
-  Status status = table().Bind(*this, kIdentifiers);
-  if (!status.ok()) {
-    local = InetAddress{.ip = old};
-    return status;
-  }
-  bound_address_ = !address.ip.IsAny();
-  bound_port_ = address.port != 0;
-  return base::Ok();
+  return BindTo(address, kIdentifiers);
 }
 
 Status PingEndpoint::Connect(InetAddress to) {

@@ -21,19 +21,7 @@ Status UdpEndpoint::AutoBind() {
 
 Status UdpEndpoint::Bind(Task& t, const InetAddress& address) {
   TRY(CheckBind(t, address, /*stream=*/false));
-  absl::MutexLock lock(&mutex_);
-  if (local.port != 0) return Error(EINVAL);
-  SetPortUser();
-  IpAddress old = local.ip;
-  local = address;
-  Status status = table().Bind(*this, stack().port_range());
-  if (!status.ok()) {
-    local = InetAddress{.ip = old};
-    return status;
-  }
-  bound_address_ = !address.ip.IsAny();
-  bound_port_ = address.port != 0;
-  return base::Ok();
+  return BindTo(address, stack().port_range());
 }
 
 // __ip4_datagram_connect().

@@ -3,6 +3,7 @@
 
 #include "sentry/kernel/task.h"
 #include "sentry/syscalls/handlers.h"
+#include "sentry/syscalls/ipc/control.h"
 
 #ifndef MSG_COPY
 #define MSG_COPY 040000
@@ -76,22 +77,14 @@ Result<uint64_t> SysMsgctl(Task& t, const SyscallArgs& a) {
   const IpcCaller caller = CallerOf(t);
   switch (command) {
     case IPC_INFO:
-    case MSG_INFO: {
-      msginfo info;
-      int highest = MsgInfo(caller, command == MSG_INFO, &info);
-      TRY(UserPtr<msginfo>(a[2]).CopyOut(t.memory(), info));
-      return static_cast<uint64_t>(highest);
-    }
+    case MSG_INFO:
+      return TellInfo<msginfo>(
+          t, a[2], [&](msginfo* info) { return MsgInfo(caller, command == MSG_INFO, info); });
     case MSG_STAT:
     case MSG_STAT_ANY:
-    case IPC_STAT: {
-      const IpcStat how = command == IPC_STAT   ? IpcStat::kById
-                          : command == MSG_STAT ? IpcStat::kByIndex
-                                                : IpcStat::kAny;
-      auto [value, ds] = TRY(StatMsg(caller, id, how));
-      TRY(UserPtr<msqid_ds>(a[2]).CopyOut(t.memory(), ds));
-      return value;
-    }
+    case IPC_STAT:
+      return TellStat<msqid_ds>(t, command, MSG_STAT, a[2],
+                                [&](IpcStat how) { return StatMsg(caller, id, how); });
     case IPC_SET: {
       msqid_ds ds = TRY(UserPtr<msqid_ds>(a[2]).CopyIn(t.memory()));
       TRY(SetMsg(caller, id, ds));

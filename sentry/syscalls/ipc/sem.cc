@@ -6,6 +6,7 @@
 #include "sentry/base/time.h"
 #include "sentry/kernel/task.h"
 #include "sentry/syscalls/handlers.h"
+#include "sentry/syscalls/ipc/control.h"
 
 #ifndef SEM_STAT_ANY
 #define SEM_STAT_ANY 20
@@ -114,22 +115,14 @@ Result<uint64_t> SysSemctl(Task& t, const SyscallArgs& a) {
   const IpcCaller caller = CallerOf(t);
   switch (command) {
     case IPC_INFO:
-    case SEM_INFO: {
-      seminfo info;
-      int highest = SemInfo(caller, command == SEM_INFO, &info);
-      TRY(UserPtr<seminfo>(a[3]).CopyOut(t.memory(), info));
-      return static_cast<uint64_t>(highest);
-    }
+    case SEM_INFO:
+      return TellInfo<seminfo>(
+          t, a[3], [&](seminfo* info) { return SemInfo(caller, command == SEM_INFO, info); });
     case SEM_STAT:
     case SEM_STAT_ANY:
-    case IPC_STAT: {
-      const IpcStat how = command == IPC_STAT   ? IpcStat::kById
-                          : command == SEM_STAT ? IpcStat::kByIndex
-                                                : IpcStat::kAny;
-      auto [value, ds] = TRY(StatSem(caller, id, how));
-      TRY(UserPtr<semid_ds>(a[3]).CopyOut(t.memory(), ds));
-      return value;
-    }
+    case IPC_STAT:
+      return TellStat<semid_ds>(t, command, SEM_STAT, a[3],
+                                [&](IpcStat how) { return StatSem(caller, id, how); });
     case IPC_SET: {
       UserIpcPerm perm = TRY(UserPtr<UserIpcPerm>(a[3]).CopyIn(t.memory()));
       TRY(SetSemPerm(caller, id, perm));

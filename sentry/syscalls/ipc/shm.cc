@@ -7,6 +7,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/syscalls/handlers.h"
+#include "sentry/syscalls/ipc/control.h"
 
 #ifndef SHM_STAT_ANY
 #define SHM_STAT_ANY 15
@@ -104,28 +105,15 @@ Result<uint64_t> SysShmctl(Task& t, const SyscallArgs& a) {
   if (command < 0 || id < 0) return Error(EINVAL);
   const IpcCaller caller = CallerOf(t);
   switch (command) {
-    case IPC_INFO: {
-      shminfo info;
-      int highest = ShmInfo(caller, &info);
-      TRY(UserPtr<shminfo>(a[2]).CopyOut(t.memory(), info));
-      return static_cast<uint64_t>(highest);
-    }
-    case SHM_INFO: {
-      shm_info info;
-      int highest = ShmUsage(caller, &info);
-      TRY(UserPtr<shm_info>(a[2]).CopyOut(t.memory(), info));
-      return static_cast<uint64_t>(highest);
-    }
+    case IPC_INFO:
+      return TellInfo<shminfo>(t, a[2], [&](shminfo* info) { return ShmInfo(caller, info); });
+    case SHM_INFO:
+      return TellInfo<shm_info>(t, a[2], [&](shm_info* info) { return ShmUsage(caller, info); });
     case SHM_STAT:
     case SHM_STAT_ANY:
-    case IPC_STAT: {
-      const IpcStat how = command == IPC_STAT   ? IpcStat::kById
-                          : command == SHM_STAT ? IpcStat::kByIndex
-                                                : IpcStat::kAny;
-      auto [value, ds] = TRY(StatShm(caller, id, how));
-      TRY(UserPtr<shmid_ds>(a[2]).CopyOut(t.memory(), ds));
-      return value;
-    }
+    case IPC_STAT:
+      return TellStat<shmid_ds>(t, command, SHM_STAT, a[2],
+                                [&](IpcStat how) { return StatShm(caller, id, how); });
     case IPC_SET: {
       UserIpcPerm perm = TRY(UserPtr<UserIpcPerm>(a[2]).CopyIn(t.memory()));
       TRY(SetShm(caller, id, perm));
