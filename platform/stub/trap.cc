@@ -258,17 +258,15 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
   bool rung = Ring(s, seq);
   if (budget != 0 && (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
     // The quickest answers come before it is worth to look at the clock.
-    for (int i = 0; i < kLooksPerTick; i++) {
-      if (Answered(s, seq)) return;
-      Pause();
-    }
-    uint64_t start = Ticks();
+    uint64_t start = 0, now = 0;
     do {
       for (int i = 0; i < kLooksPerTick; i++) {
         if (Answered(s, seq)) return;
         Pause();
       }
-    } while (Ticks() - start < budget);
+      now = Ticks();
+      if (start == 0) start = now;
+    } while (now - start < budget);
     if (s->spin_debt < kMaxSpinDebt) s->spin_debt++;
   }
   Store(&s->sleeping, 1u);
