@@ -87,6 +87,8 @@ struct Shared {
   alignas(64) uint32_t sleeping;
   // How long a stub may spin for an answer before it sleeps, in TSC ticks. 0: not at all.
   alignas(64) uint32_t spin_ticks;
+  // The processor on which the poller sleeps, or woke up last.
+  uint32_t poller_cpu;
   // Of the machine; constant after start.
   alignas(kPageSize) uint32_t has_fsgsbase;
   uint32_t xsave_size;  // bytes of an XSAVE image of all enabled user features; 0 without XSAVE
@@ -248,6 +250,7 @@ struct Slot {
   // Line 6: written by the stub when it is slow anyway.
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
+  uint32_t cpu;                   // the processor on which it went to sleep last
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
   uint64_t fault_addr, trapno, error_code;
 
@@ -261,9 +264,10 @@ struct Slot {
   uint64_t frame;      // ucontext in kModeFrame
   uint32_t spin_debt;  // learned: whether it pays to spin for an answer
   uint32_t spin_misses;
-  uint32_t step;         // a single-step trap is owed to the guest
-  uint32_t restore_all;  // the last answer has changed more than rax
-  uint32_t saved_flags;  // of a patched call: OF in al, the others in ah
+  uint32_t woke_elsewhere;  // waits until it is believed again that the poller wakes where it slept
+  uint32_t step;            // a single-step trap is owed to the guest
+  uint32_t restore_all;     // the last answer has changed more than rax
+  uint32_t saved_flags;     // of a patched call: OF in al, the others in ah
   uint32_t site_form;
   uint64_t call_flags;  // of a patched call, for r11
   // The guest's signal mask with kMaskOpen, if it may be changed here; else 0. Changed by

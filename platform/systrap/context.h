@@ -86,6 +86,11 @@ class ThreadContext final : public Context {
     if (std::exchange(seen_seq_, seq_) != seq_) seen_at_ = now;
     return now - seen_at_;
   }
+  // The round that is under way began with a wake-up on the processor of who gave the answer, so
+  // that the guest runs when that thread sleeps.
+  bool woken_here() const { return woken_here_.load(std::memory_order_relaxed) == seq_; }
+  // The stub has been sent to sleep, and not begun to run since.
+  bool asleep() const { return __atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED) != 0; }
   // Takes the request. True if the listener is to be told; false if the round goes on inside the
   // platform.
   bool Take();
@@ -166,7 +171,12 @@ class ThreadContext final : public Context {
   std::atomic<uint32_t> state_{kStopped};
   std::atomic<int> tid_{0};
   uint32_t seq_ = 0;
-  uint32_t seen_seq_ = 0;  // of RunsSince
+  void WakeStub();
+
+  uint64_t here_at_ = 0;      // ticks: when the thread slept where it got its answer last
+  uint32_t here_streak_ = 0;  // how often that was so, each soon after the one before
+  std::atomic<uint32_t> woken_here_{0};  // the round of which that holds
+  uint32_t seen_seq_ = 0;                // of RunsSince
   uint64_t seen_at_ = 0;
   std::atomic<bool> posted_{false};
   std::atomic<bool> exited_{false};

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -50,6 +51,8 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(kill), {SCMP_A1(SCMP_CMP_EQ, SIGKILL)}},
       {SCMP_SYS(kill), {SCMP_A1(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PGID)}},
+      // Where guest threads wake up: not on the poller's core if another one is free.
+      {SCMP_SYS(sched_setaffinity), {SCMP_A1(SCMP_CMP_EQ, sizeof(cpu_set_t))}},
       // The clone gate: what a stub asks, and the answer.
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_RECV)}},
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_SEND)}},

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -28,6 +29,7 @@ namespace {
 
 // Polls between looks at the ready bits of all processes, for what is not among the hot contexts.
 constexpr uint32_t kScanEvery = 64;
+constexpr uint32_t kPollsPerChore = 256;
 constexpr int kLooksPerPoll = 16;
 
 // How long after a failed fork the keeper looks for its child: a clone that the gate has let go on
@@ -299,8 +301,12 @@ base::Result<std::unique_ptr<AddressSpace>> SystrapPlatform::NewAddressSpace() {
       if (process->dead()) process.reset();
     }
   }
-  KickKeeper();
-  if (!process) process = TRY(MakeProcess());
+  if (process) {
+    chores_.FillPool();
+  } else {
+    KickKeeper();
+    process = TRY(MakeProcess());
+  }
   auto space = std::make_unique<SystrapAddressSpace>(std::move(process), limits_);
   AddContext(space->MakeMain());
   return std::unique_ptr<AddressSpace>(std::move(space));
@@ -393,6 +399,10 @@ void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bo
 // ---- Polling ------------------------------------------------------------------------------------
 
 size_t SystrapPlatform::Poll() {
+  if (chores_.pending() && ++polls_since_chore_ >= kPollsPerChore) {
+    polls_since_chore_ = 0;
+    chores_.DoOne();
+  }
   absl::MutexLock lock(&poll_mu_);
   return PollLocked(false);
 }
@@ -482,8 +492,17 @@ void SystrapPlatform::ScanLocked(bool full) {
   }
 }
 
+void SystrapPlatform::PublishCpu() {
+  __atomic_store_n(&shared_->poller_cpu, static_cast<uint32_t>(sched_getcpu()), __ATOMIC_RELAXED);
+}
+
 void SystrapPlatform::Wait(int64_t deadline_ns) {
   if (wake_pending_.exchange(false)) return;
+  while (!leaves_core_ && chores_.DoOne()) {
+    absl::MutexLock lock(&poll_mu_);
+    if (PollLocked(false) != 0 || wake_pending_.load()) return;
+  }
+  PublishCpu();
   __atomic_store_n(&shared_->sleeping, 1u, __ATOMIC_SEQ_CST);
   size_t n;
   {
@@ -494,6 +513,7 @@ void SystrapPlatform::Wait(int64_t deadline_ns) {
     timespec deadline{deadline_ns / 1'000'000'000, deadline_ns % 1'000'000'000};
     syscall(SYS_futex, &shared_->sleeping, FUTEX_WAIT_BITSET, 1,
             deadline_ns == INT64_MAX ? nullptr : &deadline, nullptr, FUTEX_BITSET_MATCH_ANY);
+    PublishCpu();
   }
   __atomic_store_n(&shared_->sleeping, 0u, __ATOMIC_SEQ_CST);
   wake_pending_.store(false);

@@ -1,5 +1,7 @@
 // A context's rounds: the next orders that fit are encoded into the slot and sent with the answer.
+#include <sched.h>
 #include <sys/mman.h>
+#include <x86intrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +14,9 @@
 
 namespace platform {
 namespace {
+
+constexpr uint64_t kSoonUs = 200;
+constexpr uint32_t kStreak = 3;
 
 // Those that the stub's filter lets through.
 bool AdviceAllowed(int advice) {
@@ -186,9 +191,32 @@ void ThreadContext::SendAnswer(const AnswerHead& answer, uint32_t copy_out_count
   // The fence comes after the word is on its way, so that the stub does not wait for it.
   __atomic_store_n(&slot_->answer_seq, seq, __ATOMIC_RELEASE);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED)) FutexWakeShared(&slot_->answer_seq, 1);
+  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED)) WakeStub();
   // Who has buried the process before we ran has not told us.
   if (runs && process_->dead()) process_->platform().NoteGone(this);
+}
+
+// The host wakes a thread where it slept, though we are there and another core is free, when the
+// cores are as busy as spinning makes them (select_idle_cpu in kernel/sched/fair.c). After a
+// streak of such wake-ups the thread is sent elsewhere, which takes long, but once.
+void ThreadContext::WakeStub() {
+  SystrapPlatform& platform = process_->platform();
+  const int cpu = sched_getcpu();
+  const bool here = __atomic_load_n(&slot_->cpu, __ATOMIC_RELAXED) == static_cast<uint32_t>(cpu);
+  if (here) {
+    const uint64_t now = __rdtsc();
+    const bool soon =
+        now - std::exchange(here_at_, now) < kSoonUs * platform.machine().ticks_per_us;
+    here_streak_ = soon ? here_streak_ + 1 : 1;
+  }
+  const bool moved = here && here_streak_ >= kStreak && platform.HasFreeCore() &&
+                     process_->AvoidCpu(host_tid(), cpu);
+  if (here && !moved) {
+    woken_here_.store(seq_, std::memory_order_relaxed);
+    platform.NoteWokenHere();
+  }
+  FutexWakeShared(&slot_->answer_seq, 1);
+  if (moved) process_->AvoidCpu(host_tid(), -1);
 }
 
 base::Status ThreadContext::Check(const Order& order) const {
@@ -355,7 +383,8 @@ void ThreadContext::Exit() {
   if (tid > 0 && !process_->dead()) {
     process_->RemoveThread(tid);
     seq_++;
-    SendAnswer({kAnswerExit}, 0);
+    // The last one ends with the process, which nobody needs any more.
+    if (process_->thread_count() != 0) SendAnswer({kAnswerExit}, 0);
   }
   process_->ReleaseSlot(index_, tid > 0);
 }

@@ -1,6 +1,7 @@
 #include "platform/systrap/stub_process.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -54,7 +55,7 @@ StubProcess::StubProcess(SystrapPlatform* platform)
     : platform_(platform), patcher_(this, &platform->texts(), platform->patching()) {}
 
 StubProcess::~StubProcess() {
-  if (mailbox_) munmap(mailbox_, kMailboxSize);
+  platform_->chores().Bury({mailbox_, std::move(socket_), std::move(pidfd_)});
 }
 
 base::Status StubProcess::Attach(int pid) {
@@ -182,6 +183,13 @@ base::Status StubProcess::Signal(int tid) {
   if (dead()) return base::Error(ESRCH);
   if (syscall(SYS_tgkill, pid(), tid, kInterruptSignal) != 0) return base::LastError();
   return {};
+}
+
+bool StubProcess::AvoidCpu(int tid, int cpu) {
+  cpu_set_t cpus = platform_->machine().cpus;
+  if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_CLR(cpu, &cpus);
+  absl::ReaderMutexLock lock(&pid_mu_);
+  return tid > 0 && !dead() && sched_setaffinity(tid, sizeof(cpus), &cpus) == 0;
 }
 
 bool StubProcess::HasThread(int tid) {

@@ -86,6 +86,9 @@ class StubProcess : public base::RefCounted {
   base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src);
   // Sends the interrupt signal. ESRCH if the thread is gone.
   base::Status Signal(int tid);
+  // Keeps thread `tid` from running on processor `cpu` as long as it sleeps or runs elsewhere; -1:
+  // from none. False if that cannot be.
+  bool AvoidCpu(int tid, int cpu);
   // Whether `tid` is a thread of this process.
   bool HasThread(int tid);
   int64_t CpuTimeNs() const;
