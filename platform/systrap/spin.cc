@@ -13,7 +13,7 @@ namespace {
 
 constexpr uint64_t kMaxSpinUs = 50;  // longer than this a sleep and its wake-up cost less
 constexpr uint64_t kAfterEventUs = 5;
-constexpr uint64_t kStubSpinUs = 20;
+constexpr uint64_t kStubSpinUs = 30;
 constexpr uint64_t kComputesUs = 50;    // without a call: the thread needs its core
 constexpr uint64_t kWakeUpUs = 25;      // who has not begun to run by then finds no free core
 constexpr uint64_t kPreemptedUs = 200;  // a gap in our own spinning: somebody else ran here
