@@ -13,7 +13,7 @@ namespace {
 
 // Host descriptors of files that nobody has open, kept for the next open: at most so many, and a
 // part of what the gofer may have open, whose limit is the sentry's too.
-constexpr size_t kMaxIdle = 8192;
+constexpr size_t kMaxIdle = 16 * 1024;
 constexpr size_t kIdlePart = 8;
 constexpr size_t kMaxPrefetched = 32;
 constexpr size_t kMaxPrefetch = 4096;  // children of one directory; each holds a handle
