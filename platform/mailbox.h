@@ -35,7 +35,8 @@ inline constexpr uint64_t kMailboxBase = kRegionBase + 0x4000'0000;
 
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
-inline constexpr uint32_t kHeaderSlots = 2;  // places of slots that the header takes
+inline constexpr uint64_t kSlotStackEnd = kSlotSize - 64;  // where a thread's stack begins
+inline constexpr uint32_t kHeaderSlots = 2;                // places of slots that the header takes
 inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
 inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
 static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
@@ -96,9 +97,9 @@ struct Shared {
   uint32_t mxcsr_mask;
   uint32_t filter_length;
   uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
-  uint32_t pad;
+  uint32_t strict;       // calls about memory go to the sentry, and it opens descriptors with them
   uint64_t filter[kMaxFilter];  // struct sock_filter
-  // The zygote's own filter, which its clones inherit; [1]: clone goes to the sentry.
+  // The zygote's own filter, which its clones inherit; [1]: with calls that go to the sentry.
   uint32_t zygote_filter_length;
   uint64_t zygote_filter[2][kMaxZygoteFilter];
 };
@@ -327,12 +328,23 @@ inline constexpr uint64_t SlotOffset(uint32_t index) {
 }
 inline constexpr uint64_t SlotAddress(uint32_t index) { return kMailboxBase + SlotOffset(index); }
 
+// ---- Descriptors in strict mode ---------------------------------------------------------------
+//
+// A strict stub receives none by its socket, which it closes at the start. The sentry opens one in
+// it while it waits for the answer to the call that needs it, at the number of the thread's own.
+
+inline constexpr int kFirstOrderedFd = 16;
+inline constexpr int OrderedFd(uint32_t slot) { return kFirstOrderedFd + static_cast<int>(slot); }
+
 // ---- The zygote's messages ----------------------------------------------------------------------
 
-struct ZygoteHello {   // comes with the listener of the clone gate, if there is one
+struct ZygoteHello {   // comes with the listener of the call gate, if there is one
   uint64_t vdso_base;  // 0: the vDSO could not be moved
   int32_t error;
+  int32_t listener_error;  // why the host has granted no listener; 0 with one
 };
+// What a new stub gets its mailbox as: the zygote's lowest free number.
+inline constexpr int kNewMailboxFd = 1;
 struct ZygoteRequest {  // comes with two descriptors: the mailbox and the stub's socket
   uint32_t slot;
 };

@@ -136,6 +136,8 @@ class ThreadContext final : public Context {
   uint32_t BeginRunning();
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
+  // `file`: what entry.fd stands for.
+  void AddEntry(Batch* batch, const OrderEntry& entry, base::Ref<base::HostFd> file);
   void LoadCopyIn();
   size_t ReadCopied(uint64_t addr, std::span<std::byte> dst);
   bool OverlapsPending(uint64_t addr, size_t size) const;
@@ -151,7 +153,7 @@ class ThreadContext final : public Context {
   bool OrdersFinished();
   bool ContinueOrders();
   bool FinishClones();
-  void ForgetClones();
+  void ForgetCalls();
   void EndForks(bool claimed);
   void FailOrder(size_t index, int error);
   bool Distrust(const char* why);
@@ -206,6 +208,7 @@ class ThreadContext final : public Context {
 
   ThreadContext* fork_parent_ = nullptr;  // told when this child reports
   uint32_t forks_pending_ = 0;
+  bool expects_calls_ = false;  // the gate lets the stub make calls of the round under way
   size_t fork_order_ = 0;
 };
 

@@ -53,8 +53,9 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PGID)}},
       // Where guest threads wake up: not on the poller's core if another one is free.
       {SCMP_SYS(sched_setaffinity), {SCMP_A1(SCMP_CMP_EQ, sizeof(cpu_set_t))}},
-      // The clone gate: what a stub asks, and the answer.
+      // The call gate: what a stub asks, the descriptor that goes with it, and the answer.
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_RECV)}},
+      {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_ADDFD)}},
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_SEND)}},
       {SCMP_SYS(poll), {SCMP_A1(SCMP_CMP_EQ, 2)}},
       {SCMP_SYS(epoll_ctl), {}},

@@ -72,17 +72,19 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
       0) {
     return fail("seal of the doorbell");
   }
-  std::vector<uint64_t> filter = BuildStubFilter(machine_.has_fsgsbase);
+  std::vector<uint64_t> filter = BuildStubFilter(machine_.has_fsgsbase, strict());
   if (filter.size() > kMaxFilter) return base::Error(E2BIG);
   memcpy(shared_->filter, filter.data(), filter.size() * sizeof(uint64_t));
   shared_->filter_length = static_cast<uint32_t>(filter.size());
+  const Gated gated = strict() ? Gated::kMemory : Gated::kClone;
   for (bool gate : {false, true}) {
-    filter = BuildZygoteFilter(machine_.has_fsgsbase, gate);
+    filter = BuildZygoteFilter(machine_.has_fsgsbase, gate ? gated : Gated::kNothing);
     if (filter.size() > kMaxZygoteFilter) return base::Error(E2BIG);
     memcpy(shared_->zygote_filter[gate], filter.data(), filter.size() * sizeof(uint64_t));
     shared_->zygote_filter_length = static_cast<uint32_t>(filter.size());
   }
   shared_->has_fsgsbase = machine_.has_fsgsbase;
+  shared_->strict = strict();
   shared_->xsave_size = machine_.xsave_size;
   shared_->xfeatures = machine_.xfeatures;
   shared_->mxcsr_mask = machine_.mxcsr_mask;
@@ -138,12 +140,13 @@ SystrapPlatform::~SystrapPlatform() {
 void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
                                  absl::Notification* done) {
   pthread_setname_np(pthread_self(), "stub-keeper");
-  base::Status status = zygote_.Start(shared_fd_.get(), why);
+  base::Status status = zygote_.Start(shared_fd_.get(), strict(), why);
   if (status.ok()) {
     limits_.min_address = machine_.mmap_min_addr;
     limits_.max_address = kRegionBase - kPageSize;  // a guard: see the filter's rule for mremap
     limits_.vdso_base = zygote_.vdso_base();
-    if (zygote_.listener() >= 0) clone_gate_.Start(zygote_.listener());
+    if (zygote_.listener() >= 0) gate_.Start(zygote_.listener());
+    ordered_fds_ = zygote_.max_fds() - kFirstOrderedFd;
   }
   *started = status;
   bool ok = status.ok();
@@ -194,15 +197,21 @@ void SystrapPlatform::FillPool() {
 
 base::Result<base::Ref<StubProcess>> SystrapPlatform::MakeProcess() {
   base::Ref<StubProcess> process = TRY(StubProcess::Create(this));
-  int pid = TRY(zygote_.MakeStub(process->mailbox_fd(), process->stub_socket()));
-  TRY(StubProcess::Claim(pid, zygote_.pid()));
-  TRY(Adopt(process, pid));
+  if (strict()) gate_.ExpectBirth(zygote_.pid(), kNewMailboxFd);
+  base::Result<int> pid = zygote_.MakeStub(process->mailbox_fd(), process->stub_socket());
+  if (!pid.ok()) {
+    gate_.CancelBirth(zygote_.pid(), kNewMailboxFd);
+    return pid.error();
+  }
+  TRY(gate_.Claim(*pid, zygote_.pid(), kNewMailboxFd));
+  TRY(Adopt(process, *pid));
   return process;
 }
 
 base::Status SystrapPlatform::Adopt(const base::Ref<StubProcess>& process, int pid) {
   base::Status status = process->Attach(pid);
   if (!status.ok()) {
+    gate_.ForgetProcess(pid);
     process->KillGroup();
     absl::MutexLock lock(&watch_mu_);
     haunted_.push_back(process);
@@ -221,6 +230,7 @@ base::Status SystrapPlatform::Adopt(const base::Ref<StubProcess>& process, int p
 void SystrapPlatform::ReapOne(StubProcess* process) {
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, process->pidfd(), nullptr);
   process->KillGroup();
+  gate_.ForgetProcess(process->pid());
   process->Reap();
   bool alone = process->ReapGroup();
   base::Ref<StubProcess> ref(process);
@@ -383,7 +393,7 @@ void SystrapPlatform::NoteGone(ThreadContext* context) {
 }
 
 base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess* parent, int pid) {
-  TRY(parent->ClaimFork(pid));
+  TRY(parent->ClaimFork(pid, child->main_index()));
   StubProcess& process = child->process();
   TRY(Adopt(base::Ref<StubProcess>(&process), pid));
   process.patcher().CopyFrom(parent->patcher());

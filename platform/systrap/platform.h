@@ -14,8 +14,8 @@
 #include "absl/synchronization/notification.h"
 #include "platform/mailbox.h"
 #include "platform/platform.h"
+#include "platform/systrap/call_gate.h"
 #include "platform/systrap/chores.h"
-#include "platform/systrap/clone_gate.h"
 #include "platform/systrap/machine.h"
 #include "platform/systrap/shared_text.h"
 #include "platform/systrap/stub_process.h"
@@ -48,7 +48,10 @@ class SystrapPlatform final : public Platform {
 
   const Machine& machine() const { return machine_; }
   // Sites are patched. (Without FSGSBASE an island cannot tell whose GS it meets.)
-  CloneGate& clone_gate() { return clone_gate_; }
+  CallGate& gate() { return gate_; }
+  bool strict() const { return options_.strict; }
+  // Slots from here on can get no descriptors in strict mode: the host's limit is too low.
+  uint32_t ordered_fds() const { return ordered_fds_; }
   TextCache& texts() { return texts_; }
   bool patching() const { return options_.patch && machine_.has_fsgsbase; }
 
@@ -129,7 +132,8 @@ class SystrapPlatform final : public Platform {
   TextCache texts_;  // outlives the processes
   Limits limits_{};
   Zygote zygote_;
-  CloneGate clone_gate_;  // stops before the listener goes
+  CallGate gate_;  // stops before the listener goes
+  uint32_t ordered_fds_ = 0;
   base::UniqueFd shared_fd_;
   Shared* shared_ = nullptr;
 
