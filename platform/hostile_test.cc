@@ -34,7 +34,7 @@ class HostileTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string why;
-    auto p = CreateSystrap(Options{}, &why);
+    auto p = test::CreatePlatform(Options{}, &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
     platform_->StartPool();

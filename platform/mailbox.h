@@ -93,8 +93,8 @@ struct Shared {
   uint64_t xfeatures;   // XCR0
   uint32_t mxcsr_mask;
   uint32_t filter_length;
-  uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
-  uint32_t pad;
+  uint32_t pkru_offset;         // of PKRU in an XSAVE image; xsave_size if there is none
+  uint32_t traced;              // the sentry traces the stubs; their filters stand with it
   uint64_t filter[kMaxFilter];  // struct sock_filter
   // The zygote's own filter, which its clones inherit; [1]: clone goes to the sentry.
   uint32_t zygote_filter_length;
@@ -265,7 +265,9 @@ struct Slot {
   uint32_t restore_all;  // the last answer has changed more than rax
   uint32_t saved_flags;  // of a patched call: OF in al, the others in ah
   uint32_t site_form;
-  uint64_t call_flags;  // of a patched call, for r11
+  uint64_t call_flags;   // of a patched call, for r11
+  uint32_t traced_call;  // a call that the tracer has sent here: as one from a patched site, but
+                         // from a syscall instruction
   // The guest's signal mask with kMaskOpen, if it may be changed here; else 0. Changed by
   // compare-and-exchange, since the sentry may close it at any moment.
   uint64_t sigmask;
@@ -325,8 +327,9 @@ inline constexpr uint64_t SlotAddress(uint32_t index) { return kMailboxBase + Sl
 
 // ---- The zygote's messages ----------------------------------------------------------------------
 
-struct ZygoteHello {   // comes with the listener of the clone gate, if there is one
-  uint64_t vdso_base;  // 0: the vDSO could not be moved
+struct ZygoteHello {      // comes with the listener of the clone gate, if there is one
+  uint64_t vdso_base;     // 0: the vDSO could not be moved
+  uint64_t traced_entry;  // where the tracer has a stub take a call of the guest
   int32_t error;
 };
 struct ZygoteRequest {  // comes with two descriptors: the mailbox and the stub's socket

@@ -1,5 +1,4 @@
 // runsc: the OCI runtime, and by internal subcommands the sentry and the gofer.
-#include "platform/host_calls.h"
 #include "platform/platform.h"
 #include "runsc/cmd/command.h"
 #include "sentry/boot/boot.h"
@@ -15,14 +14,13 @@ base::Result<std::unique_ptr<platform::Platform>> CreatePlatform(const sentry::B
   platform::Options options;
   options.strict = spec.strict;
   options.spin_ns = spec.spin_ns;
-  return platform::CreateSystrap(options, why);
+  return platform::Create(spec.platform, options, why);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const sentry::BootHooks hooks{.create_platform = CreatePlatform,
-                                .platform_host_calls = platform::AllowHostCalls,
                                 .create_sandbox = &sentry::CreateSandbox,
                                 .describe_syscalls = &sentry::SyscallsJson};
   return runsc::RunMain(argc, argv, hooks);

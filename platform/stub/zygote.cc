@@ -131,7 +131,10 @@ void Send(uint64_t message, uint64_t size, int fd) {
   if (Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9) != 0) Die();
   const Shared* shared = SharedPage();
   FilterProgram program{static_cast<uint16_t>(shared->filter_length), Addr(shared->filter)};
-  if (Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) Die();
+  if (!shared->traced &&
+      Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) {
+    Die();
+  }
   Slot* slot = SlotAt(0);
   __asm__ volatile(
       "mov %0, %%rsp\n\t"
@@ -191,15 +194,18 @@ void InstallHandlers() {
 }
 
 // Installs the zygote's filter; returns the clone gate's listener, or -1 (a host that grants none:
-// then the stubs' own filter decides alone about clones).
+// then the stubs' own filter decides alone about clones). Under a tracer, which needs no help, the
+// host's filter stands below where the host has it.
 int InstallFilter() {
   const Shared* shared = SharedPage();
   FilterProgram program{static_cast<uint16_t>(shared->zygote_filter_length),
                         Addr(shared->zygote_filter[1])};
-  long fd = Syscall(kSysSeccomp, 1, 8 /* SECCOMP_FILTER_FLAG_NEW_LISTENER */, Addr(&program));
-  if (!IsError(fd)) return static_cast<int>(fd);
+  if (!shared->traced) {
+    long fd = Syscall(kSysSeccomp, 1, 8 /* SECCOMP_FILTER_FLAG_NEW_LISTENER */, Addr(&program));
+    if (!IsError(fd)) return static_cast<int>(fd);
+  }
   program.instructions = Addr(shared->zygote_filter[0]);
-  if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0) Die();
+  if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0 && !shared->traced) Die();
   return -1;
 }
 
@@ -220,6 +226,7 @@ extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
   Syscall(kSysClose, kSharedFd);
   if (!MakeJumpTable()) hello.error = 12;  // ENOMEM
   InstallHandlers();
+  hello.traced_entry = Addr(reinterpret_cast<const void*>(&StubTracedCall));
   int listener = hello.error == 0 ? InstallFilter() : -1;
   Send(Addr(&hello), sizeof(hello), listener);
   if (listener >= 0) Syscall(kSysClose, static_cast<uint64_t>(listener));

@@ -31,6 +31,8 @@ class CloneGate {
   void Expect(int tid, uint64_t flags);
   // It may not any more. True if it has asked more often than was expected.
   bool Forget(int tid);
+  // The host thread `tid` asks to clone with these flags; whether it may.
+  bool Take(int tid, uint64_t flags);
 
  private:
   struct Allowance {
@@ -40,7 +42,6 @@ class CloneGate {
 
   void Run();
   void AnswerOne();
-  bool Take(int tid, uint64_t flags);
 
   int listener_ = -1;
   base::UniqueFd stop_fd_;

@@ -33,6 +33,7 @@ class Zygote {
   // Where stubs have the vDSO; 0: nowhere.
   uint64_t vdso_base() const { return vdso_base_; }
   int pid() const { return pid_; }
+  uint64_t traced_entry() const { return traced_entry_; }
   // The clone gate's listener; -1 without one.
   int listener() const { return listener_.get(); }
 
@@ -44,7 +45,7 @@ class Zygote {
   base::UniqueFd socket_;  // set by Start; used under mu_
   base::UniqueFd pidfd_, listener_;
   int pid_ = -1;
-  uint64_t vdso_base_ = 0;
+  uint64_t vdso_base_ = 0, traced_entry_ = 0;
 };
 
 }  // namespace platform

@@ -114,12 +114,11 @@ void AddGlobals(CLI::App& app, Globals& g) {
                  "ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")")
       ->check(CLI::IsMember({"true", "false", "auto"}));
   app.add_option("--platform", g.flags.platform,
-                 "how system calls are trapped ('auto' or 'systrap') (default: \"auto\")")
+                 "how system calls are trapped: 'systrap' (by seccomp), 'ptrace' (by a tracer; "
+                 "slower), or 'auto', the first of them that this host can do (default: \"auto\")")
       ->check([](const std::string& name) {
-        for (const char* missing : {"ptrace", "kvm"}) {
-          if (name == missing) return "the platform " + name + " is not implemented";
-        }
-        return CLI::IsMember({"auto", "systrap"})(name);
+        if (name == "kvm") return "the platform " + name + " is not implemented";
+        return CLI::IsMember({"auto", "systrap", "ptrace"})(name);
       });
   app.add_option("--network", g.flags.network,
                  "the container's network ('none': loopback only) (default: \"none\")")

@@ -87,7 +87,10 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
   WarmUpLibraries();
   if (!OpenMemoryDirectory(why) || !EnterEmptyRoot(why)) return false;
   if (*platform) (*platform)->StartPool();  // tests make sandboxes without one
-  return DropCapabilities(why) && InstallFilter(hooks.platform_host_calls, options.have_log, why);
+  auto platform_calls = [&](void* filter) {
+    return *platform ? (*platform)->AllowHostCalls(filter) : 0;
+  };
+  return DropCapabilities(why) && InstallFilter(platform_calls, options.have_log, why);
 }
 
 SandboxFds TakeFds(const BootOptions& options) {

@@ -28,7 +28,6 @@ struct BootHooks {
   std::function<base::Result<std::unique_ptr<platform::Platform>>(const BootSpec& spec,
                                                                   std::string* why)>
       create_platform;
-  FilterContribution platform_host_calls;
   decltype(&CreateSandbox) create_sandbox = nullptr;
   // The table of system calls as JSON, for `runsc features`; may be null.
   std::string (*describe_syscalls)() = nullptr;

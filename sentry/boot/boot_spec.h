@@ -103,7 +103,7 @@ struct BootSpec {
   int64_t pids_limit = 0;     // 0: none
 
   // How this sandbox is run.
-  std::string platform = "auto";  // "systrap" or "auto"
+  std::string platform = "auto";  // as for platform::Create
   std::string network = "none";
   bool strace = false;
   bool strict = false;
