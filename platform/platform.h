@@ -341,8 +341,8 @@ base::Result<std::unique_ptr<Platform>> CreatePtrace(const Options& options, std
 
 // The names of all platforms, the best first.
 inline constexpr const char* kPlatforms[] = {"systrap", "ptrace"};
-// Makes the platform of that name, or for "auto" the first that this host can do. On success `why`
-// holds a line for each that was tried before, and why it cannot be done; else for all of them.
+// Makes the platform of that name, or for "auto" the first that this host can do. `why` says then
+// why those before it, or all, cannot be done.
 base::Result<std::unique_ptr<Platform>> Create(std::string_view name, const Options& options,
                                                std::string* why);
 

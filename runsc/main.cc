@@ -17,11 +17,23 @@ base::Result<std::unique_ptr<platform::Platform>> CreatePlatform(const sentry::B
   return platform::Create(spec.platform, options, why);
 }
 
+// Tries them.
+std::vector<sentry::BootHooks::PlatformChoice> DescribePlatforms() {
+  std::vector<sentry::BootHooks::PlatformChoice> choices;
+  for (const char* name : platform::kPlatforms) {
+    std::string why;
+    auto made = platform::Create(name, platform::Options{.pool_size = 0}, &why);
+    choices.push_back({name, made.ok() ? "" : why});
+  }
+  return choices;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const sentry::BootHooks hooks{.create_platform = CreatePlatform,
                                 .create_sandbox = &sentry::CreateSandbox,
+                                .describe_platforms = &DescribePlatforms,
                                 .describe_syscalls = &sentry::SyscallsJson};
   return runsc::RunMain(argc, argv, hooks);
 }

@@ -35,7 +35,7 @@ struct Bench {
     std::string why;
     auto p = test::CreatePlatform(options, &why);
     if (!p.ok()) {
-      fprintf(stderr, "no systrap platform: %s\n", why.c_str());
+      fprintf(stderr, "no platform: %s\n", why.c_str());
       exit(1);
     }
     platform = std::move(*p);

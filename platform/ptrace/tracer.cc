@@ -145,6 +145,7 @@ void Tracer::TakeStops() {
 // A tracee that was killed once more while it ended: others are let go before (see Handle). Threads
 // are ours to reap. A process is its parent's, the keeper, which has been told as we have.
 void Tracer::OnEnd(pid_t tid) {
+  tracees_.erase(tid);
   const long pidfd = syscall(SYS_pidfd_open, tid, 0);
   if (pidfd >= 0) {
     close(static_cast<int>(pidfd));
@@ -154,7 +155,6 @@ void Tracer::OnEnd(pid_t tid) {
   }
   siginfo_t info;
   waitid(P_PID, static_cast<id_t>(tid), &info, WEXITED | WNOHANG | kOurs);
-  tracees_.erase(tid);
 }
 
 void Tracer::Handle(const Stop& stop) {

@@ -102,9 +102,9 @@ std::vector<Rule> TracerRules() {
   // What has stopped or ended of those that it traces; its threads, which have no other parent.
   const uint64_t ours = static_cast<uint32_t>(__WALL | __WNOTHREAD);
   for (uint64_t options : {WSTOPPED | WEXITED | WNOWAIT, WSTOPPED | WNOHANG}) {
-    rules.push_back({SCMP_SYS(waitid),
-                     {SCMP_A0(SCMP_CMP_EQ, P_ALL),
-                      SCMP_A3(SCMP_CMP_MASKED_EQ, 0xffff'ffff, options | ours)}});
+    rules.push_back(
+        {SCMP_SYS(waitid),
+         {SCMP_A0(SCMP_CMP_EQ, P_ALL), SCMP_A3(SCMP_CMP_MASKED_EQ, 0xffff'ffff, options | ours)}});
   }
   rules.push_back({SCMP_SYS(waitid),
                    {SCMP_A0(SCMP_CMP_EQ, P_PID),

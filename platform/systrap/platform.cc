@@ -67,7 +67,11 @@ base::Result<std::unique_ptr<Platform>> Create(std::string_view name, const Opti
     made = candidate == "ptrace" ? CreatePtrace(options, &reason) : CreateSystrap(options, &reason);
     if (made.ok()) return made;
     if (reason.empty()) reason = strerror(made.error().code());
-    *why += (why->empty() ? "" : "; ") + std::string(candidate) + ": " + reason;
+    if (name == candidate) {
+      *why = reason;
+    } else {
+      *why += (why->empty() ? "" : "; ") + std::string(candidate) + ": " + reason;
+    }
   }
   return made;
 }

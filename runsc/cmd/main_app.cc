@@ -126,6 +126,11 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_flag("--overlay", g.flags.overlay,
                "keep writes to the root file system in memory instead of the bundle");
   app.add_flag("--strace", g.flags.strace, "log each system call to the debug log");
+  app.add_flag(
+      "--allow-no-seccomp", g.flags.allow_no_seccomp,
+      "start even where the host refuses seccomp filters: the container's processes are "
+      "confined by the ptrace platform, but nothing but its namespaces confines the sandbox "
+      "itself");
   app.add_flag_callback("--strict",
                         [] { throw CLI::ValidationError("--strict", "is not implemented"); })
       ->group("");

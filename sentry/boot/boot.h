@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "sentry/base/result.h"
 #include "sentry/boot/boot_spec.h"
@@ -29,6 +30,12 @@ struct BootHooks {
                                                                   std::string* why)>
       create_platform;
   decltype(&CreateSandbox) create_sandbox = nullptr;
+  // The platforms that this program has, the best first, and why this host cannot do one; empty: it
+  // can. For `runsc features`; may be null.
+  struct PlatformChoice {
+    std::string name, why_not;
+  };
+  std::vector<PlatformChoice> (*describe_platforms)() = nullptr;
   // The table of system calls as JSON, for `runsc features`; may be null.
   std::string (*describe_syscalls)() = nullptr;
 };

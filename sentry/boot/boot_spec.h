@@ -107,6 +107,8 @@ struct BootSpec {
   std::string network = "none";
   bool strace = false;
   bool strict = false;
+  // To start even where the host has no seccomp(2): the sentry has no filter then.
+  bool allow_no_seccomp = false;
   bool debug = false;
   int64_t spin_ns = -1;  // platform::Options::spin_ns
 };
