@@ -53,6 +53,13 @@ class PtraceTest(harness.ContainerTest):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
 
+    def busy_stub(self, sentry):
+        """Of the stubs the one that computes."""
+        busy = []
+        self.wait_for(lambda: busy.extend(p for p in self.stubs(sentry)
+                                          if int((leftovers.stat_of(p) or [0] * 20)[11]) > 10) or busy)
+        return busy[0]
+
     def test_stubs_are_traced(self):
         id, sentry = self.start(["sh", "-c", "sleep 1000 & sleep 1000 & sleep 1000"])
         threads = {t: open(f"/proc/{sentry}/task/{t}/comm").read().strip()
@@ -77,14 +84,11 @@ class PtraceTest(harness.ContainerTest):
     def test_kill_a_stub(self):
         """Its process ends alone, threads and all."""
         id, sentry = self.start(["sh", "-c", "while :; do :; done & wait $!; echo status $?; sleep 1000"])
-        # Of the stubs the one that computes.
-        busy = []
-        self.wait_for(lambda: busy.extend(p for p in self.stubs(sentry)
-                                          if int((leftovers.stat_of(p) or [0] * 20)[11]) > 20) or busy)
-        os.kill(busy[0], signal.SIGKILL)
-        os.kill(busy[0], signal.SIGKILL)
+        busy = self.busy_stub(sentry)
+        os.kill(busy, signal.SIGKILL)
+        os.kill(busy, signal.SIGKILL)
         self.wait_for(lambda: "status 137" in self.sb.output(id))
-        self.assertFalse(leftovers.is_alive(busy[0]))
+        self.assertFalse(leftovers.is_alive(busy))
         self.assertEqual("7\n", self.sb.runsc("exec", id, "sh", "-c", "echo 7").stdout)
 
     def test_stop_and_continue(self):
@@ -92,7 +96,7 @@ class PtraceTest(harness.ContainerTest):
         id, sentry = self.start(["sh", "-c", "i=0; while :; do i=$((i + 1)); echo $i > /beat; done"])
         beat = lambda: self.sb.runsc("exec", id, "cat", "/beat").stdout
         self.wait_for(lambda: beat().strip())
-        busy = max(self.stubs(sentry), key=lambda p: int(leftovers.stat_of(p)[11]))
+        busy = self.busy_stub(sentry)
         os.kill(busy, signal.SIGSTOP)
         time.sleep(0.2)
         first = beat()
