@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/ptrace.h>
@@ -18,6 +19,7 @@
 
 #include "platform/mailbox.h"
 #include "platform/systrap/clone_gate.h"
+#include "platform/systrap/futex.h"
 
 // After <sys/ptrace.h>, which has names of its own for some of this.
 #include <linux/ptrace.h>
@@ -77,8 +79,8 @@ std::string WhyRefused(int error) {
 }  // namespace
 
 Tracer::Tracer(std::span<const uint64_t> zygote_filter, std::span<const uint64_t> stub_filter,
-               CloneGate* gate)
-    : zygote_filter_(zygote_filter), stub_filter_(stub_filter), gate_(gate) {}
+               CloneGate* gate, uint32_t* doorbell)
+    : zygote_filter_(zygote_filter), stub_filter_(stub_filter), gate_(gate), doorbell_(doorbell) {}
 
 Tracer::~Tracer() {
   if (thread_.joinable()) thread_.join();
@@ -248,6 +250,7 @@ Tracer::Verdict Tracer::Judge(pid_t tid, const seccomp_data& call) const {
 bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call) {
   const Verdict verdict = Judge(tid, call);
   if (verdict == Verdict::kRaise) return false;
+  RingFor(call);
   if (tracee->mode == Mode::kSkip) {
     Poke(tid, kUserRip, call.instruction_pointer - kSyscallSize);
     Poke(tid, kUserRax, static_cast<uint64_t>(call.nr));
@@ -260,6 +263,17 @@ bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call) {
   }
   Guess(tracee, kOwn);
   return true;
+}
+
+// Rings for a stub that is about to wait on a word of its mailbox.
+void Tracer::RingFor(const seccomp_data& call) const {
+  if (call.nr != SYS_futex || call.args[1] != FUTEX_WAIT || call.args[0] < kMailboxBase ||
+      call.args[0] >= kMailboxBase + kMailboxSize ||
+      __atomic_load_n(doorbell_, __ATOMIC_SEQ_CST) == 0) {
+    return;
+  }
+  __atomic_store_n(doorbell_, 0u, __ATOMIC_SEQ_CST);
+  FutexWakeShared(doorbell_, 1);
 }
 
 void Tracer::Guess(Tracee* tracee, Kind kind) {

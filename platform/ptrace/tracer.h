@@ -30,9 +30,10 @@ class CloneGate;
 class Tracer {
  public:
   // `zygote_filter` holds for the zygote, and with `stub_filter` for all others; what a filter puts
-  // to the sentry (SECCOMP_RET_USER_NOTIF) is decided by `gate`, which outlives the stubs.
+  // to the sentry (SECCOMP_RET_USER_NOTIF) is decided by `gate`, which outlives the stubs. A stub
+  // that waits for an answer has `doorbell` rung for it (Shared::sleeping).
   Tracer(std::span<const uint64_t> zygote_filter, std::span<const uint64_t> stub_filter,
-         CloneGate* gate);
+         CloneGate* gate, uint32_t* doorbell);
   // Waits until every tracee has ended: to be called when they are about to.
   ~Tracer();
   Tracer(const Tracer&) = delete;
@@ -72,6 +73,7 @@ class Tracer {
   void HandleSignal(pid_t tid, Tracee* tracee, int signo);
   void HandleCall(pid_t tid, Tracee* tracee);
   bool Admit(pid_t tid, Tracee* tracee, const seccomp_data& call);
+  void RingFor(const seccomp_data& call) const;
   bool EnterStub(pid_t tid, const seccomp_data& call);
   void Raise(pid_t tid, Tracee* tracee, const seccomp_data& call);
   Verdict Judge(pid_t tid, const seccomp_data& call) const;
@@ -80,6 +82,7 @@ class Tracer {
 
   const CallFilter zygote_filter_, stub_filter_;
   CloneGate* const gate_;
+  uint32_t* const doorbell_;
   pid_t zygote_ = 0;
   uint64_t entry_ = 0;
   absl::Notification* zygote_stopped_ = nullptr;  // until it is under way

@@ -255,7 +255,12 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 
 void AwaitAnswer(Slot* s, uint32_t seq) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
-  bool rung = Ring(s, seq);
+  bool rung = true;
+  if (!SharedPage()->traced) {
+    rung = Ring(s, seq);
+  } else if (Load(&SharedPage()->sleeping) != 0) {
+    budget = 0;  // a call more would cost much: the tracer rings when it sees us wait
+  }
   if (budget != 0 && (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
     // The quickest answers come before it is worth to look at the clock.
     uint64_t start = 0, now = 0;

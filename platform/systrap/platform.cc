@@ -19,6 +19,7 @@
 #include "platform/systrap/address_space.h"
 #include "platform/systrap/context.h"
 #include "platform/systrap/filter.h"
+#include "platform/systrap/futex.h"
 #include "platform/systrap/reap.h"
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
@@ -40,10 +41,6 @@ constexpr int kLooksBeforeHold = 20;
 constexpr int64_t kHauntedNs = 10'000'000;
 
 }  // namespace
-
-void FutexWakeShared(uint32_t* word, int count) {
-  syscall(SYS_futex, word, FUTEX_WAKE, count, nullptr, nullptr, 0);
-}
 
 base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, std::string* why) {
   auto p = std::make_unique<SystrapPlatform>(options, SystrapPlatform::Trapping::kSeccomp);
@@ -109,7 +106,7 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
   if (trapping_ == Trapping::kPtrace) {
     tracer_ = std::make_unique<Tracer>(
         std::span(shared_->zygote_filter[1], shared_->zygote_filter_length),
-        std::span(shared_->filter, shared_->filter_length), &clone_gate_);
+        std::span(shared_->filter, shared_->filter_length), &clone_gate_, &shared_->sleeping);
     shared_->traced = 1;
   }
   shared_->has_fsgsbase = machine_.has_fsgsbase;

@@ -29,9 +29,6 @@ namespace platform {
 class SystrapAddressSpace;
 class ThreadContext;
 
-// FUTEX_WAKE on a word that other processes share.
-void FutexWakeShared(uint32_t* word, int count);
-
 class SystrapPlatform final : public Platform {
  public:
   // Who tells the guest's calls from the stub's own: the host's seccomp, or a tracer of ours.
