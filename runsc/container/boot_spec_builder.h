@@ -18,6 +18,7 @@ struct SandboxFlags {
   bool overlay = false;
   bool strace = false;
   bool strict = false;
+  bool allow_no_seccomp = false;
   bool debug = false;
   int64_t spin_ns = -1;
 };
