@@ -58,8 +58,8 @@ class CallGate {
   // The thread `tid` asks for this call; whether it may make it. For who stops calls by other means
   // than a listener.
   bool Admits(int tid, const seccomp_data& call);
-  // None are expected any more. True if a clone was asked for more often than was expected.
-  bool Forget(int tid);
+  // None are expected any more. Returns how much more often a clone was asked for than expected.
+  uint32_t Forget(int tid);
 
   // ---- Strict mode: the call with which a new process maps its mailbox ----
 
