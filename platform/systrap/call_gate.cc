@@ -66,6 +66,7 @@ OrderedCall MemoryCall(const OrderEntry& e) {
     case OrderOp::kMadvise:
       return {.nr = SYS_madvise, .args = {e.a, e.b, e.c}};
     case OrderOp::kMremap:
+      if (e.a == e.c) return {.nr = SYS_mremap, .args = {e.a, e.b, e.d}};
       return {.nr = SYS_mremap, .args = {e.a, e.b, e.d, MREMAP_MAYMOVE | MREMAP_FIXED, e.c}};
     default:
       return {.nr = 0};
