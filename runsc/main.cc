@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   const sentry::BootHooks hooks{.create_platform = CreatePlatform,
                                 .create_sandbox = &sentry::CreateSandbox,
                                 .describe_platforms = &DescribePlatforms,
-                                .describe_syscalls = &sentry::SyscallsJson};
+                                .describe_syscalls = &sentry::SyscallsJson,
+                                .probe_strict = &platform::ProbeStrict};
   return runsc::RunMain(argc, argv, hooks);
 }

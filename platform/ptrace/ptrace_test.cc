@@ -76,10 +76,12 @@ TEST(PtraceTest, NeedsNoSeccompOfTheHost) {
 
 TEST(PtraceTest, AutoTakesWhatTheHostCanDo) {
   std::string why;
-  auto p = Create("auto", Options{}, &why);
-  ASSERT_TRUE(p.ok()) << why;
-  EXPECT_STREQ((*p)->name(), "systrap");
-  EXPECT_EQ(why, "");
+  {
+    auto p = Create("auto", Options{}, &why);
+    ASSERT_TRUE(p.ok()) << why;
+    EXPECT_STREQ((*p)->name(), "systrap");
+    EXPECT_EQ(why, "");
+  }
   EXPECT_EQ(0, InChild([] {
               RefuseSeccomp();
               std::string reason;
@@ -200,7 +202,7 @@ TEST(PtraceTest, CallsOutsideTheStubAreTheGuests) {
 // The interpreter says what the host's seccomp does: the same program, calls at random.
 TEST(CallFilterTest, AgreesWithTheHost) {
   if (base::kSanitized) GTEST_SKIP() << "sanitizers make host calls that the filter refuses";
-  const std::vector<uint64_t> words = BuildZygoteFilter(true, false);
+  const std::vector<uint64_t> words = BuildZygoteFilter(true, Gated::kNothing);
   const CallFilter filter(words);
   for (int nr = 0; nr < 480; nr++) {
     if (nr == 335 || nr == 336 || nr == 15 || nr == 60 || nr == 231) continue;
@@ -227,7 +229,7 @@ TEST(CallFilterTest, AgreesWithTheHost) {
 }
 
 TEST(CallFilterTest, ArgumentsOfAStub) {
-  const CallFilter filter(BuildStubFilter(true));
+  const CallFilter filter(BuildStubFilter(true, false));
   auto action = [&](int nr, uint64_t a, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0,
                     uint64_t ip = kStubBase + 0x1000, uint32_t arch = AUDIT_ARCH_X86_64) {
     return filter.Action(seccomp_data{nr, arch, ip, {a, b, c, d, 0, 0}});

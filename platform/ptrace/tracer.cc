@@ -18,7 +18,7 @@
 #include <utility>
 
 #include "platform/mailbox.h"
-#include "platform/systrap/clone_gate.h"
+#include "platform/systrap/call_gate.h"
 #include "platform/systrap/futex.h"
 
 // After <sys/ptrace.h>, which has names of its own for some of this.
@@ -79,7 +79,7 @@ std::string WhyRefused(int error) {
 }  // namespace
 
 Tracer::Tracer(std::span<const uint64_t> zygote_filter, std::span<const uint64_t> stub_filter,
-               CloneGate* gate, uint32_t* doorbell)
+               CallGate* gate, uint32_t* doorbell)
     : zygote_filter_(zygote_filter), stub_filter_(stub_filter), gate_(gate), doorbell_(doorbell) {}
 
 Tracer::~Tracer() {
@@ -257,7 +257,7 @@ bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call) {
     tracee->mode = Mode::kMake;
     return true;
   }
-  if (verdict == Verdict::kAsk && !gate_->Take(tid, call.args[0])) {
+  if (verdict == Verdict::kAsk && !gate_->Admit(tid, call)) {
     if (!Poke(tid, kUserOrigRax, ~0ull)) return true;  // it is gone
     Poke(tid, kUserRax, static_cast<uint64_t>(-EPERM));
   }

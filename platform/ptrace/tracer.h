@@ -17,7 +17,7 @@
 
 namespace platform {
 
-class CloneGate;
+class CallGate;
 
 // Traces the zygote and, as the host attaches what a tracee makes, every stub from its first
 // instruction on. Each call stops before it begins, and is judged by registers that nobody can
@@ -33,7 +33,7 @@ class Tracer {
   // to the sentry (SECCOMP_RET_USER_NOTIF) is decided by `gate`, which outlives the stubs. A stub
   // that waits for an answer has `doorbell` rung for it (Shared::sleeping).
   Tracer(std::span<const uint64_t> zygote_filter, std::span<const uint64_t> stub_filter,
-         CloneGate* gate, uint32_t* doorbell);
+         CallGate* gate, uint32_t* doorbell);
   // Waits until every tracee has ended: to be called when they are about to.
   ~Tracer();
   Tracer(const Tracer&) = delete;
@@ -81,7 +81,7 @@ class Tracer {
   static void Continue(pid_t tid, const Tracee& tracee, int signo = 0);
 
   const CallFilter zygote_filter_, stub_filter_;
-  CloneGate* const gate_;
+  CallGate* const gate_;
   uint32_t* const doorbell_;
   pid_t zygote_ = 0;
   uint64_t entry_ = 0;
