@@ -253,6 +253,7 @@ struct Slot {
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
+  uint32_t cpu;       // the processor on which it went to sleep last
   uint64_t fault_addr, trapno, error_code;
   uint32_t cpu;  // the processor on which it went to sleep last
 

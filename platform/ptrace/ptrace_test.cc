@@ -76,10 +76,12 @@ TEST(PtraceTest, NeedsNoSeccompOfTheHost) {
 
 TEST(PtraceTest, AutoTakesWhatTheHostCanDo) {
   std::string why;
-  auto p = Create("auto", Options{}, &why);
-  ASSERT_TRUE(p.ok()) << why;
-  EXPECT_STREQ((*p)->name(), "systrap");
-  EXPECT_EQ(why, "");
+  {
+    auto p = Create("auto", Options{}, &why);
+    ASSERT_TRUE(p.ok()) << why;
+    EXPECT_STREQ((*p)->name(), "systrap");
+    EXPECT_EQ(why, "");
+  }
   EXPECT_EQ(0, InChild([] {
               RefuseSeccomp();
               std::string reason;

@@ -257,7 +257,7 @@ bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call) {
     tracee->mode = Mode::kMake;
     return true;
   }
-  if (verdict == Verdict::kAsk && !gate_->Admits(tid, call)) {
+  if (verdict == Verdict::kAsk && !gate_->Admit(tid, call)) {
     if (!Poke(tid, kUserOrigRax, ~0ull)) return true;  // it is gone
     Poke(tid, kUserRax, static_cast<uint64_t>(-EPERM));
   }

@@ -203,14 +203,12 @@ int InstallFilter() {
   const Shared* shared = SharedPage();
   FilterProgram program{static_cast<uint16_t>(shared->zygote_filter_length),
                         Addr(shared->zygote_filter[1])};
-  long fd = -38;  // ENOSYS: under a tracer it is not asked for
-  if (!shared->traced) {
-    // In strict mode a call that the sentry has let go on is made: no signal comes between, after
-    // which it would be asked for again.
-    uint64_t flags = kNewListener | (shared->strict ? kWaitKillableRecv : 0);
-    fd = Syscall(kSysSeccomp, 1, flags, Addr(&program));
-    if (!IsError(fd)) return static_cast<int>(fd);
-  }
+  // In strict mode a call that the sentry has let go on is made: no signal comes between, after
+  // which it would be asked for again.
+  uint64_t flags = kNewListener | (shared->strict ? kWaitKillableRecv : 0);
+  long fd = -1;
+  if (!shared->traced) fd = Syscall(kSysSeccomp, 1, flags, Addr(&program));
+  if (!IsError(fd)) return static_cast<int>(fd);
   program.instructions = Addr(shared->zygote_filter[0]);
   if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0 && !shared->traced) Die();
   return static_cast<int>(fd);

@@ -178,9 +178,9 @@ bool CallGate::Take(int tid, const seccomp_data& data, OrderedCall* call) {
   return TakeOrdered(tid, data, call) || TakeBirth(tid, data);
 }
 
-bool CallGate::Admits(int tid, const seccomp_data& call) {
-  OrderedCall ordered;
-  return Take(tid, call, &ordered) && !ordered.file;
+bool CallGate::Admit(int tid, const seccomp_data& data) {
+  OrderedCall call;
+  return Take(tid, data, &call);
 }
 
 bool CallGate::TakeOrdered(int tid, const seccomp_data& data, OrderedCall* call) {

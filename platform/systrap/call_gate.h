@@ -55,11 +55,12 @@ class CallGate {
   // often: one that a signal interrupts, or a stop by the host, begins anew, and nothing here shows
   // whether one before has come to its end.
   void Expect(int tid, int process, std::vector<OrderedCall> calls);
-  // The thread `tid` asks for this call; whether it may make it. For who stops calls by other means
-  // than a listener.
-  bool Admits(int tid, const seccomp_data& call);
   // None are expected any more. Returns how much more often a clone was asked for than expected.
   uint32_t Forget(int tid);
+
+  // For a tracer, which has no listener: whether the thread may make this call now. Not in strict
+  // mode.
+  bool Admit(int tid, const seccomp_data& data);
 
   // ---- Strict mode: the call with which a new process maps its mailbox ----
 

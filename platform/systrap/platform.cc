@@ -52,8 +52,8 @@ base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, st
 
 base::Result<std::unique_ptr<Platform>> CreatePtrace(const Options& options, std::string* why) {
   if (options.strict) {
-    *why = "has no strict mode";
-    return base::Error(EINVAL);
+    *why = "strict mode needs seccomp's user notifications";
+    return base::Error(ENOSYS);
   }
   auto p = std::make_unique<SystrapPlatform>(options, SystrapPlatform::Trapping::kPtrace);
   TRY(p->Start(why));

@@ -85,13 +85,13 @@ void AddFeaturesCommand(Context& context) {
     if (context.boot_hooks && context.boot_hooks->describe_syscalls) {
       json["annotations"]["runsc.syscalls"] = context.boot_hooks->describe_syscalls();
     }
+    AddPlatforms(platforms, &json["annotations"]);
     if (context.boot_hooks && context.boot_hooks->probe_strict) {
       base::Status strict = context.boot_hooks->probe_strict();
       json["annotations"]["runsc.strict"] =
           strict.ok() ? "possible"
                       : std::string("not possible: ") + strerror(strict.error().code());
     }
-    AddPlatforms(platforms, &json["annotations"]);
     printf("%s\n", json.dump(4).c_str());
     return 0;
   });
