@@ -6,6 +6,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -71,6 +72,16 @@ bool DestinationsExist(const std::string& rootfs, const std::vector<oci::Mount>&
 
 sentry::CapSets BuildCaps(const oci::Capabilities& caps) {
   return {caps.bounding, caps.effective, caps.inheritable, caps.permitted, caps.ambient};
+}
+
+// A container that shares the host's UTS namespace has the host's name.
+std::string Hostname(const oci::Spec& spec) {
+  const auto& list = spec.linux_.namespaces;
+  utsname host;
+  const bool own = std::any_of(list.begin(), list.end(),
+                               [](const oci::Namespace& ns) { return ns.type == "uts"; });
+  if (own || !spec.hostname.empty() || uname(&host) != 0) return spec.hostname;
+  return host.nodename;
 }
 
 void BuildLinux(const oci::Linux& config, sentry::BootSpec* boot) {
@@ -149,7 +160,7 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
 
   sentry::BootSpec& boot = setup.boot;
   boot.container_id = id;
-  boot.hostname = spec.hostname;
+  boot.hostname = Hostname(spec);
   boot.domainname = spec.domainname;
   boot.process = BuildProcessSpec(*spec.process);
   boot.root_readonly = spec.root.readonly;

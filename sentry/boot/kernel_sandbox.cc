@@ -357,7 +357,6 @@ base::Status KernelSandbox::Init(SandboxFds fds, std::string* why) {
     // The container's mounts are made with the rights of its root.
     base::Ref<Credentials> root = Credentials::NewRoot(kernel_.root_user_ns());
     mounts_ = TRY(BuildMounts(kernel_.vfs(), gofer_, spec_, *root, why));
-    TRY(WriteSysctls(kernel_.vfs(), mounts_, *root, spec_, why));
     return MakeProcess(spec_.process, std::move(fds.process), true, why);
   });
   if (!pid.ok()) return pid.error();
