@@ -16,7 +16,7 @@
 namespace runsc {
 namespace {
 
-constexpr const char* kV1Controllers[] = {"memory", "cpu", "cpuacct", "cpuset", "pids"};
+constexpr const char* kV1Controllers[] = {"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio"};
 constexpr int kRemoveTries = 100;
 constexpr long kRemovePauseNs = 20'000'000;
 
@@ -332,6 +332,24 @@ std::vector<std::string> Cgroups::Dirs() const {
   for (const Group& group : groups_) {
     if (!Contains(dirs, group.dir)) dirs.push_back(group.dir);
   }
+  return dirs;
+}
+
+CgroupDirs Cgroups::StatsDirs() const {
+  CgroupDirs dirs;
+  auto of = [this](const char* controller) -> std::string {
+    for (const Group& group : groups_) {
+      const bool here = group.controller.empty() ? Contains(v2_controllers_, controller)
+                                                 : group.controller == controller;
+      if (here) return group.dir;
+    }
+    return "";
+  };
+  dirs.memory = of("memory");
+  dirs.cpu = of("cpu");
+  dirs.cpuacct = of("cpuacct");
+  dirs.pids = of("pids");
+  dirs.v2 = Contains(v2_controllers_, "memory");
   return dirs;
 }
 

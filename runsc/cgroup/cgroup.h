@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runsc/cgroup/stats.h"
 #include "runsc/oci/spec.h"
 
 namespace runsc {
@@ -53,6 +54,8 @@ class Cgroups {
   std::vector<std::string> Missing() const;
   // The groups' own directories.
   std::vector<std::string> Dirs() const;
+  // The groups by what is read from them.
+  CgroupDirs StatsDirs() const;
   // Makes the groups and sets their limits.
   absl::Status Make();
   // Sets the limits of groups that are there.

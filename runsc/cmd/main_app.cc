@@ -203,6 +203,8 @@ void Command::Numbers(const char* names, std::vector<uint32_t>* values, const ch
 
 void Command::Hide() { app_->group(""); }
 
+void Command::AnyOptions() { app_->allow_extras(); }
+
 void Command::StopAtArgument() {
   app_->remove_option(app_->get_option("args"));
   app_->prefix_command();
@@ -242,10 +244,11 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
   app.add_flag("--version,-v", version, "print the version");
   app.require_subcommand(0, 1);
   for (auto add :
-       {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand, AddFeaturesCommand,
-        AddKillCommand, AddListCommand, AddPauseCommand, AddPsCommand, AddResumeCommand,
-        AddRunCommand, AddSpecCommand, AddSyscallsCommand, AddStartCommand, AddStateCommand,
-        AddUpdateCommand, AddWaitCommand, AddBootCommand, AddGoferCommand}) {
+       {AddCreateCommand,     AddDeleteCommand, AddDoCommand,   AddEventsCommand,   AddExecCommand,
+        AddFeaturesCommand,   AddKillCommand,   AddListCommand, AddPauseCommand,    AddPsCommand,
+        AddResumeCommand,     AddRunCommand,    AddSpecCommand, AddSyscallsCommand, AddStartCommand,
+        AddStateCommand,      AddUpdateCommand, AddWaitCommand, AddBootCommand,     AddGoferCommand,
+        AddCheckpointCommands}) {
     add(context);
   }
   static std::vector<std::string> help_args;

@@ -192,7 +192,8 @@ base::Result<std::string> KernelSandbox::FindProgram(const ProcessSpec& p, const
   Vfs& vfs = kernel_.vfs();
   auto check = [&](const std::string& path) -> base::Status {
     Path found = TRY(vfs.Walk(ctx, path, {}));
-    if (found.dentry->inode()->IsDir()) return base::Error(EISDIR);
+    // As execve(2) has it; engines tell "permission denied" from other failures.
+    if (found.dentry->inode()->IsDir()) return base::Error(EACCES);
     InodeAttr attr = TRY(vfs.GetAttr(found));
     // Root may execute what anybody may.
     if ((attr.mode & 0111) == 0) return base::Error(EACCES);
@@ -202,7 +203,6 @@ base::Result<std::string> KernelSandbox::FindProgram(const ProcessSpec& p, const
     const char* text = code == ENOENT ? "no such file or directory" : nullptr;
     std::string detail = text             ? "stat " + name + ": " + text
                          : code == EACCES ? "permission denied"
-                         : code == EISDIR ? "is a directory"
                                           : strerror(code);
     *why = "exec: \"" + name + "\": " + detail;
     return base::Error(code);
@@ -506,6 +506,7 @@ ProcessInfo KernelSandbox::Describe(ThreadGroup& group) {
   info.command = "[" + leader->comm() + "]";
   base::Ref<MemoryManager> mm = leader->mm_ref();
   if (!mm) return info;
+  info.host_pid = mm->address_space().host_pid();
   MmLayout layout = mm->layout();
   std::string args(std::min<uint64_t>(layout.arg_end - layout.arg_start, 4096), '\0');
   auto n =

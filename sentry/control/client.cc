@@ -125,6 +125,7 @@ Result<std::vector<ProcessInfo>> ControlClient::Processes() {
     std::string state = Str(p, "state");
     info.state = state.empty() ? '?' : state[0];
     info.command = Str(p, "command");
+    info.host_pid = static_cast<int32_t>(Int(p, "hostPid"));
     list.push_back(std::move(info));
   }
   return list;

@@ -289,7 +289,8 @@ void ControlServer::DoProcesses(uint64_t connection, uint32_t id) {
                     {"threads", p.threads},
                     {"tty", BytesToUtf8(p.tty)},
                     {"state", std::string(1, p.state)},
-                    {"command", BytesToUtf8(p.command)}});
+                    {"command", BytesToUtf8(p.command)},
+                    {"hostPid", p.host_pid}});
   }
   Reply(connection, id, 0, Json({{"processes", std::move(list)}}).dump());
 }

@@ -268,7 +268,7 @@ class LifecycleTest(harness.ContainerTest):
         self.assertIn("bind", features["mountOptions"])
         self.assertIn("ociVersionMin", features)
         text = self.sb.runsc("--help").stdout
-        for command in "create start run exec kill delete state list ps syscalls wait spec features do".split():
+        for command in "create start run exec events kill delete state list ps syscalls wait spec features do".split():
             self.assertRegex(text, rf"(?m)^ +{command}\b", command)
 
     def test_do(self):
