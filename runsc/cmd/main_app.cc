@@ -124,6 +124,10 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_option("--network", g.flags.network,
                  "the container's network ('none': loopback only) (default: \"none\")")
       ->check(CLI::IsMember({"none"}));
+  app.add_option("--file-access", g.flags.file_access,
+                 "who changes the root file system: 'exclusive' (the container alone), or 'shared' "
+                 "(the host too, as `docker cp` does; slower) (default: \"exclusive\")")
+      ->check(CLI::IsMember({"exclusive", "shared"}));
   app.add_flag("--overlay", g.flags.overlay,
                "keep writes to the root file system in memory instead of the bundle");
   app.add_flag("--strace", g.flags.strace, "log each system call to the debug log");

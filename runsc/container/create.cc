@@ -106,6 +106,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
 
   LaunchOptions launch;
   launch.id = options.id;
+  launch.hostname = setup->boot.hostname;
   if (options.spec.process->terminal) {
     auto console =
         NewConsole(options.spec.process->console_rows, options.spec.process->console_cols);

@@ -72,7 +72,9 @@ class Builder {
   }
 
   base::Status MakeRoot() {
-    auto lower = MountGofer(gofer_, 0, GoferCache::kExclusive);
+    // An overlay's lower layer never changes.
+    const bool shared = spec_.root_shared && !spec_.overlay;
+    auto lower = MountGofer(gofer_, 0, shared ? GoferCache::kShared : GoferCache::kExclusive);
     if (!lower.ok()) return Named("mounting the root file system", lower.error());
     base::Ref<Inode> root = std::move(*lower);
     if (spec_.overlay) {

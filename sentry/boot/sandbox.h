@@ -42,7 +42,8 @@ struct ProcessInfo {
   std::string tty;      // "pts/0", or "?"
   char state = 'S';     // as in /proc/PID/stat
   std::string command;  // the arguments joined by blanks, or [comm]
-  int32_t host_pid = 0;  // what runs its code, in the sentry's PID namespace on the host; 0: nothing
+  int32_t host_pid =
+      0;  // what runs its code, in the sentry's PID namespace on the host; 0: nothing
 };
 
 // Thread-safe. Methods may block the calling thread (never a worker's) for as long as the gofer

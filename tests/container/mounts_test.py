@@ -5,6 +5,7 @@ import os
 import socket
 
 import harness
+from harness import default_config
 
 
 class MountsTest(harness.ContainerTest):
@@ -76,6 +77,37 @@ class MountsTest(harness.ContainerTest):
             c["linux"]["namespaces"] = [n for n in c["linux"]["namespaces"] if n["type"] != "uts"]
         r = self.sb.run(["uname", "-n"], edit=edit)
         self.assertEqual(socket.gethostname() + "\n", r.stdout, r.stderr)
+
+    def test_name_of_a_joined_uts_namespace(self):
+        """As the containers of a pod have it."""
+        first = self.sb.create(default_config(["sleep", "100"]))
+        pid = self.sb.state(first)["pid"]
+        def edit(c):
+            del c["hostname"]
+            for n in c["linux"]["namespaces"]:
+                if n["type"] == "uts":
+                    n["path"] = f"/proc/{pid}/ns/uts"
+        r = self.sb.run(["uname", "-n"], edit=edit)
+        self.assertEqual("sandbox\n", r.stdout, r.stderr)
+
+    def test_root_that_the_host_changes_too(self):
+        for flags in ([], ["--file-access", "shared"]):
+            id = self.sb.create(default_config(["sleep", "100"]), flags=flags)
+            self.sb.runsc("start", id)
+            path = os.path.join(self.sb.rootfs, "root", "note")
+            run = lambda *args: self.sb.runsc("exec", id, *args).stdout
+            if flags:
+                self.assertEqual("", run("cat", "/root/note"))
+            for text in ("first\n", "and second\n"):
+                with open(path + ".new", "w") as f:
+                    f.write(text)
+                os.rename(path + ".new", path)
+                self.assertEqual(text, run("cat", "/root/note"), flags)
+                if not flags:
+                    break  # it has learnt the name, and may believe in what it knows
+            os.unlink(path)
+        self.assertEqual("", run("cat", "/root/note"))
+        self.assertIn("exclusive", self.sb.runsc("--file-access", "none", "list").stderr)
 
 
 if __name__ == "__main__":
