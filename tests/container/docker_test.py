@@ -44,6 +44,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         r = self.command("load", "-i", engines.make_image(self.path("image.tar")))
         assert r.returncode == 0, r.stderr
 
+    def remove_containers(self):
+        names = self.command("ps", "-aq").stdout.split()
+        if names:
+            self.command("rm", "-f", *names)
+
     def command(self, *args, **kw):
         return self.run(program("docker"), *args, **kw)
 
@@ -88,7 +93,7 @@ class DockerTest(engines.EngineTest):
     def test_limits(self):
         self.assertEqual("docker-init\n", self.ok("run", "--rm", "--init", IMAGE, "cat", "/proc/1/comm"))
         self.assertEqual("1\n", self.ok("run", "--rm", "--cpus", "1", IMAGE, "nproc"))
-        fork = "for i in $(seq 60); do sleep 1 & done; wait"
+        fork = "for i in $(seq 60); do sleep 0.5 & done; wait"
         r = self.engine.command("run", "--rm", "--pids-limit", "50", IMAGE, "sh", "-c", fork)
         self.assertIn("Resource temporarily unavailable", r.stderr)
         self.assertEqual(0, self.engine.command("run", "--rm", IMAGE, "sh", "-c", fork).returncode)
@@ -171,12 +176,12 @@ class DockerTest(engines.EngineTest):
         self.assertEqual(5, child.wait(timeout=20))
 
     def test_logs_of_100_mb(self):
-        line = "012345678901234567890123456789012345678901234567890123456789012"
+        line = "0123456789" * 99 + "012345678"
         self.ok("run", "-d", "--name", "big", IMAGE, "sh", "-c", f"yes {line} | head -c 100000000")
         self.assertEqual("0\n", self.ok("wait", "big", timeout=120))
         logs = self.engine.command("logs", "big", timeout=120).stdout
         self.assertEqual(100_000_000, len(logs))
-        self.assertEqual({line}, set(logs[:64_000_000].split()))
+        self.assertEqual({line}, set(logs.split()))
 
     def test_build(self):
         self.engine.write("build/copied", "a file\n")

@@ -92,7 +92,7 @@ class Engine:
         os.chmod(path, 0o755)
         return path
 
-    def daemon(self, name, command, ready, timeout=30):
+    def daemon(self, name, command, ready, timeout=120):
         """Starts a daemon and waits until the command `ready` succeeds."""
         log = self.path(name + ".log")
         self.logs.append(log)
@@ -100,12 +100,18 @@ class Engine:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=f, stderr=f,
                                      env=self.env, start_new_session=True)
         deadline = time.monotonic() + timeout
-        while self.run(*ready).returncode != 0:
+        while not self.succeeds(ready):
             if child.poll() is not None or time.monotonic() > deadline:
                 with open(log, errors="replace") as f:
                     raise AssertionError(f"{name} does not start: {f.read()[-2000:]}")
             time.sleep(0.1)
         return child
+
+    def succeeds(self, command):
+        try:
+            return self.run(*command, timeout=10).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def run(self, *command, timeout=60, **kw):
         kw.setdefault("stdin", subprocess.DEVNULL)
@@ -122,7 +128,14 @@ class Engine:
         os.close(slave)
         return Terminal(master), child
 
+    def remove_containers(self):
+        """Through the engine, while it is there."""
+
     def close(self):
+        try:
+            self.remove_containers()
+        except subprocess.TimeoutExpired:
+            pass  # what is left is killed
         # Containers before what watches over them, which may then put things in order.
         for signo, patience in ((signal.SIGTERM, 8), (signal.SIGKILL, 10)):
             for pid in leftovers.descendants(os.getpid()):
@@ -161,14 +174,19 @@ class Engine:
         return leftovers.descendants(os.getpid())
 
     def remove_cgroups(self):
-        for top, dirs, _ in os.walk("/sys/fs/cgroup", topdown=False):
-            for name in dirs:
-                path = os.path.join(top, name)
-                if self.cgroup in path or "/libpod_parent" in path:
-                    try:
-                        os.rmdir(path)
-                    except OSError:
-                        pass  # not ours, or somebody is in it
+        """Whatever is empty of ours and of Podman's, which names its groups itself."""
+        for top, dirs, files in os.walk("/sys/fs/cgroup", topdown=False):
+            if self.cgroup not in top and "/libpod_parent" not in top:
+                continue
+            for name in files:
+                try:
+                    os.unlink(os.path.join(top, name))  # Podman takes any directory for a hierarchy
+                except OSError:
+                    pass
+            try:
+                os.rmdir(top)
+            except OSError:
+                pass  # somebody is in it
 
 
 class EngineTest(unittest.TestCase):

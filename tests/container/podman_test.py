@@ -15,7 +15,7 @@ class Podman(engines.Engine):
     def start(self):
         self.env["CONTAINERS_CONF"] = self.write("containers.conf", f"""
 [containers]
-default_ulimits = ["nofile=1024:4096", "nproc=1000:2000"]
+default_ulimits = ["nofile=4096:4096", "nproc=2000:2000"]
 log_driver = "k8s-file"
 netns = "none"
 [engine]
@@ -35,6 +35,10 @@ runroot = "{self.dir}/run"
 """)
         r = self.command("load", "-i", engines.make_image(self.path("image.tar")))
         assert r.returncode == 0, r.stderr
+
+    def remove_containers(self):
+        self.command("pod", "rm", "-fa", "-t", "0")
+        self.command("rm", "-fa", "-t", "0")
 
     def command(self, *args, **kw):
         return self.run("podman", *args, **kw)
@@ -112,13 +116,49 @@ class PodmanTest(engines.EngineTest):
         self.assertEqual(5, child.wait(timeout=20))
 
     def test_logs_of_100_mb(self):
-        self.ok("run", "-d", "--name", "big", IMAGE, "sh", "-c",
-                "yes 012345678901234567890123456789012345678901234567890123456789012 | head -c 100000000")
+        line = "0123456789" * 99 + "012345678"
+        self.ok("run", "-d", "--name", "big", IMAGE, "sh", "-c", f"yes {line} | head -c 100000000")
         self.assertEqual("0\n", self.ok("wait", "big", timeout=120))
         logs = self.engine.command("logs", "big", timeout=120).stdout
         self.assertEqual(100_000_000, len(logs))
-        self.assertEqual({"012345678901234567890123456789012345678901234567890123456789012"},
-                         set(logs[:64_000_000].split()))
+        self.assertEqual({line}, set(logs.split()))
+
+    def test_pod(self):
+        """Two containers of a pod: a volume and the pod's name are shared; each has a sandbox, and so
+        a loopback device, of its own."""
+        container = """
+  - name: {0}
+    image: {1}
+    command: ["sh", "-c", "hostname > /shared/{0}; sleep 1000"]
+    volumeMounts:
+    - name: shared
+      mountPath: /shared
+"""
+        kube = self.engine.write("pod.yaml", f"""
+apiVersion: v1
+kind: Pod
+metadata:
+  name: pod
+spec:
+  containers:{container.format("one", IMAGE)}{container.format("two", IMAGE)}
+  volumes:
+  - name: shared
+    hostPath:
+      path: {self.engine.path("volume")}
+      type: DirectoryOrCreate
+""")
+        self.ok("play", "kube", "--network", "none", kube)
+        self.eventually(lambda: self.ok("exec", "pod-one", "cat", "/shared/two"), "^pod\n$")
+        self.eventually(lambda: self.ok("exec", "pod-two", "cat", "/shared/one"), "^pod\n$")
+        self.ok("exec", "-d", "pod-one", "httpd", "-f", "-p", "127.0.0.1:8080")
+        wget = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/shared/one")
+        def served():
+            return self.engine.command("exec", "pod-one", *wget).stdout
+        self.eventually(served, "^pod\n$")
+        self.assertIn("refused", self.engine.command("exec", "pod-two", *wget).stderr)
+        self.ok("kill", "pod-two")
+        self.assertEqual("true\n", self.ok("inspect", "-f", "{{.State.Running}}", "pod-one"))
+        self.ok("pod", "kill", "pod")
 
     def test_health(self):
         self.ok("run", "-d", "--name", "c", "--health-cmd", "test -f /healthy", "--health-interval",
