@@ -239,7 +239,8 @@ std::vector<CgroupWrite> CgroupWrites(const oci::Resources& r, bool v2) {
   if (!r.cpus.empty()) w.push_back({"cpuset", "cpuset.cpus", r.cpus});
   if (!r.mems.empty()) w.push_back({"cpuset", "cpuset.mems", r.mems});
   if (r.pids_limit && *r.pids_limit != 0) {
-    w.push_back({"pids", "pids.max", *r.pids_limit > 0 ? std::to_string(*r.pids_limit) : "max"});
+    w.push_back(
+        {"pids", "pids.max", *r.pids_limit > 0 ? std::to_string(HostTasks(*r.pids_limit)) : "max"});
   }
   if (v2) {
     for (const auto& [file, value] : r.unified) {

@@ -100,6 +100,7 @@ class KernelSandbox : public Sandbox {
   std::vector<ProcessInfo> Processes() override;
   std::string SyscallTimes() override;
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) override;
+  void SetLimits(int64_t pids, int64_t memory) override { kernel_.SetLimits(pids, memory); }
   void Destroy() override;
 
  private:

@@ -77,6 +77,8 @@ class Sandbox {
   // Tells the terminal of `pid` its new size: the foreground process group gets SIGWINCH.
   // 0 rows and columns: ask the host terminal. ENOTTY if it has none.
   virtual base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) = 0;
+  // The container's limits are these from now on; 0: none, -1: as it was. Memory in bytes.
+  virtual void SetLimits(int64_t pids, int64_t memory) = 0;
   // Kills everything, and syncs what files need it. Nothing may be called after it.
   virtual void Destroy() = 0;
 };

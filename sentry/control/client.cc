@@ -135,6 +135,12 @@ Result<std::string> ControlClient::SyscallTimes() {
   return Call(ControlOp::kSyscalls, "{}", {}, kShortMs, nullptr);
 }
 
+Status ControlClient::SetLimits(int64_t pids, int64_t memory) {
+  Json json = {{"pids", pids}, {"memory", memory}};
+  TRY(Call(ControlOp::kLimits, json.dump(), {}, kShortMs, nullptr));
+  return base::Ok();
+}
+
 Status ControlClient::SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) {
   Json json = {{"pid", pid}, {"rows", rows}, {"cols", cols}};
   TRY(Call(ControlOp::kWindowSize, json.dump(), {}, kShortMs, nullptr));

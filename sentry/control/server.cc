@@ -159,6 +159,8 @@ void ControlServer::Dispatch(uint64_t connection, ControlMessage message) {
       return DoWait(connection, message);
     case ControlOp::kSignal:
       return DoSignal(connection, message);
+    case ControlOp::kLimits:
+      return DoLimits(connection, message);
     case ControlOp::kProcesses:
       return DoProcesses(connection, message.id);
     case ControlOp::kWindowSize:
@@ -308,6 +310,15 @@ void ControlServer::DoWindowSize(uint64_t connection, const ControlMessage& mess
   if (!status.ok()) {
     return ReplyError(connection, message.id, status.error().code(), "cannot resize the terminal");
   }
+  Reply(connection, message.id, 0, "{}");
+}
+
+void ControlServer::DoLimits(uint64_t connection, const ControlMessage& message) {
+  Json json = ParseObject(message.payload);
+  std::optional<int64_t> pids = IntField(json, "pids", -1, INT64_MAX);
+  std::optional<int64_t> memory = IntField(json, "memory", -1, INT64_MAX);
+  if (!pids || !memory) return ReplyError(connection, message.id, EPROTO, "malformed limits");
+  sandbox_->SetLimits(*pids, *memory);
   Reply(connection, message.id, 0, "{}");
 }
 

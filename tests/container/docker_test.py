@@ -127,6 +127,7 @@ class DockerTest(engines.EngineTest):
         with open(self.engine.path("back")) as f:
             self.assertEqual("from inside\n", f.read())
         self.ok("update", "--memory", "100m", "--memory-swap", "200m", "c1")
+        self.assertIn("MemTotal:         102400 kB", self.ok("exec", "c1", "cat", "/proc/meminfo"))
         self.ok("restart", "-t", "5", "c1")
         self.eventually(lambda: self.ok("logs", "c1"), "up\nterm\nup\n")
         self.ok("stop", "c1")

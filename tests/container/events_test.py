@@ -39,7 +39,7 @@ class EventsTest(harness.ContainerTest):
         self.assertEqual(64 << 20, data["memory"]["usage"]["limit"])
         self.assertGreater(data["memory"]["usage"]["usage"], 1 << 20)
         self.assertGreater(data["memory"]["raw"]["pgfault"], 0)
-        self.assertEqual(200, data["pids"]["limit"])
+        self.assertGreater(data["pids"]["limit"], 200)
         self.assertGreater(data["pids"]["current"], 3)
 
     def test_intervals_memory_and_the_end(self):

@@ -272,7 +272,7 @@ class CgroupTest(harness.ContainerTest):
             raise
         self.sb.runsc("start", id)
         for v1, v2, value1, value2 in (("memory.limit_in_bytes", "memory.max", "268435456", "268435456"),
-                                       ("pids.max", "pids.max", "77", "77"),
+                                       ("pids.max", "pids.max", str(2 * 77 + 192), str(2 * 77 + 192)),
                                        ("cpu.cfs_quota_us", "cpu.max", "50000", "50000 100000"),
                                        ("cpu.shares", "cpu.weight", "512", "20")):
             self.assertIn((self.read(name, v1), self.read(name, v2)),
