@@ -16,6 +16,9 @@ def program(name):
 
 class Docker(engines.Engine):
     programs = [program("docker"), program("dockerd"), "containerd", "containerd-shim-runc-v2", "runc"]
+    # No bridge and no packet filter of the machine's is touched.
+    before = []
+    network = ["--bridge=none", "--iptables=false", "--ip6tables=false"]
 
     def start(self):
         containerd = self.write("containerd.toml", f"""
@@ -34,13 +37,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
                             '{"runtimes": {"runsc": {"path": "%s"}}, "default-runtime": "runsc"}'
                             % self.runtime_wrapper())
         self.env["DOCKER_HOST"] = f"unix://{self.dir}/d.sock"
-        # No bridge and no packet filter of the machine's is touched.
         self.daemon("dockerd", [
-            program("dockerd"), "--config-file", config, "--containerd", self.path("c.sock"),
+            *self.before, program("dockerd"), "--config-file", config, "--containerd", self.path("c.sock"),
             "--data-root", self.path("data"), "--exec-root", self.path("exec"),
             "--pidfile", self.path("pid"), "--host", self.env["DOCKER_HOST"],
             "--cgroup-parent", "/" + self.cgroup, "--exec-opt", "native.cgroupdriver=cgroupfs",
-            "--bridge=none", "--iptables=false", "--ip6tables=false"], [program("docker"), "version"])
+            *self.network], [program("docker"), "version"])
         r = self.command("load", "-i", engines.make_image(self.path("image.tar")))
         assert r.returncode == 0, r.stderr
 
@@ -202,6 +204,30 @@ CMD cat who /copied; echo $A; ls -l /built | cut -c1-10; readlink /link
         # The steps have run in the sandbox.
         self.assertEqual(self.ok("run", "--rm", IMAGE, "uname", "-v"),
                          self.ok("run", "--rm", "--runtime", "runc", "built", "cat", "/kernel"))
+
+
+class DockerWithBridge(Docker):
+    """With bridges, in a network namespace of its own."""
+    before = ["unshare", "--net"]
+    network = []
+
+
+class DockerBridgeTest(engines.EngineTest):
+    engine_class = DockerWithBridge
+
+    def test_networks(self):
+        """A network of the engine's is made and removed for the container, which has its own loopback
+        device alone."""
+        self.ok("network", "create", "mine")
+        for network in ("bridge", "mine", "host", "none"):
+            self.ok("run", "-d", "--name", network, "--network", network, "--hostname", "named", IMAGE,
+                    "sleep", "1000")
+            self.assertEqual("lo\n", self.ok("exec", network, "sh", "-c", "ls /sys/class/net"))
+            self.assertIn("127.0.0.1", self.ok("exec", network, "ip", "addr"))
+            self.assertIn("localhost", self.ok("exec", network, "cat", "/etc/hosts"))
+        self.ok("run", "--rm", "--network", "container:mine", IMAGE, "true")
+        self.ok("rm", "-f", "bridge", "mine", "host", "none")
+        self.ok("network", "rm", "mine")
 
 
 if __name__ == "__main__":
