@@ -4,9 +4,10 @@ roots, sockets and state of their own below a scratch directory.
 Whatever an engine starts ends in close(): the test is a child subreaper (leftovers.py), so that
 daemons, shims and containers are its descendants. Environment: RUNSC."""
 
+import ctypes
 import fcntl
-import io
 import hashlib
+import io
 import json
 import os
 import pty
@@ -65,10 +66,21 @@ def make_image(path):
     return path
 
 
+CLONE_NEWNS = 0x20000
+
+
+def leave_mount_namespace():
+    """What engines mount is seen by nobody else, and gone with the last of their processes."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
 class Engine:
     """The scratch directory and the processes of one engine."""
 
     def __init__(self):
+        leave_mount_namespace()
         self.dir = tempfile.mkdtemp(prefix="runsc-eng-")
         self.env = dict(os.environ, HOME=self.dir)
         self.logs = []

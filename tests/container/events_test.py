@@ -68,8 +68,11 @@ class EventsTest(harness.ContainerTest):
         id = self.create(["sh", "-c", "sleep 100 & sleep 100 & wait"])
         self.sb.runsc("start", id)
         deadline = time.monotonic() + 20
-        pids = []
-        while len(pids) < 3 and time.monotonic() < deadline:
+        pids, last = [], None
+        # Until all three are what they will be: a fork and then another program.
+        while (len(pids) < 3 or pids != last) and time.monotonic() < deadline:
+            last = pids
+            time.sleep(0.3)
             pids = json.loads(self.sb.runsc("ps", "--format", "json", id).stdout)
         self.assertEqual(3, len(pids))
         self.assertIn(self.sb.state(id)["pid"], pids)
