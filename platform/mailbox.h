@@ -35,7 +35,8 @@ inline constexpr uint64_t kMailboxBase = kRegionBase + 0x4000'0000;
 
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
-inline constexpr uint32_t kHeaderSlots = 2;  // places of slots that the header takes
+inline constexpr uint64_t kSlotStackEnd = kSlotSize - 64;  // where a thread's stack begins
+inline constexpr uint32_t kHeaderSlots = 2;                // places of slots that the header takes
 inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
 inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
 static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
@@ -87,6 +88,8 @@ struct Shared {
   alignas(64) uint32_t sleeping;
   // How long a stub may spin for an answer before it sleeps, in TSC ticks. 0: not at all.
   alignas(64) uint32_t spin_ticks;
+  // The processor on which the poller sleeps, or woke up last.
+  uint32_t poller_cpu;
   // Of the machine; constant after start.
   alignas(kPageSize) uint32_t has_fsgsbase;
   uint32_t xsave_size;  // bytes of an XSAVE image of all enabled user features; 0 without XSAVE
@@ -94,9 +97,9 @@ struct Shared {
   uint32_t mxcsr_mask;
   uint32_t filter_length;
   uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
-  uint32_t pad;
+  uint32_t strict;       // calls about memory go to the sentry, and it opens descriptors with them
   uint64_t filter[kMaxFilter];  // struct sock_filter
-  // The zygote's own filter, which its clones inherit; [1]: clone goes to the sentry.
+  // The zygote's own filter, which its clones inherit; [1]: with calls that go to the sentry.
   uint32_t zygote_filter_length;
   uint64_t zygote_filter[2][kMaxZygoteFilter];
 };
@@ -248,6 +251,7 @@ struct Slot {
   // Line 6: written by the stub when it is slow anyway.
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
+  uint32_t cpu;                   // the processor on which it went to sleep last
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
   uint64_t fault_addr, trapno, error_code;
 
@@ -261,9 +265,10 @@ struct Slot {
   uint64_t frame;      // ucontext in kModeFrame
   uint32_t spin_debt;  // learned: whether it pays to spin for an answer
   uint32_t spin_misses;
-  uint32_t step;         // a single-step trap is owed to the guest
-  uint32_t restore_all;  // the last answer has changed more than rax
-  uint32_t saved_flags;  // of a patched call: OF in al, the others in ah
+  uint32_t woke_elsewhere;  // waits until it is believed again that the poller wakes where it slept
+  uint32_t step;            // a single-step trap is owed to the guest
+  uint32_t restore_all;     // the last answer has changed more than rax
+  uint32_t saved_flags;     // of a patched call: OF in al, the others in ah
   uint32_t site_form;
   uint64_t call_flags;  // of a patched call, for r11
   // The guest's signal mask with kMaskOpen, if it may be changed here; else 0. Changed by
@@ -323,12 +328,23 @@ inline constexpr uint64_t SlotOffset(uint32_t index) {
 }
 inline constexpr uint64_t SlotAddress(uint32_t index) { return kMailboxBase + SlotOffset(index); }
 
+// ---- Descriptors in strict mode ---------------------------------------------------------------
+//
+// A strict stub receives none by its socket, which it closes at the start. The sentry opens one in
+// it while it waits for the answer to the call that needs it, at the number of the thread's own.
+
+inline constexpr int kFirstOrderedFd = 16;
+inline constexpr int OrderedFd(uint32_t slot) { return kFirstOrderedFd + static_cast<int>(slot); }
+
 // ---- The zygote's messages ----------------------------------------------------------------------
 
-struct ZygoteHello {   // comes with the listener of the clone gate, if there is one
+struct ZygoteHello {   // comes with the listener of the call gate, if there is one
   uint64_t vdso_base;  // 0: the vDSO could not be moved
   int32_t error;
+  int32_t listener_error;  // why the host has granted no listener; 0 with one
 };
+// What a new stub gets its mailbox as: the zygote's lowest free number.
+inline constexpr int kNewMailboxFd = 1;
 struct ZygoteRequest {  // comes with two descriptors: the mailbox and the stub's socket
   uint32_t slot;
 };

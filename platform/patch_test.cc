@@ -26,7 +26,7 @@ class PatchTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string why;
-    auto p = CreateSystrap(Options{}, &why);
+    auto p = CreateSystrap(test::TestOptions(), &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
     platform_->StartPool();

@@ -296,7 +296,9 @@ class AddressSpace : public base::UserMemory {
 };
 
 struct Options {
-  bool strict = false;   // memory calls and clone validated by user notification
+  // Each memory call and clone of a stub waits for the sentry's word that it was ordered. Where the
+  // host cannot put calls to the sentry, the platform does not start then.
+  bool strict = false;
   bool patch = true;     // patch system call sites
   int64_t spin_ns = -1;  // -1: learned; 0: never spin
   int pool_size = 2;     // stubs kept ready
@@ -331,5 +333,9 @@ class Platform {
 // Starts the zygote (from the embedded image) and makes the systrap platform. Called once, before
 // the sentry confines itself. Errors: what the host refused, with a line in `why`.
 base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, std::string* why);
+
+// Whether Options::strict is possible here, tried out in a child process. Else the error of
+// seccomp(2).
+base::Status ProbeStrict();
 
 }  // namespace platform

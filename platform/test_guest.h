@@ -19,7 +19,7 @@ extern "C" const char guest_begin[], guest_end[];
 extern "C" const char guest_syscall_loop[], guest_fault[], guest_spin[], guest_avx[],
     guest_counter[], guest_site[], guest_divide[], guest_int80[], guest_trap[], guest_set_gs[],
     guest_hostile[], guest_avx_store[], guest_compare[], guest_flags[], guest_getpid[],
-    guest_gettid_loop[], guest_futex_wake[], guest_forger[];
+    guest_gettid_loop[], guest_futex_wake[], guest_forger[], guest_caller[];
 
 namespace platform::test {
 
@@ -28,6 +28,13 @@ inline constexpr uint64_t kStack = 0x800000;
 inline constexpr uint64_t kStackSize = 0x100000;
 inline constexpr uint64_t kData = 0xa00000;
 inline constexpr uint64_t kDataSize = 0x10000;
+
+// Strict mode if the environment has RUNSC_TEST_STRICT: the same tests hold there.
+inline Options TestOptions() {
+  Options options;
+  options.strict = getenv("RUNSC_TEST_STRICT") != nullptr;
+  return options;
+}
 
 inline uint64_t GuestAddr(const char* symbol) {
   return kCode + static_cast<uint64_t>(symbol - guest_begin);

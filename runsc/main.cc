@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   const sentry::BootHooks hooks{.create_platform = CreatePlatform,
                                 .platform_host_calls = platform::AllowHostCalls,
                                 .create_sandbox = &sentry::CreateSandbox,
-                                .describe_syscalls = &sentry::SyscallsJson};
+                                .describe_syscalls = &sentry::SyscallsJson,
+                                .probe_strict = &platform::ProbeStrict};
   return runsc::RunMain(argc, argv, hooks);
 }

@@ -122,7 +122,7 @@ NAKED void StubEnterGuest(Slot*) {
       :
       : OFF(interrupt), OFF(gs_owned), OFF(gs_base), OFF(rip), OFF(rsp), OFF(eflags), OFF(rax),
         OFF(rbx), OFF(rcx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10),
-        OFF(r11), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotSize - 64),
+        OFF(r11), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotStackEnd),
         [shared] "i"(kSharedBase), [has_fsgsbase] "i"(offsetof(Shared, has_fsgsbase)));
 }
 
@@ -146,7 +146,7 @@ NAKED long StubCloneThread(Slot*) {
       "call StubThreadMain\n\t"
       "ud2\n\t"
       :
-      : [stack_end] "i"(kSlotSize - 64), OFF(host_tid), [flags] "i"(kThreadCloneFlags));
+      : [stack_end] "i"(kSlotStackEnd), OFF(host_tid), [flags] "i"(kThreadCloneFlags));
 }
 
 // The child shares the parent's mailbox, and with it the stack under its feet, until it has mapped
@@ -197,7 +197,7 @@ NAKED long StubFork(Slot*, int, int, int) {
       "syscall\n\t"
       "ud2\n\t"
       :
-      : [stack_end] "i"(kSlotSize - 64), OFF(host_tid), [flags] "i"(kForkCloneFlags),
+      : [stack_end] "i"(kSlotStackEnd), OFF(host_tid), [flags] "i"(kForkCloneFlags),
         [base] "i"(kMailboxBase), [size] "i"(kMailboxSize));
 }
 
@@ -411,7 +411,7 @@ NAKED void StubPatchedCommon() {
       :
       : OFF(interrupt), OFF(self), OFF(saved_flags), OFF(site_form), OFF(rip), OFF(rsp), OFF(rax),
         OFF(rbx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10),
-        OFF(call_flags), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotSize - 64));
+        OFF(call_flags), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotStackEnd));
 }
 
 // An island per site; the numbers of each form lead to its entry.

@@ -69,6 +69,17 @@ bool ReceiveFds(int* fds, uint32_t count) {
   return got == count;
 }
 
+// A call that in strict mode waits for the sentry's word. A signal can end that before the sentry
+// has seen it.
+long MemoryCall(long nr, uint64_t a, uint64_t b, uint64_t c = 0, uint64_t d = 0, uint64_t e = 0,
+                uint64_t f = 0) {
+  long r;
+  do {
+    r = Syscall(nr, a, b, c, d, e, f);
+  } while (r == -kEintr);
+  return r;
+}
+
 constexpr int kReadWriteExec = 7, kReadExec = 5;
 
 // Changes `count` (5 or 7) bytes of code at `addr`, whose page is and stays readable and
@@ -78,7 +89,7 @@ void Patch(uint64_t addr, uint64_t bytes, uint64_t count) {
   uint64_t first = addr & ~(kPageSize - 1);
   uint64_t length = ((addr + count - 1) & ~(kPageSize - 1)) + kPageSize - first;
   if (count < 5 || count > 7) return;
-  if (Syscall(kSysMprotect, first, length, kReadWriteExec) != 0) return;
+  if (MemoryCall(kSysMprotect, first, length, kReadWriteExec) != 0) return;
   unsigned char image[8];
   __builtin_memcpy(image, &bytes, sizeof(image));
   unsigned char int3 = 0xcc;
@@ -89,15 +100,16 @@ void Patch(uint64_t addr, uint64_t bytes, uint64_t count) {
     StubCopy(code, image, 1);
   }
   Store(&Header()->patching, uint64_t{0});
-  Syscall(kSysMprotect, first, length, kReadExec);
+  MemoryCall(kSysMprotect, first, length, kReadExec);
 }
 
-// clone(2) itself begins anew after a signal; its wait for the clone gate does not.
+// clone(2) itself begins anew after a signal; its wait for the sentry's word does not.
 long RunFork(Slot* s, const int* fds) {
   LoadFpuForClone(s);
+  const int socket = SharedPage()->strict ? -1 : fds[1];
   long pid;
   do {
-    pid = StubFork(s, fds[0], fds[1], Header()->socket);
+    pid = StubFork(s, fds[0], socket, Header()->socket);
   } while (pid == -kEintr);
   return pid;
 }
@@ -117,17 +129,17 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
   switch (o.op) {
     case OrderOp::kMmap: {
       int fd = o.fd < 0 ? -1 : fd_index < fd_count ? fds[fd_index] : -1;
-      long r = Syscall(kSysMmap, o.a, o.b, o.c, o.d, static_cast<uint64_t>(fd), o.e);
+      long r = MemoryCall(kSysMmap, o.a, o.b, o.c, o.d, static_cast<uint64_t>(fd), o.e);
       return r < 0 && r > -4096 ? r : 0;
     }
     case OrderOp::kMunmap:
-      return Syscall(kSysMunmap, o.a, o.b);
+      return MemoryCall(kSysMunmap, o.a, o.b);
     case OrderOp::kMprotect:
-      return Syscall(kSysMprotect, o.a, o.b, o.c);
+      return MemoryCall(kSysMprotect, o.a, o.b, o.c);
     case OrderOp::kMadvise:
-      return Syscall(kSysMadvise, o.a, o.b, o.c);
+      return MemoryCall(kSysMadvise, o.a, o.b, o.c);
     case OrderOp::kMremap:
-      return Syscall(kSysMremap, o.a, o.b, o.d, 3 /* MREMAP_MAYMOVE | MREMAP_FIXED */, o.c);
+      return MemoryCall(kSysMremap, o.a, o.b, o.d, 3 /* MREMAP_MAYMOVE | MREMAP_FIXED */, o.c);
     case OrderOp::kSaveFpu:
       return SaveFpu(s, o.a);
     case OrderOp::kRestoreFpu:
@@ -172,10 +184,11 @@ bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
   if (count > kMaxOrders) count = kMaxOrders;
   if (fd_count > kMaxOrderFds) fd_count = kMaxOrderFds;
   bool ok = true;
+  const bool strict = SharedPage()->strict != 0;
   if (fd_count != 0) {
-    for (uint32_t i = 0; i < fd_count; i++) fds[i] = -1;
+    for (uint32_t i = 0; i < fd_count; i++) fds[i] = strict ? OrderedFd(SlotIndex(s)) : -1;
     TakeTurn(ticket);
-    ok = ReceiveFds(fds, fd_count);
+    ok = strict || ReceiveFds(fds, fd_count);
     if (!ok) {
       s->order_index = 0;
       s->order_error = kEio;
@@ -191,7 +204,7 @@ bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
     }
   }
   if (fd_count != 0) {
-    for (uint32_t i = 0; i < fd_count; i++) {
+    for (uint32_t i = 0; i < (strict ? 1 : fd_count); i++) {
       if (fds[i] >= 0) Syscall(kSysClose, static_cast<uint64_t>(fds[i]));
     }
     EndTurn(ticket);

@@ -76,6 +76,15 @@ STUB_INLINE uint64_t Ticks() {
   __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
   return (static_cast<uint64_t>(hi) << 32) | lo;
 }
+// The processor that this thread runs on: in the limit of a segment that Linux keeps for each
+// (__CPUNODE_SEG in arch/x86/include/asm/segment.h, which its vDSO reads the same way).
+STUB_INLINE uint32_t CurrentCpu() {
+  constexpr uint32_t kCpuNodeSegment = 15 * 8 + 3;
+  constexpr uint32_t kCpuMask = 0xfff;
+  uint32_t limit = 0;
+  __asm__("lsl %1, %0" : "+r"(limit) : "r"(kCpuNodeSegment) : "cc");
+  return limit & kCpuMask;
+}
 STUB_INLINE void Pause() { __builtin_ia32_pause(); }
 
 STUB_INLINE const Shared* SharedPage() { return reinterpret_cast<const Shared*>(kSharedBase); }

@@ -77,15 +77,37 @@ void StoreFrame(UContext* uc, const Slot* s) {
 }
 
 // Wakes the sentry's poller if it sleeps. The doorbell is read-only here, so a wake that comes
-// between the poller's last look and its FUTEX_WAIT finds nobody; then it is tried again. Returns
-// false if the poller was still on its way to sleep after many tries.
-bool Ring(const Slot* s, uint32_t seq) {
+// between the poller's last look and its FUTEX_WAIT finds nobody; then it is tried again. More
+// often it finds nobody because the poller has been woken and has no core yet, which tries would
+// only keep it from.
+enum class Rung {
+  kNobody,  // the poller is awake
+  kWoken,
+  kUnsure,  // it may be on its way to sleep
+};
+constexpr int kRings = 4;
+
+Rung Ring(const Slot* s, uint32_t seq) {
   const uint32_t* bell = &SharedPage()->sleeping;
-  for (int i = 0; i < 64; i++) {
-    if (Load(bell) == 0 || Load(&s->answer_seq) != seq) return true;
-    if (FutexWake(bell, 1) > 0) return true;
+  for (int i = 0; i < kRings; i++) {
+    if (Load(bell) == 0 || Load(&s->answer_seq) != seq)
+      return i == 0 ? Rung::kNobody : Rung::kWoken;
+    if (FutexWake(bell, 1) > 0) return Rung::kWoken;
     Pause();
   }
+  return Rung::kUnsure;
+}
+
+uint32_t PollerCpu() { return __atomic_load_n(&SharedPage()->poller_cpu, __ATOMIC_RELAXED); }
+
+// A poller that has slept on our processor mostly wakes there, when we leave it; but on another if
+// that is idle and the host takes the time to look.
+constexpr uint32_t kWokeElsewhere = 16;
+
+bool InPollersWay(Slot* s) {
+  if (CurrentCpu() != PollerCpu()) return false;
+  if (s->woke_elsewhere == 0) return true;
+  s->woke_elsewhere--;
   return false;
 }
 
@@ -255,8 +277,10 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 
 void AwaitAnswer(Slot* s, uint32_t seq) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
-  bool rung = Ring(s, seq);
-  if (budget != 0 && (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
+  Rung rung = Ring(s, seq);
+  bool in_its_way = rung != Rung::kNobody && InPollersWay(s);
+  if (budget != 0 && !in_its_way &&
+      (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
     // The quickest answers come before it is worth to look at the clock.
     uint64_t start = 0, now = 0;
     do {
@@ -269,9 +293,11 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
     } while (now - start < budget);
     if (s->spin_debt < kMaxSpinDebt) s->spin_debt++;
   }
+  const uint32_t cpu = CurrentCpu();
+  s->cpu = cpu;
   Store(&s->sleeping, 1u);
   while (Load(&s->answer_seq) == seq) {
-    if (rung) {
+    if (rung != Rung::kUnsure) {
       FutexWait(&s->answer_seq, seq);
     } else {
       __kernel_timespec timeout{0, kRingAgainNs};
@@ -280,6 +306,7 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
     }
   }
   Store(&s->sleeping, 0u);
+  if (in_its_way && PollerCpu() != cpu) s->woke_elsewhere = kWokeElsewhere;
 }
 
 void HandOff(Slot* s, RequestKind kind) {

@@ -95,8 +95,6 @@ struct StackT {
   uint64_t size;
 };
 
-constexpr uint64_t kStubStackEnd = kSlotSize - 64;
-
 [[noreturn]] void Die() {
   for (;;) Syscall(kSysExit, 1);
 }
@@ -127,9 +125,13 @@ void Send(uint64_t message, uint64_t size, int fd) {
     Die();
   }
   Syscall(kSysClose, static_cast<uint64_t>(mailbox_fd));
+  const Shared* shared = SharedPage();
+  if (shared->strict) {
+    Syscall(kSysClose, static_cast<uint64_t>(socket_fd));
+    socket_fd = -1;
+  }
   Header()->socket = socket_fd;
   if (Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9) != 0) Die();
-  const Shared* shared = SharedPage();
   FilterProgram program{static_cast<uint16_t>(shared->filter_length), Addr(shared->filter)};
   if (Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) Die();
   Slot* slot = SlotAt(0);
@@ -140,7 +142,7 @@ void Send(uint64_t message, uint64_t size, int fd) {
       "call StubThreadMain\n\t"
       "ud2"
       :
-      : "r"(Addr(slot) + kStubStackEnd), "r"(slot)
+      : "r"(Addr(slot) + kSlotStackEnd), "r"(slot)
       : "memory", "rdi");
   __builtin_unreachable();
 }
@@ -190,17 +192,21 @@ void InstallHandlers() {
   }
 }
 
-// Installs the zygote's filter; returns the clone gate's listener, or -1 (a host that grants none:
-// then the stubs' own filter decides alone about clones).
+// Installs the zygote's filter; returns the call gate's listener, or -errno (a host that grants
+// none: then the stubs' own filter decides alone, unless the sentry gives up).
 int InstallFilter() {
+  constexpr uint64_t kNewListener = 8, kWaitKillableRecv = 32;  // SECCOMP_FILTER_FLAG_*
   const Shared* shared = SharedPage();
   FilterProgram program{static_cast<uint16_t>(shared->zygote_filter_length),
                         Addr(shared->zygote_filter[1])};
-  long fd = Syscall(kSysSeccomp, 1, 8 /* SECCOMP_FILTER_FLAG_NEW_LISTENER */, Addr(&program));
+  // In strict mode a call that the sentry has let go on is made: no signal comes between, after
+  // which it would be asked for again.
+  uint64_t flags = kNewListener | (shared->strict ? kWaitKillableRecv : 0);
+  long fd = Syscall(kSysSeccomp, 1, flags, Addr(&program));
   if (!IsError(fd)) return static_cast<int>(fd);
   program.instructions = Addr(shared->zygote_filter[0]);
   if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0) Die();
-  return -1;
+  return static_cast<int>(fd);
 }
 
 }  // namespace
@@ -221,6 +227,7 @@ extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
   if (!MakeJumpTable()) hello.error = 12;  // ENOMEM
   InstallHandlers();
   int listener = hello.error == 0 ? InstallFilter() : -1;
+  if (listener < 0) hello.listener_error = -listener;
   Send(Addr(&hello), sizeof(hello), listener);
   if (listener >= 0) Syscall(kSysClose, static_cast<uint64_t>(listener));
   if (hello.error != 0) Die();

@@ -8,7 +8,8 @@ namespace platform {
 
 SystrapAddressSpace::~SystrapAddressSpace() {
   main_.reset();
-  process_->Kill();
+  SystrapPlatform& platform = process_->platform();
+  platform.chores().Kill(std::move(process_));
 }
 
 void SystrapAddressSpace::PrepareMain(uint32_t index) {
@@ -32,7 +33,7 @@ base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
 }
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
-  base::Ref<StubProcess> child = TRY(StubProcess::Create(&process_->platform()));
+  base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
   return std::unique_ptr<AddressSpace>(
       std::make_unique<SystrapAddressSpace>(std::move(child), limits_));
 }

@@ -33,6 +33,7 @@ class SystrapAddressSpace final : public AddressSpace {
 
   // The first thread will be in slot `index`, after a fork.
   void PrepareMain(uint32_t index);
+  uint32_t main_index() const { return main_index_; }
   // The process exists: makes its first context, which the caller adds to the platform.
   ThreadContext* MakeMain();
   ThreadContext* main() const { return main_.get(); }

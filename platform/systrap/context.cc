@@ -216,17 +216,10 @@ void ThreadContext::FailOrder(size_t index, int error) {
   Post();
 }
 
-// What is left of the round's permission to clone ends with it.
-void ThreadContext::ForgetClones() {
-  for (size_t i = batch_begin_; i < batch_end_; i++) {
-    if (std::holds_alternative<order::CloneThread>(orders_[i]) ||
-        std::holds_alternative<order::Fork>(orders_[i])) {
-      if (process_->platform().clone_gate().Forget(tid_)) {
-        process_->platform().Suspect(process_.get());
-      }
-      return;
-    }
-  }
+// What the round has let the stub do ends with it.
+void ThreadContext::ForgetCalls() {
+  if (!std::exchange(expects_calls_, false)) return;
+  if (process_->platform().gate().Forget(tid_)) process_->platform().Suspect(process_.get());
 }
 
 // The round's fork is not under way any more. Unless its child has been claimed, that is the stub's
@@ -235,7 +228,9 @@ void ThreadContext::EndForks(bool claimed) {
   for (size_t i = batch_begin_; i < batch_end_; i++) {
     if (!std::holds_alternative<order::Fork>(orders_[i])) continue;
     process_->EndFork();
-    if (!claimed) process_->platform().Suspect(process_.get());
+    if (claimed) continue;
+    process_->platform().gate().CancelBirth(process_->pid(), OrderedFd(index_));
+    process_->platform().Suspect(process_.get());
   }
 }
 
@@ -352,6 +347,7 @@ bool ThreadContext::Take() {
   __atomic_load(&slot_->request, &head, __ATOMIC_RELAXED);
   direct_call_ = false;
   mask_changed_ = (head.flags & kRequestMaskChanged) != 0;
+  ForgetCalls();
   switch (head.kind) {
     case RequestKind::kSyscall:
       TakeCall(head);
@@ -383,10 +379,8 @@ bool ThreadContext::Take() {
       StartRound();
       return false;
     case RequestKind::kOrdersDone:
-      ForgetClones();
       return OrdersFinished();
     case RequestKind::kOrderFailed: {
-      ForgetClones();
       EndForks(false);
       uint32_t index = slot_->order_index;
       int error = slot_->order_error;
@@ -424,7 +418,7 @@ bool ThreadContext::TakeDeath() {
     process_->platform().FinishFork(this, parent, false);
     return false;
   }
-  ForgetClones();
+  ForgetCalls();
   posted_ = false;
   trap_ = Trap{TrapKind::kGone};
   return true;

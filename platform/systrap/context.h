@@ -86,6 +86,11 @@ class ThreadContext final : public Context {
     if (std::exchange(seen_seq_, seq_) != seq_) seen_at_ = now;
     return now - seen_at_;
   }
+  // The round that is under way began with a wake-up on the processor of who gave the answer, so
+  // that the guest runs when that thread sleeps.
+  bool woken_here() const { return woken_here_.load(std::memory_order_relaxed) == seq_; }
+  // The stub has been sent to sleep, and not begun to run since.
+  bool asleep() const { return __atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED) != 0; }
   // Takes the request. True if the listener is to be told; false if the round goes on inside the
   // platform.
   bool Take();
@@ -131,6 +136,8 @@ class ThreadContext final : public Context {
   uint32_t BeginRunning();
   void AddInternal(Batch* batch);
   void AddPatch(Batch* batch);
+  // `file`: what entry.fd stands for.
+  void AddEntry(Batch* batch, const OrderEntry& entry, base::Ref<base::HostFd> file);
   void LoadCopyIn();
   size_t ReadCopied(uint64_t addr, std::span<std::byte> dst);
   bool OverlapsPending(uint64_t addr, size_t size) const;
@@ -146,7 +153,7 @@ class ThreadContext final : public Context {
   bool OrdersFinished();
   bool ContinueOrders();
   bool FinishClones();
-  void ForgetClones();
+  void ForgetCalls();
   void EndForks(bool claimed);
   void FailOrder(size_t index, int error);
   bool Distrust(const char* why);
@@ -166,7 +173,12 @@ class ThreadContext final : public Context {
   std::atomic<uint32_t> state_{kStopped};
   std::atomic<int> tid_{0};
   uint32_t seq_ = 0;
-  uint32_t seen_seq_ = 0;  // of RunsSince
+  void WakeStub();
+
+  uint64_t here_at_ = 0;      // ticks: when the thread slept where it got its answer last
+  uint32_t here_streak_ = 0;  // how often that was so, each soon after the one before
+  std::atomic<uint32_t> woken_here_{0};  // the round of which that holds
+  uint32_t seen_seq_ = 0;                // of RunsSince
   uint64_t seen_at_ = 0;
   std::atomic<bool> posted_{false};
   std::atomic<bool> exited_{false};
@@ -196,6 +208,7 @@ class ThreadContext final : public Context {
 
   ThreadContext* fork_parent_ = nullptr;  // told when this child reports
   uint32_t forks_pending_ = 0;
+  bool expects_calls_ = false;  // the gate lets the stub make calls of the round under way
   size_t fork_order_ = 0;
 };
 

@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <initializer_list>
@@ -204,7 +205,7 @@ void MemoryRules(Assembler& a) {
 
 void ThreadRules(Assembler& a) {
   // A thread or a child as the stub makes them: under this filter too, in no new namespace, and
-  // bounded by the limits on processes. The clone gate asks the sentry besides.
+  // bounded by the limits on processes. The call gate asks the sentry besides.
   a.BeginRule(SYS_clone);
   a.ArgOneOf(0, 0,
              {static_cast<uint32_t>(kThreadCloneFlags), static_cast<uint32_t>(kForkCloneFlags)});
@@ -229,7 +230,7 @@ void ThreadRules(Assembler& a) {
 
 // It runs for every call that a stub makes, beside the stub's own: so it looks at numbers alone
 // where that one looks at arguments, first at those that stubs make most.
-std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, bool gate) {
+std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, Gated gated) {
   std::vector<uint32_t> calls = {
       SYS_futex,      SYS_rt_sigreturn, SYS_sched_yield,     SYS_clock_gettime, SYS_mmap,
       SYS_munmap,     SYS_mprotect,     SYS_madvise,         SYS_mremap,        SYS_recvmsg,
@@ -249,7 +250,11 @@ std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, bool gate) {
     left--;
     p.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, static_cast<uint8_t>(left + place), 0));
   };
-  for (uint32_t nr : calls) test(nr, 1);
+  const uint32_t memory[] = {SYS_mmap, SYS_munmap, SYS_mprotect, SYS_madvise, SYS_mremap};
+  for (uint32_t nr : calls) {
+    bool ask = gated == Gated::kMemory && std::ranges::count(memory, nr) != 0;
+    test(nr, ask ? 5 : 1);
+  }
   test(SYS_clone, 2);
   test(SYS_seccomp, 6);
   p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP));
@@ -258,7 +263,8 @@ std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, bool gate) {
   p.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)));  // 2
   p.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(kZygoteCloneFlags), 0, 1));
   p.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
-  p.push_back(BPF_STMT(BPF_RET | BPF_K, gate ? SECCOMP_RET_USER_NOTIF : SECCOMP_RET_ALLOW));
+  p.push_back(BPF_STMT(BPF_RET | BPF_K, gated == Gated::kNothing ? SECCOMP_RET_ALLOW
+                                                                 : SECCOMP_RET_USER_NOTIF));  // 5
   // seccomp: a new stub's filter, which takes this call away.
   p.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)));  // 6
   p.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SECCOMP_SET_MODE_FILTER, 0, 1));
@@ -269,7 +275,7 @@ std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, bool gate) {
   return words;
 }
 
-std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
+std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase, bool strict) {
   Assembler a;
   // 64-bit entry, from the stub's text; the rest is the guest's call.
   a.Load(offsetof(seccomp_data, arch));
@@ -303,9 +309,12 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase) {
        MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ});
   a.EndRule();
   MemoryRules(a);
-  // Its one socket, on which the sentry alone sends; and the descriptors that came through it.
-  a.BeginRule(SYS_recvmsg);
-  a.EndRule();
+  // Its one socket, on which the sentry alone sends.
+  if (!strict) {
+    a.BeginRule(SYS_recvmsg);
+    a.EndRule();
+  }
+  // The descriptors that the sentry has given it.
   a.BeginRule(SYS_close);
   a.EndRule();
   ThreadRules(a);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -50,8 +51,11 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(kill), {SCMP_A1(SCMP_CMP_EQ, SIGKILL)}},
       {SCMP_SYS(kill), {SCMP_A1(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(waitid), {SCMP_A0(SCMP_CMP_EQ, P_PGID)}},
-      // The clone gate: what a stub asks, and the answer.
+      // Where guest threads wake up: not on the poller's core if another one is free.
+      {SCMP_SYS(sched_setaffinity), {SCMP_A1(SCMP_CMP_EQ, sizeof(cpu_set_t))}},
+      // The call gate: what a stub asks, the descriptor that goes with it, and the answer.
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_RECV)}},
+      {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_ADDFD)}},
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_SEND)}},
       {SCMP_SYS(poll), {SCMP_A1(SCMP_CMP_EQ, 2)}},
       {SCMP_SYS(epoll_ctl), {}},

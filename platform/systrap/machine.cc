@@ -89,8 +89,9 @@ base::Result<Machine> ProbeMachine(std::string* why) {
   }
   m.ticks_per_us = MeasureTicksPerUs();
   m.mmap_min_addr = ReadMmapMinAddr();
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) m.cores = std::max(1, CPU_COUNT(&set));
+  if (sched_getaffinity(0, sizeof(m.cpus), &m.cpus) == 0) {
+    m.cores = std::max(1, CPU_COUNT(&m.cpus));
+  }
   return m;
 }
 

@@ -14,7 +14,8 @@
 #include "absl/synchronization/notification.h"
 #include "platform/mailbox.h"
 #include "platform/platform.h"
-#include "platform/systrap/clone_gate.h"
+#include "platform/systrap/call_gate.h"
+#include "platform/systrap/chores.h"
 #include "platform/systrap/machine.h"
 #include "platform/systrap/shared_text.h"
 #include "platform/systrap/stub_process.h"
@@ -47,7 +48,10 @@ class SystrapPlatform final : public Platform {
 
   const Machine& machine() const { return machine_; }
   // Sites are patched. (Without FSGSBASE an island cannot tell whose GS it meets.)
-  CloneGate& clone_gate() { return clone_gate_; }
+  CallGate& gate() { return gate_; }
+  bool strict() const { return options_.strict; }
+  // Slots from here on can get no descriptors in strict mode: the host's limit is too low.
+  uint32_t ordered_fds() const { return ordered_fds_; }
   TextCache& texts() { return texts_; }
   bool patching() const { return options_.patch && machine_.has_fsgsbase; }
 
@@ -71,6 +75,14 @@ class SystrapPlatform final : public Platform {
   // A fork ordered of `process` has ended without a child that could be claimed. The keeper looks
   // in a while whether there is one nevertheless.
   void Suspect(StubProcess* process);
+  Chores& chores() { return chores_; }
+  // Has the keeper look what is to be done.
+  void KickKeeper();
+  // The poller means to spin, and as far as it knows there is a core besides its own for each guest
+  // thread.
+  bool HasFreeCore() const { return free_core_.load(std::memory_order_relaxed); }
+  // A guest thread has been woken on the caller's processor.
+  void NoteWokenHere() { look_now_.store(true, std::memory_order_relaxed); }
   template <typename F>
   void UnderPollLock(F f) {
     absl::MutexLock lock(&poll_mu_);
@@ -88,7 +100,6 @@ class SystrapPlatform final : public Platform {
   void KeeperMain(base::Status* started, std::string* why, absl::Notification* done);
   void FillPool();
   void RunKeeper();
-  void KickKeeper();
   base::Result<base::Ref<StubProcess>> MakeProcess();
   // The claimed process `pid` becomes that of `process`, and is watched.
   base::Status Adopt(const base::Ref<StubProcess>& process, int pid);
@@ -104,12 +115,14 @@ class SystrapPlatform final : public Platform {
   void TakeLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   base::Status MapShared(std::string* why);
   void AddContextLocked(ThreadContext* context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
+  void PublishCpu();
   bool Decide();
   bool WasPreempted();
   // Guest threads that use a core now, by what they do with it. Those beyond the hot list are taken
   // to compute.
   struct Load {
     uint32_t calling = 0, computing = 0;
+    uint32_t awaiting = 0;  // of those that call: they cannot run before our core is free
   };
   Load CountRunning(uint64_t now, size_t* delivered);
   void AllowStubSpin(bool allowed);
@@ -119,9 +132,12 @@ class SystrapPlatform final : public Platform {
   TextCache texts_;  // outlives the processes
   Limits limits_{};
   Zygote zygote_;
-  CloneGate clone_gate_;  // stops before the listener goes
+  CallGate gate_;  // stops before the listener goes
+  uint32_t ordered_fds_ = 0;
   base::UniqueFd shared_fd_;
   Shared* shared_ = nullptr;
+
+  Chores chores_{this};  // outlives what it buries
 
   std::thread keeper_;
   base::UniqueFd epoll_fd_, kick_fd_;
@@ -164,6 +180,11 @@ class SystrapPlatform final : public Platform {
   std::atomic<bool> has_posted_{false};
 
   std::atomic<bool> wake_pending_{false};
+
+  uint32_t polls_since_chore_ = 0;  // of the polling thread
+  bool leaves_core_ = false;        // Decide: guest threads wait for the poller's core
+  std::atomic<bool> free_core_{false};
+  std::atomic<bool> look_now_{false};  // Decide is to be asked at once
 
   // Learned spinning; touched by the polling thread alone.
   bool spinning_ = false;  // the last answer of ShouldSpin

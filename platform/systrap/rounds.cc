@@ -1,5 +1,7 @@
 // A context's rounds: the next orders that fit are encoded into the slot and sent with the answer.
+#include <sched.h>
 #include <sys/mman.h>
+#include <x86intrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +14,9 @@
 
 namespace platform {
 namespace {
+
+constexpr uint64_t kSoonUs = 200;
+constexpr uint32_t kStreak = 3;
 
 // Those that the stub's filter lets through.
 bool AdviceAllowed(int advice) {
@@ -53,6 +58,7 @@ struct ThreadContext::Batch {
   int fds[kMaxOrderFds];
   uint32_t fd_count = 0;
   std::vector<base::Ref<base::HostFd>> held;  // of `fds`, until they are sent
+  std::vector<OrderedCall> calls;             // which the orders take and the gate is asked about
 
   // Index of `fd` in the message; -1 if there is no room.
   int AddFd(int fd) {
@@ -99,12 +105,19 @@ void ThreadContext::StartRound() {
     if (patch_wanted_) AddPatch(&batch);
     flags = EntryFlags();
   }
+  if (!batch.calls.empty()) {
+    expects_calls_ = true;
+    process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
+  }
   uint32_t ticket = 0;
   if (batch.fd_count != 0) {
-    base::Result<uint32_t> sent = process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
+    base::Result<uint32_t> sent =
+        process_->platform().strict()
+            ? process_->TakeBatchTurn()
+            : process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
     // A stub that does not take what it is sent, or too many descriptors under way in the host.
     if (!sent.ok()) {
-      ForgetClones();
+      ForgetCalls();
       EndForks(false);
       return FailOrder(batch_begin_, ENOMEM);
     }
@@ -154,7 +167,7 @@ void ThreadContext::AddInternal(Batch* batch) {
       entry.fd = batch->AddFile(internal_[n].file);
       if (entry.fd < 0) break;
     }
-    slot_->orders[batch->count++] = entry;
+    AddEntry(batch, entry, internal_[n].file);
   }
   if (n == 0) return;
   internal_.erase(internal_.begin(), internal_.begin() + static_cast<ptrdiff_t>(n));
@@ -166,7 +179,12 @@ void ThreadContext::AddPatch(Batch* batch) {
   patch_wanted_ = false;
   std::optional<OrderEntry> patch =
       process_->patcher().MakePatch(trapped_rip_, process_->thread_count() == 1);
-  if (patch) slot_->orders[batch->count++] = *patch;
+  if (patch) AddEntry(batch, *patch, nullptr);
+}
+
+void ThreadContext::AddEntry(Batch* batch, const OrderEntry& entry, base::Ref<base::HostFd> file) {
+  slot_->orders[batch->count++] = entry;
+  AppendOrderedCalls(entry, index_, process_->platform().strict(), std::move(file), &batch->calls);
 }
 
 void ThreadContext::SendAnswer(const AnswerHead& answer, uint32_t copy_out_count) {
@@ -186,9 +204,32 @@ void ThreadContext::SendAnswer(const AnswerHead& answer, uint32_t copy_out_count
   // The fence comes after the word is on its way, so that the stub does not wait for it.
   __atomic_store_n(&slot_->answer_seq, seq, __ATOMIC_RELEASE);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED)) FutexWakeShared(&slot_->answer_seq, 1);
+  if (__atomic_load_n(&slot_->sleeping, __ATOMIC_RELAXED)) WakeStub();
   // Who has buried the process before we ran has not told us.
   if (runs && process_->dead()) process_->platform().NoteGone(this);
+}
+
+// The host wakes a thread where it slept, though we are there and another core is free, when the
+// cores are as busy as spinning makes them (select_idle_cpu in kernel/sched/fair.c). After a
+// streak of such wake-ups the thread is sent elsewhere, which takes long, but once.
+void ThreadContext::WakeStub() {
+  SystrapPlatform& platform = process_->platform();
+  const int cpu = sched_getcpu();
+  const bool here = __atomic_load_n(&slot_->cpu, __ATOMIC_RELAXED) == static_cast<uint32_t>(cpu);
+  if (here) {
+    const uint64_t now = __rdtsc();
+    const bool soon =
+        now - std::exchange(here_at_, now) < kSoonUs * platform.machine().ticks_per_us;
+    here_streak_ = soon ? here_streak_ + 1 : 1;
+  }
+  const bool moved = here && here_streak_ >= kStreak && platform.HasFreeCore() &&
+                     process_->AvoidCpu(host_tid(), cpu);
+  if (here && !moved) {
+    woken_here_.store(seq_, std::memory_order_relaxed);
+    platform.NoteWokenHere();
+  }
+  FutexWakeShared(&slot_->answer_seq, 1);
+  if (moved) process_->AvoidCpu(host_tid(), -1);
 }
 
 base::Status ThreadContext::Check(const Order& order) const {
@@ -199,13 +240,16 @@ base::Status ThreadContext::Check(const Order& order) const {
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
   };
   constexpr int kProtMask = PROT_READ | PROT_WRITE | PROT_EXEC;
+  SystrapPlatform& platform = process_->platform();
+  const bool no_fd = platform.strict() && index_ >= platform.ordered_fds();
   if (const auto* o = std::get_if<order::Mmap>(&order)) {
+    if (o->file && no_fd) return base::Error(ENOMEM);
     if (o->prot & ~kProtMask || o->offset % kPageSize != 0) return base::Error(EINVAL);
     if (o->shared && !o->file) return base::Error(EINVAL);
     return range(o->addr, o->length);
   }
   if (const auto* o = std::get_if<order::Munmap>(&order)) return range(o->addr, o->length);
-  if (std::holds_alternative<order::Fork>(order) && process_->forks_held()) {
+  if (std::holds_alternative<order::Fork>(order) && (no_fd || process_->forks_held())) {
     return base::Error(EAGAIN);
   }
   if (const auto* o = std::get_if<order::Mprotect>(&order)) {
@@ -301,6 +345,7 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   }
   OrderEntry e{};
   e.fd = -1;
+  base::Ref<base::HostFd> file;
   if (EncodePlain(order, &e)) {
     // Nothing more to do.
   } else if (const auto* o = std::get_if<order::Mmap>(&order)) {
@@ -311,8 +356,9 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.d = MAP_FIXED | (o->shared ? MAP_SHARED : MAP_PRIVATE) | (o->noreserve ? MAP_NORESERVE : 0);
     e.e = o->offset;
     if (o->file) {
-      base::Ref<base::HostFd> copy = process_->patcher().Substitute(o->addr, &e.e);
-      e.fd = batch->AddFile(copy ? copy : o->file);
+      file = process_->patcher().Substitute(o->addr, &e.e);
+      if (!file) file = o->file;
+      e.fd = batch->AddFile(file);
       if (e.fd < 0) return false;
     } else {
       e.d |= MAP_ANONYMOUS;
@@ -329,7 +375,6 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   } else if (const auto* o = std::get_if<order::CloneThread>(&order)) {
     e.op = OrderOp::kCloneThread;
     e.a = static_cast<ThreadContext*>(o->thread)->index_;
-    process_->platform().clone_gate().Expect(tid_, kThreadCloneFlags);
     batch->must_report = true;
   } else if (const auto* o = std::get_if<order::Fork>(&order)) {
     // The child inherits the descriptors that are open at this moment and closes these two.
@@ -337,13 +382,16 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     auto* child = static_cast<SystrapAddressSpace*>(o->child);
     child->PrepareMain(index_);
     process_->BeginFork();
-    process_->platform().clone_gate().Expect(tid_, kForkCloneFlags);
+    if (process_->platform().strict()) {
+      process_->platform().gate().ExpectBirth(process_->pid(), OrderedFd(index_));
+    }
+    file = child->process().mailbox_file();
     e.op = OrderOp::kFork;
     e.fd = batch->AddFd(child->process().mailbox_fd());
     batch->AddFd(child->process().stub_socket());
     batch->must_report = batch->closed = true;
   }
-  slot_->orders[batch->count++] = e;
+  AddEntry(batch, e, std::move(file));
   return true;
 }
 
@@ -355,7 +403,8 @@ void ThreadContext::Exit() {
   if (tid > 0 && !process_->dead()) {
     process_->RemoveThread(tid);
     seq_++;
-    SendAnswer({kAnswerExit}, 0);
+    // The last one ends with the process, which nobody needs any more.
+    if (process_->thread_count() != 0) SendAnswer({kAnswerExit}, 0);
   }
   process_->ReleaseSlot(index_, tid > 0);
 }

@@ -13,8 +13,9 @@ namespace {
 
 constexpr uint64_t kMaxSpinUs = 50;  // longer than this a sleep and its wake-up cost less
 constexpr uint64_t kAfterEventUs = 5;
-constexpr uint64_t kStubSpinUs = 20;
+constexpr uint64_t kStubSpinUs = 30;
 constexpr uint64_t kComputesUs = 50;    // without a call: the thread needs its core
+constexpr uint64_t kWakeUpUs = 25;      // who has not begun to run by then finds no free core
 constexpr uint64_t kPreemptedUs = 200;  // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 1'000;
 constexpr uint64_t kMaxBackoffUs = 20'000;
@@ -25,15 +26,18 @@ constexpr uint32_t kProbeEvery = 16;  // sleeps between tries to spin though it 
 
 SystrapPlatform::Load SystrapPlatform::CountRunning(uint64_t now, size_t* delivered) {
   Load load;
+  const uint64_t late = kWakeUpUs * machine_.ticks_per_us;
   absl::MutexLock lock(&poll_mu_);
   *delivered = delivered_;
   for (auto& hot : hot_) {
     ThreadContext* context = hot.load(std::memory_order_acquire);
     if (!context || !context->running() || context->WaitsInFutex()) continue;
-    if (context->RunsSince(now) > kComputesUs * machine_.ticks_per_us) {
+    const uint64_t since = context->RunsSince(now);
+    if (since > kComputesUs * machine_.ticks_per_us) {
       load.computing++;
     } else {
       load.calling++;
+      if (context->woken_here() || (context->asleep() && since > late)) load.awaiting++;
     }
   }
   if (overflow_.load(std::memory_order_relaxed)) load.computing += kHot;
@@ -50,7 +54,11 @@ void SystrapPlatform::AllowStubSpin(bool allowed) {
 bool SystrapPlatform::ShouldSpin() {
   if (options_.spin_ns == 0) return false;
   // While it pays, looking at the clock and at who runs is for every few polls.
-  if (spinning_ && ++spin_calls_ % kPollsPerLook != 0) return true;
+  if (spinning_ && ++spin_calls_ % kPollsPerLook != 0 &&
+      !look_now_.load(std::memory_order_relaxed)) {
+    return true;
+  }
+  look_now_.store(false, std::memory_order_relaxed);
   spinning_ = Decide();
   return spinning_;
 }
@@ -80,16 +88,27 @@ bool SystrapPlatform::Decide() {
     }
     idle_since_ = now;
   }
+  leaves_core_ = load.awaiting != 0 && load.awaiting == load.calling;
+  if (!event && !leaves_core_ && now - idle_since_ > kAfterEventUs * us && chores_.DoOne()) {
+    last_look_ = __rdtsc();
+    return true;
+  }
   bool was_idle = std::exchange(idle_look_, !event);
   // The poller takes one core. Threads that call all the time can share another one: where they
   // sleep for their answers, that costs less than to wake a poller that sleeps too.
   const uint32_t running = load.computing + load.calling;
   const uint32_t cores = static_cast<uint32_t>(machine_.cores);
   bool cores_free = load.computing + std::min(load.calling, 1u) < cores;
-  AllowStubSpin(running < cores && now >= no_spin_until_);
+  const bool pays = credit_ != 0 || options_.spin_ns > 0;
+  const bool core_free = running < cores && now >= no_spin_until_;
+  AllowStubSpin(core_free);
+  // Two that will sleep for one another do so more cheaply on one core.
+  if (const bool apart = core_free && pays; free_core_.load(std::memory_order_relaxed) != apart) {
+    free_core_.store(apart, std::memory_order_relaxed);
+  }
   // Nobody runs in the guest, but what came a moment ago may be answered by another worker now.
   bool just_now = now - idle_since_ < kAfterEventUs * us;
-  if ((running == 0 && !just_now) || !cores_free || now < no_spin_until_) {
+  if ((running == 0 && !just_now) || !cores_free || now < no_spin_until_ || leaves_core_) {
     idle_look_ = false;
     return false;
   }
@@ -100,7 +119,6 @@ bool SystrapPlatform::Decide() {
     idle_look_ = false;
     return false;
   }
-  bool pays = credit_ != 0 || options_.spin_ns > 0;
   bool spin = now - idle_since_ < max && (pays || probes_ % kProbeEvery == 0);
   if (!spin) {
     probes_++;

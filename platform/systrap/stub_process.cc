@@ -1,6 +1,7 @@
 #include "platform/systrap/stub_process.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -33,7 +34,7 @@ base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platfo
   auto p = base::Ref<StubProcess>::Adopt(new StubProcess(platform));
   int fd = memfd_create("runsc-mailbox", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return base::LastError();
-  p->mailbox_fd_.reset(fd);
+  p->mailbox_file_ = base::MakeRef<base::HostFd>(fd);
   if (ftruncate(fd, static_cast<off_t>(kMailboxSize)) != 0) return base::LastError();
   if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
     return base::LastError();
@@ -54,12 +55,12 @@ StubProcess::StubProcess(SystrapPlatform* platform)
     : platform_(platform), patcher_(this, &platform->texts(), platform->patching()) {}
 
 StubProcess::~StubProcess() {
-  if (mailbox_) munmap(mailbox_, kMailboxSize);
+  platform_->chores().Bury({mailbox_, std::move(socket_), std::move(pidfd_)});
 }
 
 base::Status StubProcess::Attach(int pid) {
   pid_.store(pid, std::memory_order_release);
-  mailbox_fd_.reset();
+  mailbox_file_.reset();
   stub_socket_.reset();
   pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd_.valid()) {
@@ -80,9 +81,9 @@ base::Status StubProcess::Claim(int pid, int group) {
   return {};
 }
 
-base::Status StubProcess::ClaimFork(int pid) {
+base::Status StubProcess::ClaimFork(int pid, uint32_t index) {
   absl::MutexLock lock(&group_mu_);
-  return Claim(pid, this->pid());
+  return platform_->gate().Claim(pid, this->pid(), OrderedFd(index));
 }
 
 void StubProcess::BeginFork() {
@@ -184,6 +185,13 @@ base::Status StubProcess::Signal(int tid) {
   return {};
 }
 
+bool StubProcess::AvoidCpu(int tid, int cpu) {
+  cpu_set_t cpus = platform_->machine().cpus;
+  if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_CLR(cpu, &cpus);
+  absl::ReaderMutexLock lock(&pid_mu_);
+  return tid > 0 && !dead() && sched_setaffinity(tid, sizeof(cpus), &cpus) == 0;
+}
+
 bool StubProcess::HasThread(int tid) {
   absl::ReaderMutexLock lock(&pid_mu_);
   return tid > 0 && !dead() && HasThreadLocked(tid);
@@ -205,6 +213,11 @@ base::Result<uint32_t> StubProcess::SendBatchFds(std::span<const int> fds) {
   absl::MutexLock lock(&fd_mu_);
   char byte = 0;
   TRY(SendWithFds(socket_.get(), &byte, 1, fds));
+  return next_ticket_++;
+}
+
+uint32_t StubProcess::TakeBatchTurn() {
+  absl::MutexLock lock(&fd_mu_);
   return next_ticket_++;
 }
 

@@ -30,7 +30,8 @@ class StubProcess : public base::RefCounted {
   SystrapPlatform& platform() const { return *platform_; }
   Slot* slot(uint32_t index) const { return reinterpret_cast<Slot*>(mailbox_ + SlotOffset(index)); }
   MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(mailbox_); }
-  int mailbox_fd() const { return mailbox_fd_.get(); }
+  const base::Ref<base::HostFd>& mailbox_file() const { return mailbox_file_; }
+  int mailbox_fd() const { return mailbox_file_ ? mailbox_file_->get() : -1; }
   int stub_socket() const { return stub_socket_.get(); }
 
   // The process exists: `pid`, which has been claimed for this object. Opens its pidfd; without one
@@ -49,8 +50,8 @@ class StubProcess : public base::RefCounted {
   // Takes `pid` out of `group`, in which it is a child of ours that is unclaimed so far, for the
   // caller alone. ESRCH if it is no such process.
   static base::Status Claim(int pid, int group);
-  // The same for a child that this stub has reported.
-  base::Status ClaimFork(int pid);
+  // The same for a child that this stub's thread in slot `index` has reported.
+  base::Status ClaimFork(int pid, uint32_t index);
   // Around each fork that is ordered of this stub: from before it may clone, until its child has
   // been claimed or the fork has failed.
   void BeginFork();
@@ -86,12 +87,17 @@ class StubProcess : public base::RefCounted {
   base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src);
   // Sends the interrupt signal. ESRCH if the thread is gone.
   base::Status Signal(int tid);
+  // Keeps thread `tid` from running on processor `cpu` as long as it sleeps or runs elsewhere; -1:
+  // from none. False if that cannot be.
+  bool AvoidCpu(int tid, int cpu);
   // Whether `tid` is a thread of this process.
   bool HasThread(int tid);
   int64_t CpuTimeNs() const;
 
   // Sends a batch's descriptors to the stub; returns the batch's turn.
   base::Result<uint32_t> SendBatchFds(std::span<const int> fds);
+  // The turn alone: in strict mode, where descriptors come with the calls that need them.
+  uint32_t TakeBatchTurn();
 
   // A free slot, zeroed. EAGAIN if there is none.
   base::Result<uint32_t> AllocateSlot();
@@ -129,7 +135,8 @@ class StubProcess : public base::RefCounted {
   explicit StubProcess(SystrapPlatform* platform);
 
   SystrapPlatform* const platform_;
-  base::UniqueFd mailbox_fd_, stub_socket_, socket_, pidfd_;
+  base::Ref<base::HostFd> mailbox_file_;  // until the stub has it
+  base::UniqueFd stub_socket_, socket_, pidfd_;
   unsigned char* mailbox_ = nullptr;
   uint64_t nonce_[2] = {};
   std::atomic<int> pid_{0};

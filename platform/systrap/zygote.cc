@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -11,9 +13,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "platform/mailbox.h"
+#include "platform/platform.h"
 #include "platform/systrap/fds.h"
 
 extern "C" const unsigned char kRunscStubImage[];
@@ -26,6 +30,7 @@ namespace {
 // the stub's image wants to be; then the exec fails and is tried again.
 constexpr int kStartAttempts = 8;
 constexpr rlim_t kStubMaxFds = 64;
+constexpr rlim_t kStrictStubMaxFds = OrderedFd(kMaxSlots);  // a number for each thread
 constexpr rlim_t kStubStack = 8 << 20;
 
 base::Result<int> MakeImageFd() {
@@ -57,7 +62,7 @@ base::Result<int> MakeImageFd() {
 // In the child, before the exec: descriptors 0 (socket), 1 (shared) and the image alone, no
 // privilege, no way to gain any, own process group (a terminal's signals are not for stubs; but the
 // sentry's session, so that it may sort the clones into groups).
-void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
+void ExecZygote(int exe_fd, int socket_fd, int shared_fd, rlim_t max_fds) {
   int exe = fcntl(exe_fd, F_DUPFD, 10);
   int socket = fcntl(socket_fd, F_DUPFD, 10);
   int shared = fcntl(shared_fd, F_DUPFD, 10);
@@ -69,7 +74,7 @@ void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   for (int signo : {SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS}) signal(signo, SIG_DFL);
-  rlimit fds{kStubMaxFds, kStubMaxFds}, core{0, 0}, stack{kStubStack, kStubStack};
+  rlimit fds{max_fds, max_fds}, core{0, 0}, stack{kStubStack, kStubStack};
   if (setrlimit(RLIMIT_NOFILE, &fds) != 0 || setrlimit(RLIMIT_CORE, &core) != 0) return;
   setrlimit(RLIMIT_STACK, &stack);
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return;
@@ -86,6 +91,26 @@ void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
 
 }  // namespace
 
+base::Status ProbeStrict() {
+  const pid_t pid = fork();
+  if (pid < 0) return base::LastError();
+  if (pid == 0) {
+    sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    sock_fprog program{1, &allow};
+    constexpr unsigned kFlags =
+        SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) _exit(errno);
+    _exit(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, kFlags, &program) >= 0 ? 0 : errno);
+  }
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0) {
+    if (errno != EINTR) return base::LastError();
+  }
+  if (!WIFEXITED(status)) return base::Error(EIO);
+  if (WEXITSTATUS(status) != 0) return base::Error(WEXITSTATUS(status));
+  return {};
+}
+
 Zygote::~Zygote() {
   if (!pidfd_.valid()) return;
   socket_.reset();  // at which it ends
@@ -93,16 +118,20 @@ Zygote::~Zygote() {
   waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info, WEXITED);
 }
 
-base::Status Zygote::Start(int shared_fd, std::string* why) {
+base::Status Zygote::Start(int shared_fd, bool strict, std::string* why) {
   base::Result<int> image = MakeImageFd();
   if (!image.ok()) {
     *why = "memory file for the stub's image: " + std::string(strerror(image.error().code()));
     return image.error();
   }
   base::UniqueFd exe_fd(*image);
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return base::LastError();
+  rlim_t wanted = strict ? kStrictStubMaxFds : kStubMaxFds;
+  max_fds_ = static_cast<uint32_t>(std::min(wanted, limit.rlim_max));
   base::Status status = base::Error(EIO);
   for (int i = 0; i < kStartAttempts; i++) {
-    status = StartOnce(exe_fd.get(), shared_fd, why);
+    status = StartOnce(exe_fd.get(), shared_fd, strict, why);
     if (status.ok()) break;
   }
   return status;
@@ -130,7 +159,7 @@ ssize_t Zygote::ReceiveHello(int socket, ZygoteHello* hello) {
   return n;
 }
 
-base::Status Zygote::StartOnce(int exe_fd, int shared_fd, std::string* why) {
+base::Status Zygote::StartOnce(int exe_fd, int shared_fd, bool strict, std::string* why) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
     *why = "socket pair for the zygote: " + std::string(strerror(errno));
@@ -143,17 +172,23 @@ base::Status Zygote::StartOnce(int exe_fd, int shared_fd, std::string* why) {
     return base::LastError();
   }
   if (pid == 0) {
-    ExecZygote(exe_fd, theirs.get(), shared_fd);
+    ExecZygote(exe_fd, theirs.get(), shared_fd, max_fds_);
     _exit(127);
   }
   theirs.reset();
   ZygoteHello hello{};
   ssize_t n = ReceiveHello(ours.get(), &hello);
+  const bool no_gate = n == sizeof(hello) && strict && !listener_.valid();
+  if (no_gate && hello.error == 0) hello.error = hello.listener_error;
   if (n != sizeof(hello) || hello.error != 0) {
     kill(pid, SIGKILL);
     int status = 0;
     waitpid(pid, &status, 0);
-    *why = n == sizeof(hello)
+    *why = no_gate
+               ? "strict mode: the host grants no seccomp listener (it takes Linux 5.19, and none "
+                 "that is there already): " +
+                     std::string(strerror(hello.error))
+           : n == sizeof(hello)
                ? "the zygote could not map the shared page: " + std::string(strerror(hello.error))
                : "the zygote did not start (wait status " + std::to_string(status) + ")";
     return base::Error(n == sizeof(hello) ? hello.error : EIO);

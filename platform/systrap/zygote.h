@@ -23,8 +23,9 @@ class Zygote {
   Zygote& operator=(const Zygote&) = delete;
 
   // Starts it from the embedded image with `shared_fd` (the sealed shared file). The host kills it
-  // and its clones when the calling thread ends. On an error `why` says which step failed.
-  base::Status Start(int shared_fd, std::string* why);
+  // and its clones when the calling thread ends. With `strict` it is an error if the host grants no
+  // listener. On an error `why` says which step failed.
+  base::Status Start(int shared_fd, bool strict, std::string* why);
 
   // Makes a stub with the given mailbox and socket, which become its only descriptors; returns its
   // process id. It is a child of this process. Thread-safe; takes about a hundred microseconds.
@@ -33,17 +34,20 @@ class Zygote {
   // Where stubs have the vDSO; 0: nowhere.
   uint64_t vdso_base() const { return vdso_base_; }
   int pid() const { return pid_; }
-  // The clone gate's listener; -1 without one.
+  // The call gate's listener; -1 without one.
   int listener() const { return listener_.get(); }
+  // Descriptors that a stub may have: its numbers are below this.
+  uint32_t max_fds() const { return max_fds_; }
 
  private:
   ssize_t ReceiveHello(int socket, ZygoteHello* hello);
-  base::Status StartOnce(int exe_fd, int shared_fd, std::string* why);
+  base::Status StartOnce(int exe_fd, int shared_fd, bool strict, std::string* why);
 
   absl::Mutex mu_;
   base::UniqueFd socket_;  // set by Start; used under mu_
   base::UniqueFd pidfd_, listener_;
   int pid_ = -1;
+  uint32_t max_fds_ = 0;
   uint64_t vdso_base_ = 0;
 };
 

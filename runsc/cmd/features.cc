@@ -1,5 +1,6 @@
 // runsc features
 #include <cstdio>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "runsc/cmd/command.h"
@@ -41,6 +42,12 @@ void AddFeaturesCommand(Context& context) {
         {"annotations", {{"runsc.version", kVersion}}}};
     if (context.boot_hooks && context.boot_hooks->describe_syscalls) {
       json["annotations"]["runsc.syscalls"] = context.boot_hooks->describe_syscalls();
+    }
+    if (context.boot_hooks && context.boot_hooks->probe_strict) {
+      base::Status strict = context.boot_hooks->probe_strict();
+      json["annotations"]["runsc.strict"] =
+          strict.ok() ? "possible"
+                      : std::string("not possible: ") + strerror(strict.error().code());
     }
     printf("%s\n", json.dump(4).c_str());
     return 0;

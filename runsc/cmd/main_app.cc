@@ -131,9 +131,9 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_flag("--overlay", g.flags.overlay,
                "keep writes to the root file system in memory instead of the bundle");
   app.add_flag("--strace", g.flags.strace, "log each system call to the debug log");
-  app.add_flag_callback("--strict",
-                        [] { throw CLI::ValidationError("--strict", "is not implemented"); })
-      ->group("");
+  app.add_flag("--strict", g.flags.strict,
+               "have the sentry confirm each memory call and clone that the host is to do for the "
+               "application's processes; slower, and refused where the host cannot");
   app.add_option("--debug-log", g.debug_log,
                  "log of each process; %ID%, %COMMAND%, %TIMESTAMP% and %PID% are replaced, a "
                  "path that ends with '/' is a directory");

@@ -32,6 +32,8 @@ struct BootHooks {
   decltype(&CreateSandbox) create_sandbox = nullptr;
   // The table of system calls as JSON, for `runsc features`; may be null.
   std::string (*describe_syscalls)() = nullptr;
+  // Whether BootSpec::strict is possible on this host, for the same; may be null.
+  base::Status (*probe_strict)() = nullptr;
 };
 
 // Runs the sandbox to its end; returns the exit status for the process: that of init, or 128 and

@@ -35,10 +35,8 @@ int64_t PosixTimers::Now(const Timer& timer) const {
       return base::MonotonicNs();
     case Source::kThreadCpu:
       return timer.cpu_thread->CpuTimeNs();
-    case Source::kProcessCpu: {
-      Usage u = group_.SelfUsage();
-      return u.user_ns + u.system_ns;
-    }
+    case Source::kProcessCpu:
+      return group_.CpuNs();
   }
   return 0;
 }
@@ -104,8 +102,7 @@ void PosixTimers::CheckCpuLimit() {
     watch_cpu_limit_ = false;
     return;
   }
-  Usage u = group_.SelfUsage();
-  int64_t used = u.user_ns + u.system_ns;
+  const int64_t used = group_.CpuNs();
   auto reached = [used](uint64_t seconds) {
     return seconds < static_cast<uint64_t>(std::numeric_limits<int64_t>::max() / base::kNsPerSec) &&
            used >= static_cast<int64_t>(seconds) * base::kNsPerSec;

@@ -146,6 +146,24 @@ Usage ThreadGroup::SelfUsage() const {
   if (!tasks.empty()) u.user_ns += tasks.front()->ContextCpuNs();
   return u;
 }
+int64_t ThreadGroup::CpuNs() const {
+  base::Ref<Task> first;
+  int64_t total;
+  {
+    absl::MutexLock l(&kernel_->task_mutex());
+    total = dead_usage_.user_ns + dead_usage_.system_ns;
+    if (zombie_) return total;
+    absl::MutexLock l2(&signal_mutex_);
+    for (const auto& t : tasks_) {
+      if (t->dead_) continue;
+      total += t->system_ns_.load(std::memory_order_relaxed);
+      if (!first) first = t;
+    }
+  }
+  total += cpu_base_ns_.load(std::memory_order_relaxed);
+  return first ? total + first->ContextCpuNs() : total;
+}
+
 void ThreadGroup::AddIo(IoCounts* sum) const {
   absl::MutexLock l(&kernel_->task_mutex());
   sum->Add(dead_io_);

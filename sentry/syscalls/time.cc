@@ -48,8 +48,7 @@ Result<int64_t> CpuClock(Task& t, const DynamicClock& c) {
     group = t.kernel().FindThreadGroup(t.pid_namespace(), c.pid);
     if (!group) return Error(EINVAL);
   }
-  Usage u = group->SelfUsage();
-  return u.user_ns + u.system_ns;
+  return group->CpuNs();
 }
 
 bool IsCoarse(clockid_t clock) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Runs one static guest test program in a sandbox: run_in_sandbox.py PROGRAM [ARG...].
+"""Runs one static guest test program in a sandbox: run_in_sandbox.py [--FLAG...] PROGRAM [ARG...].
 
-Exits as the program did. The root file system is a scratch directory that holds the program, /tmp
+Flags are runsc's own. Exits as the program did. The root file system is a scratch directory that holds the program, /tmp
 and the usual mounts alone, so that nothing of the host leaks into a test."""
 
 import os
@@ -13,7 +13,11 @@ import harness  # noqa: E402
 
 
 def main():
-    program = os.path.abspath(sys.argv[1])
+    args = sys.argv[1:]
+    flags = []
+    while args[0].startswith("--"):
+        flags.append(args.pop(0))
+    program = os.path.abspath(args.pop(0))
     with harness.Sandbox() as sb:
         root = os.path.join(sb.dir, "root")
         for d in ("proc", "dev", "sys", "tmp", "root", "etc", "bin"):
@@ -24,10 +28,9 @@ def main():
         os.symlink("busybox", os.path.join(root, "bin", "true"))
         shutil.copy(program, os.path.join(root, "test"))
         sb.rootfs = root
-        flags = []
         if os.environ.get("RUNSC_STRACE"):
-            flags = ["--strace", "--debug", "--debug-log", os.environ["RUNSC_STRACE"]]
-        result = sb.run(["/test", *sys.argv[2:]], caps=harness.ALL_CAPS, timeout=240, flags=flags,
+            flags += ["--strace", "--debug", "--debug-log", os.environ["RUNSC_STRACE"]]
+        result = sb.run(["/test", *args], caps=harness.ALL_CAPS, timeout=240, flags=flags,
                         env=["TEST_IN_SANDBOX=1"])
         sys.stdout.write(result.stdout)
         sys.stderr.write(result.stderr)

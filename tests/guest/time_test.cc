@@ -1,9 +1,12 @@
 // Clocks, sleeps, interval and POSIX timers, CPU clocks.
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
 #include <sys/times.h>
 
 #include <atomic>
+#include <thread>
+#include <vector>
 
 #include "guest_util.h"
 
@@ -89,6 +92,38 @@ TEST(Itimer, ProfCountsCpu) {
   EXPECT_GE(count, 3);
   v = {};
   setitimer(ITIMER_PROF, &v, nullptr);
+}
+
+// A timer that counts CPU time expires while the process's memory changes all the time.
+TEST(Itimer, CpuTimerBesideMappings) {
+  static std::atomic<int> count;
+  static std::atomic<bool> stop;
+  count = 0;
+  stop = false;
+  signal(SIGVTALRM, [](int) { count++; });
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; i++) {
+    threads.emplace_back([] {
+      while (!stop) {
+        void* p =
+            mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        mprotect(p, 1 << 16, PROT_READ);
+        munmap(p, 1 << 20);
+      }
+    });
+  }
+  const itimerval often{{0, 1000}, {0, 1000}};
+  ASSERT_OK(setitimer(ITIMER_VIRTUAL, &often, nullptr));
+  const int64_t end = NowNs() + 1000000000;
+  while (NowNs() < end) {
+    itimerval now;
+    ASSERT_OK(getitimer(ITIMER_VIRTUAL, &now));
+  }
+  stop = true;
+  for (auto& t : threads) t.join();
+  EXPECT_GT(count, 3);
+  const itimerval off{};
+  setitimer(ITIMER_VIRTUAL, &off, nullptr);
 }
 
 TEST(Alarm, ReturnsTheRest) {

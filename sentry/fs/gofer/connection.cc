@@ -23,10 +23,10 @@ constexpr size_t kForgetBatch = 64;
 // Spinning for the answer saves waking two threads, and costs nothing where a core is idle. Where
 // all are busy, answers come late, and it stops being tried.
 constexpr int kSpinCreditMax = 8;
-constexpr int kSpinMiss = 4;
-constexpr int kSpinProbe = 64;  // one try after so many calls without
+constexpr int kSpinMiss = 2;
+constexpr int kSpinProbe = 16;  // one try after so many calls without
 constexpr int64_t kSpinMinNs = 10'000;
-constexpr int64_t kSpinMaxNs = 40'000;
+constexpr int64_t kSpinMaxNs = 60'000;
 
 // By the one call that a confined sentry has for it.
 int Processors() {

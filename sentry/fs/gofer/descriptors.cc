@@ -61,7 +61,7 @@ bool GoferInode::IsOpenOn(const base::UniqueFd& fd) const {
 // Who reads a tree (grep -r, tar, a compiler's or interpreter's directory of modules) opens most of
 // what a directory holds. One exchange for many files costs little more than for one.
 void GoferInode::OpenWithSiblings() {
-  std::shared_ptr<const GoferPrefetch> siblings;
+  std::shared_ptr<const GoferSiblings> siblings;
   size_t at;
   {
     absl::MutexLock l(&mutex_);
@@ -73,19 +73,32 @@ void GoferInode::OpenWithSiblings() {
   }
   std::vector<base::Ref<GoferInode>> files;
   std::vector<gofer::Handle> handles;
-  const size_t end = std::min(siblings->files.size(), at + kSiblingsLookedAt);
-  for (size_t i = at; i < end && handles.size() < gofer::kMaxOpenMany; ++i) {
-    GoferInode* file = siblings->files[i];
-    if (file != this && file->HasFd()) continue;
-    files.emplace_back(file);
+  const size_t count = std::min(siblings->files.size() - at, kSiblingsLookedAt);
+  for (auto& file :
+       gofer_fs().FindFiles(host_dev_, std::span(siblings->files).subspan(at, count))) {
+    if (handles.size() == gofer::kMaxOpenMany) break;
+    if (!file || (file.get() != this && file->HasFd())) continue;
     handles.push_back(file->handle_);
+    files.push_back(std::move(file));
   }
+  if (files.empty()) return;
   auto opened = gofer::ParseOpenMany(Call(gofer::MakeOpenMany(handles)), handles.size());
   if (!opened.ok()) return;
   for (size_t i = 0; i < files.size(); ++i) {
     base::UniqueFd& fd = (*opened)[i];
     if (fd.valid() && files[i]->IsOpenOn(fd)) files[i]->KeepForReading(std::move(fd));
   }
+}
+
+void GoferInode::SetSiblings(const std::shared_ptr<const GoferSiblings>& siblings, size_t index) {
+  absl::MutexLock l(&mutex_);
+  siblings_ = siblings;
+  sibling_index_ = index;
+}
+
+bool GoferInode::IsAmong(const std::shared_ptr<const GoferSiblings>& siblings) const {
+  absl::MutexLock l(&mutex_);
+  return siblings_.lock() == siblings;
 }
 
 bool GoferInode::HasFd() const {

@@ -71,6 +71,7 @@ void GoferInode::CountLookup() {
 void GoferInode::Prefetch() {
   const uint64_t version = names_version_.load(std::memory_order_acquire);
   auto prefetch = std::make_shared<GoferPrefetch>();
+  auto siblings = std::make_shared<GoferSiblings>();
   uint64_t cursor = 0;
   for (bool eof = false; !eof;) {
     auto page = gofer::ParseDir(
@@ -79,22 +80,16 @@ void GoferInode::Prefetch() {
     for (gofer::Entry& e : page->entries) {
       if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
       auto child = gofer_fs().Obtain(e.node, "");
-      GoferInode* file = child->IsReg() ? child.get() : nullptr;
-      if (prefetch->children.emplace(std::move(e.name), std::move(child)).second && file) {
-        prefetch->files.push_back(file);
-      }
+      if (child->IsReg()) siblings->files.push_back(child->host_ino_);
+      prefetch->children.emplace(std::move(e.name), std::move(child));
     }
     if (prefetch->children.size() > gofer_fs().max_prefetch()) return;
     eof = page->eof;
     cursor = page->next;
   }
+  prefetch->siblings = std::move(siblings);
+  gofer_fs().Introduce(host_dev_, prefetch->siblings);
   std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
-  for (size_t i = 0; i < result->files.size(); ++i) {
-    GoferInode* file = result->files[i];
-    absl::MutexLock l(&file->mutex_);
-    file->siblings_ = result;
-    file->sibling_index_ = i;
-  }
   {
     absl::MutexLock l(&mutex_);
     prefetch_.swap(result);
@@ -261,31 +256,40 @@ bool GoferInode::Revalidate(std::string_view name, Inode* child) {
 
 base::Result<std::shared_ptr<const GoferListing>> GoferInode::List() {
   const uint64_t version = names_version_.load(std::memory_order_acquire);
+  std::shared_ptr<const GoferListing> listing;
   if (gofer_fs().exclusive()) {
     absl::MutexLock l(&mutex_);
     if (listing_version_ == version) {
-      if (auto listing = listing_.lock()) return listing;
+      listing = listing_.lock();
     }
   }
+  if (listing) {
+    gofer_fs().Introduce(host_dev_, listing->siblings);
+    return listing;
+  }
   listed_.store(true, std::memory_order_relaxed);
-  auto listing = std::make_shared<GoferListing>();
+  auto made = std::make_shared<GoferListing>();
+  auto siblings = std::make_shared<GoferSiblings>();
   uint64_t cursor = 0;
   for (bool eof = false; !eof;) {
     auto page = gofer::ParseDir(Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, 0)));
     if (!page.ok()) return page.error();
     for (gofer::Entry& e : page->entries) {
-      listing->items.push_back({std::move(e.name), e.ino, e.type});
+      if (e.type == DT_REG) siblings->files.push_back(e.ino);
+      made->items.push_back({std::move(e.name), e.ino, e.type});
     }
-    if (listing->items.size() > kMaxListing) return base::Error(ENOMEM);
+    if (made->items.size() > kMaxListing) return base::Error(ENOMEM);
     eof = page->eof;
     cursor = page->next;
   }
-  std::shared_ptr<const GoferListing> result = std::move(listing);
-  if (gofer_fs().exclusive()) gofer_fs().KeepListing(result);
+  made->siblings = std::move(siblings);
+  listing = std::move(made);
+  gofer_fs().Introduce(host_dev_, listing->siblings);
+  gofer_fs().KeepListing(listing);
   absl::MutexLock l(&mutex_);
-  listing_ = result;
+  listing_ = listing;
   listing_version_ = version;
-  return result;
+  return listing;
 }
 
 }  // namespace sentry

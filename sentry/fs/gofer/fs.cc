@@ -13,12 +13,14 @@ namespace {
 
 // Host descriptors of files that nobody has open, kept for the next open: at most so many, and a
 // part of what the gofer may have open, whose limit is the sentry's too.
-constexpr size_t kMaxIdle = 8192;
+constexpr size_t kMaxIdle = 16 * 1024;
 constexpr size_t kIdlePart = 8;
 constexpr size_t kMaxPrefetched = 32;
 constexpr size_t kMaxPrefetch = 4096;  // children of one directory; each holds a handle
 // Entries of all listings that are kept.
 constexpr size_t kMaxListed = 32 * 1024;
+// How many files are looked for under one lock.
+constexpr size_t kIntroducedAtOnce = 256;
 // What /proc/filesystems and statfs have no name for otherwise.
 constexpr uint64_t kGoferMagic = 0x676f6672;
 
@@ -74,6 +76,41 @@ base::Ref<GoferInode> GoferFilesystem::Obtain(const gofer::Node& node, std::stri
     if (!exclusive()) inode->Apply(node.attr);
   }
   return inode;
+}
+
+std::vector<base::Ref<GoferInode>> GoferFilesystem::FindFiles(uint64_t dev,
+                                                              std::span<const uint64_t> inos) {
+  std::vector<base::Ref<GoferInode>> found(inos.size());
+  absl::MutexLock l(&mutex_);
+  for (size_t i = 0; i < inos.size(); ++i) {
+    const auto it = inodes_.find(Key{dev, inos[i]});
+    if (it == inodes_.end() || !it->second->IsReg() || !it->second->TryIncRef()) continue;
+    found[i] = base::Ref<GoferInode>::Adopt(it->second);
+  }
+  return found;
+}
+
+void GoferFilesystem::Introduce(uint64_t dev,
+                                const std::shared_ptr<const GoferSiblings>& siblings) {
+  const std::vector<uint64_t>& inos = siblings->files;
+  if (inos.empty()) return;
+  if (siblings->known.load(std::memory_order_relaxed) == inos.size()) {
+    // Unless others have been told to them since, from another listing, there is nothing new.
+    const size_t sample = inos.size() / 2;
+    const auto file = std::move(FindFiles(dev, std::span(inos).subspan(sample, 1))[0]);
+    if (file && file->IsAmong(siblings)) return;
+  }
+  size_t known = 0;
+  for (size_t begin = 0; begin < inos.size(); begin += kIntroducedAtOnce) {
+    const size_t count = std::min(kIntroducedAtOnce, inos.size() - begin);
+    const auto files = FindFiles(dev, std::span(inos).subspan(begin, count));
+    for (size_t i = 0; i < count; ++i) {
+      if (!files[i]) continue;
+      files[i]->SetSiblings(siblings, begin + i);
+      known++;
+    }
+  }
+  siblings->known.store(known, std::memory_order_relaxed);
 }
 
 void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {

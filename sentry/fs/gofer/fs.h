@@ -5,6 +5,7 @@
 #include <deque>
 #include <list>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,6 +21,7 @@ namespace sentry {
 
 class GoferInode;
 struct GoferListing;
+struct GoferSiblings;
 
 class GoferFilesystem : public Filesystem {
  public:
@@ -37,6 +39,10 @@ class GoferFilesystem : public Filesystem {
   // The inode that `node` is: the one that is known, if there is one (hard links; the handle then
   // goes back to the gofer), else a new one, which keeps the handle.
   base::Ref<GoferInode> Obtain(const gofer::Node& node, std::string link);
+  // The inodes that are known of files on host device `dev`; null for one that is not.
+  std::vector<base::Ref<GoferInode>> FindFiles(uint64_t dev, std::span<const uint64_t> inos);
+  // Tells the files among `siblings` that have inodes of the others.
+  void Introduce(uint64_t dev, const std::shared_ptr<const GoferSiblings>& siblings);
   // Called by the destructor of an inode.
   void Drop(GoferInode* inode, gofer::Handle handle);
 
@@ -48,7 +54,8 @@ class GoferFilesystem : public Filesystem {
   // Directories that hold prefetched children: the oldest lose theirs.
   void EnterPrefetched(GoferInode* inode);
 
-  // Keeps a directory's listing for the next reader; the oldest go.
+  // Keeps a directory's listing, for the next reader or, if the filesystem is shared, for its
+  // siblings alone; the oldest go.
   void KeepListing(std::shared_ptr<const GoferListing> listing);
   // The gofer has no handle left: drops all that is kept for later use, the dentry cache included.
   void Reclaim();

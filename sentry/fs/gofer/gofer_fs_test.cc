@@ -17,6 +17,7 @@
 #include "sentry/fiber/fiber.h"
 #include "sentry/fiber/scheduler.h"
 #include "sentry/fs/gofer/gofer_fs.h"
+#include "sentry/fs/gofer/inode.h"
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {
@@ -326,6 +327,35 @@ TEST_F(GoferFsTest, FilesOpenedWithTheirSiblings) {
     EXPECT_EQ(PRead(*Open("/f8", O_RDONLY), 0, 10), "7");
     Write(*Open("/f9", O_WRONLY | O_TRUNC), "nine");
     EXPECT_EQ(PRead(*Open("/f9", O_RDONLY), 0, 10), "nine");
+  });
+}
+
+// Files that are known one by one, not from a look at the whole directory, are opened together once
+// somebody has listed it; again when their descriptors have been closed since.
+TEST_F(GoferFsTest, KnownFilesOfAListedDirectoryAreOpenedTogether) {
+  Mount(GoferCache::kExclusive, 10'000);
+  Run([&] {
+    for (int i = 0; i < 200; ++i) {
+      Write(*Open("/f" + std::to_string(i), O_CREAT | O_WRONLY), std::to_string(i));
+    }
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(Host("/"))) {
+      names.push_back("/" + entry.path().filename().string());
+    }
+    ASSERT_EQ(names.size(), 200u);
+    for (int round = 0; round < 2; ++round) {
+      for (const std::string& name : names) {
+        auto path = vfs_.Walk(Ctx(), name, {});
+        ASSERT_TRUE(path.ok());
+        static_cast<GoferInode&>(*path->dentry->inode()).CloseIdle();
+      }
+      List("/");
+      const uint64_t before = Requests();
+      for (const std::string& name : names) {
+        EXPECT_EQ(PRead(*Open(name, O_RDONLY), 0, 10), name.substr(2));
+      }
+      EXPECT_LT(Requests() - before, 40u);
+    }
   });
 }
 

@@ -20,6 +20,14 @@
 
 namespace sentry {
 
+// The regular files of a directory, in its order, by the host's inode number. Who opens one of them
+// mostly opens those behind it next. Immutable but for the counts.
+struct GoferSiblings {
+  std::vector<uint64_t> files;
+  mutable std::atomic<uint32_t> opens{0};  // of files for which the gofer had to be asked
+  mutable std::atomic<size_t> known{0};    // how many of them had inodes when these were told last
+};
+
 // The entries of a directory at one moment. Immutable.
 struct GoferListing {
   struct Item {
@@ -28,16 +36,15 @@ struct GoferListing {
     uint8_t type;
   };
   std::vector<Item> items;
+  std::shared_ptr<const GoferSiblings> siblings;
 };
 
 class GoferInode;
 
-// All children of a directory of an exclusive filesystem, looked up at once. Immutable but for the
-// count.
+// All children of a directory of an exclusive filesystem, looked up at once. Immutable.
 struct GoferPrefetch {
   std::map<std::string, base::Ref<Inode>, std::less<>> children;
-  std::vector<GoferInode*> files;          // the regular ones, in the directory's order
-  mutable std::atomic<uint32_t> opens{0};  // of files for which the gofer had to be asked
+  std::shared_ptr<const GoferSiblings> siblings;
 };
 
 // Attributes are cached. With an exclusive filesystem they are the truth, but for what the host
@@ -130,6 +137,8 @@ class GoferInode : public Inode {
   void KeepForReading(base::UniqueFd fd);
   // The file that was asked for, and no other?
   bool IsOpenOn(const base::UniqueFd& fd) const;
+  void SetSiblings(const std::shared_ptr<const GoferSiblings>& siblings, size_t index);
+  bool IsAmong(const std::shared_ptr<const GoferSiblings>& siblings) const;
   // Opens this file, and those next to it in its directory, for reading, if that is likely to pay.
   void OpenWithSiblings();
   void Apply(const gofer::Attr& attr);
@@ -183,8 +192,8 @@ class GoferInode : public Inode {
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
   std::shared_ptr<const GoferPrefetch> prefetch_ ABSL_GUARDED_BY(mutex_);
   uint64_t prefetch_version_ ABSL_GUARDED_BY(mutex_) = 0;
-  // Of a regular file: what it was looked up with, and its place in `files` there.
-  std::weak_ptr<const GoferPrefetch> siblings_ ABSL_GUARDED_BY(mutex_);
+  // Of a regular file: those of the directory in which it was seen last, and its place there.
+  std::weak_ptr<const GoferSiblings> siblings_ ABSL_GUARDED_BY(mutex_);
   size_t sibling_index_ ABSL_GUARDED_BY(mutex_) = 0;
 
   fiber::Mutex data_mutex_;
