@@ -8,6 +8,7 @@
 
 #include "gofer/confine.h"
 #include "gofer/server.h"
+#include "sentry/base/host_seccomp.h"
 
 namespace gofer {
 namespace {
@@ -19,6 +20,12 @@ constexpr uint32_t kMaxHandles = 256 * 1024;
 // `errors` is closed when nothing can fail any more.
 base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step) {
   base::UniqueFd proc;
+  const bool has_seccomp = base::HostHasSeccomp();
+  const bool filtered = !config.unconfined && (has_seccomp || !config.allow_no_seccomp);
+  if (filtered && !has_seccomp) {
+    *step = "use the host's seccomp(2); --allow-no-seccomp starts without";
+    return base::LastError();
+  }
   if (config.unconfined) {
     *step = "open /proc/self/fd";
     proc.reset(open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC));
@@ -48,7 +55,7 @@ base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step) 
        .threads = config.threads,
        .max_handles = static_cast<uint32_t>(std::min<rlim_t>(files.rlim_cur - used, kMaxHandles))});
   server.Start();
-  if (!config.unconfined) TRY(InstallFilter(fds, step));
+  if (filtered) TRY(InstallFilter(fds, step));
   errors->reset();
   server.Release();
   server.Join();

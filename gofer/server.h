@@ -31,6 +31,8 @@ struct GoferConfig {
   // the container's users: chown, dac_override, dac_read_search, fowner, fsetid (in the gofer's own
   // user namespace alone).
   bool rootless = false;
+  // To serve even where the host has no seccomp(2), and then without a filter.
+  bool allow_no_seccomp = false;
   // Leaves the process as it is (no new root, capabilities and filter kept). For tests alone.
   bool unconfined = false;
 };

@@ -34,7 +34,7 @@ class HostileTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string why;
-    auto p = CreateSystrap(test::TestOptions(), &why);
+    auto p = test::CreatePlatform(test::TestOptions(), &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
     platform_->StartPool();

@@ -98,6 +98,7 @@ struct Shared {
   uint32_t filter_length;
   uint32_t pkru_offset;  // of PKRU in an XSAVE image; xsave_size if there is none
   uint32_t strict;       // calls about memory go to the sentry, and it opens descriptors with them
+  uint32_t traced;       // the sentry traces the stubs; their filters stand with it
   uint64_t filter[kMaxFilter];  // struct sock_filter
   // The zygote's own filter, which its clones inherit; [1]: with calls that go to the sentry.
   uint32_t zygote_filter_length;
@@ -251,9 +252,9 @@ struct Slot {
   // Line 6: written by the stub when it is slow anyway.
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively in futex(2)
-  uint32_t cpu;                   // the processor on which it went to sleep last
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
   uint64_t fault_addr, trapno, error_code;
+  uint32_t cpu;  // the processor on which it went to sleep last
 
   // Line 7: the stub's own.
   alignas(64) uint64_t self;
@@ -270,7 +271,9 @@ struct Slot {
   uint32_t restore_all;     // the last answer has changed more than rax
   uint32_t saved_flags;     // of a patched call: OF in al, the others in ah
   uint32_t site_form;
-  uint64_t call_flags;  // of a patched call, for r11
+  uint64_t call_flags;   // of a patched call, for r11
+  uint32_t traced_call;  // a call that the tracer has sent here: as one from a patched site, but
+                         // from a syscall instruction
   // The guest's signal mask with kMaskOpen, if it may be changed here; else 0. Changed by
   // compare-and-exchange, since the sentry may close it at any moment.
   uint64_t sigmask;
@@ -338,8 +341,9 @@ inline constexpr int OrderedFd(uint32_t slot) { return kFirstOrderedFd + static_
 
 // ---- The zygote's messages ----------------------------------------------------------------------
 
-struct ZygoteHello {   // comes with the listener of the call gate, if there is one
-  uint64_t vdso_base;  // 0: the vDSO could not be moved
+struct ZygoteHello {      // comes with the listener of the call gate, if there is one
+  uint64_t vdso_base;     // 0: the vDSO could not be moved
+  uint64_t traced_entry;  // where the tracer has a stub take a call of the guest
   int32_t error;
   int32_t listener_error;  // why the host has granted no listener; 0 with one
 };

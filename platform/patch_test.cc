@@ -26,7 +26,7 @@ class PatchTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string why;
-    auto p = CreateSystrap(test::TestOptions(), &why);
+    auto p = test::CreatePlatform(test::TestOptions(), &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
     platform_->StartPool();
@@ -446,7 +446,7 @@ TEST_F(PatchTest, WritesAreCopiedOut) {
 TEST(HostCallsTest, RulesAreAccepted) {
   scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
   ASSERT_TRUE(filter);
-  EXPECT_EQ(AllowHostCalls(filter), 0);
+  EXPECT_EQ(AllowHostCalls(filter, test::TestsPtrace()), 0);
   seccomp_release(filter);
 }
 

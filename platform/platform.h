@@ -13,6 +13,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -311,6 +312,9 @@ class Platform {
   // From now on stubs are kept ready. Called once, when this process has its final root: a process
   // that the host clones while pivot_root(2) moves everybody can be left behind in the old root.
   virtual void StartPool() {}
+  // Adds the host calls that this side makes from now on to the caller's filter, a scmp_filter_ctx.
+  // Returns 0, or the negative errno of libseccomp.
+  virtual int AllowHostCalls(void* /*filter*/) const { return 0; }
   // A fresh, empty address space (from the pool), with its stopped main context.
   virtual base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() = 0;
 
@@ -333,6 +337,16 @@ class Platform {
 // Starts the zygote (from the embedded image) and makes the systrap platform. Called once, before
 // the sentry confines itself. Errors: what the host refused, with a line in `why`.
 base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, std::string* why);
+// The same for the ptrace platform, which needs no seccomp of the host: a thread of this process
+// traces the stubs. Slower where a call is not patched or a stub makes host calls.
+base::Result<std::unique_ptr<Platform>> CreatePtrace(const Options& options, std::string* why);
+
+// The names of all platforms, the best first.
+inline constexpr const char* kPlatforms[] = {"systrap", "ptrace"};
+// Makes the platform of that name, or for "auto" the first that this host can do. `why` says then
+// why those before it, or all, cannot be done.
+base::Result<std::unique_ptr<Platform>> Create(std::string_view name, const Options& options,
+                                               std::string* why);
 
 // Whether Options::strict is possible here, tried out in a child process. Else the error of
 // seccomp(2).

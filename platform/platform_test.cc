@@ -33,7 +33,7 @@ class PlatformTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string why;
-    auto p = CreateSystrap(options_, &why);
+    auto p = test::CreatePlatform(options_, &why);
     ASSERT_TRUE(p.ok()) << why;
     platform_ = std::move(*p);
     if (starts_pool_) platform_->StartPool();
@@ -462,7 +462,7 @@ TEST(SystrapTest, WithoutACallGate) {
         syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
     if (listener < 0) _exit(2);
     std::string why;
-    auto p = CreateSystrap(test::TestOptions(), &why);
+    auto p = test::CreatePlatform(test::TestOptions(), &why);
     if (test::TestOptions().strict) _exit(p.ok() || why.find("listener") == why.npos ? 6 : 0);
     if (!p.ok()) _exit(3);
     Platform& platform = **p;

@@ -35,6 +35,15 @@ inline Options TestOptions() {
   options.strict = getenv("RUNSC_TEST_STRICT") != nullptr;
   return options;
 }
+// The platform that the tests are about: $RUNSC_TEST_PLATFORM, else systrap.
+inline bool TestsPtrace() {
+  const char* name = getenv("RUNSC_TEST_PLATFORM");
+  return name != nullptr && strcmp(name, "ptrace") == 0;
+}
+inline base::Result<std::unique_ptr<Platform>> CreatePlatform(const Options& options,
+                                                              std::string* why) {
+  return TestsPtrace() ? CreatePtrace(options, why) : CreateSystrap(options, why);
+}
 
 inline uint64_t GuestAddr(const char* symbol) {
   return kCode + static_cast<uint64_t>(symbol - guest_begin);

@@ -33,9 +33,9 @@ struct Bench {
 
   Bench(const Options& options, bool from_file) {
     std::string why;
-    auto p = CreateSystrap(options, &why);
+    auto p = test::CreatePlatform(options, &why);
     if (!p.ok()) {
-      fprintf(stderr, "no systrap platform: %s\n", why.c_str());
+      fprintf(stderr, "no platform: %s\n", why.c_str());
       exit(1);
     }
     platform = std::move(*p);

@@ -345,6 +345,21 @@ NAKED void StubPatchedCompare() {
         [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax));
 }
 
+// A call of the guest at which the tracer has stopped its thread: rax is the call's number, rcx and
+// r11 are as the instruction leaves them, all else is the guest's, and GS is ours.
+NAKED void StubTracedCall() {
+  __asm__ volatile(
+      "mov %%rax, %%gs:%c[rax]\n\t"
+      "lahf\n\t"
+      "seto %%al\n\t"
+      "mov %%eax, %%gs:%c[saved_flags]\n\t"
+      "movl $0, %%gs:%c[site_form]\n\t"
+      "movl $1, %%gs:%c[traced_call]\n\t"
+      "jmp StubPatchedCommon\n\t"
+      :
+      : OFF(saved_flags), OFF(site_form), OFF(traced_call), OFF(rax));
+}
+
 // rcx: where the call returns to. What of the registers the slot does not have yet goes there.
 // [kFastBegin, kFastEnd) is a restartable section like those above; GS is ours in it.
 NAKED void StubPatchedCommon() {

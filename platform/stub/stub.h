@@ -42,6 +42,8 @@ extern "C" {
 
 // The handler of every host signal of the stub.
 void StubSignalEntry(int signo, SigInfo* info, UContext* uc);
+// Takes a call of the guest that the tracer has sent here.
+void StubTracedCall();
 // Enters the guest with the registers of the slot that GS points to; does not return. `fast`: all
 // but rax, rcx, rip and the flags are in place... (see entry.cc)
 [[noreturn]] void StubEnterGuest(Slot* slot);

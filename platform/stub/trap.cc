@@ -162,7 +162,7 @@ uint32_t HandleAnswer(Slot* s) {
 // All of the request's line at once, since the sentry polls it.
 void WriteRequest(Slot* s, uint32_t seq, RequestKind kind) {
   unsigned flags = 0;
-  if (s->mode == kModeDirect) flags |= kRequestDirect;
+  if (s->mode == kModeDirect && !s->traced_call) flags |= kRequestDirect;
   if (s->futex_interrupted) flags |= kRequestFutexInterrupted;
   if (s->mask_changed) flags |= kRequestMaskChanged;
   RequestHead head{seq, kind, static_cast<uint8_t>(flags), static_cast<uint16_t>(s->copied_in)};
@@ -277,7 +277,12 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 
 void AwaitAnswer(Slot* s, uint32_t seq) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
-  Rung rung = Ring(s, seq);
+  Rung rung = Rung::kNobody;
+  if (!SharedPage()->traced) {
+    rung = Ring(s, seq);
+  } else if (Load(&SharedPage()->sleeping) != 0) {
+    budget = 0;  // a call more would cost much: the tracer rings when it sees us wait
+  }
   bool in_its_way = rung != Rung::kNobody && InPollersWay(s);
   if (budget != 0 && !in_its_way &&
       (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
@@ -416,13 +421,20 @@ extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
   s->gs_owned = 0;
   s->restore_all = 0;
   bool answered = TryLane(s);
-  if (answered && !odd) return false;
+  const bool hint = answered && s->traced_call && WorthPatching(s);
+  if (answered && !odd && !hint) {
+    s->traced_call = 0;
+    return false;
+  }
   if (!answered) CopyIn(s);
   StoreDirect(s);
   if (!answered) {
     HandOff(s, RequestKind::kSyscall);
     if (s->futex_interrupted) s->futex_interrupted = 0;
+  } else if (hint) {
+    HandOff(s, RequestKind::kPatchHint);
   }
+  s->traced_call = 0;
   // If the sentry has set the registers, they are complete.
   if (odd && !s->restore_all) FinishCompare(s);
   if (step && !s->restore_all) {

@@ -133,7 +133,10 @@ void Send(uint64_t message, uint64_t size, int fd) {
   Header()->socket = socket_fd;
   if (Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9) != 0) Die();
   FilterProgram program{static_cast<uint16_t>(shared->filter_length), Addr(shared->filter)};
-  if (Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) Die();
+  if (!shared->traced &&
+      Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) {
+    Die();
+  }
   Slot* slot = SlotAt(0);
   __asm__ volatile(
       "mov %0, %%rsp\n\t"
@@ -193,19 +196,23 @@ void InstallHandlers() {
 }
 
 // Installs the zygote's filter; returns the call gate's listener, or -errno (a host that grants
-// none: then the stubs' own filter decides alone, unless the sentry gives up).
+// none: then the stubs' own filter decides alone, unless the sentry gives up). Under a tracer,
+// which needs no help, the host's filter stands below where the host has it.
 int InstallFilter() {
   constexpr uint64_t kNewListener = 8, kWaitKillableRecv = 32;  // SECCOMP_FILTER_FLAG_*
   const Shared* shared = SharedPage();
   FilterProgram program{static_cast<uint16_t>(shared->zygote_filter_length),
                         Addr(shared->zygote_filter[1])};
-  // In strict mode a call that the sentry has let go on is made: no signal comes between, after
-  // which it would be asked for again.
-  uint64_t flags = kNewListener | (shared->strict ? kWaitKillableRecv : 0);
-  long fd = Syscall(kSysSeccomp, 1, flags, Addr(&program));
-  if (!IsError(fd)) return static_cast<int>(fd);
+  long fd = -38;  // ENOSYS: under a tracer it is not asked for
+  if (!shared->traced) {
+    // In strict mode a call that the sentry has let go on is made: no signal comes between, after
+    // which it would be asked for again.
+    uint64_t flags = kNewListener | (shared->strict ? kWaitKillableRecv : 0);
+    fd = Syscall(kSysSeccomp, 1, flags, Addr(&program));
+    if (!IsError(fd)) return static_cast<int>(fd);
+  }
   program.instructions = Addr(shared->zygote_filter[0]);
-  if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0) Die();
+  if (Syscall(kSysSeccomp, 1, 0, Addr(&program)) != 0 && !shared->traced) Die();
   return static_cast<int>(fd);
 }
 
@@ -226,6 +233,7 @@ extern "C" [[noreturn]] void ZygoteMain(const uint64_t* stack) {
   Syscall(kSysClose, kSharedFd);
   if (!MakeJumpTable()) hello.error = 12;  // ENOMEM
   InstallHandlers();
+  hello.traced_entry = Addr(reinterpret_cast<const void*>(&StubTracedCall));
   int listener = hello.error == 0 ? InstallFilter() : -1;
   if (listener < 0) hello.listener_error = -listener;
   Send(Addr(&hello), sizeof(hello), listener);

@@ -176,6 +176,11 @@ bool CallGate::Take(int tid, const seccomp_data& data, OrderedCall* call) {
   return TakeOrdered(tid, data, call) || TakeBirth(tid, data);
 }
 
+bool CallGate::Admits(int tid, const seccomp_data& call) {
+  OrderedCall ordered;
+  return Take(tid, call, &ordered) && !ordered.file;
+}
+
 bool CallGate::TakeOrdered(int tid, const seccomp_data& data, OrderedCall* call) {
   auto found = allowed_.find(tid);
   if (found == allowed_.end()) return false;

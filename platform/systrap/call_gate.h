@@ -55,6 +55,9 @@ class CallGate {
   // often: one that a signal interrupts, or a stop by the host, begins anew, and nothing here shows
   // whether one before has come to its end.
   void Expect(int tid, int process, std::vector<OrderedCall> calls);
+  // The thread `tid` asks for this call; whether it may make it. For who stops calls by other means
+  // than a listener.
+  bool Admits(int tid, const seccomp_data& call);
   // None are expected any more. True if a clone was asked for more often than was expected.
   bool Forget(int tid);
 

@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -89,10 +90,41 @@ std::vector<Rule> Rules() {
   };
 }
 
+// The ptrace platform's tracer. ptrace(2) reaches those that the calling thread traces alone, and
+// with these requests nobody begins to be.
+std::vector<Rule> TracerRules() {
+  std::vector<Rule> rules;
+  for (int request : {
+           PTRACE_SYSEMU, PTRACE_SYSCALL, PTRACE_LISTEN,  // lets a stopped stub go on
+           PTRACE_DETACH,                                 // at its end
+           PTRACE_GET_SYSCALL_INFO, PTRACE_GETREGS,       // its call
+           PTRACE_SETREGS, PTRACE_POKEUSER,               // which is not made, or begins anew
+           PTRACE_SETSIGINFO,                             // what its handler is told of the call
+       }) {
+    rules.push_back({SCMP_SYS(ptrace), {SCMP_A0(SCMP_CMP_EQ, static_cast<uint64_t>(request))}});
+  }
+  // What has stopped or ended of those that it traces; its threads, which have no other parent.
+  const uint64_t ours = static_cast<uint32_t>(__WALL | __WNOTHREAD);
+  for (uint64_t options : {WSTOPPED | WEXITED | WNOWAIT, WSTOPPED | WNOHANG}) {
+    rules.push_back(
+        {SCMP_SYS(waitid),
+         {SCMP_A0(SCMP_CMP_EQ, P_ALL), SCMP_A3(SCMP_CMP_MASKED_EQ, 0xffff'ffff, options | ours)}});
+  }
+  rules.push_back({SCMP_SYS(waitid),
+                   {SCMP_A0(SCMP_CMP_EQ, P_PID),
+                    SCMP_A3(SCMP_CMP_MASKED_EQ, 0xffff'ffff, WEXITED | WNOHANG | ours)}});
+  return rules;
+}
+
 }  // namespace
 
-int AllowHostCalls(void* filter) {
-  for (const Rule& rule : Rules()) {
+int AllowHostCalls(void* filter, bool traced) {
+  std::vector<Rule> rules = Rules();
+  if (traced) {
+    std::vector<Rule> more = TracerRules();
+    rules.insert(rules.end(), more.begin(), more.end());
+  }
+  for (const Rule& rule : rules) {
     int r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rule.call,
                                    static_cast<unsigned>(rule.args.size()), rule.args.data());
     if (r != 0 && r != -EEXIST) return r;

@@ -9,7 +9,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include <x86intrin.h>
@@ -21,6 +20,8 @@
 #include "platform/systrap/address_space.h"
 #include "platform/systrap/context.h"
 #include "platform/systrap/filter.h"
+#include "platform/systrap/futex.h"
+#include "platform/systrap/reap.h"
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
 
@@ -43,14 +44,39 @@ constexpr int64_t kHauntedNs = 10'000'000;
 
 }  // namespace
 
-void FutexWakeShared(uint32_t* word, int count) {
-  syscall(SYS_futex, word, FUTEX_WAKE, count, nullptr, nullptr, 0);
-}
-
 base::Result<std::unique_ptr<Platform>> CreateSystrap(const Options& options, std::string* why) {
-  auto p = std::make_unique<SystrapPlatform>(options);
+  auto p = std::make_unique<SystrapPlatform>(options, SystrapPlatform::Trapping::kSeccomp);
   TRY(p->Start(why));
   return std::unique_ptr<Platform>(std::move(p));
+}
+
+base::Result<std::unique_ptr<Platform>> CreatePtrace(const Options& options, std::string* why) {
+  if (options.strict) {
+    *why = "has no strict mode";
+    return base::Error(EINVAL);
+  }
+  auto p = std::make_unique<SystrapPlatform>(options, SystrapPlatform::Trapping::kPtrace);
+  TRY(p->Start(why));
+  return std::unique_ptr<Platform>(std::move(p));
+}
+
+base::Result<std::unique_ptr<Platform>> Create(std::string_view name, const Options& options,
+                                               std::string* why) {
+  why->clear();
+  base::Result<std::unique_ptr<Platform>> made = base::Error(EINVAL);
+  for (std::string_view candidate : kPlatforms) {
+    if (name != "auto" && name != candidate) continue;
+    std::string reason;
+    made = candidate == "ptrace" ? CreatePtrace(options, &reason) : CreateSystrap(options, &reason);
+    if (made.ok()) return made;
+    if (reason.empty()) reason = strerror(made.error().code());
+    if (name == candidate) {
+      *why = reason;
+    } else {
+      *why += (why->empty() ? "" : "; ") + std::string(candidate) + ": " + reason;
+    }
+  }
+  return made;
 }
 
 // ---- Start and end ------------------------------------------------------------------------------
@@ -79,9 +105,16 @@ base::Status SystrapPlatform::MapShared(std::string* why) {
   const Gated gated = strict() ? Gated::kMemory : Gated::kClone;
   for (bool gate : {false, true}) {
     filter = BuildZygoteFilter(machine_.has_fsgsbase, gate ? gated : Gated::kNothing);
+    if (trapping_ == Trapping::kPtrace) filter = BelowTracer(filter);
     if (filter.size() > kMaxZygoteFilter) return base::Error(E2BIG);
     memcpy(shared_->zygote_filter[gate], filter.data(), filter.size() * sizeof(uint64_t));
     shared_->zygote_filter_length = static_cast<uint32_t>(filter.size());
+  }
+  if (trapping_ == Trapping::kPtrace) {
+    tracer_ = std::make_unique<Tracer>(
+        std::span(shared_->zygote_filter[1], shared_->zygote_filter_length),
+        std::span(shared_->filter, shared_->filter_length), &gate_, &shared_->sleeping);
+    shared_->traced = 1;
   }
   shared_->has_fsgsbase = machine_.has_fsgsbase;
   shared_->strict = strict();
@@ -119,10 +152,7 @@ SystrapPlatform::~SystrapPlatform() {
     for (const auto& p : watched_) p->KillGroup();
     watched_.insert(watched_.end(), haunted_.begin(), haunted_.end());
     for (const auto& p : watched_) {
-      // Their end is near.
-      siginfo_t info;
-      while (waitid(P_PGID, static_cast<id_t>(p->pid()), &info, WEXITED) == 0) {
-      }
+      ReapAll(P_PGID, static_cast<id_t>(p->pid()));  // their end is near
     }
     watched_.clear();
     haunted_.clear();
@@ -141,6 +171,7 @@ void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
                                  absl::Notification* done) {
   pthread_setname_np(pthread_self(), "stub-keeper");
   base::Status status = zygote_.Start(shared_fd_.get(), strict(), why);
+  if (status.ok() && tracer_) status = tracer_->Start(zygote_.pid(), zygote_.traced_entry(), why);
   if (status.ok()) {
     limits_.min_address = machine_.mmap_min_addr;
     limits_.max_address = kRegionBase - kPageSize;  // a guard: see the filter's rule for mremap

@@ -1,4 +1,5 @@
-// The systrap platform: stubs trapped by seccomp's SIGSYS, reached through mailboxes.
+// The systrap platform: stubs trapped by seccomp's SIGSYS, reached through mailboxes. And the
+// ptrace platform, which is the same with another trap.
 #pragma once
 
 #include <array>
@@ -12,8 +13,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "platform/host_calls.h"
 #include "platform/mailbox.h"
 #include "platform/platform.h"
+#include "platform/ptrace/tracer.h"
 #include "platform/systrap/call_gate.h"
 #include "platform/systrap/chores.h"
 #include "platform/systrap/machine.h"
@@ -27,19 +30,24 @@ namespace platform {
 class SystrapAddressSpace;
 class ThreadContext;
 
-// FUTEX_WAKE on a word that other processes share.
-void FutexWakeShared(uint32_t* word, int count);
-
 class SystrapPlatform final : public Platform {
  public:
-  explicit SystrapPlatform(const Options& options) : options_(options) {}
+  // Who tells the guest's calls from the stub's own: the host's seccomp, or a tracer of ours.
+  enum class Trapping { kSeccomp, kPtrace };
+  SystrapPlatform(const Options& options, Trapping trapping)
+      : options_(options), trapping_(trapping) {}
   ~SystrapPlatform() override;
 
   base::Status Start(std::string* why);
 
-  const char* name() const override { return "systrap"; }
+  const char* name() const override {
+    return trapping_ == Trapping::kPtrace ? "ptrace" : "systrap";
+  }
   std::span<const int> LaneCalls() const override { return kLaneCalls; }
   void StartPool() override;
+  int AllowHostCalls(void* filter) const override {
+    return platform::AllowHostCalls(filter, trapping_ == Trapping::kPtrace);
+  }
   base::Result<std::unique_ptr<AddressSpace>> NewAddressSpace() override;
   size_t Poll() override;
   bool ShouldSpin() override;
@@ -128,9 +136,11 @@ class SystrapPlatform final : public Platform {
   void AllowStubSpin(bool allowed);
 
   const Options options_;
+  const Trapping trapping_;
   Machine machine_;
   TextCache texts_;  // outlives the processes
   Limits limits_{};
+  std::unique_ptr<Tracer> tracer_;  // outlives the zygote
   Zygote zygote_;
   CallGate gate_;  // stops before the listener goes
   uint32_t ordered_fds_ = 0;

@@ -10,6 +10,7 @@
 
 #include "platform/systrap/address_space.h"
 #include "platform/systrap/context.h"
+#include "platform/systrap/futex.h"
 #include "platform/systrap/platform.h"
 
 namespace platform {

@@ -18,6 +18,7 @@
 #include "platform/systrap/context.h"
 #include "platform/systrap/fds.h"
 #include "platform/systrap/platform.h"
+#include "platform/systrap/reap.h"
 #include "sentry/base/log.h"
 
 namespace platform {
@@ -115,12 +116,11 @@ void StubProcess::KillGroup() {
 
 bool StubProcess::ReapGroup() {
   absl::MutexLock lock(&group_mu_);
-  siginfo_t info;
-  do {
-    info.si_pid = 0;
-    if (waitid(P_PGID, static_cast<id_t>(pid()), &info, WEXITED | WNOHANG) != 0) return true;
-  } while (info.si_pid != 0);
-  return false;
+  for (;;) {
+    siginfo_t info;
+    if (!ReapEnded(P_PGID, static_cast<id_t>(pid()), &info)) return true;
+    if (info.si_pid == 0) return false;
+  }
 }
 
 bool StubProcess::OwnsMailbox() {
@@ -139,8 +139,7 @@ void StubProcess::Reap() {
   dead_.store(true, std::memory_order_seq_cst);
   tids_.clear();
   siginfo_t info;
-  info.si_pid = 0;
-  waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info, WEXITED | WNOHANG);
+  ReapEnded(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info);
   if (info.si_pid == 0) return;
   if (info.si_code == CLD_EXITED && info.si_status == kRefusedCallStatus) {
     LOG_LIMITED(base::LogLevel::kWarning, "stub %d has made a host call outside its list and ended",

@@ -19,6 +19,7 @@
 #include "platform/mailbox.h"
 #include "platform/platform.h"
 #include "platform/systrap/fds.h"
+#include "platform/systrap/reap.h"
 
 extern "C" const unsigned char kRunscStubImage[];
 extern "C" const unsigned char kRunscStubImageEnd[];
@@ -114,8 +115,7 @@ base::Status ProbeStrict() {
 Zygote::~Zygote() {
   if (!pidfd_.valid()) return;
   socket_.reset();  // at which it ends
-  siginfo_t info;
-  waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info, WEXITED);
+  ReapAll(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()));
 }
 
 base::Status Zygote::Start(int shared_fd, bool strict, std::string* why) {
@@ -196,6 +196,7 @@ base::Status Zygote::StartOnce(int exe_fd, int shared_fd, bool strict, std::stri
   pid_ = pid;
   pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   vdso_base_ = hello.vdso_base;
+  traced_entry_ = hello.traced_entry;
   socket_ = std::move(ours);
   return {};
 }

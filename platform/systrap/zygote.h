@@ -34,6 +34,7 @@ class Zygote {
   // Where stubs have the vDSO; 0: nowhere.
   uint64_t vdso_base() const { return vdso_base_; }
   int pid() const { return pid_; }
+  uint64_t traced_entry() const { return traced_entry_; }
   // The call gate's listener; -1 without one.
   int listener() const { return listener_.get(); }
   // Descriptors that a stub may have: its numbers are below this.
@@ -48,7 +49,7 @@ class Zygote {
   base::UniqueFd pidfd_, listener_;
   int pid_ = -1;
   uint32_t max_fds_ = 0;
-  uint64_t vdso_base_ = 0;
+  uint64_t vdso_base_ = 0, traced_entry_ = 0;
 };
 
 }  // namespace platform

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "runsc/cmd/command.h"
 #include "runsc/oci/mount_options.h"
@@ -9,13 +10,54 @@
 #include "runsc/oci/seccomp.h"
 
 namespace runsc {
+namespace {
+
+using Platforms = std::vector<sentry::BootHooks::PlatformChoice>;
+
+// What --platform=auto picks: the first that can be done. Null if none can.
+const sentry::BootHooks::PlatformChoice* Best(const Platforms& platforms) {
+  for (const auto& p : platforms) {
+    if (p.why_not.empty()) return &p;
+  }
+  return nullptr;
+}
+
+void AddPlatforms(const Platforms& platforms, nlohmann::ordered_json* annotations) {
+  if (platforms.empty()) return;
+  const auto* best = Best(platforms);
+  (*annotations)["runsc.platform"] = best != nullptr ? best->name : "";
+  for (const auto& p : platforms) {
+    (*annotations)["runsc.platform." + p.name] =
+        p.why_not.empty() ? "available" : "unavailable: " + p.why_not;
+  }
+}
+
+int PrintPlatforms(const Platforms& platforms) {
+  const auto* best = Best(platforms);
+  for (const auto& p : platforms) {
+    const char* state = &p == best          ? "available, used by --platform=auto"
+                        : p.why_not.empty() ? "available"
+                                            : p.why_not.c_str();
+    printf("%s: %s\n", p.name.c_str(), state);
+  }
+  return best != nullptr ? 0 : 1;
+}
+
+}  // namespace
 
 void AddFeaturesCommand(Context& context) {
   Command command(context, "features", "show the enabled features", "",
                   "Show the enabled features.\n"
                   "The result is parsable as a JSON.");
+  static bool platforms_only = false;
+  command.Flag("--platforms", &platforms_only, "say in words which platforms this host can do");
   command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
     if (auto s = command.CheckArgs(args, 0, 0); !s.ok()) return s;
+    std::vector<sentry::BootHooks::PlatformChoice> platforms;
+    if (context.boot_hooks && context.boot_hooks->describe_platforms) {
+      platforms = context.boot_hooks->describe_platforms();
+    }
+    if (platforms_only) return PrintPlatforms(platforms);
     using Json = nlohmann::ordered_json;
     Json caps = Json::array();
     for (int i = 0; i < oci::kCapabilityCount; ++i) caps.push_back(oci::CapabilityName(i));
@@ -49,6 +91,7 @@ void AddFeaturesCommand(Context& context) {
           strict.ok() ? "possible"
                       : std::string("not possible: ") + strerror(strict.error().code());
     }
+    AddPlatforms(platforms, &json["annotations"]);
     printf("%s\n", json.dump(4).c_str());
     return 0;
   });

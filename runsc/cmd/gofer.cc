@@ -20,7 +20,7 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
   auto spec = DecodeGoferSpec(*text);
   if (!spec.ok()) return spec.status();
   gofer::GoferConfig config;
-  config.rootless = spec->rootless;
+  config.allow_no_seccomp = spec->allow_no_seccomp;
   fcntl(kGoferConnectionFd, F_SETFD, FD_CLOEXEC);
   config.connection.reset(kGoferConnectionFd);
   config.rootless = spec->rootless;

@@ -114,12 +114,11 @@ void AddGlobals(CLI::App& app, Globals& g) {
                  "ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")")
       ->check(CLI::IsMember({"true", "false", "auto"}));
   app.add_option("--platform", g.flags.platform,
-                 "how system calls are trapped ('auto' or 'systrap') (default: \"auto\")")
+                 "how system calls are trapped: 'systrap' (by seccomp), 'ptrace' (by a tracer; "
+                 "slower), or 'auto', the first of them that this host can do (default: \"auto\")")
       ->check([](const std::string& name) {
-        for (const char* missing : {"ptrace", "kvm"}) {
-          if (name == missing) return "the platform " + name + " is not implemented";
-        }
-        return CLI::IsMember({"auto", "systrap"})(name);
+        if (name == "kvm") return "the platform " + name + " is not implemented";
+        return CLI::IsMember({"auto", "systrap", "ptrace"})(name);
       });
   app.add_option("--network", g.flags.network,
                  "the container's network ('none': loopback only) (default: \"none\")")
@@ -134,6 +133,11 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_flag("--strict", g.flags.strict,
                "have the sentry confirm each memory call and clone that the host is to do for the "
                "application's processes; slower, and refused where the host cannot");
+  app.add_flag(
+      "--allow-no-seccomp", g.flags.allow_no_seccomp,
+      "start even where the host refuses seccomp filters: the container's processes are "
+      "confined by the ptrace platform, but nothing but its namespaces confines the sandbox "
+      "itself");
   app.add_option("--debug-log", g.debug_log,
                  "log of each process; %ID%, %COMMAND%, %TIMESTAMP% and %PID% are replaced, a "
                  "path that ends with '/' is a directory");

@@ -205,6 +205,7 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   boot.network = flags.network;
   boot.strace = flags.strace;
   boot.strict = flags.strict;
+  boot.allow_no_seccomp = flags.allow_no_seccomp;
   boot.debug = flags.debug;
   boot.spin_ns = flags.spin_ns;
   return setup;

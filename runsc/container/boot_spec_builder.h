@@ -19,6 +19,7 @@ struct SandboxFlags {
   std::string file_access = "exclusive";  // or "shared": BootSpec::root_shared
   bool strace = false;
   bool strict = false;
+  bool allow_no_seccomp = false;
   bool debug = false;
   int64_t spin_ns = -1;
 };

@@ -132,6 +132,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   launch.sentry_log = sentry_log->get();
   launch.gofer_log = gofer_log->get();
   launch.die_with_parent = options.foreground;
+  launch.allow_no_seccomp = options.flags.allow_no_seccomp;
   launch.oom_score_adj = options.spec.process->oom_score_adj;
 
   auto launched = Launch::Begin(launch);

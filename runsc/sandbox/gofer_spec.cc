@@ -13,7 +13,11 @@ std::string EncodeGoferSpec(const GoferSpec& spec) {
   for (const GoferMount& m : spec.mounts) {
     mounts.push_back({{"path", sentry::BytesToUtf8(m.path)}, {"readonly", m.readonly}});
   }
-  return Json({{"mounts", mounts}, {"haveLog", spec.have_log}, {"rootless", spec.rootless}}).dump();
+  return Json({{"mounts", mounts},
+               {"haveLog", spec.have_log},
+               {"rootless", spec.rootless},
+               {"allowNoSeccomp", spec.allow_no_seccomp}})
+      .dump();
 }
 
 absl::StatusOr<GoferSpec> DecodeGoferSpec(std::string_view text) {
@@ -27,6 +31,7 @@ absl::StatusOr<GoferSpec> DecodeGoferSpec(std::string_view text) {
   GoferSpec spec;
   spec.have_log = flag(json, "haveLog");
   spec.rootless = flag(json, "rootless");
+  spec.allow_no_seccomp = flag(json, "allowNoSeccomp");
   for (const Json& item : json["mounts"]) {
     GoferMount m;
     if (!item.is_object() || !item.contains("path") || !item["path"].is_string() ||

@@ -21,6 +21,7 @@ struct GoferSpec {
   std::vector<GoferMount> mounts;
   bool have_log = false;
   bool rootless = false;
+  bool allow_no_seccomp = false;
 };
 
 std::string EncodeGoferSpec(const GoferSpec& spec);

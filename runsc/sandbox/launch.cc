@@ -269,6 +269,7 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   gofer.mounts = options.mounts;
   gofer.have_log = options.gofer_log >= 0;
   gofer.rootless = !CanMapIds();
+  gofer.allow_no_seccomp = options.allow_no_seccomp;
   auto gofer_spec = Sealed("runsc-gofer-spec", EncodeGoferSpec(gofer));
   if (!gofer_spec.ok()) return gofer_spec.status();
 

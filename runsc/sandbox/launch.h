@@ -36,6 +36,7 @@ struct LaunchOptions {
   int sentry_log = -1;  // -1: none
   int gofer_log = -1;
   bool die_with_parent = false;
+  bool allow_no_seccomp = false;     // for the gofer; the sentry has it in its specification
   std::optional<int> oom_score_adj;  // absent: inherited
 };
 

@@ -21,6 +21,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "platform/platform.h"
+#include "sentry/base/host_seccomp.h"
 #include "sentry/boot/boot_fds.h"
 #include "sentry/boot/boot_spec_json.h"
 #include "sentry/boot/warm_up.h"
@@ -70,6 +71,11 @@ bool SetUpSignals(UniqueFd* signals, std::string* why) {
 
 bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& hooks,
              std::unique_ptr<platform::Platform>* platform, std::string* why) {
+  const bool filtered = base::HostHasSeccomp();
+  if (!filtered && !spec.allow_no_seccomp) {
+    *why = "system call filter: the host refuses seccomp(2); --allow-no-seccomp starts without";
+    return false;
+  }
   if (!PrepareMounts(why)) return false;
   // The console sends SIGWINCH to the processes of the session that it controls, which is ours.
   if (spec.process.terminal && ioctl(kBootFirstFile, TIOCSCTTY, 0) != 0) {
@@ -84,10 +90,18 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
     return false;
   }
   *platform = std::move(*made);
+  if (!why->empty()) Log(std::string("platform ") + (*platform)->name() + ", since " + *why);
+  why->clear();
   WarmUpLibraries();
   if (!OpenMemoryDirectory(why) || !EnterEmptyRoot(why)) return false;
   if (*platform) (*platform)->StartPool();  // tests make sandboxes without one
-  return DropCapabilities(why) && InstallFilter(hooks.platform_host_calls, options.have_log, why);
+  auto platform_calls = [&](void* filter) {
+    return *platform ? (*platform)->AllowHostCalls(filter) : 0;
+  };
+  if (!DropCapabilities(why)) return false;
+  if (filtered) return InstallFilter(platform_calls, options.have_log, why);
+  Log("the host refuses seccomp(2): this sandbox runs without a filter around the sentry");
+  return true;
 }
 
 SandboxFds TakeFds(const BootOptions& options) {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "sentry/base/result.h"
 #include "sentry/boot/boot_spec.h"
@@ -28,8 +29,13 @@ struct BootHooks {
   std::function<base::Result<std::unique_ptr<platform::Platform>>(const BootSpec& spec,
                                                                   std::string* why)>
       create_platform;
-  FilterContribution platform_host_calls;
   decltype(&CreateSandbox) create_sandbox = nullptr;
+  // The platforms that this program has, the best first, and why this host cannot do one; empty: it
+  // can. For `runsc features`; may be null.
+  struct PlatformChoice {
+    std::string name, why_not;
+  };
+  std::vector<PlatformChoice> (*describe_platforms)() = nullptr;
   // The table of system calls as JSON, for `runsc features`; may be null.
   std::string (*describe_syscalls)() = nullptr;
   // Whether BootSpec::strict is possible on this host, for the same; may be null.

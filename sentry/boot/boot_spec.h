@@ -104,10 +104,12 @@ struct BootSpec {
   int64_t pids_limit = 0;     // 0: none
 
   // How this sandbox is run.
-  std::string platform = "auto";  // "systrap" or "auto"
+  std::string platform = "auto";  // as for platform::Create
   std::string network = "none";
   bool strace = false;
   bool strict = false;
+  // To start even where the host has no seccomp(2): the sentry has no filter then.
+  bool allow_no_seccomp = false;
   bool debug = false;
   int64_t spin_ns = -1;  // platform::Options::spin_ns
 };

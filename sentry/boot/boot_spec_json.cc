@@ -113,6 +113,7 @@ void Fields(A& a, In<A, BootSpec>& s) {
   a("network", s.network);
   a("strace", s.strace);
   a("strict", s.strict);
+  a("allowNoSeccomp", s.allow_no_seccomp);
   a("debug", s.debug);
   a("spinNs", s.spin_ns);
 }

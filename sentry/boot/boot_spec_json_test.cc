@@ -27,6 +27,8 @@ BootSpec Example() {
   s.sysctls = {{"a", "b"}};
   s.cpu_limit = 0.5;
   s.spin_ns = 1000;
+  s.platform = "ptrace";
+  s.allow_no_seccomp = true;
   return s;
 }
 
@@ -44,6 +46,8 @@ TEST(BootSpecJson, SurvivesTheTrip) {
   EXPECT_EQ(back->mounts[1].gofer_mount, -1);
   EXPECT_EQ(back->devices[0].type, 'b');
   EXPECT_EQ(back->cpu_limit, 0.5);
+  EXPECT_EQ(back->platform, "ptrace");
+  EXPECT_TRUE(back->allow_no_seccomp);
   EXPECT_EQ(EncodeBootSpec(*back), text);
 }
 
