@@ -49,6 +49,7 @@ struct ChildPlan {
   bool errors_are_sync = false;
   bool become_root = false;  // take id 0 of the user namespace
   bool die_with_parent = false;
+  std::string hostname;  // of its UTS namespace; empty: as inherited
 };
 
 [[noreturn]] void ChildFail(const ChildPlan& plan, const char* step) {
@@ -93,6 +94,9 @@ void PlaceFds(ChildPlan* plan) {
     if (setgroups(0, nullptr) != 0 && errno != EPERM) ChildFail(plan, "setgroups");
     if (setresgid(0, 0, 0) != 0) ChildFail(plan, "setresgid");
     if (setresuid(0, 0, 0) != 0) ChildFail(plan, "setresuid");
+  }
+  if (!plan.hostname.empty() && sethostname(plan.hostname.data(), plan.hostname.size()) != 0) {
+    ChildFail(plan, "sethostname");
   }
   if (plan.die_with_parent && prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) ChildFail(plan, "prctl");
   sigset_t none;
@@ -318,6 +322,7 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   plan.errors = sentry_sync.get();
   plan.errors_are_sync = true;
   plan.become_root = true;
+  plan.hostname = options.hostname;
   plan.die_with_parent = options.die_with_parent;
   pid = CloneChild(plan);
   if (!pid.ok()) return pid.status();

@@ -27,6 +27,7 @@ struct GoferMount {
 
 struct LaunchOptions {
   std::string id;         // container id, for the processes' titles
+  std::string hostname;   // of the sentry's UTS namespace, for who joins it; empty: as inherited
   std::string boot_spec;  // JSON
   std::vector<GoferMount> mounts;
   std::vector<int> files;  // become the guest's descriptors 0 and up; stay the caller's
