@@ -160,6 +160,17 @@ spec:
         self.assertEqual("true\n", self.ok("inspect", "-f", "{{.State.Running}}", "pod-one"))
         self.ok("pod", "kill", "pod")
 
+    def test_hooks(self):
+        log = self.engine.path("log")
+        stages = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"]
+        for stage in stages:
+            self.engine.write(f"hooks/{stage}.json", json.dumps({
+                "version": "1.0.0", "when": {"always": True}, "stages": [stage],
+                "hook": {"path": "/bin/sh", "args": ["sh", "-c", f"echo {stage} >> {log}"]}}))
+        self.ok("--hooks-dir", self.engine.path("hooks"), "run", "--rm", IMAGE, "true")
+        with open(log) as f:
+            self.assertEqual(stages, f.read().split())
+
     def test_health(self):
         self.ok("run", "-d", "--name", "c", "--health-cmd", "test -f /healthy", "--health-interval",
                 "disable", IMAGE, "sleep", "1000")
