@@ -255,7 +255,6 @@ struct Slot {
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
   uint32_t cpu;       // the processor on which it went to sleep last
   uint64_t fault_addr, trapno, error_code;
-  uint32_t cpu;  // the processor on which it went to sleep last
 
   // Line 7: the stub's own.
   alignas(64) uint64_t self;
