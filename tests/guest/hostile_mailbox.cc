@@ -1,7 +1,7 @@
 // A hostile guest that attacks through what its process shares with the sentry: it writes nonsense
 // into its mailbox, rings and holds the doorbell, takes descriptors from the runtime's socket and
-// lies about what its orders have done. Each attack runs in children that may die of it; whether
-// others were harmed is for the test around it to see.
+// lies about what its orders have done, about its signals and its registers. Each attack runs in
+// children that may die of it; whether others were harmed is for the test around it to see.
 //
 // Usage: hostile_mailbox SECONDS FILE... ; the files are ones that it may read and not write: it
 // tries to write into them through mappings. `HOSTILE_SECRET`: what must not be seen in the
@@ -201,6 +201,85 @@ void Steal() {
   }
 }
 
+// The same where the sentry opens a file in the runtime while a call waits (strict mode): every
+// number is tried, and what was ordered of others.
+void TakeOrdered() {
+  for (int i = 0; i < 3; i++) Spawn(MapCalls);
+  for (;;) {
+    const uint64_t fd = static_cast<uint64_t>(OrderedFd(static_cast<uint32_t>(Random() % kSlots)));
+    const uint64_t place = 0x20000000 + Random() % 4 * kPageSize;
+    int64_t p = StubCall(g_gadget, SYS_mmap, place, kPageSize, PROT_READ | PROT_WRITE,
+                         MAP_SHARED | MAP_FIXED, fd, 0);
+    if (p > 0) {
+      g_counts->written++;
+      memcpy(reinterpret_cast<void*>(p), "HACKED", 6);
+    }
+    if (Random() % 8 == 0) StubCall(g_gadget, SYS_close, fd);
+    StubCall(g_gadget, SYS_mmap, kMailboxBase, kMailboxSize, PROT_READ | PROT_WRITE,
+             MAP_SHARED | MAP_FIXED, fd, 0);
+    StubCall(g_gadget, SYS_clone, kForkCloneFlags);
+  }
+}
+
+// Text that processes may share, written to behind the sentry's back.
+void WriteText() {
+  CatchFaults();
+  const uint64_t text = reinterpret_cast<uint64_t>(&getpid) & ~(kPageSize - 1);
+  for (uint64_t page : {text, text + kPageSize, kStubBase, kJumpTable}) {
+    const uint64_t prot = PROT_READ | PROT_WRITE | PROT_EXEC;
+    StubCall(g_gadget, SYS_mprotect, page, kPageSize, prot);
+    WithPage(page, [](const unsigned char* p) {
+      memset(const_cast<unsigned char*>(p) + kPageSize / 2, 0xf4, 16);
+    });
+  }
+  OrdinaryCalls(nullptr);
+}
+
+void* SignalCalls(void*) {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  sigset_t set;
+  for (;;) {
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR2);
+    sigaction(SIGUSR2, &action, nullptr);
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    raise(SIGUSR2);
+    pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+    if (Random() % 64 == 0 && fork() == 0) _exit(0);
+    waitpid(-1, nullptr, WNOHANG);
+  }
+}
+
+// The signal mask and actions that the runtime keeps for the sentry.
+void LieAboutSignals() {
+  Spawn(SignalCalls);
+  Spawn(SignalCalls);
+  for (;;) {
+    Slot* s = SlotOf(static_cast<uint32_t>(Random() % kSlots));
+    __atomic_store_n(&s->sigmask, Random(), __ATOMIC_RELAXED);
+    __atomic_store_n(&s->actions_word, Random(), __ATOMIC_RELAXED);
+    s->mask_changed = s->actions_changed = 1;
+    SignalEntry& entry = (Random() % 2 ? s->actions0 : s->actions1)[Random() % kSignalCount];
+    entry = {Random(), Random(), Random(), Random()};
+  }
+}
+
+// The registers that the sentry does not look at before somebody asks: while signals, faults and
+// forks have it ask.
+void LieAboutRegisters() {
+  Spawn(SignalCalls);
+  Spawn(CloneCalls);
+  for (;;) {
+    Slot* s = SlotOf(static_cast<uint32_t>(Random() % kSlots));
+    const uint64_t value = Random() % 2 ? Random() : kRegionBase + Random() % (1 << 20);
+    uint64_t* const registers[] = {&s->rip,     &s->rsp,     &s->eflags,       &s->rcx, &s->r11,
+                                   &s->fs_base, &s->gs_base, &s->call_args[0], &s->rbx, &s->frame,
+                                   &s->call_nr, &s->rax,     &s->r15};
+    __atomic_store_n(registers[Random() % std::size(registers)], value, __ATOMIC_RELAXED);
+  }
+}
+
 void CloseEverything() {
   Spawn(MapCalls);
   for (uint64_t fd = 0;; fd = (fd + 1) % 1024) StubCall(g_gadget, SYS_close, fd);
@@ -261,8 +340,20 @@ void Look() {
   search(kMailboxBase, SlotAddress(64));
 }
 
-constexpr void (*kAttacks[])() = {Scribble, AnswerEarly,     LieAboutClones, Ring,  HoldTheDoorbell,
-                                  Steal,    CloseEverything, StandStill,     Unmap, NeverComeBack,
+constexpr void (*kAttacks[])() = {Scribble,
+                                  AnswerEarly,
+                                  LieAboutClones,
+                                  Ring,
+                                  HoldTheDoorbell,
+                                  Steal,
+                                  TakeOrdered,
+                                  WriteText,
+                                  LieAboutSignals,
+                                  LieAboutRegisters,
+                                  CloseEverything,
+                                  StandStill,
+                                  Unmap,
+                                  NeverComeBack,
                                   Look};
 
 // Runs one attack for a moment; its child must be gone soon after SIGKILL.

@@ -37,7 +37,7 @@ namespace {
 using namespace random_calls;  // NOLINT
 
 constexpr int kCallsPerWorker = 400;
-constexpr int64_t kPatienceNs = 700'000'000;       // for a worker
+constexpr int64_t kPatienceNs = 700'000'000;         // for a worker
 constexpr int64_t kKillPatienceNs = 20'000'000'000;  // for a killed one to be gone
 constexpr int kMaxWorkers = 8;
 
