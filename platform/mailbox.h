@@ -150,7 +150,7 @@ enum class OrderOp : uint32_t {
   kMunmap,       // a, b
   kMprotect,     // a, b, c: prot
   kMadvise,      // a, b, c: advice
-  kMremap,       // a: old, b: old length, c: new, d: new length
+  kMremap,       // a: old, b: old length, c: new (old: grows in place), d: new length
   kSaveFpu,      // a
   kRestoreFpu,   // a
   kWrite,        // a: addr, b: length, c: offset in the slot's out area

@@ -99,7 +99,7 @@ struct Madvise {
 };
 struct Mremap {
   uint64_t old_addr, old_length, new_addr, new_length;
-};  // moves to new_addr exactly
+};  // moves to new_addr exactly; if that is old_addr, grows there as one mapping of the host
 // Writes a copy of the thread's FPU state to guest memory as a signal frame holds it: the XSAVE
 // image with Linux's sw_reserved words and end marker (arch/x86/kernel/fpu/signal.c). `addr` is
 // 64-byte aligned, with fpu_frame_size() bytes.

@@ -139,6 +139,7 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
     case OrderOp::kMadvise:
       return MemoryCall(kSysMadvise, o.a, o.b, o.c);
     case OrderOp::kMremap:
+      if (o.a == o.c) return MemoryCall(kSysMremap, o.a, o.b, o.d);
       return MemoryCall(kSysMremap, o.a, o.b, o.d, 3 /* MREMAP_MAYMOVE | MREMAP_FIXED */, o.c);
     case OrderOp::kSaveFpu:
       return SaveFpu(s, o.a);

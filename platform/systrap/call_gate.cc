@@ -66,6 +66,7 @@ OrderedCall MemoryCall(const OrderEntry& e) {
     case OrderOp::kMadvise:
       return {.nr = SYS_madvise, .args = {e.a, e.b, e.c}};
     case OrderOp::kMremap:
+      if (e.a == e.c) return {.nr = SYS_mremap, .args = {e.a, e.b, e.d}};
       return {.nr = SYS_mremap, .args = {e.a, e.b, e.d, MREMAP_MAYMOVE | MREMAP_FIXED, e.c}};
     default:
       return {.nr = 0};
@@ -124,13 +125,14 @@ void CallGate::Expect(int tid, int process, std::vector<OrderedCall> calls) {
   allowed_[tid] = {.process = process, .calls = std::move(calls), .clones_expected = clones};
 }
 
-bool CallGate::Forget(int tid) {
+uint32_t CallGate::Forget(int tid) {
   absl::MutexLock lock(&mu_);
   auto found = allowed_.find(tid);
-  if (found == allowed_.end()) return false;
-  const bool repeated = found->second.clones_asked > found->second.clones_expected;
+  if (found == allowed_.end()) return 0;
+  const Allowance& a = found->second;
+  const uint32_t more = a.clones_asked - std::min(a.clones_asked, a.clones_expected);
   allowed_.erase(found);
-  return repeated;
+  return more;
 }
 
 void CallGate::ExpectBirth(int parent, int fd) {

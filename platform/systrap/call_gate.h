@@ -55,8 +55,8 @@ class CallGate {
   // often: one that a signal interrupts, or a stop by the host, begins anew, and nothing here shows
   // whether one before has come to its end.
   void Expect(int tid, int process, std::vector<OrderedCall> calls);
-  // None are expected any more. True if a clone was asked for more often than was expected.
-  bool Forget(int tid);
+  // None are expected any more. Returns how much more often a clone was asked for than expected.
+  uint32_t Forget(int tid);
 
   // For a tracer, which has no listener: whether the thread may make this call now. Not in strict
   // mode.

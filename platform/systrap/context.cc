@@ -219,7 +219,9 @@ void ThreadContext::FailOrder(size_t index, int error) {
 // What the round has let the stub do ends with it.
 void ThreadContext::ForgetCalls() {
   if (!std::exchange(expects_calls_, false)) return;
-  if (process_->platform().gate().Forget(tid_)) process_->platform().Suspect(process_.get());
+  if (uint32_t more = process_->platform().gate().Forget(tid_)) {
+    process_->platform().Suspect(process_.get(), more);
+  }
 }
 
 // The round's fork is not under way any more. Unless its child has been claimed, that is the stub's
@@ -230,7 +232,7 @@ void ThreadContext::EndForks(bool claimed) {
     process_->EndFork();
     if (claimed) continue;
     process_->platform().gate().CancelBirth(process_->pid(), OrderedFd(index_));
-    process_->platform().Suspect(process_.get());
+    process_->platform().Suspect(process_.get(), StubProcess::kFailedFork);
   }
 }
 

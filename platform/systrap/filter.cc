@@ -195,10 +195,10 @@ void MemoryRules(Assembler& a) {
               MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD, MADV_PAGEOUT,
               MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ, MADV_POPULATE_WRITE});
   a.EndRule();
-  // Moves its own pages to a fixed place: the guest's, not those of the stub's region, where the
-  // doorbell would get another address.
+  // Moves its own pages to a fixed place, or has them grow into a hole behind them: the guest's,
+  // not those of the stub's region, where the doorbell would get another address.
   a.BeginRule(SYS_mremap);
-  a.ArgEquals(3, MREMAP_MAYMOVE | MREMAP_FIXED);
+  a.ArgOneOf(3, 0, {MREMAP_MAYMOVE | MREMAP_FIXED, 0});
   a.SumBelow(0, 1, kRegionBase);
   a.EndRule();
 }

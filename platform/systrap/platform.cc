@@ -282,8 +282,8 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
   Wake();
 }
 
-void SystrapPlatform::Suspect(StubProcess* process) {
-  if (process->failed_forks.fetch_add(1) != 0) return;
+void SystrapPlatform::Suspect(StubProcess* process, uint32_t doubt) {
+  if (process->doubt.fetch_add(doubt) != 0) return;
   absl::MutexLock lock(&watch_mu_);
   suspects_.push_back({base::Ref<StubProcess>(process), base::MonotonicNs() + kSuspicionNs});
   KickKeeper();
@@ -301,7 +301,7 @@ int64_t SystrapPlatform::LookAfterStrays() {
     Suspicion& s = suspects_[i];
     int64_t now = base::MonotonicNs();
     if (s.due_ns <= now && !IsSuspect(&s)) {
-      s.process->failed_forks = 0;
+      s.process->doubt = 0;
       suspects_[i] = suspects_.back();
       suspects_.pop_back();
       continue;

@@ -81,8 +81,8 @@ class SystrapPlatform final : public Platform {
   void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   // A fork ordered of `process` has ended without a child that could be claimed. The keeper looks
-  // in a while whether there is one nevertheless.
-  void Suspect(StubProcess* process);
+  // in a while whether there is one nevertheless. `doubt`: see StubProcess::doubt.
+  void Suspect(StubProcess* process, uint32_t doubt);
   Chores& chores() { return chores_; }
   // Has the keeper look what is to be done.
   void KickKeeper();

@@ -59,7 +59,7 @@ class StubProcess : public base::RefCounted {
   // New forks are to be refused for a moment.
   bool forks_held() const {
     return hold_forks_.load(std::memory_order_relaxed) ||
-           failed_forks.load(std::memory_order_relaxed) >= kMaxFailedForks;
+           doubt.load(std::memory_order_relaxed) >= kMaxDoubt;
   }
   enum class Children { kNone, kMaybe, kUnclaimed };
   // By the keeper: whether there are processes that this stub has made and not reported. kMaybe: a
@@ -70,9 +70,12 @@ class StubProcess : public base::RefCounted {
   void KillGroup();
   // By the keeper, after that: reaps what has ended. False: some are left, to be asked for again.
   bool ReapGroup();
-  // Forks that have failed since the keeper has last looked for unclaimed children; not 0: it is to
-  // look. Whoever fails often is not let fork until then, so that it has made but few.
-  std::atomic<uint32_t> failed_forks{0};
+  // How many children there may be that were not reported, since the keeper has last looked for
+  // them: a clone that was asked for once more counts one, as it may be one that a signal has
+  // interrupted; a fork that failed by the stub's word counts kFailedFork. Not 0: the keeper is to
+  // look. Beyond kMaxDoubt no fork is ordered until then, so that there are but few.
+  static constexpr uint32_t kFailedFork = 16;
+  std::atomic<uint32_t> doubt{0};
 
   int pid() const { return pid_.load(std::memory_order_acquire); }
   int pidfd() const { return pidfd_.get(); }
@@ -130,7 +133,7 @@ class StubProcess : public base::RefCounted {
   void RefreshMayRun();
 
  private:
-  static constexpr uint32_t kMaxFailedForks = 32;
+  static constexpr uint32_t kMaxDoubt = 32 * kFailedFork;
 
   explicit StubProcess(SystrapPlatform* platform);
 

@@ -16,7 +16,7 @@
 namespace runsc {
 namespace {
 
-constexpr const char* kV1Controllers[] = {"memory", "cpu", "cpuacct", "cpuset", "pids"};
+constexpr const char* kV1Controllers[] = {"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio"};
 constexpr int kRemoveTries = 100;
 constexpr long kRemovePauseNs = 20'000'000;
 
@@ -239,7 +239,8 @@ std::vector<CgroupWrite> CgroupWrites(const oci::Resources& r, bool v2) {
   if (!r.cpus.empty()) w.push_back({"cpuset", "cpuset.cpus", r.cpus});
   if (!r.mems.empty()) w.push_back({"cpuset", "cpuset.mems", r.mems});
   if (r.pids_limit && *r.pids_limit != 0) {
-    w.push_back({"pids", "pids.max", *r.pids_limit > 0 ? std::to_string(*r.pids_limit) : "max"});
+    w.push_back(
+        {"pids", "pids.max", *r.pids_limit > 0 ? std::to_string(HostTasks(*r.pids_limit)) : "max"});
   }
   if (v2) {
     for (const auto& [file, value] : r.unified) {
@@ -332,6 +333,24 @@ std::vector<std::string> Cgroups::Dirs() const {
   for (const Group& group : groups_) {
     if (!Contains(dirs, group.dir)) dirs.push_back(group.dir);
   }
+  return dirs;
+}
+
+CgroupDirs Cgroups::StatsDirs() const {
+  CgroupDirs dirs;
+  auto of = [this](const char* controller) -> std::string {
+    for (const Group& group : groups_) {
+      const bool here = group.controller.empty() ? Contains(v2_controllers_, controller)
+                                                 : group.controller == controller;
+      if (here) return group.dir;
+    }
+    return "";
+  };
+  dirs.memory = of("memory");
+  dirs.cpu = of("cpu");
+  dirs.cpuacct = of("cpuacct");
+  dirs.pids = of("pids");
+  dirs.v2 = Contains(v2_controllers_, "memory");
   return dirs;
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runsc/cgroup/stats.h"
 #include "runsc/oci/spec.h"
 
 namespace runsc {
@@ -36,6 +37,15 @@ absl::StatusOr<std::string> CgroupDir(const std::string& mount, const std::strin
 absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path, const std::string& id,
                                        bool systemd);
 
+// The host's tasks of a container that may have `limit` tasks: each is a thread of the host, a
+// second one while it executes a program, and the sentry and the gofer have threads of their own.
+// What the container itself counts, the sentry counts.
+inline constexpr int64_t kSandboxTasks = 192;
+inline constexpr int64_t kMaxPidsLimit = int64_t{1} << 30;
+constexpr int64_t HostTasks(int64_t limit) {
+  return limit > kMaxPidsLimit ? limit : 2 * limit + kSandboxTasks;
+}
+
 // A value to write into a file of a controller.
 struct CgroupWrite {
   std::string controller, file, value;
@@ -53,6 +63,8 @@ class Cgroups {
   std::vector<std::string> Missing() const;
   // The groups' own directories.
   std::vector<std::string> Dirs() const;
+  // The groups by what is read from them.
+  CgroupDirs StatsDirs() const;
   // Makes the groups and sets their limits.
   absl::Status Make();
   // Sets the limits of groups that are there.

@@ -72,9 +72,9 @@ TEST(CgroupWrites, AreThoseOfEachVersion) {
   EXPECT_FALSE(r.empty());
   EXPECT_EQ(Joined(r, false),
             "memory.limit_in_bytes=100;memory.memsw.limit_in_bytes=150;cpu.shares=1024;"
-            "cpu.cfs_period_us=100000;cpu.cfs_quota_us=50000;pids.max=9;");
+            "cpu.cfs_period_us=100000;cpu.cfs_quota_us=50000;pids.max=210;");
   EXPECT_EQ(Joined(r, true),
-            "memory.max=100;memory.swap.max=50;cpu.weight=39;cpu.max=50000 100000;pids.max=9;");
+            "memory.max=100;memory.swap.max=50;cpu.weight=39;cpu.max=50000 100000;pids.max=210;");
   oci::Resources none;
   none.memory_limit = -1;
   none.pids_limit = -1;

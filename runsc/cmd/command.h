@@ -62,6 +62,8 @@ class Command {
   void Numbers(const char* names, std::vector<uint32_t>* values, const char* text);
   // Leaves it out of the list of commands.
   void Hide();
+  // Options that are not declared are no mistake.
+  void AnyOptions();
   // Options end at the first argument; the rest is taken as it is.
   void StopAtArgument();
   // `run` is the context's action if this is the command.
@@ -77,9 +79,11 @@ class Command {
 
 // Each declares one command.
 void AddBootCommand(Context& context);
+void AddCheckpointCommands(Context& context);
 void AddCreateCommand(Context& context);
 void AddDeleteCommand(Context& context);
 void AddDoCommand(Context& context);
+void AddEventsCommand(Context& context);
 void AddExecCommand(Context& context);
 void AddFeaturesCommand(Context& context);
 void AddGoferCommand(Context& context);

@@ -123,6 +123,10 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_option("--network", g.flags.network,
                  "the container's network ('none': loopback only) (default: \"none\")")
       ->check(CLI::IsMember({"none"}));
+  app.add_option("--file-access", g.flags.file_access,
+                 "who changes the root file system: 'exclusive' (the container alone), or 'shared' "
+                 "(the host too, as `docker cp` does; slower) (default: \"exclusive\")")
+      ->check(CLI::IsMember({"exclusive", "shared"}));
   app.add_flag("--overlay", g.flags.overlay,
                "keep writes to the root file system in memory instead of the bundle");
   app.add_flag("--strace", g.flags.strace, "log each system call to the debug log");
@@ -207,6 +211,8 @@ void Command::Numbers(const char* names, std::vector<uint32_t>* values, const ch
 
 void Command::Hide() { app_->group(""); }
 
+void Command::AnyOptions() { app_->allow_extras(); }
+
 void Command::StopAtArgument() {
   app_->remove_option(app_->get_option("args"));
   app_->prefix_command();
@@ -246,10 +252,11 @@ int RunMain(int argc, char** argv, const sentry::BootHooks& boot_hooks) {
   app.add_flag("--version,-v", version, "print the version");
   app.require_subcommand(0, 1);
   for (auto add :
-       {AddCreateCommand, AddDeleteCommand, AddDoCommand, AddExecCommand, AddFeaturesCommand,
-        AddKillCommand, AddListCommand, AddPauseCommand, AddPsCommand, AddResumeCommand,
-        AddRunCommand, AddSpecCommand, AddSyscallsCommand, AddStartCommand, AddStateCommand,
-        AddUpdateCommand, AddWaitCommand, AddBootCommand, AddGoferCommand}) {
+       {AddCreateCommand,     AddDeleteCommand, AddDoCommand,   AddEventsCommand,   AddExecCommand,
+        AddFeaturesCommand,   AddKillCommand,   AddListCommand, AddPauseCommand,    AddPsCommand,
+        AddResumeCommand,     AddRunCommand,    AddSpecCommand, AddSyscallsCommand, AddStartCommand,
+        AddStateCommand,      AddUpdateCommand, AddWaitCommand, AddBootCommand,     AddGoferCommand,
+        AddCheckpointCommands}) {
     add(context);
   }
   static std::vector<std::string> help_args;

@@ -2,10 +2,13 @@
 #include <time.h>
 
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "runsc/cmd/command.h"
 #include "runsc/container/container.h"
+#include "runsc/container/host_processes.h"
 
 namespace runsc {
 namespace {
@@ -33,6 +36,25 @@ void PrintTable(const std::vector<sentry::ProcessInfo>& processes) {
   }
 }
 
+// The container's processes as the host numbers them, for engines, which know no other numbers.
+// Those that share an address space (vfork) are one.
+std::vector<pid_t> HostPids(const ContainerState& state,
+                            const std::vector<sentry::ProcessInfo>& processes) {
+  std::map<pid_t, pid_t> host;  // by the number in the sandbox's PID namespace
+  for (HostProcess& p : Descendants(state.sandbox.pid)) {
+    if (ReadInnerPid(&p)) host[p.inner_pid] = p.pid;
+  }
+  std::set<pid_t> pids;
+  for (const sentry::ProcessInfo& p : processes) {
+    if (p.pid == 1) {
+      pids.insert(state.sandbox.pid);
+    } else if (auto it = host.find(p.host_pid); it != host.end()) {
+      pids.insert(it->second);
+    }
+  }
+  return {pids.begin(), pids.end()};
+}
+
 }  // namespace
 
 void AddPsCommand(Context& context) {
@@ -40,8 +62,9 @@ void AddPsCommand(Context& context) {
   Command command(
       context, "ps", "ps displays the processes running inside a container",
       "<container-id> [ps options]",
-      "The numbers are those of the container's PID namespace. Options of ps are accepted\n"
-      "and ignored.");
+      "The table's numbers are those of the container's PID namespace; options of ps are\n"
+      "accepted and ignored. With --format json they are the host's, of the processes that run\n"
+      "the container's: the sandbox for init, and one for each address space.");
   command.Text("--format,-f", &format, "select one of: table or json (default: \"table\")");
   command.StopAtArgument();
   command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {
@@ -69,9 +92,7 @@ void AddPsCommand(Context& context) {
       PrintTable(processes);
       return 0;
     }
-    nlohmann::json pids = nlohmann::json::array();
-    for (const sentry::ProcessInfo& p : processes) pids.push_back(p.pid);
-    printf("%s\n", pids.dump().c_str());
+    printf("%s\n", nlohmann::json(HostPids(*state, processes)).dump().c_str());
     return 0;
   });
 }

@@ -59,6 +59,18 @@ absl::StatusOr<oci::Resources> ReadFlags(const UpdateFlags& flags) {
   return r;
 }
 
+// The kernel inside counts and shows the limits too.
+absl::Status Tell(const Store& store, const std::string& id, const oci::Resources& r) {
+  if (!r.pids_limit && !r.memory_limit) return absl::OkStatus();
+  auto sandbox = ConnectSandbox(store, id);
+  if (!sandbox.ok()) return sandbox.status();
+  const int64_t unchanged = -1;
+  auto told =
+      sandbox->SetLimits(r.pids_limit ? std::max<int64_t>(*r.pids_limit, 0) : unchanged,
+                         r.memory_limit ? std::max<int64_t>(*r.memory_limit, 0) : unchanged);
+  return told.ok() ? absl::OkStatus() : absl::UnavailableError("the sandbox does not answer");
+}
+
 absl::Status Update(const Store& store, const std::string& id, const oci::Resources& resources,
                     bool systemd) {
   auto lock = store.Lock(id, /*create=*/false);
@@ -67,6 +79,9 @@ absl::Status Update(const Store& store, const std::string& id, const oci::Resour
   if (!state.ok()) return state.status();
   if (state->CurrentStatus() == ContainerStatus::kStopped) {
     return absl::FailedPreconditionError("container not running");
+  }
+  if (state->CurrentStatus() == ContainerStatus::kPaused) {
+    return absl::FailedPreconditionError("container " + id + " is paused");
   }
   auto spec = LoadStoredSpec(store, id);
   if (!spec.ok()) return spec.status();
@@ -78,7 +93,8 @@ absl::Status Update(const Store& store, const std::string& id, const oci::Resour
   if (spec->linux_.cgroups_path.empty()) spec->linux_.cgroups_path = id;
   auto cgroups = Cgroups::Plan(spec->linux_, id, systemd);
   if (!cgroups.ok()) return cgroups.status();
-  return cgroups->Change();
+  if (auto s = cgroups->Change(); !s.ok()) return s;
+  return Tell(store, id, resources);
 }
 
 }  // namespace

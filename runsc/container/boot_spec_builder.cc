@@ -2,14 +2,17 @@
 
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "runsc/container/state.h"
 #include "runsc/oci/mount_options.h"
@@ -71,6 +74,37 @@ bool DestinationsExist(const std::string& rootfs, const std::vector<oci::Mount>&
 
 sentry::CapSets BuildCaps(const oci::Capabilities& caps) {
   return {caps.bounding, caps.effective, caps.inheritable, caps.permitted, caps.ambient};
+}
+
+// The name of the host in the UTS namespace at `path`, as a child of this process sees it; empty if
+// it cannot be joined.
+std::string HostnameIn(const std::string& path) {
+  base::UniqueFd ns(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  int fds[2];
+  if (!ns.valid() || pipe2(fds, O_CLOEXEC) != 0) return "";
+  base::UniqueFd from_child(fds[0]), to_parent(fds[1]);
+  const pid_t child = fork();
+  if (child == 0) {
+    utsname host;
+    if (setns(ns.get(), CLONE_NEWUTS) != 0 || uname(&host) != 0) _exit(1);
+    const size_t length = strlen(host.nodename);
+    _exit(write(to_parent.get(), host.nodename, length) == static_cast<ssize_t>(length) ? 0 : 1);
+  }
+  to_parent.reset();
+  char name[sizeof(utsname::nodename)];
+  const ssize_t length = read(from_child.get(), name, sizeof(name));
+  if (child > 0) WaitForChild(child);
+  return {name, static_cast<size_t>(std::max<ssize_t>(length, 0))};
+}
+
+// A container that shares a UTS namespace, the host's or a pod's, has its name.
+std::string Hostname(const oci::Spec& spec) {
+  if (!spec.hostname.empty()) return spec.hostname;
+  for (const oci::Namespace& ns : spec.linux_.namespaces) {
+    if (ns.type == "uts") return ns.path.empty() ? "" : HostnameIn(ns.path);
+  }
+  utsname host;
+  return uname(&host) == 0 ? host.nodename : "";
 }
 
 void BuildLinux(const oci::Linux& config, sentry::BootSpec* boot) {
@@ -149,11 +183,12 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
 
   sentry::BootSpec& boot = setup.boot;
   boot.container_id = id;
-  boot.hostname = spec.hostname;
+  boot.hostname = Hostname(spec);
   boot.domainname = spec.domainname;
   boot.process = BuildProcessSpec(*spec.process);
   boot.root_readonly = spec.root.readonly;
   boot.overlay = flags.overlay;
+  boot.root_shared = flags.file_access == "shared";
   for (const oci::Mount& mount : spec.mounts) {
     auto built = BuildMount(mount, bundle, &setup.gofer_mounts);
     if (!built.ok()) return built.status();

@@ -16,6 +16,7 @@ struct SandboxFlags {
   std::string platform = "auto";
   std::string network = "none";
   bool overlay = false;
+  std::string file_access = "exclusive";  // or "shared": BootSpec::root_shared
   bool strace = false;
   bool strict = false;
   bool allow_no_seccomp = false;

@@ -106,6 +106,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
 
   LaunchOptions launch;
   launch.id = options.id;
+  launch.hostname = setup->boot.hostname;
   if (options.spec.process->terminal) {
     auto console =
         NewConsole(options.spec.process->console_rows, options.spec.process->console_cols);
@@ -156,6 +157,16 @@ absl::Status RunCreationHooks(const oci::Hooks& hooks, const ContainerState& sta
                        "createContainer", hooks.create_container, json);
   }
   return s;
+}
+
+// As containerd and CRI-O (whose names Podman uses) mark what is to run in another's sandbox.
+bool IsPodMember(const std::map<std::string, std::string>& annotations) {
+  for (const char* name :
+       {"io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"}) {
+    auto it = annotations.find(name);
+    if (it != annotations.end() && it->second == "container") return true;
+  }
+  return false;
 }
 
 absl::Status WritePidFile(const std::string& path, pid_t pid) {
@@ -216,6 +227,11 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
       list += (list.empty() ? "" : ", ") + field;
     }
     Log(LogLevel::kWarning, "accepted and not enforced: " + list);
+  }
+  if (IsPodMember(options.spec.annotations)) {
+    Log(LogLevel::kWarning,
+        "a container of a pod runs in a sandbox of its own: it does not share the pod's network, "
+        "IPC or PID namespace");
   }
   c.state.status = ContainerStatus::kCreated;
   s = store.Save(c.state);

@@ -1,18 +1,12 @@
 // Pausing: the sentry and its stubs are stopped by the host, from outside, as the cgroup freezer
 // would do it, and without needing a cgroup.
-#include <dirent.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <set>
-#include <string>
-#include <vector>
-
 #include "runsc/container/container.h"
+#include "runsc/container/host_processes.h"
 
 namespace runsc {
 
@@ -31,50 +25,11 @@ void Sleep(long ns) {
   nanosleep(&pause, nullptr);
 }
 
-struct HostProcess {
-  pid_t pid = 0, parent = 0;
-  char state = 0;
-};
-
-bool ReadProcess(pid_t pid, HostProcess* p) {
-  auto text = ReadFile("/proc/" + std::to_string(pid) + "/stat", 4096);
-  if (!text.ok()) return false;
-  // The command in parentheses may hold anything; the fields follow the last one.
-  size_t at = text->rfind(')');
-  p->pid = pid;
-  return at != std::string::npos &&
-         sscanf(text->c_str() + at + 1, " %c %d", &p->state, &p->parent) == 2;
-}
-
-// The living processes below `root`: a sandbox's stubs.
-std::vector<HostProcess> Descendants(pid_t root) {
-  std::vector<HostProcess> all, found;
-  if (DIR* proc = opendir("/proc")) {
-    while (dirent* entry = readdir(proc)) {
-      HostProcess p;
-      pid_t pid = atoi(entry->d_name);
-      if (pid > 0 && ReadProcess(pid, &p) && p.state != 'Z' && p.state != 'X') all.push_back(p);
-    }
-    closedir(proc);
-  }
-  std::set<pid_t> family = {root};
-  for (bool grown = true; grown;) {
-    grown = false;
-    for (const HostProcess& p : all) {
-      if (family.count(p.pid) != 0 || family.count(p.parent) == 0) continue;
-      family.insert(p.pid);
-      found.push_back(p);
-      grown = true;
-    }
-  }
-  return found;
-}
-
 // Sends a signal to a process if it still is the child that was seen.
 void SignalStub(const HostProcess& stub, int signo) {
   UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, stub.pid, 0)));
   HostProcess now;
-  if (!pidfd.valid() || !ReadProcess(stub.pid, &now) || now.parent != stub.parent) return;
+  if (!pidfd.valid() || !ReadHostProcess(stub.pid, &now) || now.parent != stub.parent) return;
   syscall(SYS_pidfd_send_signal, pidfd.get(), signo, nullptr, 0);
 }
 
@@ -94,7 +49,7 @@ absl::Status StopAll(const ContainerState& state) {
   if (auto s = SignalSandbox(state, SIGSTOP); !s.ok()) return s;
   for (int round = 0; round < kRounds; ++round) {
     HostProcess sentry;
-    bool standing = ReadProcess(state.sandbox.pid, &sentry) && sentry.state == 'T';
+    bool standing = ReadHostProcess(state.sandbox.pid, &sentry) && sentry.state == 'T';
     for (const HostProcess& stub : Descendants(state.sandbox.pid)) {
       if (stub.state == 'T') continue;
       standing = false;

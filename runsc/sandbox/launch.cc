@@ -34,7 +34,7 @@ namespace {
 constexpr int kReadyTimeoutMs = 120'000;
 constexpr int kGoferGraceMs = 1'000;
 constexpr int kOomProtection = 500;
-constexpr int kMinOomScore = -999;
+constexpr int kMinOomScore = -999, kMaxOomScore = 1000;
 constexpr unsigned long kNamespaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC |
                                       CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP;
 
@@ -49,6 +49,7 @@ struct ChildPlan {
   bool errors_are_sync = false;
   bool become_root = false;  // take id 0 of the user namespace
   bool die_with_parent = false;
+  std::string hostname;  // of its UTS namespace; empty: as inherited
 };
 
 [[noreturn]] void ChildFail(const ChildPlan& plan, const char* step) {
@@ -93,6 +94,9 @@ void PlaceFds(ChildPlan* plan) {
     if (setgroups(0, nullptr) != 0 && errno != EPERM) ChildFail(plan, "setgroups");
     if (setresgid(0, 0, 0) != 0) ChildFail(plan, "setresgid");
     if (setresuid(0, 0, 0) != 0) ChildFail(plan, "setresuid");
+  }
+  if (!plan.hostname.empty() && sethostname(plan.hostname.data(), plan.hostname.size()) != 0) {
+    ChildFail(plan, "sethostname");
   }
   if (plan.die_with_parent && prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) ChildFail(plan, "prctl");
   sigset_t none;
@@ -219,13 +223,20 @@ void RaiseDescriptorLimit(pid_t pid) {
   prlimit(pid, RLIMIT_NOFILE, &limit, nullptr);
 }
 
-// How ready the host is to kill a process when memory runs out. Needs the right to lower it,
-// without which everything stays as it is inherited.
-void SetOomScore(pid_t pid, int score) {
+// How ready the host is to kill a process when memory runs out. False without the right to lower it
+// to that: then everything stays as it is.
+bool SetOomScore(pid_t pid, int score) {
   UniqueFd fd(
       open(("/proc/" + std::to_string(pid) + "/oom_score_adj").c_str(), O_WRONLY | O_CLOEXEC));
   std::string text = std::to_string(score);
-  [[maybe_unused]] ssize_t n = write(fd.get(), text.data(), text.size());
+  return write(fd.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size());
+}
+
+int OomScore(pid_t pid) {
+  UniqueFd fd(
+      open(("/proc/" + std::to_string(pid) + "/oom_score_adj").c_str(), O_RDONLY | O_CLOEXEC));
+  char text[16] = {};
+  return read(fd.get(), text, sizeof(text) - 1) > 0 ? atoi(text) : 0;
 }
 
 }  // namespace
@@ -311,21 +322,32 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   plan.errors = sentry_sync.get();
   plan.errors_are_sync = true;
   plan.become_root = true;
+  plan.hostname = options.hostname;
   plan.die_with_parent = options.die_with_parent;
   pid = CloneChild(plan);
   if (!pid.ok()) return pid.status();
   launch.sentry_pid_ = *pid;
 
-  launch.oom_score_adj_ = options.oom_score_adj;
-  if (options.oom_score_adj) {
-    SetOomScore(launch.gofer_pid_, *options.oom_score_adj);
-    SetOomScore(launch.sentry_pid_, *options.oom_score_adj);
-  }
+  launch.SpreadOomScores(options.oom_score_adj);
   RaiseDescriptorLimit(launch.gofer_pid_);
   RaiseDescriptorLimit(launch.sentry_pid_);
   if (auto s = WriteIdMaps(launch.gofer_pid_, IdMapKind::kIdentity); !s.ok()) return s;
   if (auto s = WriteIdMaps(launch.sentry_pid_, IdMapKind::kUnprivileged); !s.ok()) return s;
   return launch;
+}
+
+// A guest that takes all memory is killed before the two processes that serve all. The stubs
+// inherit what the sentry has until it is ready: what the container is to have, and the two go
+// below that then; or, without the right to go there, that much more, and the two come back.
+void Launch::SpreadOomScores(std::optional<int> wanted) {
+  if (wanted) SetOomScore(gofer_pid_, *wanted);
+  int stubs = wanted.value_or(OomScore(sentry_pid_));
+  oom_score_ = std::max(stubs - kOomProtection, kMinOomScore);
+  if (!SetOomScore(sentry_pid_, oom_score_)) {
+    oom_score_ = stubs;
+    stubs = std::min(stubs + kOomProtection, kMaxOomScore);
+  }
+  SetOomScore(sentry_pid_, stubs);
 }
 
 absl::Status Launch::AwaitReady() {
@@ -342,11 +364,8 @@ absl::Status Launch::AwaitReady() {
   ssize_t length = recv(sync_.get(), buffer, sizeof(buffer), 0);
   std::string text(buffer, std::max<ssize_t>(length, 0));
   if (text == "ready") {
-    // The stubs have what the container is to have. A guest that takes all memory is killed before
-    // the two processes that serve all.
-    const int score = std::max(oom_score_adj_.value_or(0) - kOomProtection, kMinOomScore);
-    SetOomScore(sentry_pid_, score);
-    SetOomScore(gofer_pid_, score);
+    SetOomScore(sentry_pid_, oom_score_);
+    SetOomScore(gofer_pid_, oom_score_);
     return absl::OkStatus();
   }
   if (text.rfind("error ", 0) == 0) return DescribeFailure(text.substr(6));
@@ -396,7 +415,7 @@ Launch& Launch::operator=(Launch&& other) noexcept {
   sentry_go_ = std::move(other.sentry_go_);
   gofer_go_ = std::move(other.gofer_go_);
   gofer_errors_ = std::move(other.gofer_errors_);
-  oom_score_adj_ = other.oom_score_adj_;
+  oom_score_ = other.oom_score_;
   return *this;
 }
 

@@ -27,6 +27,7 @@ struct GoferMount {
 
 struct LaunchOptions {
   std::string id;         // container id, for the processes' titles
+  std::string hostname;   // of the sentry's UTS namespace, for who joins it; empty: as inherited
   std::string boot_spec;  // JSON
   std::vector<GoferMount> mounts;
   std::vector<int> files;  // become the guest's descriptors 0 and up; stay the caller's
@@ -62,11 +63,12 @@ class Launch {
 
  private:
   absl::Status DescribeFailure(const std::string& sentry_error);
+  void SpreadOomScores(std::optional<int> wanted);
 
   pid_t sentry_pid_ = -1, gofer_pid_ = -1;
   base::UniqueFd sync_;  // to the sentry
   base::UniqueFd sentry_go_, gofer_go_;
-  std::optional<int> oom_score_adj_;
+  int oom_score_ = 0;            // of the sentry and the gofer when they are ready
   base::UniqueFd gofer_errors_;  // the gofer's standard error
 };
 

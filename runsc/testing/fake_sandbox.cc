@@ -128,6 +128,7 @@ class FakeSandbox : public sentry::Sandbox {
     }
     return list;
   }
+  void SetLimits(int64_t, int64_t) override {}
   Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) override {
     absl::MutexLock lock(&mutex_);
     auto it = processes_.find(pid == kInit ? 1 : pid);

@@ -81,7 +81,8 @@ struct BootSpec {
   std::string domainname;
   ProcessSpec process;
   bool root_readonly = false;
-  bool overlay = false;  // writes to the root file system go to memory
+  bool overlay = false;      // writes to the root file system go to memory
+  bool root_shared = false;  // others change the root file system while the container runs
   std::vector<MountSpec> mounts;
   std::vector<std::string> masked_paths;
   std::vector<std::string> readonly_paths;

@@ -94,6 +94,7 @@ void Fields(A& a, In<A, BootSpec>& s) {
   a("process", s.process);
   a("rootReadonly", s.root_readonly);
   a("overlay", s.overlay);
+  a("rootShared", s.root_shared);
   a("mounts", s.mounts);
   a("maskedPaths", s.masked_paths);
   a("readonlyPaths", s.readonly_paths);

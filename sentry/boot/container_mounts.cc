@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "sentry/boot/copy_tree.h"
 #include "sentry/fs/dev/dev.h"
 #include "sentry/fs/gofer/connection.h"
 #include "sentry/fs/gofer/gofer_fs.h"
@@ -40,6 +41,8 @@ class Builder {
           MakeMount(mount)));
     }
     TRY(MakeDev());
+    // Before /proc/sys is made read-only.
+    TRY(WriteSysctls());
     for (const std::string& path : spec_.readonly_paths) {
       TRY(Named("making " + path + " read-only", MakeReadonly(path)));
     }
@@ -69,7 +72,9 @@ class Builder {
   }
 
   base::Status MakeRoot() {
-    auto lower = MountGofer(gofer_, 0, GoferCache::kExclusive);
+    // An overlay's lower layer never changes.
+    const bool shared = spec_.root_shared && !spec_.overlay;
+    auto lower = MountGofer(gofer_, 0, shared ? GoferCache::kShared : GoferCache::kExclusive);
     if (!lower.ok()) return Named("mounting the root file system", lower.error());
     base::Ref<Inode> root = std::move(*lower);
     if (spec_.overlay) {
@@ -88,10 +93,11 @@ class Builder {
   }
 
   // The place to mount on, made if it is missing.
-  base::Result<Path> MountPoint(const MountSpec& spec) {
+  base::Result<Path> MountPoint(const MountSpec& spec, bool* made) {
     WalkContext ctx = FromRoot();
     auto found = vfs_.Walk(ctx, spec.destination, {});
-    if (found.ok() || found.error().code() != ENOENT) return found;
+    *made = !found.ok() && found.error().code() == ENOENT;
+    if (!*made) return found;
     bool file = spec.gofer_mount >= 0 && !spec.source_is_directory;
     size_t slash = spec.destination.find_last_of('/');
     std::string parent = slash == 0 ? "/" : spec.destination.substr(0, slash);
@@ -107,8 +113,29 @@ class Builder {
         spec.type, MountArgs{.source = spec.source, .flags = flags, .data = data, .creds = creds_});
   }
 
+  // As runc: a tmpfs has the mode of the directory that it covers unless another is asked for, and
+  // with "tmpcopyup" begins with what is there.
+  base::Result<base::Ref<Mount>> NewTmpfsMount(MountSpec spec, uint64_t flags,
+                                               const Path* covered) {
+    const bool copy = std::erase(spec.data, "tmpcopyup") > 0;
+    if (covered == nullptr) return NewFilesystemMount(spec, flags);
+    InodeAttr attr = TRY(vfs_.GetAttr(*covered));
+    char mode[16];
+    snprintf(mode, sizeof(mode), "mode=%04o", attr.mode & 07777);
+    spec.data.insert(spec.data.begin(), mode);  // a later one wins
+    if (!copy) return NewFilesystemMount(spec, flags);
+    // Filled before it may be read-only and before anybody sees it.
+    base::Ref<Mount> mount = TRY(NewFilesystemMount(spec, flags & ~uint64_t{MS_RDONLY}));
+    WalkContext from = FromRoot();
+    from.start = *covered;
+    TRY(CopyTree(vfs_, from, Path{mount, mount->root()}));
+    mount->set_flags(flags);
+    return mount;
+  }
+
   base::Status MakeMount(const MountSpec& spec) {
-    Path where = TRY(MountPoint(spec));
+    bool made_here = false;
+    Path where = TRY(MountPoint(spec, &made_here));
     uint64_t flags = spec.flags & kKeptFlags;
     if ((flags & (MS_NOATIME | MS_STRICTATIME)) == 0) flags |= MS_RELATIME;
     if (spec.gofer_mount >= 0) {
@@ -116,7 +143,9 @@ class Builder {
       base::Ref<Inode> root = TRY(MountGofer(gofer_, index, GoferCache::kShared));
       return made_.ns->Attach(Vfs::NewMount(root, flags, spec.source), where);
     }
-    base::Ref<Mount> mount = TRY(NewFilesystemMount(spec, flags));
+    base::Ref<Mount> mount =
+        TRY(spec.type == "tmpfs" ? NewTmpfsMount(spec, flags, made_here ? nullptr : &where)
+                                 : NewFilesystemMount(spec, flags));
     if (spec.type == "devpts" && !made_.devpts) made_.devpts = Path{mount, mount->root()};
     TRY(made_.ns->Attach(mount, where));
     if (spec.destination == "/dev") dev_is_ours_ = true;
@@ -147,6 +176,11 @@ class Builder {
                       .data = {"mode=755", "size=65536k"}};
       TRY(Named("mounting /dev", MakeMount(tmpfs)));
     }
+    for (const DevNode& node : nodes) {
+      const std::string parent = node.path.substr(0, node.path.rfind('/'));
+      if (parent.empty()) continue;
+      TRY(Named("making " + parent, MakeDirectories(vfs_, made_, creds_, parent, 0755)));
+    }
     std::string failed;
     base::Status status = PopulateDev(vfs_, FromRoot(), spec_.process.terminal, nodes, &failed);
     return Named("creating device nodes: " + failed, status);
@@ -174,6 +208,23 @@ class Builder {
     }
     Path null = TRY(vfs_.Walk(FromRoot(), "/dev/null", {}));
     return vfs_.Bind(*made_.ns, null, *found, 0);
+  }
+
+  // Through the container's /proc/sys.
+  base::Status WriteSysctls() {
+    for (const BootSpec::Sysctl& sysctl : spec_.sysctls) {
+      std::string path = "/proc/sys/" + sysctl.name;
+      std::replace(path.begin() + 10, path.end(), '.', '/');
+      TRY(Named("setting sysctl " + sysctl.name, WriteFile(path, sysctl.value)));
+    }
+    return base::Ok();
+  }
+
+  base::Status WriteFile(const std::string& path, const std::string& text) {
+    auto file = TRY(vfs_.Open(FromRoot(), path, O_WRONLY, 0));
+    BufferSource value(std::as_bytes(std::span(text)));
+    TRY(file->Write(value, false));
+    return base::Ok();
   }
 
   Vfs& vfs_;
@@ -208,32 +259,6 @@ base::Status MakeDirectories(Vfs& vfs, const ContainerMounts& mounts, const Cred
     if (end == std::string::npos) break;
   }
   TRY(vfs.Walk(ctx, path, WalkFlags{.need_dir = true}));
-  return base::Ok();
-}
-
-base::Status WriteSysctls(Vfs& vfs, const ContainerMounts& mounts, const Credentials& creds,
-                          const BootSpec& spec, std::string* why) {
-  WalkContext ctx{.creds = creds,
-                  .ns = *mounts.ns,
-                  .root = mounts.root,
-                  .start = mounts.root,
-                  .umask = 0,
-                  .resolve = 0};
-  for (const BootSpec::Sysctl& sysctl : spec.sysctls) {
-    std::string path = "/proc/sys/" + sysctl.name;
-    std::replace(path.begin() + 10, path.end(), '.', '/');
-    auto file = vfs.Open(ctx, path, O_WRONLY, 0);
-    base::Status status = file.ok() ? base::Ok() : base::Status(file.error());
-    if (status.ok()) {
-      BufferSource value(std::as_bytes(std::span(sysctl.value)));
-      auto written = (*file)->Write(value, false);
-      if (!written.ok()) status = written.error();
-    }
-    if (!status.ok()) {
-      *why = "setting sysctl " + sysctl.name + ": " + strerror(status.error().code());
-      return status;
-    }
-  }
   return base::Ok();
 }
 

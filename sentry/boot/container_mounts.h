@@ -22,8 +22,9 @@ struct ContainerMounts {
   Path devpts;  // the root of the first devpts mount; empty if there is none
 };
 
-// Builds the root, the mounts, /dev, masked and read-only paths in the order in which runc does it.
-// `creds` has all capabilities. Runs on a fiber. On error `why` is one line that names the mount.
+// Builds the root, the mounts, /dev, sysctls, read-only and masked paths in the order in which runc
+// does it. `creds` has all capabilities. Runs on a fiber. On error `why` is one line that names the
+// mount.
 base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnection>& gofer,
                                           const BootSpec& spec, const Credentials& creds,
                                           std::string* why);
@@ -31,9 +32,5 @@ base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnect
 // mkdir -p. Existing directories stay as they are.
 base::Status MakeDirectories(Vfs& vfs, const ContainerMounts& mounts, const Credentials& creds,
                              const std::string& path, mode_t mode);
-
-// Writes the sysctls of the configuration through the container's /proc/sys.
-base::Status WriteSysctls(Vfs& vfs, const ContainerMounts& mounts, const Credentials& creds,
-                          const BootSpec& spec, std::string* why);
 
 }  // namespace sentry

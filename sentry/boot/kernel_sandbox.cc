@@ -100,6 +100,7 @@ class KernelSandbox : public Sandbox {
   std::vector<ProcessInfo> Processes() override;
   std::string SyscallTimes() override;
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) override;
+  void SetLimits(int64_t pids, int64_t memory) override { kernel_.SetLimits(pids, memory); }
   void Destroy() override;
 
  private:
@@ -192,7 +193,8 @@ base::Result<std::string> KernelSandbox::FindProgram(const ProcessSpec& p, const
   Vfs& vfs = kernel_.vfs();
   auto check = [&](const std::string& path) -> base::Status {
     Path found = TRY(vfs.Walk(ctx, path, {}));
-    if (found.dentry->inode()->IsDir()) return base::Error(EISDIR);
+    // As execve(2) has it; engines tell "permission denied" from other failures.
+    if (found.dentry->inode()->IsDir()) return base::Error(EACCES);
     InodeAttr attr = TRY(vfs.GetAttr(found));
     // Root may execute what anybody may.
     if ((attr.mode & 0111) == 0) return base::Error(EACCES);
@@ -202,7 +204,6 @@ base::Result<std::string> KernelSandbox::FindProgram(const ProcessSpec& p, const
     const char* text = code == ENOENT ? "no such file or directory" : nullptr;
     std::string detail = text             ? "stat " + name + ": " + text
                          : code == EACCES ? "permission denied"
-                         : code == EISDIR ? "is a directory"
                                           : strerror(code);
     *why = "exec: \"" + name + "\": " + detail;
     return base::Error(code);
@@ -357,7 +358,6 @@ base::Status KernelSandbox::Init(SandboxFds fds, std::string* why) {
     // The container's mounts are made with the rights of its root.
     base::Ref<Credentials> root = Credentials::NewRoot(kernel_.root_user_ns());
     mounts_ = TRY(BuildMounts(kernel_.vfs(), gofer_, spec_, *root, why));
-    TRY(WriteSysctls(kernel_.vfs(), mounts_, *root, spec_, why));
     return MakeProcess(spec_.process, std::move(fds.process), true, why);
   });
   if (!pid.ok()) return pid.error();
@@ -507,6 +507,7 @@ ProcessInfo KernelSandbox::Describe(ThreadGroup& group) {
   info.command = "[" + leader->comm() + "]";
   base::Ref<MemoryManager> mm = leader->mm_ref();
   if (!mm) return info;
+  info.host_pid = mm->address_space().host_pid();
   MmLayout layout = mm->layout();
   std::string args(std::min<uint64_t>(layout.arg_end - layout.arg_start, 4096), '\0');
   auto n =

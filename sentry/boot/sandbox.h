@@ -42,6 +42,8 @@ struct ProcessInfo {
   std::string tty;      // "pts/0", or "?"
   char state = 'S';     // as in /proc/PID/stat
   std::string command;  // the arguments joined by blanks, or [comm]
+  int32_t host_pid =
+      0;  // what runs its code, in the sentry's PID namespace on the host; 0: nothing
 };
 
 // Thread-safe. Methods may block the calling thread (never a worker's) for as long as the gofer
@@ -75,6 +77,8 @@ class Sandbox {
   // Tells the terminal of `pid` its new size: the foreground process group gets SIGWINCH.
   // 0 rows and columns: ask the host terminal. ENOTTY if it has none.
   virtual base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) = 0;
+  // The container's limits are these from now on; 0: none, -1: as it was. Memory in bytes.
+  virtual void SetLimits(int64_t pids, int64_t memory) = 0;
   // Kills everything, and syncs what files need it. Nothing may be called after it.
   virtual void Destroy() = 0;
 };

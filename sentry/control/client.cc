@@ -125,6 +125,7 @@ Result<std::vector<ProcessInfo>> ControlClient::Processes() {
     std::string state = Str(p, "state");
     info.state = state.empty() ? '?' : state[0];
     info.command = Str(p, "command");
+    info.host_pid = static_cast<int32_t>(Int(p, "hostPid"));
     list.push_back(std::move(info));
   }
   return list;
@@ -132,6 +133,12 @@ Result<std::vector<ProcessInfo>> ControlClient::Processes() {
 
 Result<std::string> ControlClient::SyscallTimes() {
   return Call(ControlOp::kSyscalls, "{}", {}, kShortMs, nullptr);
+}
+
+Status ControlClient::SetLimits(int64_t pids, int64_t memory) {
+  Json json = {{"pids", pids}, {"memory", memory}};
+  TRY(Call(ControlOp::kLimits, json.dump(), {}, kShortMs, nullptr));
+  return base::Ok();
 }
 
 Status ControlClient::SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) {

@@ -29,6 +29,8 @@ class ControlClient {
   base::Result<std::vector<ProcessInfo>> Processes();
   // The JSON object of sentry/trace/times/call_times.h, as the sandbox sent it.
   base::Result<std::string> SyscallTimes();
+  // 0: none, -1: as it is.
+  base::Status SetLimits(int64_t pids, int64_t memory);
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols);
 
   // Asks for the end of a process; the answer makes socket() readable, then FinishWait returns the

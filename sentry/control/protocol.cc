@@ -122,7 +122,7 @@ Result<ControlMessage> RecvControl(int socket, int flags) {
   if ((msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return Error(EPROTO);
   if (static_cast<size_t>(n) < sizeof(header) || header.magic != ControlHeader::kMagic ||
       header.size != static_cast<size_t>(n) - sizeof(header) ||
-      header.op > static_cast<uint32_t>(ControlOp::kSyscalls) || header.error > 4095 ||
+      header.op > static_cast<uint32_t>(ControlOp::kLast) || header.error > 4095 ||
       (header.flags & ~ControlHeader::kPayloadInFile) != 0) {
     return Error(EPROTO);
   }

@@ -25,6 +25,8 @@ enum class ControlOp : uint32_t {
   kProcesses = 5,   // {} -> {"processes": [...]}
   kWindowSize = 6,  // {"pid": n, "rows": n, "cols": n} -> {}
   kSyscalls = 7,    // {} -> the object of sentry/trace/times/call_times.h
+  kLimits = 8,      // {"pids": n, "memory": bytes} (0: none, -1: as it is) -> {}
+  kLast = kLimits,
 };
 
 struct ControlHeader {

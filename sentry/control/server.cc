@@ -159,6 +159,8 @@ void ControlServer::Dispatch(uint64_t connection, ControlMessage message) {
       return DoWait(connection, message);
     case ControlOp::kSignal:
       return DoSignal(connection, message);
+    case ControlOp::kLimits:
+      return DoLimits(connection, message);
     case ControlOp::kProcesses:
       return DoProcesses(connection, message.id);
     case ControlOp::kWindowSize:
@@ -289,7 +291,8 @@ void ControlServer::DoProcesses(uint64_t connection, uint32_t id) {
                     {"threads", p.threads},
                     {"tty", BytesToUtf8(p.tty)},
                     {"state", std::string(1, p.state)},
-                    {"command", BytesToUtf8(p.command)}});
+                    {"command", BytesToUtf8(p.command)},
+                    {"hostPid", p.host_pid}});
   }
   Reply(connection, id, 0, Json({{"processes", std::move(list)}}).dump());
 }
@@ -307,6 +310,15 @@ void ControlServer::DoWindowSize(uint64_t connection, const ControlMessage& mess
   if (!status.ok()) {
     return ReplyError(connection, message.id, status.error().code(), "cannot resize the terminal");
   }
+  Reply(connection, message.id, 0, "{}");
+}
+
+void ControlServer::DoLimits(uint64_t connection, const ControlMessage& message) {
+  Json json = ParseObject(message.payload);
+  std::optional<int64_t> pids = IntField(json, "pids", -1, INT64_MAX);
+  std::optional<int64_t> memory = IntField(json, "memory", -1, INT64_MAX);
+  if (!pids || !memory) return ReplyError(connection, message.id, EPROTO, "malformed limits");
+  sandbox_->SetLimits(*pids, *memory);
   Reply(connection, message.id, 0, "{}");
 }
 

@@ -67,6 +67,7 @@ class ControlServer {
   void DoWait(uint64_t connection, const ControlMessage& message);
   void DoSignal(uint64_t connection, const ControlMessage& message);
   void DoProcesses(uint64_t connection, uint32_t id);
+  void DoLimits(uint64_t connection, const ControlMessage& message);
   void DoWindowSize(uint64_t connection, const ControlMessage& message);
   void FinishExec(uint64_t connection, uint32_t id, bool owned, base::Result<int32_t> pid,
                   const std::string& why);

@@ -222,7 +222,8 @@ base::Status Kernel::LinkGroup(ThreadGroup& group, Task& leader, Task* parent,
 }
 
 base::Status Task::CheckProcessLimits() {
-  if (kernel_->options().pids_limit > 0 && kernel_->task_count() >= kernel_->options().pids_limit) {
+  const int64_t limit = kernel_->pids_limit();
+  if (limit > 0 && kernel_->task_count() >= limit) {
     return base::Error(EAGAIN);
   }
   base::Ref<UserCount> user = kernel_->CountOfUser(creds_->ruid);

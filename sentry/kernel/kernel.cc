@@ -49,13 +49,21 @@ Kernel::Kernel(std::unique_ptr<platform::Platform> platform, const Options& opti
       root_cgroup_ns_(base::MakeRef<CgroupNamespace>(root_user_ns_)),
       boot_monotonic_ns_(base::MonotonicNs()),
       boot_realtime_ns_(base::RealtimeNs()),
-      cpu_count_(HostCpus()),
-      total_memory_(HostMemory()) {
+      cpu_count_(HostCpus()) {
   if (options_.cpu_limit > 0) {
     cpu_count_ = std::clamp(static_cast<int>(std::ceil(options_.cpu_limit)), 1, cpu_count_);
   }
-  if (options_.memory_limit > 0) total_memory_ = std::min(total_memory_, options_.memory_limit);
+  SetLimits(options_.pids_limit, static_cast<int64_t>(options_.memory_limit));
   g_kernel = this;
+}
+
+void Kernel::SetLimits(int64_t pids, int64_t memory) {
+  if (pids >= 0) pids_limit_ = pids;
+  if (memory < 0) return;
+  const auto limit = static_cast<uint64_t>(memory);
+  memory_limit_ = limit;
+  const uint64_t host = HostMemory();
+  total_memory_ = limit > 0 ? std::min(host, limit) : host;
 }
 
 Kernel::~Kernel() { g_kernel = nullptr; }

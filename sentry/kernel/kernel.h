@@ -54,6 +54,10 @@ class Kernel {
   // A place for a description that has no file (anon_inode).
   Path AnonPath(std::string name);
   const Options& options() const { return options_; }
+  // The limits as they are now; SetLimits changes them, a value below 0 leaves one as it is.
+  int64_t pids_limit() const { return pids_limit_.load(std::memory_order_relaxed); }
+  uint64_t memory_limit() const { return memory_limit_.load(std::memory_order_relaxed); }
+  void SetLimits(int64_t pids, int64_t memory);
   void set_dispatch(Dispatch dispatch) { dispatch_ = dispatch; }
   Dispatch dispatch() const { return dispatch_; }
 
@@ -125,7 +129,7 @@ class Kernel {
   int64_t boot_monotonic_ns() const { return boot_monotonic_ns_; }  // when the sandbox started
   int64_t boot_realtime_ns() const { return boot_realtime_ns_; }
   int cpu_count() const { return cpu_count_; }
-  uint64_t total_memory() const { return total_memory_; }
+  uint64_t total_memory() const { return total_memory_.load(std::memory_order_relaxed); }
 
   // --- counters ---
   std::array<std::atomic<uint64_t>, kMaxSyscall> unimplemented{};  // answered with ENOSYS
@@ -176,7 +180,8 @@ class Kernel {
   std::atomic<int> task_count_{0};
   int64_t boot_monotonic_ns_ = 0, boot_realtime_ns_ = 0;
   int cpu_count_ = 1;
-  uint64_t total_memory_ = 0;
+  std::atomic<int64_t> pids_limit_{0};
+  std::atomic<uint64_t> memory_limit_{0}, total_memory_{0};
   StubWatch stub_watch_{this};
 };
 

@@ -79,7 +79,14 @@ base::Status MemoryManager::Impl::GrowInPlace(OrderRunner& runner, const Vma& vm
   const uint64_t lo = more.start, hi = more.end;
   Orders orders;
   ClaimRange(orders, lo, hi);
-  AddMapOrder(orders, more);
+  if (vma.host.file) {
+    AddMapOrder(orders, more);
+  } else {
+    // Anonymous pages that have moved do not become one mapping of the host's with others behind
+    // them, and it moves no more than one at once. So the one that is there grows.
+    const uint64_t last = lo - kPageSize;
+    orders.emplace_back(platform::order::Mremap{last, kPageSize, last, kPageSize + grow});
+  }
   vmas.Insert(std::move(more));
   Undo undo;
   undo.Add(lo, hi, {});

@@ -10,6 +10,7 @@ import unittest
 
 import harness
 import leftovers
+import soaking
 from harness import default_config
 
 MIB = 1 << 20
@@ -285,6 +286,18 @@ except OSError as e:
         self.assertEqual("11", errno)
         self.assertLess(int(count), 100)
         self.assertGreater(int(count), 50)
+
+    def test_the_host_kills_stubs_before_the_sentry(self):
+        id = self.sb.create(default_config(["sleep", "100"]))
+        pid = self.sb.state(id)["pid"]
+
+        def score(pid):
+            with open(f"/proc/{pid}/oom_score_adj") as f:
+                return int(f.read())
+        stubs = soaking.children_of(pid)
+        self.assertTrue(stubs)
+        for stub in stubs:
+            self.assertGreaterEqual(score(stub), score(pid) + 500)
 
     def test_descriptors(self):
         r = self.sb.run(["python3", "-c", """

@@ -140,6 +140,26 @@ class LifecycleTest(harness.ContainerTest):
         self.assertNotEqual(0, r.returncode)
         self.assertIn("no-such-program", r.stderr)
 
+    def test_many_execs_and_kills(self):
+        id = self.sb.create(default_config(
+            ["sh", "-c", "trap 'echo got' USR1; echo ready; while :; do sleep 0.05; done"]))
+        self.sb.runsc("start", id)
+        for i in range(100):
+            r = self.sb.runsc("exec", id, "sh", "-c", f"echo {i}; exit {i % 7}")
+            self.assertEqual((i % 7, f"{i}\n"), (r.returncode, r.stdout), r.stderr)
+        running = [subprocess.Popen(self.sb.command("exec", id, "sh", "-c", f"cat; exit {i}"), text=True,
+                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE) for i in range(20)]
+        for i, process in enumerate(running):
+            out, _ = process.communicate(f"input {i}\n", timeout=30)
+            self.assertEqual((i, f"input {i}\n"), (process.returncode, out))
+        for i in range(100):
+            self.assertEqual(0, self.sb.runsc("kill", id, "USR1").returncode)
+        deadline = time.monotonic() + 10
+        while "got" not in self.sb.output(id) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertIn("got\n", self.sb.output(id))
+        self.assertEqual("running", self.sb.state(id)["status"])
+
     def test_exec_sees_and_signals_processes(self):
         id = self.sb.create(default_config(["sh", "-c", "sleep 100 & sleep 200 & wait"]))
         self.sb.runsc("start", id)
@@ -268,7 +288,7 @@ class LifecycleTest(harness.ContainerTest):
         self.assertIn("bind", features["mountOptions"])
         self.assertIn("ociVersionMin", features)
         text = self.sb.runsc("--help").stdout
-        for command in "create start run exec kill delete state list ps syscalls wait spec features do".split():
+        for command in "create start run exec events kill delete state list ps syscalls wait spec features do".split():
             self.assertRegex(text, rf"(?m)^ +{command}\b", command)
 
     def test_do(self):

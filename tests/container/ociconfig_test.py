@@ -272,7 +272,7 @@ class CgroupTest(harness.ContainerTest):
             raise
         self.sb.runsc("start", id)
         for v1, v2, value1, value2 in (("memory.limit_in_bytes", "memory.max", "268435456", "268435456"),
-                                       ("pids.max", "pids.max", "77", "77"),
+                                       ("pids.max", "pids.max", str(2 * 77 + 192), str(2 * 77 + 192)),
                                        ("cpu.cfs_quota_us", "cpu.max", "50000", "50000 100000"),
                                        ("cpu.shares", "cpu.weight", "512", "20")):
             self.assertIn((self.read(name, v1), self.read(name, v2)),
@@ -319,10 +319,14 @@ class CgroupTest(harness.ContainerTest):
         def limits():
             return (self.read(name, "memory.limit_in_bytes") or self.read(name, "memory.max"), self.read(name, "pids.max"))
 
-        self.assertEqual(("268435456", "77"), limits())
+        # Of the host's tasks, see runsc/cgroup/cgroup.h.
+        def host(limit):
+            return str(2 * limit + 192)
+
+        self.assertEqual(("268435456", host(77)), limits())
         r = self.sb.runsc("update", "--memory", str(512 << 20), id)
         self.assertEqual(0, r.returncode, r.stderr)
-        self.assertEqual(("536870912", "77"), limits())
+        self.assertEqual(("536870912", host(77)), limits())
         r = self.sb.runsc("update", "--pids-limit", "-1", id)
         self.assertEqual(0, r.returncode, r.stderr)
         self.assertEqual(("536870912", "max"), limits())
@@ -331,7 +335,7 @@ class CgroupTest(harness.ContainerTest):
             json.dump({"memory": {"limit": 300 << 20}, "pids": {"limit": 55}}, f)
         r = self.sb.runsc("update", "-r", path, id)
         self.assertEqual(0, r.returncode, r.stderr)
-        self.assertEqual(("314572800", "55"), limits())
+        self.assertEqual(("314572800", host(55)), limits())
         for args in (["--memory", "lots", id], ["-r", "/no/such", id], ["--memory", "1", "no-such"]):
             r = self.sb.runsc("update", *args)
             self.assertEqual((1, 1), (r.returncode, len(r.stderr.strip().splitlines())), r.stderr)

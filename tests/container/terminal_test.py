@@ -1,65 +1,17 @@
 #!/usr/bin/env python3
 """Terminals: run -t on the caller's terminal, a console socket, job control, window size."""
 
-import array
-import fcntl
 import os
 import pty
-import re
 import select
 import signal
 import socket
-import struct
 import subprocess
-import termios
 import time
 
 import harness
 from harness import default_config
-
-
-class Terminal:
-    """A shell behind a pty master, driven as a person would."""
-
-    def __init__(self, master):
-        self.master = master
-        self.text = ""
-
-    def expect(self, pattern, timeout=20):
-        deadline = time.monotonic() + timeout
-        while True:
-            m = re.search(pattern, self.text)
-            if m:
-                before = self.text[:m.end()]
-                self.text = self.text[m.end():]
-                return before
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.master], [], [], left)[0]:
-                raise AssertionError(f"no {pattern!r} in {self.text!r}")
-            try:
-                data = os.read(self.master, 4096)
-            except OSError:
-                data = b""
-            if not data:
-                raise AssertionError(f"terminal closed; no {pattern!r} in {self.text!r}")
-            self.text += data.decode(errors="replace")
-
-    def type_until(self, text, pattern, timeout=20):
-        """Types `text` again and again until `pattern` comes: for what takes effect in its own time."""
-        deadline = time.monotonic() + timeout
-        while True:
-            self.type(text)
-            try:
-                return self.expect(pattern, timeout=1)
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def resize(self, rows, columns):
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+from terminal import Terminal
 
 
 class TerminalTest(harness.ContainerTest):

@@ -191,6 +191,33 @@ TEST(Mprotect, GeneratedSystemCallsWork) {
   munmap(p, kPage);
 }
 
+// As realloc(3) does it: what has moved once grows where it is, and moves again as one.
+TEST(Mremap, MovesGrowsAndMovesAgain) {
+  constexpr size_t kSize = 1 << 16;
+  for (int advice : {MADV_NORMAL, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP}) {
+    char* p = static_cast<char*>(
+        mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* room =
+        static_cast<char*>(mmap(nullptr, 1 << 24, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ASSERT_NE(p, MAP_FAILED);
+    ASSERT_NE(room, MAP_FAILED);
+    memset(p, 1, kSize);
+    char* q = room + (1 << 20);
+    ASSERT_EQ(q, mremap(p, kSize, kSize, MREMAP_MAYMOVE | MREMAP_FIXED, q));
+    ASSERT_OK(munmap(q + kSize, 1 << 20));
+    madvise(q, kSize, advice);
+    ASSERT_EQ(q, mremap(q, kSize, 2 * kSize, 0)) << advice;
+    EXPECT_EQ(0, q[kSize]);
+    memset(q + kSize, 2, kSize);
+    char* r = room + (1 << 23);
+    ASSERT_EQ(r, mremap(q, 2 * kSize, 4 * kSize, MREMAP_MAYMOVE | MREMAP_FIXED, r)) << advice;
+    EXPECT_EQ(1, r[0]);
+    EXPECT_EQ(2, r[2 * kSize - 1]);
+    EXPECT_EQ(0, r[2 * kSize]);
+    munmap(room, 1 << 24);
+  }
+}
+
 TEST(Mremap, GrowShrinkMove) {
   char* p = Map(4 * kPage);
   for (int i = 0; i < 4; i++) p[i * kPage] = static_cast<char>(i + 1);

@@ -93,7 +93,8 @@ void AddIpv4(SysctlBuilder dir) {
   Int(dir, "ip_unprivileged_port_start", &InetStack::unprivileged_port_start, 0, 65536);
   Int(dir, "ip_nonlocal_bind", &InetStack::ip_nonlocal_bind, 0, 1);
   Int(dir, "ip_default_ttl", &InetStack::default_ttl, 1, 255);
-  dir.Value("ip_forward", 0);
+  // With no device but the loopback one there is nothing to forward between.
+  Int(dir, "ip_forward", &InetStack::ip_forward, 0, 1);
   dir.Value("ip_no_pmtu_disc", 0);
   dir.Value("ip_dynaddr", 0);
   dir.Value("tcp_rmem", "4096\t131072\t6291456");

@@ -89,7 +89,10 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("osrelease", kLinuxRelease);
   dir.Value("version", kLinuxVersion);
   dir.Value("pid_max", 4194304);
-  dir.Value("threads-max", k->options().pids_limit > 0 ? k->options().pids_limit : 256000);
+  dir.Read("threads-max", [k]() -> base::Result<std::string> {
+    const int64_t limit = k->pids_limit();
+    return std::to_string(limit > 0 ? limit : 256000) + "\n";
+  });
   dir.Value("cap_last_cap", CAP_LAST_CAP);
   dir.Value("ngroups_max", 65536);
   dir.Value("overflowuid", 65534);

@@ -254,8 +254,6 @@ base::Ref<Inode> NewCgroupRoot(Kernel& kernel, const char* type_name, uint64_t m
   if (magic != CGROUP2_SUPER_MAGIC) return root;
   const Kernel::Options& o = kernel.options();
   auto limit = [](uint64_t value) { return value > 0 ? fmt::format("{}\n", value) : "max\n"; };
-  std::string memory = limit(o.memory_limit);
-  std::string pids = limit(static_cast<uint64_t>(std::max<int64_t>(o.pids_limit, 0)));
   std::string cpu = o.cpu_limit > 0
                         ? fmt::format("{} 100000\n", static_cast<int64_t>(o.cpu_limit * 100000))
                         : "max 100000\n";
@@ -263,8 +261,8 @@ base::Ref<Inode> NewCgroupRoot(Kernel& kernel, const char* type_name, uint64_t m
   file("cgroup.subtree_control", [] { return std::string("\n"); });
   file("cgroup.type", [] { return std::string("domain\n"); });
   file("cgroup.events", [] { return std::string("populated 1\nfrozen 0\n"); });
-  file("memory.max", [memory] { return memory; });
-  file("pids.max", [pids] { return pids; });
+  file("memory.max", [k, limit] { return limit(k->memory_limit()); });
+  file("pids.max", [k, limit] { return limit(static_cast<uint64_t>(k->pids_limit())); });
   file("pids.current", [k] { return fmt::format("{}\n", k->task_count()); });
   file("cpu.max", [cpu] { return cpu; });
   return root;

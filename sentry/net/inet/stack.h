@@ -92,7 +92,7 @@ class InetStack : public base::RefCounted {
   std::atomic<int> unprivileged_port_start{1024};
   std::atomic<uint32_t> ping_first{1}, ping_last{0};  // kernel group ids
   std::atomic<int> somaxconn{4096};
-  std::atomic<int> ip_nonlocal_bind{0}, bindv6only{0}, default_ttl{64};
+  std::atomic<int> ip_nonlocal_bind{0}, bindv6only{0}, default_ttl{64}, ip_forward{0};
 
   NetCounters counters;
 

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""runsc under Podman, beside runc."""
+
+import json
+import os
+
+import engines
+import harness
+from engines import IMAGE
+
+
+class Podman(engines.Engine):
+    programs = ["podman", "conmon", "runc"]
+
+    def start(self):
+        self.env["CONTAINERS_CONF"] = self.write("containers.conf", f"""
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=2000:2000"]
+log_driver = "k8s-file"
+netns = "none"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+runtime = "runsc"
+tmp_dir = "{self.dir}/tmp"
+[engine.runtimes]
+runsc = ["{self.runtime_wrapper()}"]
+""")
+        self.env["CONTAINERS_STORAGE_CONF"] = self.write("storage.conf", f"""
+[storage]
+driver = "overlay"
+graphroot = "{self.dir}/graph"
+runroot = "{self.dir}/run"
+""")
+        r = self.command("load", "-i", engines.make_image(self.path("image.tar")))
+        assert r.returncode == 0, r.stderr
+
+    def remove_containers(self):
+        self.command("pod", "rm", "-fa", "-t", "0")
+        self.command("rm", "-fa", "-t", "0")
+
+    def command(self, *args, **kw):
+        return self.run("podman", *args, **kw)
+
+
+class PodmanTest(engines.EngineTest):
+    engine_class = Podman
+
+    def both(self, options, args):
+        """`podman run` under runsc does what it does under runc."""
+        results = []
+        for runtime in ("runsc", "runc"):
+            r = self.engine.command("--runtime", runtime, "run", "--rm", *options, IMAGE, *args)
+            results.append((r.returncode, r.stdout))
+        self.assertEqual(results[1], results[0], f"{options} {args}")
+        return results[0]
+
+    def test_options(self):
+        shared = self.engine.path("shared")
+        os.mkdir(shared)
+        self.engine.write("shared/file", "of the host\n")
+        self.assertEqual((7, "out\n"), self.both([], ["sh", "-c", "echo out; exit 7"]))
+        self.both(["-e", "A=b", "-w", "/tmp", "-u", "www"], ["sh", "-c", "echo $A; pwd; id"])
+        self.both(["-v", f"{shared}:/rw", "-v", f"{shared}:/ro:ro", "-v", f"{shared}/file:/file"],
+                  ["sh", "-c", "cat /rw/file /file; echo new > /rw/new; echo no > /ro/no; cat /ro/new"])
+        self.both(["--read-only", "--tmpfs", "/scratch:size=1m,mode=700"],
+                  ["sh", "-c", "touch /no; touch /scratch/yes /tmp/yes; stat -c %a /scratch /tmp"])
+        self.both(["--cap-drop", "all", "--ulimit", "nofile=100:200", "--ulimit", "nproc=100:100",
+                   "--hostname", "named"],
+                  ["sh", "-c", "grep CapEff /proc/self/status; ulimit -n; hostname"])
+        self.both(["--sysctl", "net.ipv4.ip_forward=1"], ["cat", "/proc/sys/net/ipv4/ip_forward"])
+        self.both(["--uts", "host"], ["hostname"])
+        self.both(["--device", "/dev/zero:/dev/mine"], ["stat", "-c", "%F %t %T", "/dev/mine"])
+        self.both(["--shm-size", "1m"], ["stat", "-f", "-c", "%b %S", "/dev/shm"])
+        self.both(["--security-opt", "no-new-privileges"], ["grep", "NoNewPrivs", "/proc/self/status"])
+        self.assertEqual(127, self.both([], ["no-such-program"])[0])
+        self.assertEqual(126, self.both([], ["/etc"])[0])
+        self.assertIn("init", self.ok("run", "--rm", "--init", IMAGE, "cat", "/proc/1/comm"))
+
+    def test_life(self):
+        self.ok("run", "-d", "--name", "c", "--memory", "64m", "--pids-limit", "80", IMAGE, "sh", "-c",
+                "trap 'echo term; exit 3' TERM; echo up; while :; do sleep 0.05; done")
+        self.eventually(lambda: self.ok("logs", "c"), "up\n")
+        r = self.engine.command("exec", "-w", "/etc", "-e", "A=b", "-u", "33", "c", "sh", "-c",
+                                "pwd; echo $A; id -u; exit 4")
+        self.assertEqual((4, "/etc\nb\n33\n"), (r.returncode, r.stdout), r.stderr)
+        self.assertRegex(self.ok("top", "c", "-o", "pid,comm"), r"1 +sh\n")
+        stats = json.loads(self.ok("stats", "--no-stream", "--format", "json", "c"))[0]
+        self.assertIn("67.11MB", stats["mem_usage"])
+        self.assertGreater(int(stats["pids"]), 2)
+        self.ok("pause", "c")
+        self.assertEqual("paused\n", self.ok("inspect", "-f", "{{.State.Status}}", "c"))
+        self.ok("unpause", "c")
+        self.assertEqual("running\n", self.ok("inspect", "-f", "{{.State.Status}}", "c"))
+        self.ok("restart", "-t", "5", "c")
+        self.eventually(lambda: self.ok("logs", "c"), "up\nterm\nup\n")
+        self.ok("stop", "c")
+        self.assertEqual("3\n", self.ok("inspect", "-f", "{{.State.ExitCode}}", "c"))
+        self.ok("cp", self.engine.write("note", "from outside\n"), "c:/root/note")
+        self.ok("start", "c")
+        self.assertEqual("from outside\n", self.ok("exec", "c", "cat", "/root/note"))
+        self.ok("kill", "-s", "KILL", "c")
+        self.assertEqual("137\n", self.ok("wait", "c"))
+        self.ok("rm", "c")
+
+    def test_terminal(self):
+        t, child = self.engine.terminal("podman", "run", "--rm", "-it", IMAGE, "sh", columns=91)
+        t.type_until("stty size; tty\n", r"24 91\r\n/dev/pts/0")
+        t.resize(30, 100)
+        t.type_until("stty size\n", r"30 100")
+        t.type("echo be''gin; sleep 1000\n")
+        t.expect("begin\r\n")
+        t.type_until("\x03", "# ")
+        t.type("exit 5\n")
+        self.assertEqual(5, child.wait(timeout=20))
+
+    def test_logs_of_100_mb(self):
+        line = "0123456789" * 99 + "012345678"
+        self.ok("run", "-d", "--name", "big", IMAGE, "sh", "-c", f"yes {line} | head -c 100000000")
+        self.assertEqual("0\n", self.ok("wait", "big", timeout=120))
+        logs = self.engine.command("logs", "big", timeout=120).stdout
+        self.assertEqual(100_000_000, len(logs))
+        self.assertEqual({line}, set(logs.split()))
+
+    def test_pod(self):
+        """Two containers of a pod: a volume and the pod's name are shared; each has a sandbox, and so
+        a loopback device, of its own."""
+        container = """
+  - name: {0}
+    image: {1}
+    command: ["sh", "-c", "hostname > /shared/{0}; sleep 1000"]
+    volumeMounts:
+    - name: shared
+      mountPath: /shared
+"""
+        kube = self.engine.write("pod.yaml", f"""
+apiVersion: v1
+kind: Pod
+metadata:
+  name: pod
+spec:
+  containers:{container.format("one", IMAGE)}{container.format("two", IMAGE)}
+  volumes:
+  - name: shared
+    hostPath:
+      path: {self.engine.path("volume")}
+      type: DirectoryOrCreate
+""")
+        self.ok("play", "kube", "--network", "none", kube)
+        self.eventually(lambda: self.ok("exec", "pod-one", "cat", "/shared/two"), "^pod\n$")
+        self.eventually(lambda: self.ok("exec", "pod-two", "cat", "/shared/one"), "^pod\n$")
+        self.ok("exec", "-d", "pod-one", "httpd", "-f", "-p", "127.0.0.1:8080")
+        wget = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/shared/one")
+        def served():
+            return self.engine.command("exec", "pod-one", *wget).stdout
+        self.eventually(served, "^pod\n$")
+        self.assertIn("refused", self.engine.command("exec", "pod-two", *wget).stderr)
+        self.ok("kill", "pod-two")
+        self.assertEqual("true\n", self.ok("inspect", "-f", "{{.State.Running}}", "pod-one"))
+        self.ok("pod", "kill", "pod")
+
+    def test_hooks(self):
+        log = self.engine.path("log")
+        stages = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"]
+        for stage in stages:
+            self.engine.write(f"hooks/{stage}.json", json.dumps({
+                "version": "1.0.0", "when": {"always": True}, "stages": [stage],
+                "hook": {"path": "/bin/sh", "args": ["sh", "-c", f"echo {stage} >> {log}"]}}))
+        self.ok("--hooks-dir", self.engine.path("hooks"), "run", "--rm", IMAGE, "true")
+        with open(log) as f:
+            self.assertEqual(stages, f.read().split())
+
+    def test_health(self):
+        self.ok("run", "-d", "--name", "c", "--health-cmd", "test -f /healthy", "--health-interval",
+                "disable", IMAGE, "sleep", "1000")
+        self.assertEqual(1, self.engine.command("healthcheck", "run", "c").returncode)
+        self.ok("exec", "c", "touch", "/healthy")
+        self.ok("healthcheck", "run", "c")
+        self.ok("rm", "-f", "-t", "0", "c")
+
+
+if __name__ == "__main__":
+    harness.main()
