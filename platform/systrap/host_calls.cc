@@ -1,5 +1,6 @@
 #include "platform/host_calls.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
