@@ -9,13 +9,13 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "platform/systrap/stub_process.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 
 namespace platform {
 
-class StubProcess;
 class SystrapPlatform;
 
 // Thread-safe. What is put off never waits for long: beyond kMaxPending its giver does the oldest
