@@ -170,7 +170,10 @@ SystrapPlatform::~SystrapPlatform() {
 void SystrapPlatform::KeeperMain(base::Status* started, std::string* why,
                                  absl::Notification* done) {
   pthread_setname_np(pthread_self(), "stub-keeper");
-  base::Status status = zygote_.Start(shared_fd_.get(), strict(), why);
+  // The process gives up its capabilities when it confines itself; the threads that begin here have
+  // none from the start.
+  base::Status status = DropThreadCapabilities();
+  if (status.ok()) status = zygote_.Start(shared_fd_.get(), strict(), why);
   if (status.ok() && tracer_) status = tracer_->Start(zygote_.pid(), zygote_.traced_entry(), why);
   if (status.ok()) {
     limits_.min_address = machine_.mmap_min_addr;

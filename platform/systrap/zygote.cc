@@ -79,10 +79,7 @@ void ExecZygote(int exe_fd, int socket_fd, int shared_fd, rlim_t max_fds) {
   if (setrlimit(RLIMIT_NOFILE, &fds) != 0 || setrlimit(RLIMIT_CORE, &core) != 0) return;
   setrlimit(RLIMIT_STACK, &stack);
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return;
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[2] = {};
-  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-  if (syscall(SYS_capset, &header, data) != 0) return;
+  if (!DropThreadCapabilities().ok()) return;
   if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) return;
   char name[] = "runsc-stub";
   char* argv[] = {name, nullptr};
@@ -109,6 +106,14 @@ base::Status ProbeStrict() {
   }
   if (!WIFEXITED(status)) return base::Error(EIO);
   if (WEXITSTATUS(status) != 0) return base::Error(WEXITSTATUS(status));
+  return {};
+}
+
+base::Status DropThreadCapabilities() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2] = {};
+  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+  if (syscall(SYS_capset, &header, data) != 0) return base::LastError();
   return {};
 }
 

@@ -15,6 +15,10 @@
 
 namespace platform {
 
+// Takes all capabilities from the calling thread. They are each thread's own: who gives up his
+// later leaves them to those that he has started before.
+base::Status DropThreadCapabilities();
+
 class Zygote {
  public:
   Zygote() = default;

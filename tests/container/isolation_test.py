@@ -83,15 +83,20 @@ class IsolationTest(harness.ContainerTest):
         return id, self.sb.state(id)["pid"]
 
     def check_confined(self, pid, caps=frozenset()):
-        s = status_of(pid)
-        for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
-            have = {i for i in range(64) if int(s[kind], 16) >> i & 1}
-            self.assertLessEqual(have, caps, f"{kind} of {pid} {s['Name']}")
-        self.assertEqual("1", s["NoNewPrivs"], s["Name"])
-        self.assertEqual("2", s["Seccomp"], s["Name"])
+        # Rights and filters are each thread's own.
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            try:
+                s = status_of(f"{pid}/task/{tid}")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+            for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+                have = {i for i in range(64) if int(s[kind], 16) >> i & 1}
+                self.assertLessEqual(have, caps, f"{kind} of thread {tid} of {pid}, {s['Name']}")
+            self.assertEqual("1", s["NoNewPrivs"], s["Name"])
+            self.assertEqual("2", s["Seccomp"], s["Name"])
         for ns in ("user", "mnt", "pid", "ipc", "uts", "net"):
             self.assertNotEqual(os.readlink(f"/proc/self/ns/{ns}"), os.readlink(f"/proc/{pid}/ns/{ns}"),
-                                (ns, s["Name"]))
+                                (ns, pid))
 
     def check_family(self, id, pid):
         """The sentry and its stubs: rights, root and descriptors."""
