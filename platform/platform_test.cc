@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "platform/test_guest.h"
+#include "sentry/base/time.h"
 
 namespace platform {
 namespace {
@@ -388,6 +389,24 @@ TEST_F(PlatformTest, InterruptsLoseNoClone) {
   }
   done.store(true);
   storm.join();
+}
+
+// What is put off until there is nothing better to do is done.
+TEST_F(PlatformTest, TheProcessOfAnAddressSpaceEndsWithIt) {
+  for (int i = 0; i < 20; i++) {
+    auto space = platform_->NewAddressSpace();
+    ASSERT_TRUE(space.ok());
+    const int pid = (*space)->host_pid();
+    ASSERT_GT(pid, 0);
+    ASSERT_EQ(kill(pid, 0), 0);
+    space->reset();
+    bool ended = false;
+    for (int wait = 0; wait < 500 && !ended; wait++) {
+      platform_->Wait(base::MonotonicNs() + 10'000'000);
+      ended = kill(pid, 0) != 0 && errno == ESRCH;
+    }
+    EXPECT_TRUE(ended) << i;
+  }
 }
 
 TEST_F(PlatformTest, Fork) {

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "platform/systrap/platform.h"
@@ -65,7 +66,8 @@ base::Result<base::Ref<StubProcess>> Chores::TakeMailbox() {
       process = std::move(ready_.back());
       ready_.pop_back();
     }
-    wanted_ = kReadyMailboxes - ready_.size();
+    // Some more may be in the making, or ready.
+    wanted_ = kReadyMailboxes - std::min(kReadyMailboxes, ready_.size());
     pending_.fetch_add(wanted_, std::memory_order_relaxed);
     if (process) return process;
   }

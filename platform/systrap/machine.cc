@@ -91,6 +91,8 @@ base::Result<Machine> ProbeMachine(std::string* why) {
   m.mmap_min_addr = ReadMmapMinAddr();
   if (sched_getaffinity(0, sizeof(m.cpus), &m.cpus) == 0) {
     m.cores = std::max(1, CPU_COUNT(&m.cpus));
+    // Unless somebody has chosen some, whatever a change of the cpuset may add.
+    if (m.cores >= sysconf(_SC_NPROCESSORS_ONLN)) memset(&m.cpus, 0xff, sizeof(m.cpus));
   }
   return m;
 }

@@ -18,8 +18,8 @@ struct Machine {
   uint32_t pkru_offset = 0;   // of PKRU in an image; xsave_size if there is none
   uint64_t ticks_per_us = 0;  // of the TSC
   uint64_t mmap_min_addr = 65536;
-  cpu_set_t cpus{};  // those that this process may run on
-  int cores = 1;     // how many these are
+  cpu_set_t cpus{};  // those that this process may run on, or all that there could be
+  int cores = 1;     // how many it may run on
 };
 
 // ENOSYS with a line in `why` for a machine on which stubs cannot run.

@@ -31,6 +31,7 @@ namespace {
 // Polls between looks at the ready bits of all processes, for what is not among the hot contexts.
 constexpr uint32_t kScanEvery = 64;
 constexpr uint32_t kPollsPerChore = 256;
+constexpr int64_t kChoreDelayNs = 1'000'000;
 constexpr int kLooksPerPoll = 16;
 
 // How long after a failed fork the keeper looks for its child: a clone that the gate has let go on
@@ -554,6 +555,8 @@ void SystrapPlatform::Wait(int64_t deadline_ns) {
     n = PollLocked(true);
   }
   if (n == 0 && !wake_pending_.load()) {
+    // Who has left the core to a guest thread comes back for what was put off.
+    if (chores_.pending()) deadline_ns = std::min(deadline_ns, base::MonotonicNs() + kChoreDelayNs);
     timespec deadline{deadline_ns / 1'000'000'000, deadline_ns % 1'000'000'000};
     syscall(SYS_futex, &shared_->sleeping, FUTEX_WAIT_BITSET, 1,
             deadline_ns == INT64_MAX ? nullptr : &deadline, nullptr, FUTEX_BITSET_MATCH_ANY);
