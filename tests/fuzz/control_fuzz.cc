@@ -43,6 +43,7 @@ class EmptySandbox : public Sandbox {
   base::Status SetWindowSize(int32_t /*pid*/, uint16_t /*rows*/, uint16_t /*cols*/) override {
     return base::Error(ENOTTY);
   }
+  void SetLimits(int64_t /*pids*/, int64_t /*memory*/) override {}
   void Destroy() override {}
 };
 
