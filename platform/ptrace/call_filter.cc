@@ -8,7 +8,7 @@ namespace platform {
 
 CallFilter::CallFilter(std::span<const uint64_t> words) : program_(words.size()) {
   static_assert(sizeof(sock_filter) == sizeof(uint64_t));
-  memcpy(program_.data(), words.data(), words.size_bytes());
+  if (!words.empty()) memcpy(program_.data(), words.data(), words.size_bytes());
 }
 
 // kernel/bpf/core.c, for what seccomp admits (seccomp_check_filter) and our programs use.
