@@ -219,3 +219,11 @@ bool LogLimiter::Allow(uint64_t* dropped) {
 }
 
 }  // namespace base
+
+#ifdef __SANITIZE_THREAD__
+// Debian's Abseil is not built for the thread sanitizer, which so does not see the lock that its
+// detection of deadlocks takes.
+extern "C" const char* __tsan_default_suppressions() {
+  return "race:absl::*::synchronization_internal::GraphCycles\n";
+}
+#endif
