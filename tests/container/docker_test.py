@@ -172,19 +172,10 @@ class DockerTest(engines.EngineTest):
         e.type_until("stty size; tty\n", r"24 77\r\n/dev/pts/1")
         e.type("exit 6\n")
         self.assertEqual(6, inner.wait(timeout=20))
-        t.type("echo be''gin; sleep 1000\n")
-        t.expect("begin\r\n")
-        t.type_until("\x03", "# ")
-        t.type("exit 5\n")
-        self.assertEqual(5, child.wait(timeout=20))
+        self.check_interrupted(t, child)
 
     def test_logs_of_100_mb(self):
-        line = "0123456789" * 99 + "012345678"
-        self.ok("run", "-d", "--name", "big", IMAGE, "sh", "-c", f"yes {line} | head -c 100000000")
-        self.assertEqual("0\n", self.ok("wait", "big", timeout=120))
-        logs = self.engine.command("logs", "big", timeout=120).stdout
-        self.assertEqual(100_000_000, len(logs))
-        self.assertEqual({line}, set(logs.split()))
+        self.check_logs_of_100_mb()
 
     def test_build(self):
         self.engine.write("build/copied", "a file\n")

@@ -232,3 +232,20 @@ class EngineTest(unittest.TestCase):
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
+
+    def check_interrupted(self, terminal, child):
+        """A shell on `terminal` passes ^C on to what it runs, and its exit status on to the engine's client."""
+        terminal.type("echo be''gin; sleep 1000\n")
+        terminal.expect("begin\r\n")
+        terminal.type_until("\x03", "# ")
+        terminal.type("exit 5\n")
+        self.assertEqual(5, child.wait(timeout=20))
+
+    def check_logs_of_100_mb(self):
+        """Where the engine keeps logs: every byte arrives."""
+        line = "0123456789" * 99 + "012345678"
+        self.ok("run", "-d", "--name", "big", IMAGE, "sh", "-c", f"yes {line} | head -c 100000000")
+        self.assertEqual("0\n", self.ok("wait", "big", timeout=120))
+        logs = self.engine.command("logs", "big", timeout=120).stdout
+        self.assertEqual(100_000_000, len(logs))
+        self.assertEqual({line}, set(logs.split()))

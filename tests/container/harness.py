@@ -232,6 +232,16 @@ class ContainerTest(unittest.TestCase):
         self.addCleanup(self.sb.close)
 
 
+def status_of(pid):
+    """The fields of /proc/PID/status. `pid` may be a path below /proc, as PID/task/TID."""
+    fields = {}
+    with open(f"/proc/{pid}/status") as f:
+        for line in f:
+            key, _, value = line.partition(":")
+            fields[key] = value.strip()
+    return fields
+
+
 def serial(test):
     """Marks a test that takes the whole machine: nothing else runs beside it."""
     test.serial = True

@@ -13,21 +13,12 @@ import time
 import unittest
 
 import harness
-from harness import default_config
+from harness import default_config, status_of
 
 GUEST = os.environ.get("RUNSC_GUEST", "")
 # The gofer keeps the file capabilities of its own user namespace, without which it could not give
 # new files the owners that the container asks for.
 GOFER_CAPS = {0, 1, 2, 3, 4}  # chown, dac_override, dac_read_search, fowner, fsetid
-
-
-def status_of(pid):
-    fields = {}
-    with open(f"/proc/{pid}/status") as f:
-        for line in f:
-            key, _, value = line.partition(":")
-            fields[key] = value.strip()
-    return fields
 
 
 def descendants(pid):

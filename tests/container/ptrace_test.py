@@ -11,7 +11,7 @@ import time
 
 import harness
 import leftovers
-from harness import default_config
+from harness import default_config, status_of
 
 FLAGS = ["--platform=ptrace"]
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
@@ -29,11 +29,6 @@ def refuse_seccomp():
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0) != 0:
         os._exit(99)
-
-
-def status_of(pid):
-    with open(f"/proc/{pid}/status") as f:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
 
 
 class PtraceTest(harness.ContainerTest):

@@ -6,17 +6,9 @@ import subprocess
 import time
 
 import harness
+from harness import status_of
 
 MIB = 1 << 20
-
-
-def status_of(pid):
-    fields = {}
-    with open(f"/proc/{pid}/status") as f:
-        for line in f:
-            key, _, value = line.partition(":")
-            fields[key] = value.strip()
-    return fields
 
 
 def children_of(pid):
