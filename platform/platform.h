@@ -268,7 +268,7 @@ struct Limits {
 
 // One guest address space: a stub process. Thread-safe. As UserMemory it works at any time, also
 // while its threads run (process_vm_readv), and sees no writes that a Context still holds.
-// Destroying it kills the stub.
+// Destroying it ends the stub, a moment later.
 class AddressSpace : public base::UserMemory {
  public:
   virtual const Limits& limits() const = 0;

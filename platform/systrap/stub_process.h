@@ -91,7 +91,8 @@ class StubProcess : public base::RefCounted {
   // Sends the interrupt signal. ESRCH if the thread is gone.
   base::Status Signal(int tid);
   // Keeps thread `tid` from running on processor `cpu` as long as it sleeps or runs elsewhere; -1:
-  // from none. False if that cannot be.
+  // from none. False if that cannot be. Should the number have become another thread's, no harm is
+  // done: the sentry's own children are in reach alone, and get their processors back at once.
   bool AvoidCpu(int tid, int cpu);
   // Whether `tid` is a thread of this process.
   bool HasThread(int tid);
