@@ -92,7 +92,8 @@ class StubProcess : public base::RefCounted {
   base::Status Signal(int tid);
   // Keeps thread `tid` from running on processor `cpu` as long as it sleeps or runs elsewhere; -1:
   // from none. False if that cannot be. Should the number have become another thread's, no harm is
-  // done: the sentry's own children are in reach alone, and get their processors back at once.
+  // done: what runs in the sentry's PID namespace is in reach alone, and gets its processors back
+  // at once.
   bool AvoidCpu(int tid, int cpu);
   // Whether `tid` is a thread of this process.
   bool HasThread(int tid);
