@@ -10,6 +10,7 @@
 #include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -166,6 +167,12 @@ siginfo_t ThreadGroup::ChildInfo(int code, int status, const Task& receiver) con
 // Linux: do_notify_parent and exit_notify's autoreap. Under task_mutex.
 void ThreadGroup::NotifyExit(Deferred* later) {
   int status = exit_status();
+  if (tasks_.front()->traced()) {
+    // The parent's turn comes when the tracer has waited for it, or gone.
+    kernel_->RunExitWatches(*this, status, later);
+    Ptrace::NotifyTracerOfExit(*this);
+    return;
+  }
   if (!parent_) {
     kernel_->RunExitWatches(*this, status, later);
     Reap(later);
@@ -197,6 +204,7 @@ void ThreadGroup::Reap(Deferred* later) {
   kernel_->task_mutex().AssertHeld();
   if (reaped_) return;
   reaped_ = true;
+  Ptrace::Unlink(*tasks_.front(), -1, later);
   if (parent_) std::erase(parent_->thread_group().children_, this);
   parent_ = nullptr;
   if (pgrp_) {
@@ -362,6 +370,7 @@ void Kernel::ZapNamespace(Task& init) {
 }
 
 void Task::FinishExit() {
+  if (traced()) Ptrace::ExitEvent(*this);
   bool last;
   {
     absl::MutexLock l(&group_->signal_mutex());
@@ -407,12 +416,14 @@ void Kernel::ExitNotify(Task& t, bool last) {
     absl::MutexLock l(&task_mutex_);
     group.dead_usage_.Add(usage);
     group.dead_io_.Add(t.io);
+    Ptrace::ReleaseTracees(t, &later);
     Reparent(t, &later);
     t.state_.store(TaskState::kZombie, std::memory_order_relaxed);
     group.live_threads_.fetch_sub(1, std::memory_order_acq_rel);
     bool leader = pid == group.pid();
     if (!leader) {
       pid->task = nullptr;
+      Ptrace::NoteThreadExit(t);
       t.state_.store(TaskState::kDead, std::memory_order_relaxed);
       absl::MutexLock l2(&group.signal_mutex_);
       std::erase_if(group.tasks_, [&](const auto& o) { return o.get() == &t; });

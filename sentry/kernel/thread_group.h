@@ -148,6 +148,7 @@ class ThreadGroup : public base::RefCounted {
 
  private:
   friend class Kernel;
+  friend class Ptrace;
   friend class StubWatch;
   friend class Task;
   friend class Tty;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -70,9 +71,20 @@ base::Result<WaitResult> Task::Wait(const WaitOptions& w) {
       }
       if (!IsEligible(child->exit_signal_, w.options)) continue;
       no_children = false;
+      const Task& leader = *child->tasks_.front();
+      if (leader.traced()) {
+        // Its tracer sees all of it, and nobody else its end.
+        if (!Ptrace::IsReparented(leader) || child->zombie_) continue;
+      }
       base::Ref<ThreadGroup> keep(child);
       if (child->TryWait(*this, w, &result, &later)) return true;
     }
+    bool tracees = false;
+    if (Ptrace::TryWait(*this, w, &result, &tracees, &later)) {
+      no_children = false;
+      return true;
+    }
+    if (tracees) no_children = false;
     return no_children;
   };
   if (w.options & WNOHANG) {
