@@ -294,7 +294,7 @@ void Kernel::Reparent(Task& dying, Deferred* later) {
       child->exit_signal_ = SIGCHLD;
     }
     if (child->zombie_) {
-      child->NotifyExit(later);
+      if (child->HasEnded()) child->NotifyExit(later);
     } else if (child->pgrp_) {
       HangUpIfOrphaned(*child->pgrp_, child, &group);
     }
@@ -348,6 +348,8 @@ void Kernel::ZapNamespace(Task& init) {
     for (ThreadGroup* group : groups_) {
       if (group == &init.thread_group() || !ns.IsAncestorOf(*group->pid()->ns())) continue;
       group->BeginExit(SIGKILL);
+      absl::MutexLock l2(&group->signal_mutex_);
+      for (const auto& t : group->tasks_) Ptrace::EndExitStop(*t);
     }
   }
   fiber::WaitUntil(groups_queue_, EPOLLIN, [&] {
@@ -443,7 +445,7 @@ void Kernel::ExitNotify(Task& t, bool last) {
       }
       HangUpIfOrphaned(*group.pgrp_, nullptr, &group);
       group.zombie_ = true;
-      group.NotifyExit(&later);
+      if (group.HasEnded()) group.NotifyExit(&later);
       keep_group->pid()->exit_queue.WakeAll(EPOLLIN | EPOLLRDNORM);
       groups_queue_.WakeAll(EPOLLIN);
     }

@@ -63,7 +63,6 @@ bool ThreadGroup::SendLocked(const siginfo_t& info, Task* target, bool* queue_fu
     if (!target || t.get() == target) t->CloseMaskLocked();
   }
   handlers_->Close();
-  if (signo == SIGKILL && exiting()) BeginExitLocked(SIGKILL);
   if (!probe || !Prepare(signo, *probe, IsForced(info))) return false;
   if (signo == SIGKILL) {
     BeginExitLocked(SIGKILL);
@@ -150,10 +149,7 @@ void ThreadGroup::BeginExit(int status) {
 }
 
 void ThreadGroup::BeginExitLocked(int status) {
-  if (exiting()) {
-    for (const auto& t : tasks_) Ptrace::KillAgain(*t);
-    return;
-  }
+  if (exiting()) return;
   exit_status_.store(status, std::memory_order_release);
   exiting_.store(true, std::memory_order_release);
   stop_pending_ = stopped_ = false;

@@ -24,7 +24,7 @@ bool ThreadGroup::TryWait(Task& waiter, const WaitOptions& w, WaitResult* result
   result->pid = PidIn(waiter.pid_namespace());
   result->uid = tasks_.front()->credentials()->ruid;
   if (zombie_) {
-    if (!(w.options & WEXITED)) return false;
+    if (!(w.options & WEXITED) || !HasEnded()) return false;
     int status = exit_status();
     result->status = status;
     result->code = (status & 0x7f) == 0 ? CLD_EXITED : (status & 0x80) ? CLD_DUMPED : CLD_KILLED;

@@ -22,6 +22,8 @@ constexpr uint64_t kUserCs = 0x33, kUserSs = 0x2b;
 // What a tracer may set of the flags (FLAG_MASK): as a signal handler's return, and NT.
 constexpr uint64_t kTracerFlags = 0x44dd5 | 0x10000;
 constexpr uint64_t kTrapFlag = 0x100;
+// The kernel's struct user has two words more than that of <sys/user.h>.
+constexpr uint64_t kUserSize = sizeof(user) + 2 * sizeof(uint64_t);
 constexpr size_t kLegacySize = 512, kHeaderSize = 64, kSoftwareOffset = 464, kMxcsrOffset = 24,
                  kMxcsrMaskOffset = 28;
 constexpr uint64_t kFeaturesFpSse = 3;
@@ -182,21 +184,21 @@ Status SetXstate(StoppedTracee& tracee, std::vector<std::byte> bytes, bool whole
 }  // namespace
 
 Result<uint64_t> PeekUser(const StoppedTracee& tracee, uint64_t offset) {
-  if (offset % sizeof(uint64_t) != 0 || offset >= sizeof(user)) return Error(EIO);
+  if (offset % sizeof(uint64_t) != 0 || offset >= kUserSize) return Error(EIO);
   if (offset < sizeof(user_regs_struct)) {
     const user_regs_struct regs = ToUser(tracee);
     uint64_t value;
     memcpy(&value, reinterpret_cast<const char*>(&regs) + offset, sizeof(value));
     return value;
   }
-  if (offset < offsetof(user, u_debugreg)) return uint64_t{0};
+  if (offset < offsetof(user, u_debugreg) || offset >= sizeof(user)) return uint64_t{0};
   return tracee.state().debugreg[(offset - offsetof(user, u_debugreg)) / sizeof(uint64_t)];
 }
 
 Status PokeUser(StoppedTracee& tracee, uint64_t offset, uint64_t value) {
-  if (offset % sizeof(uint64_t) != 0 || offset >= sizeof(user)) return Error(EIO);
+  if (offset % sizeof(uint64_t) != 0 || offset >= kUserSize) return Error(EIO);
   if (offset < sizeof(user_regs_struct)) return PutRegister(tracee, offset, value);
-  if (offset < offsetof(user, u_debugreg)) return Error(EIO);
+  if (offset < offsetof(user, u_debugreg) || offset >= sizeof(user)) return Error(EIO);
   constexpr size_t kControl = 7;
   constexpr uint64_t kEnableBits = 0xff;
   const size_t n = (offset - offsetof(user, u_debugreg)) / sizeof(uint64_t);

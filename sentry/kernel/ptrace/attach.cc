@@ -138,6 +138,9 @@ void Ptrace::Unlink(Task& t, int signal, Deferred* later) {
     }
   }
   tracee.queue.WakeAll(EPOLLIN);
+  if (tracee.exited && --t.group_->traced_zombies_ == 0 && t.group_->zombie_) {
+    t.group_->NotifyExit(later);
+  }
 }
 
 // Linux: __ptrace_detach.
@@ -146,7 +149,7 @@ void Ptrace::Detach(Task& t, int signal, Deferred* later) {
   Task* tracer = t.tracee_->tracer;
   const bool reparented = IsReparented(t);
   Unlink(t, signal, later);
-  if (t.tracee_->exited || !group.zombie_) return;
+  if (t.tracee_->exited || !group.HasEnded()) return;
   if (reparented || tracer == nullptr) {
     group.NotifyExit(later);
     return;
@@ -173,6 +176,7 @@ void Ptrace::NoteThreadExit(Task& t) {
   if (!t.traced()) return;
   Tracee& tracee = *t.tracee_;
   tracee.exited = true;
+  ++t.group_->traced_zombies_;
   tracee.exited_status = t.exit_status_;
   const int status = t.exit_status_;
   const bool exit = (status & 0x7f) == 0;
@@ -221,7 +225,7 @@ void Ptrace::TrapNotify(Task& t) {
   t.tracee_->queue.WakeAll(EPOLLIN);
 }
 
-void Ptrace::KillAgain(Task& t) {
+void Ptrace::EndExitStop(Task& t) {
   if (!t.traced()) return;
   t.tracee_->killed = true;
   t.tracee_->queue.WakeAll(EPOLLIN);

@@ -51,7 +51,7 @@ struct Tracee {
   bool resumed = false;     // the tracer has ended it
   bool listening = false;   // PTRACE_LISTEN
   bool frozen = false;      // the tracer looks at it: it stays, even if killed
-  bool killed = false;      // once more, when it was ending already: ends even that stop
+  bool killed = false;      // with its namespace: ends even the stop of its exit
   int wait_code = 0;        // what wait(2) tells of the stop; 0: has been told
   int resume_signal = 0;    // what the tracer sends it on with
   siginfo_t* info = nullptr;  // of the stop; null: a group stop without PTRACE_SEIZE
@@ -132,8 +132,8 @@ class Ptrace {
   // Under the signal mutex: a stop to come, or one that PTRACE_LISTEN has prolonged, is told of a
   // change of the group's (Linux: ptrace_trap_notify).
   static void TrapNotify(Task& t);
-  // Under the signal mutex: SIGKILL for one that is ending.
-  static void KillAgain(Task& t);
+  // Under the signal mutex: its namespace ends, and does not wait for its tracer.
+  static void EndExitStop(Task& t);
 
   // --- waiting (wait.cc) ---
   // wait(2) of `waiter`, for tracees. `*any`: there is one to wait for. Under Kernel::task_mutex().

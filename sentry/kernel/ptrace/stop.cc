@@ -138,6 +138,7 @@ int Ptrace::Stop(Task& t, Kind kind, int code, siginfo_t* info, uint64_t message
       }
     }
     if (stopped) TellTracer(t, kind == Kind::kGroup ? CLD_STOPPED : CLD_TRAPPED, status);
+    tracee.queue.WakeAll(EPOLLIN);  // for who has attached to a stopped one
   }
   if (tell_parent) t.group_->NotifyStop(CLD_STOPPED);
   if (stopped) {
