@@ -176,8 +176,10 @@ class TrapListener {
 
 // One guest thread. Owned by the kernel's Task. All but Interrupt: only while stopped, by one
 // thread at a time. As UserMemory it serves from what the stub copied into the mailbox first, and
-// leaves small writes there for the stub to copy out (`FlushWrites` forces them out, and a fault
-// met while the stub copies out turns into kOrderFailed with EFAULT and order_index SIZE_MAX).
+// leaves small writes there, and those of WriteFromFile, for the stub to copy out (`FlushWrites`
+// forces them out, and a fault met while the stub copies out turns into kOrderFailed with EFAULT
+// and order_index SIZE_MAX; with EIO if a file could not be read as it was mapped, when FlushWrites
+// makes all those copies by other means).
 class Context : public base::UserMemory {
  public:
   // Null: none. The one before is not called any more once this returns.
@@ -216,7 +218,7 @@ class Context : public base::UserMemory {
   virtual int64_t CpuTimeNs() const = 0;
   // Identifies the host thread for sched_setaffinity and the like; 0 if none.
   virtual int host_tid() const = 0;
-  // Sends small pending writes to the guest now.
+  // Sends pending writes to the guest now; may read files (those of WriteFromFile). EFAULT, EIO.
   virtual base::Status FlushWrites() = 0;
   // Tells the thread to exit; the context must not be resumed again and may be destroyed.
   virtual void Exit() = 0;
@@ -303,6 +305,9 @@ class AddressSpace : public base::UserMemory {
   // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program)
   // gets it: the order is carried out, and the platform does without.
   virtual std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const { return {}; }
+  // Credentials have changed: what the platform has mapped for Context::WriteFromFile goes, since
+  // the process might not open those files any more.
+  virtual void DropFileWindows() {}
 };
 
 struct Options {

@@ -34,6 +34,7 @@ base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
   base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
+  child->windows().InheritFrom(process_->windows());
   return std::unique_ptr<AddressSpace>(
       std::make_unique<SystrapAddressSpace>(std::move(child), limits_));
 }

@@ -27,6 +27,7 @@ class SystrapAddressSpace final : public AddressSpace {
   int host_pid() const override { return process_->pid(); }
   void Kill() override { process_->Kill(); }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override;
+  void DropFileWindows() override { process_->windows().DropAll(); }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 

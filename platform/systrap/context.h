@@ -76,6 +76,8 @@ class ThreadContext final : public Context {
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
+  size_t WriteFromFile(uint64_t addr, const base::Ref<base::FileSource>& source, uint64_t offset,
+                       size_t length) override;
 
   // ---- For the platform, under its poll lock ----
 
@@ -125,6 +127,7 @@ class ThreadContext final : public Context {
   // poller must not see together with an old request.
   void StartRound();
   struct Batch;
+  base::Result<uint32_t> SendFds(const Batch& batch);
   bool Encode(const Order& order, Batch* batch);
   bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
   static bool EncodePlain(const Order& order, OrderEntry* entry);
@@ -133,6 +136,16 @@ class ThreadContext final : public Context {
   uint32_t EntryFlags();
   // Publishes the round's answer with what is to be copied out.
   void Answer(const AnswerHead& head);
+  // Has the stub map the windows that the next copies need, and unmap those that nobody does, in a
+  // round before all others. False if there is nothing to do.
+  bool ChangeWindows();
+  // The round that had copies from windows has been answered. `failed`: by that they could not all
+  // be made; they are left for FlushWrites.
+  void ReleaseWindows(bool failed);
+  void EndWindowRound();
+  void UnpinCopies();
+  struct FileCopy;
+  base::Status CopyFromFile(const CopyEntry& entry, const FileCopy& file);
   void SendAnswer(const AnswerHead& head, uint32_t copy_out_count);
   // Hands the context over to the poller; returns the state before. A hostile stub may have written
   // the next request already, so this comes when nothing of the round is left to do here but to
@@ -211,6 +224,18 @@ class ThreadContext final : public Context {
   // Writes that the stub is to copy out.
   std::vector<CopyEntry> copy_out_;
   uint32_t out_used_ = 0;
+  // Those of them whose bytes are a file's, in order; kept with the whole list until the stub has
+  // reported.
+  struct FileCopy {
+    base::Ref<base::FileSource> source;
+    uint64_t offset;
+    uint32_t window;
+    bool map;  // the window is to be mapped first
+  };
+  std::vector<FileCopy> file_copies_;
+  std::vector<CopyEntry> sent_copies_;
+  std::vector<uint32_t> changed_windows_;  // pinned during the round that unmaps them
+  bool changes_windows_ = false;           // that round, or one that maps, is under way
 
   ThreadContext* fork_parent_ = nullptr;  // told when this child reports
   uint32_t forks_pending_ = 0;

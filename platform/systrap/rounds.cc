@@ -82,6 +82,7 @@ void ThreadContext::StartRound() {
     trap_ = Trap{TrapKind::kGone};
     return Post();
   }
+  if (ChangeWindows()) return;
   if (orders_.empty() && internal_.empty() && !patch_wanted_ && mode_ == ResumeMode::kGuest) {
     return Answer({EntryFlags()});
   }
@@ -110,21 +111,77 @@ void ThreadContext::StartRound() {
     expects_calls_ = true;
     process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
   }
-  uint32_t ticket = 0;
-  if (batch.fd_count != 0) {
-    base::Result<uint32_t> sent =
-        process_->platform().strict()
-            ? process_->TakeBatchTurn()
-            : process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
-    // A stub that does not take what it is sent, or too many descriptors under way in the host.
-    if (!sent.ok()) {
-      ForgetCalls();
-      EndForks(false);
-      return FailOrder(batch_begin_, ENOMEM);
-    }
-    ticket = *sent;
+  base::Result<uint32_t> ticket = SendFds(batch);
+  // A stub that does not take what it is sent, or too many descriptors under way in the host.
+  if (!ticket.ok()) {
+    ForgetCalls();
+    EndForks(false);
+    return FailOrder(batch_begin_, ENOMEM);
   }
-  Answer({flags, batch.count, ticket, batch.fd_count});
+  Answer({flags, batch.count, *ticket, batch.fd_count});
+}
+
+// Returns the batch's turn; 0 without descriptors.
+base::Result<uint32_t> ThreadContext::SendFds(const Batch& batch) {
+  if (batch.fd_count == 0) return uint32_t{0};
+  if (process_->platform().strict()) return process_->TakeBatchTurn();
+  return process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
+}
+
+bool ThreadContext::ChangeWindows() {
+  FileWindows& windows = process_->windows();
+  Batch batch;
+  auto add = [&](OrderOp op, uint64_t first, uint64_t count, const FileCopy* file) {
+    OrderEntry e{};
+    e.op = op;
+    e.fd = -1;
+    e.a = kFileWindowBase + first * kFileWindowSize;
+    e.b = count * kFileWindowSize;
+    if (!file) return AddEntry(&batch, e, nullptr);
+    e.c = PROT_READ;
+    e.d = MAP_PRIVATE | MAP_FIXED;
+    e.e = file->offset - file->offset % kFileWindowSize;
+    e.fd = batch.AddFile(file->source->file());
+    AddEntry(&batch, e, file->source->file());
+  };
+  for (FileCopy& file : file_copies_) {
+    if (std::exchange(file.map, false)) add(OrderOp::kMmap, file.window, 1, &file);
+  }
+  if (windows.WantsUnmap()) {
+    changed_windows_ = windows.TakeUnmaps();
+    for (size_t i = 0; i < changed_windows_.size();) {
+      size_t n = 1;
+      while (i + n < changed_windows_.size() && changed_windows_[i + n] == changed_windows_[i] + n)
+        n++;
+      // What is left over by a full round comes with the next one that has room.
+      if (batch.count < kMaxOrders) add(OrderOp::kMunmap, changed_windows_[i], n, nullptr);
+      i += n;
+    }
+  }
+  if (batch.count == 0) return false;
+  if (!batch.calls.empty()) {
+    expects_calls_ = true;
+    process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
+  }
+  base::Result<uint32_t> ticket = SendFds(batch);
+  if (!ticket.ok()) {
+    // The copies are made without windows, then: the stub will say that it cannot read them.
+    ForgetCalls();
+    EndWindowRound();
+    return false;
+  }
+  changes_windows_ = true;
+  SendAnswer({kAnswerOrdersOnly, batch.count, *ticket, batch.fd_count}, 0);
+  return true;
+}
+
+// Whether the changes could be made or not: a window that is not there is found out by who reads
+// it.
+void ThreadContext::EndWindowRound() {
+  changes_windows_ = false;
+  FileWindows& windows = process_->windows();
+  for (uint32_t window : std::exchange(changed_windows_, {})) windows.Unpin(window);
+  for (const FileCopy& file : file_copies_) windows.Mapped(file.window);
 }
 
 // What an answer says that leads into the guest; the registers go to the slot if they must.
@@ -152,6 +209,7 @@ void ThreadContext::Answer(const AnswerHead& head) {
   uint32_t copies = static_cast<uint32_t>(copy_out_.size());
   if (copies != 0) {
     memcpy(slot_->copy_out, copy_out_.data(), copies * sizeof(CopyEntry));
+    if (!file_copies_.empty()) sent_copies_.swap(copy_out_);
     copy_out_.clear();
     out_used_ = 0;
   }

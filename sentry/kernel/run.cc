@@ -6,6 +6,7 @@
 #include "platform/platform.h"
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
+#include "sentry/fiber/blocking.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
@@ -276,6 +277,13 @@ void Task::HandleFailedOrder(size_t index, int error) {
     QueueOrders(std::move(rest), std::move(group.on_failure));
   }
   if (copy_out_failed) {
+    if (error == EIO) {
+      // A file could not be read through its mapping: it was cut short meanwhile, or so. That is no
+      // error of the call's unless it cannot be read at all.
+      base::Status status = fiber::BlockingCall([this] { return context_->FlushWrites(); });
+      if (status.ok()) return;
+      error = status.error().code();
+    }
     regs().rax = static_cast<uint64_t>(-static_cast<int64_t>(error));
   } else if (on_failure) {
     regs().rax = static_cast<uint64_t>(on_failure(error));

@@ -41,6 +41,7 @@ void Task::SetCredentials(base::Ref<const Credentials> creds) {
     std::swap(user_count_, count);
   }
   if (count) count->processes.fetch_sub(1, std::memory_order_relaxed);
+  if (mm_) mm_->address_space().DropFileWindows();
   PublishIdentity();
 }
 base::Ref<Pid> Task::pid_ref() const {

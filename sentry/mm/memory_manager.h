@@ -149,6 +149,8 @@ class MemoryManager : public base::RefCounted {
                               uint64_t pgoff);
   // True if all of [addr, addr + length) is mapped (for calls that only check: mbind, move_pages).
   bool IsMapped(uint64_t addr, uint64_t length);
+  // True if all of it is mapped, writable, and no file's.
+  bool IsWritableAnonymous(uint64_t addr, uint64_t length);
   // True if any of it is mapped.
   bool IsAnyMapped(uint64_t addr, uint64_t length);
 
