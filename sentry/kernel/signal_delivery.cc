@@ -155,6 +155,7 @@ void Task::StopGroup(int signo) {
 }
 
 bool Task::JoinGroupStop() {
+  group_->signal_mutex().AssertHeld();
   stop_counted_ = false;
   if (--group_->stop_wait_ != 0 || !group_->stop_pending_) return false;
   group_->stop_pending_ = false;

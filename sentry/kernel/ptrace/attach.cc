@@ -115,7 +115,8 @@ void Ptrace::Unlink(Task& t, int signal, Deferred* later) {
     list.erase(at);
   }
   {
-    absl::MutexLock l(&t.group_->signal_mutex());
+    ThreadGroup& group = *t.group_;
+    absl::MutexLock l(&group.signal_mutex());
     tracee.tracer = nullptr;
     tracee.tracer_creds = nullptr;
     t.trace_flags_.store(0, std::memory_order_release);
@@ -127,7 +128,6 @@ void Ptrace::Unlink(Task& t, int signal, Deferred* later) {
       tracee.resumed = true;
     }
     // The group's stop, from which the tracer may have sent it on, holds again.
-    ThreadGroup& group = *t.group_;
     if (!t.dead_ && !t.stop_counted_ && (group.stopped_ || group.stop_pending_)) {
       t.stop_counted_ = true;
       ++group.stop_wait_;
@@ -138,8 +138,9 @@ void Ptrace::Unlink(Task& t, int signal, Deferred* later) {
     }
   }
   tracee.queue.WakeAll(EPOLLIN);
-  if (tracee.exited && --t.group_->traced_zombies_ == 0 && t.group_->zombie_) {
-    t.group_->NotifyExit(later);
+  ThreadGroup& group = *t.group_;
+  if (tracee.exited && --group.traced_zombies_ == 0 && group.zombie_ && !group.reaped_) {
+    group.NotifyExit(later);
   }
 }
 

@@ -6,10 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
-volatile int total;
+int total;
 
 __attribute__((noinline)) int add(int a, int b) {
-  total += a;
+  __atomic_fetch_add(&total, a, __ATOMIC_RELAXED);
   return a + b;
 }
 
