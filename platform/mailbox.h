@@ -150,6 +150,7 @@ enum AnswerFlag : uint32_t {
   kAnswerExit = 4,        // the thread ends
   kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
   kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
+  kAnswerLaneTraps = 32,  // with it: kInterrupt is reported when the call is answered
 };
 
 enum class OrderOp : uint32_t {

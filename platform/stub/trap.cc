@@ -156,6 +156,7 @@ uint32_t HandleAnswer(Slot* s) {
     s->copied_in = 0;
     s->futex_interrupted = 0;
     if (!RunLane(s, remaining)) return static_cast<uint32_t>(RequestKind::kSyscall);
+    if (flags & kAnswerLaneTraps) return static_cast<uint32_t>(RequestKind::kInterrupt);
   }
   if (Load(&s->interrupt)) return static_cast<uint32_t>(RequestKind::kInterrupt);
   return 0;

@@ -48,16 +48,6 @@ base::Result<size_t> SystrapAddressSpace::WritePartial(uint64_t addr,
   return process_->WriteMemory(addr, src);
 }
 
-// The host offers no more than this without /proc or ptrace.
-base::Result<size_t> SystrapAddressSpace::ForcedRead(uint64_t addr, std::span<std::byte> dst) {
-  return process_->ReadMemory(addr, dst);
-}
-
-base::Result<size_t> SystrapAddressSpace::ForcedWrite(uint64_t addr,
-                                                      std::span<const std::byte> src) {
-  return process_->WriteMemory(addr, src);
-}
-
 std::vector<std::pair<uint64_t, uint64_t>> SystrapAddressSpace::ReservedRanges() const {
   if (!process_->patcher().ReservesTable()) return {};
   return {{kJumpTable, kJumpTable + kJumpTableSize}};

@@ -22,8 +22,7 @@ class SystrapAddressSpace final : public AddressSpace {
   base::Result<std::unique_ptr<Context>> PrepareThread() override;
   base::Result<std::unique_ptr<AddressSpace>> PrepareFork() override;
   std::unique_ptr<Context> TakeMainContext() override { return std::move(main_); }
-  base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) override;
-  base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) override;
+  void LeaveText() override { process_->patcher().Disable(); }
   int64_t ResidentBytes() const override;
   int host_pid() const override { return process_->pid(); }
   void Kill() override { process_->Kill(); }

@@ -41,6 +41,18 @@ size_t ThreadContext::fpu_frame_size() const {
   return process_->platform().machine().xsave_size + sizeof(uint32_t);
 }
 
+std::span<const std::byte> ThreadContext::saved_fpu() const {
+  return {reinterpret_cast<const std::byte*>(slot_->out_area + saved_fpu_at_), fpu_frame_size()};
+}
+
+void ThreadContext::RereadCall() {
+  const Regs& r = regs();
+  call_.nr = r.orig_rax;
+  call_.args = {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9};
+  copy_in_.clear();
+  copy_in_loaded_ = true;
+}
+
 bool ThreadContext::WaitsInFutex() const {
   return running() && __atomic_load_n(&slot_->in_futex, __ATOMIC_RELAXED) != 0;
 }

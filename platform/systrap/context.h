@@ -33,6 +33,7 @@ class ThreadContext final : public Context {
   }
   const Call& call() override { return call_; }
   void SetResult(uint64_t value) override { regs_.rax = value; }
+  void RereadCall() override;
   const Trap& trap() const override { return trap_; }
   AddressSpace& address_space() override { return *space_; }
   void QueueOrder(Order order) override { orders_.push_back(std::move(order)); }
@@ -40,6 +41,7 @@ class ThreadContext final : public Context {
   void Interrupt() override;
   bool WaitsInFutex() const override;
   size_t fpu_frame_size() const override;
+  std::span<const std::byte> saved_fpu() const override;
   int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
@@ -47,9 +49,10 @@ class ThreadContext final : public Context {
   void SetLanes(Lanes lanes) override {
     __atomic_store_n(&slot_->lanes_off, static_cast<uint32_t>(lanes), __ATOMIC_SEQ_CST);
   }
-  void AnswerInLane(int nr, int64_t remaining_ns) override {
+  void AnswerInLane(int nr, int64_t remaining_ns, bool then_trap) override {
     regs_.rax = static_cast<uint64_t>(nr);
     in_lane_ = true;
+    lane_traps_ = then_trap;
     lane_remaining_ns_ = remaining_ns;
   }
   void StampNextTrap(bool on) override { slot_->stamp = on ? 1 : 0; }
@@ -126,6 +129,7 @@ class ThreadContext final : public Context {
   struct Batch;
   base::Result<uint32_t> SendFds(const Batch& batch);
   bool Encode(const Order& order, Batch* batch);
+  bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
   static bool EncodePlain(const Order& order, OrderEntry* entry);
   base::Status Check(const Order& order) const;
   struct AnswerHead;
@@ -209,7 +213,9 @@ class ThreadContext final : public Context {
   bool patch_wanted_ = false;
   bool mask_changed_ = false;  // the last request told so
   bool in_lane_ = false;       // of AnswerInLane
+  bool lane_traps_ = false;
   int64_t lane_remaining_ns_ = -1;
+  uint32_t saved_fpu_at_ = 0;  // in the slot's out area
 
   // What the stub has copied in at the last trap, loaded from the slot at the first need.
   std::vector<CopyEntry> copy_in_;

@@ -196,6 +196,7 @@ uint32_t ThreadContext::EntryFlags() {
   }
   if (std::exchange(in_lane_, false)) {
     flags |= kAnswerLane;
+    if (lane_traps_) flags |= kAnswerLaneTraps;
     if (lane_remaining_ns_ >= 0) {
       flags |= kAnswerRemaining;
       slot_->remaining_ns = lane_remaining_ns_;
@@ -327,6 +328,10 @@ base::Status ThreadContext::Check(const Order& order) const {
     bool ok = o->addr % 64 == 0 && o->addr < limits.max_address;
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
   }
+  if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
+    bool ok = o->image.size() <= fpu_frame_size();
+    return ok ? base::Status() : base::Status(base::Error(EINVAL));
+  }
   if (const auto* o = std::get_if<order::CompareExchange>(&order)) {
     bool ok = o->addr % 4 == 0 && o->addr < limits.max_address;
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
@@ -360,12 +365,6 @@ bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
     e->b = o->old_length;
     e->c = o->new_addr;
     e->d = o->new_length;
-  } else if (const auto* o = std::get_if<order::SaveFpu>(&order)) {
-    e->op = OrderOp::kSaveFpu;
-    e->a = o->addr;
-  } else if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
-    e->op = OrderOp::kRestoreFpu;
-    e->a = o->addr;
   } else if (const auto* o = std::get_if<order::FutexWake>(&order)) {
     e->op = OrderOp::kFutexWake;
     e->a = o->addr;
@@ -393,6 +392,27 @@ bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
   return true;
 }
 
+// An image that is the kernel's goes through the slot's out area. False if there is no room for it
+// in this round.
+bool ThreadContext::EncodeFpu(const Order& order, Batch* batch, OrderEntry* e) {
+  const uint64_t area = SlotAddress(index_) + offsetof(Slot, out_area);
+  const uint32_t size = static_cast<uint32_t>(fpu_frame_size());
+  const auto* save = std::get_if<order::SaveFpu>(&order);
+  const auto* restore = std::get_if<order::RestoreFpu>(&order);
+  e->op = save ? OrderOp::kSaveFpu : OrderOp::kRestoreFpu;
+  e->a = save ? save->addr : restore->addr;
+  if (save ? save->addr != 0 : restore->image.empty()) return true;
+  if (size > kCopyOutSize - batch->out_used) return false;
+  e->a = area + batch->out_used;
+  if (save) {
+    saved_fpu_at_ = batch->out_used;
+  } else {
+    memcpy(slot_->out_area + batch->out_used, restore->image.data(), restore->image.size());
+  }
+  batch->out_used += size;
+  return true;
+}
+
 // False if the order does not fit into this round any more.
 bool ThreadContext::Encode(const Order& order, Batch* batch) {
   if (batch->count == kMaxOrders) return false;
@@ -405,7 +425,12 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   OrderEntry e{};
   e.fd = -1;
   base::Ref<base::HostFd> file;
-  if (EncodePlain(order, &e)) {
+  if (std::holds_alternative<order::SaveFpu>(order) ||
+      std::holds_alternative<order::RestoreFpu>(order)) {
+    if (!EncodeFpu(order, batch, &e)) return false;
+  } else if (std::holds_alternative<order::LeaveText>(order)) {
+    e.op = OrderOp::kWrite;  // of nothing: what there was to do has been done
+  } else if (EncodePlain(order, &e)) {
     // Nothing more to do.
   } else if (const auto* o = std::get_if<order::Mmap>(&order)) {
     e.op = OrderOp::kMmap;

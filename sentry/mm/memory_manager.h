@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -155,6 +156,13 @@ class MemoryManager : public base::RefCounted {
 
   // Decides about a kFault trap.
   FaultOutcome HandleFault(OrderRunner& runner, const platform::Trap& trap);
+
+  // What the protection forbids to the guest itself too: reads all that is mapped, and writes to
+  // private mappings, whose pages become copies (Linux: access_remote_vm with FOLL_FORCE). The
+  // bytes done; EFAULT if there are none.
+  base::Result<size_t> ForcedRead(OrderRunner& runner, uint64_t addr, std::span<std::byte> dst);
+  base::Result<size_t> ForcedWrite(OrderRunner& runner, uint64_t addr,
+                                   std::span<const std::byte> src);
 
   // Calls `f` for each VMA in address order; `f` must not park. "[vdso]" is among them.
   void ForEachVma(const std::function<void(const Vma&)>& f) const;
