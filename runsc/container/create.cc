@@ -134,6 +134,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   launch.die_with_parent = options.foreground;
   launch.allow_no_seccomp = options.flags.allow_no_seccomp;
   launch.oom_score_adj = options.spec.process->oom_score_adj;
+  launch.network_namespace = setup->network_namespace.get();
 
   auto launched = Launch::Begin(launch);
   if (!launched.ok()) return launched.status();

@@ -75,6 +75,9 @@ struct IdMapping {
   uint32_t size = 0;
 };
 
+// BootSpec::network.
+inline constexpr char kNoNetwork[] = "none", kHostNetwork[] = "host";
+
 struct BootSpec {
   std::string container_id;
   std::string hostname;  // empty: keep the sentry's default
@@ -105,7 +108,9 @@ struct BootSpec {
 
   // How this sandbox is run.
   std::string platform = "auto";  // as for platform::Create
-  std::string network = "none";
+  // kNoNetwork: the sentry's own stack, with a loopback device alone. kHostNetwork: sockets of the
+  // host's network namespace that the sentry's process is in.
+  std::string network = kNoNetwork;
   bool strace = false;
   bool strict = false;
   // To start even where the host has no seccomp(2): the sentry has no filter then.
