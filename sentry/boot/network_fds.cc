@@ -12,9 +12,7 @@ namespace {
 
 // Devices, addresses, routes and counters of the namespace. What lists sockets is not among them:
 // those of others in the namespace are not the guest's.
-constexpr const char* kProcNet[] = {"arp",     "dev",        "dev_mcast", "if_inet6", "igmp",
-                                    "igmp6",   "ipv6_route", "netstat",   "route",    "snmp",
-                                    "snmp6",   "sockstat",   "sockstat6"};
+constexpr const char* kProcNet[] = {"dev", "if_inet6", "ipv6_route", "route", "snmp", "sockstat"};
 
 }  // namespace
 

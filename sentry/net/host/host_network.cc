@@ -69,7 +69,7 @@ HostInterface ParseLink(NetlinkBytes payload) {
   out.hardware_broadcast = bytes(IFLA_BROADCAST);
   if (auto stats = a.Find(IFLA_STATS64)) {
     // struct rtnl_link_stats64 begins with them, in this order.
-    memcpy(out.statistics, stats->data(), std::min(stats->size(), sizeof(out.statistics)));
+    memcpy(out.statistics.data(), stats->data(), std::min(stats->size(), sizeof(out.statistics)));
   }
   return out;
 }

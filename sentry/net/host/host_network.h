@@ -3,6 +3,7 @@
 // (host_socket.h), asks what devices, addresses and routes there are, and changes nothing.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -36,7 +37,7 @@ struct HostInterface {
   uint16_t type = 0;  // ARPHRD_*
   uint8_t operstate = 0, carrier = 0;
   std::vector<uint8_t> hardware, hardware_broadcast;
-  uint64_t statistics[8] = {};  // rx and tx packets, rx and tx bytes, rx and tx errors, dropped
+  std::array<uint64_t, 8> statistics{};  // rx and tx packets, rx and tx bytes, rx and tx errors, dropped
   std::vector<Address> addresses;
 };
 

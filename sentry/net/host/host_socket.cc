@@ -116,6 +116,11 @@ uint32_t HostSocket::Readiness() {
 }
 
 void HostSocket::OnEvents(uint32_t events) {
+  // The host's first event tells what was there when the watch began, which whoever waits has seen;
+  // for an edge-triggered epoll it would be one edge too many. Once something was taken since, it
+  // may tell of what came after.
+  const bool first = !std::exchange(had_event_, true);
+  if (first && (events & ~at_start_) == 0 && !used_.load()) return;
   if ((events & EPOLLPRI) != 0) SignalAsyncOwner(async_owner(), MakeSiginfo(SIGURG, SI_KERNEL));
   queue_.Wake(events);
 }
@@ -124,6 +129,7 @@ fiber::WaitQueue* HostSocket::wait_queue() {
   if (watched_.load(std::memory_order_acquire)) return &queue_;
   absl::MutexLock lock(&watch_mutex_);
   if (!watch_.started()) {
+    at_start_ = Readiness();
     Status started = watch_.Start(fd(), kWatched, fiber::FdWatch::Mode::kEdge,
                                   [this](uint32_t events) { OnEvents(events); });
     // Without memory for it in the host: what waits here is looked at only when it times out.
@@ -152,15 +158,17 @@ Status HostSocket::Bind(Task& t, const SockAddr& address) {
 
 // A second connect(2) tells how the first one went, as it does for a program that does not wait.
 Status HostSocket::Connect(Task&, const SockAddr& address, bool nonblock) {
+  int in_progress = 0;
   auto attempt = [&]() -> Result<int> {
     if (connect(fd(), HostAddress(address), address.length) == 0) return 0;
     const int error = errno;
-    const bool waits = !nonblock && (error == EINPROGRESS || error == EALREADY);
-    return waits ? Result<int>(Error(EAGAIN)) : Result<int>(error);
+    if (nonblock || (error != EINPROGRESS && error != EALREADY)) return error;
+    if (in_progress == 0) in_progress = error;
+    return Error(EAGAIN);
   };
   Result<int> r = Repeat(EPOLLOUT, nonblock, SendDeadline(), /*exclusive=*/false, attempt);
   // The time limit of sending ends the wait, not the connecting.
-  if (!r.ok()) return r.error().code() == EAGAIN ? Error(EINPROGRESS) : r.error();
+  if (!r.ok()) return r.error().code() == EAGAIN ? Error(in_progress) : r.error();
   return *r == 0 ? base::Ok() : Status(Error(*r));
 }
 
@@ -191,7 +199,16 @@ Result<base::Ref<FileDescription>> HostSocket::Accept(uint32_t flags, bool nonbl
   return base::Ref<FileDescription>(std::move(socket));
 }
 
-Status HostSocket::Shutdown(int how) { return FromHost(shutdown(fd(), how)); }
+Status HostSocket::Shutdown(int how) {
+  Status status = FromHost(shutdown(fd(), how));
+  // Datagram sockets without a peer are shut down too, though Linux complains. A receive that waits
+  // gets the end then, one that does not goes on getting EAGAIN.
+  if (!stream() && how != SHUT_WR && (status.ok() || status.error().code() == ENOTCONN)) {
+    read_shut_ = true;
+    queue_.WakeAll(EPOLLIN);
+  }
+  return status;
+}
 
 Result<SockAddr> HostSocket::LocalAddress() {
   return AskName([this](sockaddr* a, socklen_t* length) { return getsockname(fd(), a, length); });

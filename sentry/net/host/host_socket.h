@@ -83,10 +83,14 @@ class HostSocket : public Socket {
   // An error that came after a part of the data was sent.
   std::atomic<int> pending_error_{0};
   ZeroCopyNotices zero_copy_;
+  std::atomic<bool> read_shut_{false};  // of a datagram socket
   fiber::WaitQueue queue_;
   absl::Mutex watch_mutex_;
   std::atomic<bool> watched_{false};
   fiber::FdWatch watch_ ABSL_GUARDED_BY(watch_mutex_);
+  uint32_t at_start_ = 0;    // readiness when the watch began; then of the epoll thread alone
+  bool had_event_ = false;   // of the epoll thread
+  std::atomic<bool> used_{false};  // data was moved, or a connection taken, or tried to
   HostSocket *next_ = nullptr, *previous_ = nullptr;  // in the network's list, under its lock
 };
 

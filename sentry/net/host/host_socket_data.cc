@@ -230,8 +230,12 @@ Result<size_t> HostSocket::ReceiveDatagram(IoDest& dst, RecvArgs* args) {
                    message.SetBytes(bytes);
                    message.SetRoom(/*with_name=*/true);
                    ssize_t n = recvmsg(fd(), &message.header, flags);
-                   if (n < 0) return HostError();
-                   return static_cast<size_t>(n);
+                   if (n >= 0) return static_cast<size_t>(n);
+                   Error error = HostError();
+                   if (error.code() != EAGAIN || args->nonblock || !read_shut_) return error;
+                   message.header.msg_namelen = 0;
+                   message.header.msg_controllen = 0;
+                   return size_t{0};
                  }));
   message.TakeControl(args);
   args->full_length = length;
@@ -262,7 +266,7 @@ Result<size_t> HostSocket::ReceiveStream(IoDest& dst, RecvArgs* args) {
     // A large buffer is not kept while nothing comes.
     const bool wait = !args->nonblock && !out_of_band && total < std::max<size_t>(target, 1);
     Result<size_t> n = Repeat(
-        EPOLLIN | EPOLLRDHUP, !wait || want == 0, deadline, /*exclusive=*/false,
+        EPOLLIN | EPOLLRDHUP, !wait, deadline, /*exclusive=*/false,
         [&]() -> Result<size_t> {
           std::span<std::byte> bytes = transfer.Get(want);
           message.SetBytes(bytes);
@@ -276,7 +280,6 @@ Result<size_t> HostSocket::ReceiveStream(IoDest& dst, RecvArgs* args) {
           return static_cast<size_t>(got);
         });
     if (!n.ok()) {
-      if (want == 0 && n.error().code() == EAGAIN) return size_t{0};
       if (total == 0) return n.error();
       const int code = n.error().code();
       if (code != EAGAIN && code != EINTR && code != base::kERESTARTSYS) pending_error_ = code;

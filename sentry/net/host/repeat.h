@@ -12,6 +12,7 @@ namespace sentry {
 template <typename F>
 auto HostSocket::Repeat(uint32_t events, bool nonblock, int64_t deadline_ns, bool exclusive,
                         F attempt) -> decltype(attempt()) {
+  if (!used_.load(std::memory_order_relaxed)) used_.store(true);
   auto result = attempt();
   auto again = [&] { return !result.ok() && result.error().code() == EAGAIN; };
   if (nonblock || !again()) return result;
