@@ -122,7 +122,8 @@ void HostSocket::OnEvents(uint32_t events) {
   const bool first = !std::exchange(had_event_, true);
   if (first && (events & ~at_start_) == 0 && !used_.load()) return;
   if ((events & EPOLLPRI) != 0) SignalAsyncOwner(async_owner(), MakeSiginfo(SIGURG, SI_KERNEL));
-  queue_.Wake(events);
+  // An end or an error is for all who wait, a connection for one.
+  queue_.Wake(events, (events & (EPOLLHUP | EPOLLERR)) != 0 ? INT32_MAX : 1);
 }
 
 fiber::WaitQueue* HostSocket::wait_queue() {

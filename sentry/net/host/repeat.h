@@ -9,11 +9,20 @@
 
 namespace sentry {
 
+namespace internal {
+// A function of its own: the address of errno, which the compiler takes for a constant of the
+// function, is another one after a park.
+template <typename F>
+[[gnu::noinline]] auto AttemptOnce(F& attempt) -> decltype(attempt()) {
+  return attempt();
+}
+}  // namespace internal
+
 template <typename F>
 auto HostSocket::Repeat(uint32_t events, bool nonblock, int64_t deadline_ns, bool exclusive,
                         F attempt) -> decltype(attempt()) {
   if (!used_.load(std::memory_order_relaxed)) used_.store(true);
-  auto result = attempt();
+  auto result = internal::AttemptOnce(attempt);
   auto again = [&] { return !result.ok() && result.error().code() == EAGAIN; };
   if (nonblock || !again()) return result;
   fiber::WaitQueue& queue = *wait_queue();
@@ -22,7 +31,7 @@ auto HostSocket::Repeat(uint32_t events, bool nonblock, int64_t deadline_ns, boo
   auto reason = fiber::WakeReason::kWoken;
   for (;;) {
     waiter.Reset();
-    result = attempt();
+    result = internal::AttemptOnce(attempt);
     if (!again() || reason != fiber::WakeReason::kWoken) break;
     reason = fiber::Park({.interruptible = true, .deadline_ns = deadline_ns});
   }
