@@ -11,7 +11,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "runsc/container/state.h"
 #include "runsc/log/log.h"
@@ -22,9 +25,11 @@ using base::UniqueFd;
 
 namespace {
 
-constexpr char kOwnNamespace[] = "/proc/self/ns/net";
 constexpr char kLowPorts[] = "net.ipv4.ip_unprivileged_port_start";
 constexpr char kPingGroups[] = "net.ipv4.ping_group_range";
+// To Linux the same as 0. Whoever finds it knows that a sandbox was here first, and that the rule of
+// the namespace is Linux's own.
+constexpr char kEveryPort[] = "1", kDefaultLowPorts[] = "1024";
 // What the sentry's /proc/sys/net shows as it is on the host. In this order: the range of ports
 // must begin above the privileged ones.
 constexpr const char* kShown[] = {kLowPorts,
@@ -36,12 +41,19 @@ constexpr const char* kShown[] = {kLowPorts,
                                   "net.ipv6.bindv6only",
                                   "net.core.somaxconn"};
 
+absl::StatusOr<UniqueFd> OpenOwnNamespace() {
+  UniqueFd fd(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus("open /proc/self/ns/net");
+  return fd;
+}
+
 // Back to where the caller was, at the end of the scope.
 class InNamespace {
  public:
   absl::Status Enter(int ns) {
-    back_.reset(open(kOwnNamespace, O_RDONLY | O_CLOEXEC));
-    if (!back_.valid()) return ErrnoStatus(std::string("open ") + kOwnNamespace);
+    auto here = OpenOwnNamespace();
+    if (!here.ok()) return here.status();
+    back_ = std::move(*here);
     if (setns(ns, CLONE_NEWNET) != 0) return ErrnoStatus("join the network namespace");
     return absl::OkStatus();
   }
@@ -103,14 +115,12 @@ bool SameFile(int a, int b) {
 
 absl::StatusOr<UniqueFd> NewNamespace() {
   InNamespace scope;  // for the way back
-  UniqueFd here(open(kOwnNamespace, O_RDONLY | O_CLOEXEC));
-  if (!here.valid()) return ErrnoStatus(std::string("open ") + kOwnNamespace);
-  if (auto s = scope.Enter(here.get()); !s.ok()) return s;
+  auto here = OpenOwnNamespace();
+  if (!here.ok()) return here.status();
+  if (auto s = scope.Enter(here->get()); !s.ok()) return s;
   if (unshare(CLONE_NEWNET) != 0) return ErrnoStatus("create a network namespace");
   if (auto s = BringLoopbackUp(); !s.ok()) return s;
-  UniqueFd made(open(kOwnNamespace, O_RDONLY | O_CLOEXEC));
-  if (!made.valid()) return ErrnoStatus(std::string("open ") + kOwnNamespace);
-  return made;
+  return OpenOwnNamespace();
 }
 
 // Where it fails (a read-only /proc/sys) the host's own rule stays: what nobody may do there, the
@@ -127,8 +137,8 @@ bool HasCapability(const oci::Spec& spec, int cap) {
 
 absl::StatusOr<ContainerNetwork> PrepareNetwork(const oci::Spec& spec) {
   ContainerNetwork out;
-  UniqueFd here(open(kOwnNamespace, O_RDONLY | O_CLOEXEC));
-  if (!here.valid()) return ErrnoStatus(std::string("open ") + kOwnNamespace);
+  auto here = OpenOwnNamespace();
+  if (!here.ok()) return here.status();
   bool own = false;
   for (const oci::Namespace& ns : spec.linux_.namespaces) {
     if (ns.type != "network") continue;
@@ -140,15 +150,16 @@ absl::StatusOr<ContainerNetwork> PrepareNetwork(const oci::Spec& spec) {
     } else {
       out.ns.reset(open(ns.path.c_str(), O_RDONLY | O_CLOEXEC));
       if (!out.ns.valid()) return ErrnoStatus("network namespace " + ns.path);
-      own = !SameFile(out.ns.get(), here.get());
+      own = !SameFile(out.ns.get(), here->get());
     }
   }
-  if (!out.ns.valid()) out.ns = std::move(here);
+  if (!out.ns.valid()) out.ns = std::move(*here);
 
   InNamespace scope;
   if (own) {
     if (auto s = scope.Enter(out.ns.get()); !s.ok()) return s;
   }
+  bool sets_low_ports = false;
   for (const auto& [name, value] : spec.linux_.sysctl) {
     if (!IsNetworkSysctl(name)) continue;
     if (!own) {
@@ -156,12 +167,18 @@ absl::StatusOr<ContainerNetwork> PrepareNetwork(const oci::Spec& spec) {
                                         " is not allowed in the host's network namespace");
     }
     if (auto s = WriteSysctl(name, value); !s.ok()) return s;
+    sets_low_ports |= name == kLowPorts;
   }
   for (const char* name : kShown) {
-    if (std::string value = ReadSysctl(name); !value.empty()) out.sysctls.push_back({name, value});
+    std::string value = ReadSysctl(name);
+    if (value.empty()) continue;
+    if (std::string_view(name) == kLowPorts && value == kEveryPort && own && !sets_low_ports) {
+      value = kDefaultLowPorts;
+    }
+    out.sysctls.push_back({name, std::move(value)});
   }
   if (own) {
-    if (HasCapability(spec, CAP_NET_BIND_SERVICE)) OpenToNobody(kLowPorts, "0");
+    if (HasCapability(spec, CAP_NET_BIND_SERVICE)) OpenToNobody(kLowPorts, kEveryPort);
     // An empty range, as it is at first, stays one.
     unsigned long first = 1, last = 0;
     if (sscanf(ReadSysctl(kPingGroups).c_str(), "%lu %lu", &first, &last) == 2 && first <= last) {
