@@ -78,6 +78,7 @@ def leave_mount_namespace():
 
 class Engine:
     """The scratch directory and the processes of one engine."""
+    flags = []  # of runsc
 
     def __init__(self):
         leave_mount_namespace()
@@ -96,11 +97,11 @@ class Engine:
         return self.path(name)
 
     def runtime_wrapper(self):
-        """runsc with RUNSC_FLAGS, as a program that engines can name."""
-        if not harness.EXTRA_FLAGS:
+        """runsc with RUNSC_FLAGS and the flags of the class, as a program that engines can name."""
+        flags = [*harness.EXTRA_FLAGS, *self.flags]
+        if not flags:
             return harness.RUNSC
-        path = self.write("runsc", "#!/bin/sh\nexec %s %s \"$@\"\n" % (
-            harness.RUNSC, " ".join(harness.EXTRA_FLAGS)))
+        path = self.write("runsc", "#!/bin/sh\nexec %s %s \"$@\"\n" % (harness.RUNSC, " ".join(flags)))
         os.chmod(path, 0o755)
         return path
 
