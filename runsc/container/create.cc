@@ -231,8 +231,9 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
   }
   if (IsPodMember(options.spec.annotations)) {
     Log(LogLevel::kWarning,
-        "a container of a pod runs in a sandbox of its own: it does not share the pod's network, "
-        "IPC or PID namespace");
+        std::string("a container of a pod runs in a sandbox of its own: it does not share the pod's ") +
+            (options.flags.network == sentry::kHostNetwork ? "" : "network, ") +
+            "IPC or PID namespace");
   }
   c.state.status = ContainerStatus::kCreated;
   s = store.Save(c.state);
