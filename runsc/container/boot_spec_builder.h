@@ -27,7 +27,7 @@ struct SandboxFlags {
 
 struct SandboxSetup {
   sentry::BootSpec boot;
-  base::UniqueFd network_namespace;  // of the sentry; invalid: one of its own
+  base::UniqueFd network_namespace;      // of the sentry; invalid: one of its own
   std::vector<GoferMount> gofer_mounts;  // 0 is the root file system
   std::string rootfs;                    // absolute, resolved
 };

@@ -231,7 +231,8 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
   }
   if (IsPodMember(options.spec.annotations)) {
     Log(LogLevel::kWarning,
-        std::string("a container of a pod runs in a sandbox of its own: it does not share the pod's ") +
+        std::string(
+            "a container of a pod runs in a sandbox of its own: it does not share the pod's ") +
             (options.flags.network == sentry::kHostNetwork ? "" : "network, ") +
             "IPC or PID namespace");
   }

@@ -27,8 +27,8 @@ namespace {
 
 constexpr char kLowPorts[] = "net.ipv4.ip_unprivileged_port_start";
 constexpr char kPingGroups[] = "net.ipv4.ping_group_range";
-// To Linux the same as 0. Whoever finds it knows that a sandbox was here first, and that the rule of
-// the namespace is Linux's own.
+// To Linux the same as 0. Whoever finds it knows that a sandbox was here first, and that the rule
+// of the namespace is Linux's own.
 constexpr char kEveryPort[] = "1", kDefaultLowPorts[] = "1024";
 // What the sentry's /proc/sys/net shows as it is on the host. In this order: the range of ports
 // must begin above the privileged ones.

@@ -49,7 +49,7 @@ struct ChildPlan {
   bool errors_are_sync = false;
   bool become_root = false;  // take id 0 of the user namespace
   bool die_with_parent = false;
-  std::string hostname;  // of its UTS namespace; empty: as inherited
+  std::string hostname;        // of its UTS namespace; empty: as inherited
   int network_namespace = -1;  // to live in; -1: a new one
 };
 

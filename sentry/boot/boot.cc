@@ -72,8 +72,7 @@ bool SetUpSignals(UniqueFd* signals, std::string* why) {
 }
 
 bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& hooks,
-             std::unique_ptr<platform::Platform>* platform, NetworkFds* network,
-             std::string* why) {
+             std::unique_ptr<platform::Platform>* platform, NetworkFds* network, std::string* why) {
   const bool filtered = base::HostHasSeccomp();
   if (!filtered && !spec.allow_no_seccomp) {
     *why = "system call filter: the host refuses seccomp(2); --allow-no-seccomp starts without";

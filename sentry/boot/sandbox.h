@@ -28,7 +28,7 @@ struct ProcessFds {
 
 // What the sentry has of the host's network with BootSpec::network "host".
 struct NetworkFds {
-  base::UniqueFd route;  // a NETLINK_ROUTE socket
+  base::UniqueFd route;                                      // a NETLINK_ROUTE socket
   std::vector<std::pair<std::string, base::UniqueFd>> proc;  // files of /proc/net, by name
 };
 

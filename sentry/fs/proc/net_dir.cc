@@ -142,7 +142,7 @@ std::vector<SocketRow> HostRows(HostNetwork& host, int protocol, bool v6) {
     if (socket->protocol() != protocol || socket->domain() != family) continue;
     const HostSocket::Row row = socket->Describe();
     auto local = ParseInetAddress(row.local, family);
-    if (!local.ok() || local->port == 0) continue;                            // not bound
+    if (!local.ok() || local->port == 0) continue;                    // not bound
     if (protocol == IPPROTO_TCP && row.state == TCP_CLOSE) continue;  // bound alone
     auto remote = ParseInetAddress(row.remote, family);
     rows.push_back({.local = *local,
@@ -267,7 +267,8 @@ base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
         [v6](InetStack& s) { return UdpText(UdpRows(s, v6), v6); });
   }
   auto same = [&](const char* name, std::function<std::string(InetStack&)> text) {
-    add(name, [name](HostNetwork& h) { return h.ProcNet(name); }, std::move(text));
+    add(
+        name, [name](HostNetwork& h) { return h.ProcNet(name); }, std::move(text));
   };
   same("dev", DevText);
   same("route", [](InetStack&) { return RouteText(); });

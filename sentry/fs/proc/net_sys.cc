@@ -23,9 +23,9 @@ base::Ref<InetStack> CurrentStack() {
   return InetStack::Of(*Kernel::Get().root_net_ns());
 }
 
-// The writer's namespace, if it may change it. EPERM. What a host network does is the host's affair:
-// there, once the sandbox runs, only who may bind low ports can be changed, since the sentry sees to
-// that.
+// The writer's namespace, if it may change it. EPERM. What a host network does is the host's
+// affair: there, once the sandbox runs, only who may bind low ports can be changed, since the
+// sentry sees to that.
 Result<base::Ref<InetStack>> StackToChange(std::atomic<int> InetStack::*value = nullptr) {
   base::Ref<InetStack> stack = CurrentStack();
   Task* t = Task::Current();

@@ -241,8 +241,7 @@ void AddHostDevice(Builder dir, HostNetwork& host, int index) {
   read(dir, "flags", [](const HostInterface& i) { return fmt::format("{:#x}", i.flags & 0xffff); });
   read(dir, "addr_len", [](const HostInterface& i) { return std::to_string(i.hardware.size()); });
   read(dir, "address", [](const HostInterface& i) { return HardwareText(i.hardware); });
-  read(dir, "broadcast",
-       [](const HostInterface& i) { return HardwareText(i.hardware_broadcast); });
+  read(dir, "broadcast", [](const HostInterface& i) { return HardwareText(i.hardware_broadcast); });
   read(dir, "operstate", [](const HostInterface& i) -> std::string {
     // RFC 2863 (linux/if.h: IF_OPER_*).
     constexpr const char* kNames[] = {"unknown", "notpresent", "down", "lowerlayerdown",

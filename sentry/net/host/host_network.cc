@@ -169,8 +169,8 @@ Result<std::vector<HostNetwork::RouteMessage>> HostNetwork::Exchange(
       multi = (m->header.nlmsg_flags & NLM_F_MULTI) != 0;
       total += m->payload.size();
       if (total > kMaxAnswer) return Error(ENOBUFS);
-      out.push_back({m->header.nlmsg_type, m->header.nlmsg_flags,
-                     {m->payload.begin(), m->payload.end()}});
+      out.push_back(
+          {m->header.nlmsg_type, m->header.nlmsg_flags, {m->payload.begin(), m->payload.end()}});
     }
     if (!multi) return out;
   }
@@ -179,8 +179,7 @@ Result<std::vector<HostNetwork::RouteMessage>> HostNetwork::Exchange(
 Result<std::vector<HostInterface>> HostNetwork::Interfaces() {
   std::vector<HostInterface> interfaces;
   ifinfomsg link{};
-  for (const RouteMessage& m :
-       TRY(Query(RTM_GETLINK, true, std::as_bytes(std::span(&link, 1))))) {
+  for (const RouteMessage& m : TRY(Query(RTM_GETLINK, true, std::as_bytes(std::span(&link, 1))))) {
     if (m.type == RTM_NEWLINK) interfaces.push_back(ParseLink(m.payload));
   }
   ifaddrmsg address{};

@@ -37,7 +37,8 @@ struct HostInterface {
   uint16_t type = 0;  // ARPHRD_*
   uint8_t operstate = 0, carrier = 0;
   std::vector<uint8_t> hardware, hardware_broadcast;
-  std::array<uint64_t, 8> statistics{};  // rx and tx packets, rx and tx bytes, rx and tx errors, dropped
+  std::array<uint64_t, 8>
+      statistics{};  // rx and tx packets, rx and tx bytes, rx and tx errors, dropped
   std::vector<Address> addresses;
 };
 

@@ -179,8 +179,8 @@ Result<base::Ref<FileDescription>> HostSocket::Accept(uint32_t flags, bool nonbl
   SockAddr peer;
   auto attempt = [&]() -> Result<int> {
     socklen_t length = peer.bytes.size();
-    int made = accept4(fd(), reinterpret_cast<sockaddr*>(peer.bytes.data()), &length,
-                       kHostSocketFlags);
+    int made =
+        accept4(fd(), reinterpret_cast<sockaddr*>(peer.bytes.data()), &length, kHostSocketFlags);
     if (made < 0) return errno == EMFILE ? Error(ENFILE) : base::LastError();
     peer.length = std::min<uint32_t>(length, peer.bytes.size());
     return made;
@@ -285,16 +285,15 @@ Status HostSocket::SetSocketLevel(Task& t, int name, std::span<const std::byte> 
 }
 
 Status HostSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
-  const bool own = level == SOL_SOCKET && (IsLocalOption(name) || name == SO_LINGER ||
-                                           name == SO_MARK || name == SO_SNDBUFFORCE ||
-                                           name == SO_RCVBUFFORCE || name == kReceiveTimeoutNew ||
-                                           name == kSendTimeoutNew);
+  const bool own =
+      level == SOL_SOCKET &&
+      (IsLocalOption(name) || name == SO_LINGER || name == SO_MARK || name == SO_SNDBUFFORCE ||
+       name == SO_RCVBUFFORCE || name == kReceiveTimeoutNew || name == kSendTimeoutNew);
   if (own) return SetSocketLevel(t, name, value);
   if (!HostOptionAllowed(level, name, kHostSet) || value.size() > kMaxHostOption) {
     return Error(ENOPROTOOPT);
   }
-  TRY(FromHost(
-      setsockopt(fd(), level, name, value.data(), static_cast<socklen_t>(value.size()))));
+  TRY(FromHost(setsockopt(fd(), level, name, value.data(), static_cast<socklen_t>(value.size()))));
   if (level == SOL_SOCKET && name == SO_RCVLOWAT) {
     return Socket::SetOption(t, level, name, value);  // for the sentry's waits
   }

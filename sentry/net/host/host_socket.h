@@ -88,8 +88,8 @@ class HostSocket : public Socket {
   absl::Mutex watch_mutex_;
   std::atomic<bool> watched_{false};
   fiber::FdWatch watch_ ABSL_GUARDED_BY(watch_mutex_);
-  uint32_t at_start_ = 0;    // readiness when the watch began; then of the epoll thread alone
-  bool had_event_ = false;   // of the epoll thread
+  uint32_t at_start_ = 0;          // readiness when the watch began; then of the epoll thread alone
+  bool had_event_ = false;         // of the epoll thread
   std::atomic<bool> used_{false};  // data was moved, or a connection taken, or tried to
   HostSocket *next_ = nullptr, *previous_ = nullptr;  // in the network's list, under its lock
 };

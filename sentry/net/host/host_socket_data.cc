@@ -116,7 +116,8 @@ void HostSocket::Message::TakeControl(RecvArgs* args) {
   for (cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, c)) {
     if (!HostControlAllowed(kHostReceiveControl, c->cmsg_level, c->cmsg_type)) continue;
     const auto* data = reinterpret_cast<const std::byte*>(CMSG_DATA(c));
-    args->control.push_back({c->cmsg_level, c->cmsg_type, {data, data + c->cmsg_len - CMSG_LEN(0)}});
+    args->control.push_back(
+        {c->cmsg_level, c->cmsg_type, {data, data + c->cmsg_len - CMSG_LEN(0)}});
   }
   args->out_flags |= header.msg_flags & kOutFlags;
 }
@@ -137,8 +138,7 @@ Result<size_t> HostSocket::Send(IoSource& src, SendArgs args) {
     message.header.msg_name = args.to.bytes.data();
     message.header.msg_namelen = args.to.length;
   }
-  Result<size_t> n =
-      stream() ? SendStream(src, args, &message) : SendDatagram(src, args, &message);
+  Result<size_t> n = stream() ? SendStream(src, args, &message) : SendDatagram(src, args, &message);
   if (!n.ok()) {
     const bool quiet = (args.flags & MSG_NOSIGNAL) != 0 || !stream();
     if (n.error().code() == EPIPE && !quiet) RaiseSocketSigpipe();
@@ -191,12 +191,12 @@ Result<size_t> HostSocket::SendStream(IoSource& src, const SendArgs& args, Messa
     if (!last) flags = (flags | MSG_MORE) & ~MSG_OOB;
     do {
       message->SetBytes(bytes);
-      Result<size_t> n = Repeat(EPOLLOUT, args.nonblock, deadline, /*exclusive=*/false,
-                                [&]() -> Result<size_t> {
-                                  ssize_t sent = sendmsg(fd(), &message->header, flags);
-                                  if (sent < 0) return HostError();
-                                  return static_cast<size_t>(sent);
-                                });
+      Result<size_t> n =
+          Repeat(EPOLLOUT, args.nonblock, deadline, /*exclusive=*/false, [&]() -> Result<size_t> {
+            ssize_t sent = sendmsg(fd(), &message->header, flags);
+            if (sent < 0) return HostError();
+            return static_cast<size_t>(sent);
+          });
       if (!n.ok()) return end(n.error());
       total += *n;
       bytes = bytes.subspan(*n);
@@ -224,19 +224,19 @@ Result<size_t> HostSocket::ReceiveDatagram(IoDest& dst, RecvArgs* args) {
   // MSG_TRUNC has the host say how long the datagram was.
   const int flags = (args->flags & kReceiveFlags) | MSG_DONTWAIT | MSG_TRUNC;
   std::span<std::byte> bytes = transfer.Get(room);
-  const size_t length =
-      TRY(Repeat(EPOLLIN, args->nonblock, ReceiveDeadline(), /*exclusive=*/false,
-                 [&]() -> Result<size_t> {
-                   message.SetBytes(bytes);
-                   message.SetRoom(/*with_name=*/true);
-                   ssize_t n = recvmsg(fd(), &message.header, flags);
-                   if (n >= 0) return static_cast<size_t>(n);
-                   Error error = HostError();
-                   if (error.code() != EAGAIN || args->nonblock || !read_shut_) return error;
-                   message.header.msg_namelen = 0;
-                   message.header.msg_controllen = 0;
-                   return size_t{0};
-                 }));
+  const size_t length = TRY(Repeat(EPOLLIN, args->nonblock, ReceiveDeadline(), /*exclusive=*/false,
+                                   [&]() -> Result<size_t> {
+                                     message.SetBytes(bytes);
+                                     message.SetRoom(/*with_name=*/true);
+                                     ssize_t n = recvmsg(fd(), &message.header, flags);
+                                     if (n >= 0) return static_cast<size_t>(n);
+                                     Error error = HostError();
+                                     if (error.code() != EAGAIN || args->nonblock || !read_shut_)
+                                       return error;
+                                     message.header.msg_namelen = 0;
+                                     message.header.msg_controllen = 0;
+                                     return size_t{0};
+                                   }));
   message.TakeControl(args);
   args->full_length = length;
   args->from.length = std::min<uint32_t>(message.header.msg_namelen, sizeof(message.name));
@@ -256,8 +256,7 @@ Result<size_t> HostSocket::ReceiveStream(IoDest& dst, RecvArgs* args) {
                       ? length
                       : std::min(length, static_cast<size_t>(options().receive_low.load()));
   if (out_of_band) target = 0;
-  const int flags =
-      (args->flags & kReceiveFlags) | MSG_DONTWAIT | (discard ? MSG_TRUNC : 0);
+  const int flags = (args->flags & kReceiveFlags) | MSG_DONTWAIT | (discard ? MSG_TRUNC : 0);
   Transfer transfer;
   Message message;
   size_t total = 0;
@@ -265,9 +264,8 @@ Result<size_t> HostSocket::ReceiveStream(IoDest& dst, RecvArgs* args) {
     const size_t want = std::min(length - total, kChunk);
     // A large buffer is not kept while nothing comes.
     const bool wait = !args->nonblock && !out_of_band && total < std::max<size_t>(target, 1);
-    Result<size_t> n = Repeat(
-        EPOLLIN | EPOLLRDHUP, !wait, deadline, /*exclusive=*/false,
-        [&]() -> Result<size_t> {
+    Result<size_t> n =
+        Repeat(EPOLLIN | EPOLLRDHUP, !wait, deadline, /*exclusive=*/false, [&]() -> Result<size_t> {
           std::span<std::byte> bytes = transfer.Get(want);
           message.SetBytes(bytes);
           message.SetRoom(/*with_name=*/out_of_band);

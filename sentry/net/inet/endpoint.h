@@ -85,7 +85,7 @@ class InetEndpoint : public PortUser {
   const base::Ref<SocketOptions> options_;
   IpOptions ip_;
   fiber::WaitQueue queue_;
-  std::atomic<uint64_t> ino_{0};                                    // of the description
+  std::atomic<uint64_t> ino_{0};  // of the description
   ZeroCopyNotices zero_copy_;
   absl::Mutex description_mutex_;  // before the description's owner
   FileDescription* description_ ABSL_GUARDED_BY(description_mutex_) = nullptr;

@@ -23,8 +23,8 @@ class ZeroCopyNotices {
   base::Result<size_t> Take(bool v6, RecvArgs* args);
 
  private:
-  absl::Mutex mutex_;                // leaf
-  std::atomic<bool> pending_{false};  // written under it
+  absl::Mutex mutex_;                           // leaf
+  std::atomic<bool> pending_{false};            // written under it
   uint32_t first_ ABSL_GUARDED_BY(mutex_) = 0;  // not told yet
   uint32_t next_ ABSL_GUARDED_BY(mutex_) = 0;
 };

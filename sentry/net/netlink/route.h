@@ -11,9 +11,9 @@
 
 namespace sentry {
 
-// Answers a datagram of requests to `stack`, or, if it is not null, to `host`: the datagrams that go
-// back to `port`. `admin`: the sender may change the network (CAP_NET_ADMIN). Bounded by the length
-// of the request, and by what the host says. May park if there is a host.
+// Answers a datagram of requests to `stack`, or, if it is not null, to `host`: the datagrams that
+// go back to `port`. `admin`: the sender may change the network (CAP_NET_ADMIN). Bounded by the
+// length of the request, and by what the host says. May park if there is a host.
 std::vector<std::vector<std::byte>> AnswerRoute(InetStack& stack, HostNetwork* host, bool admin,
                                                 uint32_t port, NetlinkBytes request);
 
