@@ -210,7 +210,7 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
     setup.network_namespace = std::move(network->ns);
     // They are set on the host; the sentry shows what came of it.
     std::erase_if(boot.sysctls, [](const auto& s) { return s.name.rfind("net.", 0) == 0; });
-    boot.sysctls.insert(boot.sysctls.end(), network->sysctls.begin(), network->sysctls.end());
+    boot.network_sysctls = std::move(network->sysctls);
   }
   boot.strace = flags.strace;
   boot.strict = flags.strict;

@@ -98,6 +98,8 @@ struct BootSpec {
     std::string name, value;
   };
   std::vector<Sysctl> sysctls;
+  // What holds in the host's network namespace, for the container's /proc/sys, if it has one.
+  std::vector<Sysctl> network_sysctls;
   // The filter that every process of the container is under, an instruction (struct sock_filter) in
   // each word; empty: none.
   std::vector<uint64_t> seccomp;

@@ -230,18 +230,9 @@ class DockerWithHostNetwork(DockerWithBridge):
         return self.run("nsenter", "-t", str(self.dockerd.pid), "-n", *args, **kw)
 
 
-class DockerHostNetworkTest(engines.EngineTest):
+class DockerHostNetworkTest(engines.HostNetworkTest):
     """The engine's networks reach into the container and out of it with --network=host."""
     engine_class = DockerWithHostNetwork
-    serve = ["sh", "-c", "mkdir /www; hostname > /www/name; exec httpd -f -p 80 -h /www"]
-
-    def fetch(self, url):
-        r = self.engine.beside(engines.BUSYBOX, "wget", "-q", "-O", "-", url, timeout=20)
-        return r.stdout + r.stderr
-
-    def server(self, name, *options):
-        self.ok("run", "-d", "--name", name, "--hostname", name, *options, IMAGE, *self.serve)
-
     def test_published_ports(self):
         self.server("web", "-p", "8080:80", "-p", "9090:90/udp")
         self.eventually(lambda: self.fetch("http://127.0.0.1:8080/name"), "^web\n")

@@ -250,3 +250,16 @@ class EngineTest(unittest.TestCase):
         logs = self.engine.command("logs", "big", timeout=120).stdout
         self.assertEqual(100_000_000, len(logs))
         self.assertEqual({line}, set(logs.split()))
+
+
+class HostNetworkTest(EngineTest):
+    """What tests of an engine's networks share. The engine's beside() runs a program where its bridges are."""
+    serve = ["sh", "-c", "mkdir /www; hostname > /www/name; exec httpd -f -p 80 -h /www"]
+
+    def fetch(self, url):
+        r = self.engine.beside(BUSYBOX, "wget", "-q", "-O", "-", url, timeout=20)
+        return r.stdout + r.stderr
+
+    def server(self, name, *options):
+        """Starts a server of its own name on port 80."""
+        self.ok("run", "-d", "--name", name, "--hostname", name, *options, IMAGE, *self.serve)

@@ -176,7 +176,7 @@ class PodmanWithHostNetwork(Podman):
     """With bridges, in a network namespace that a process holds."""
     programs = [*Podman.programs, "/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns"]
     flags = ["--network=host"]
-    beside = []
+    inside = []  # the words that enter it
 
     def start(self):
         holder = self.daemon("holder", ["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 1000"],
@@ -184,7 +184,7 @@ class PodmanWithHostNetwork(Podman):
         own = os.readlink("/proc/self/ns/net")
         while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
             time.sleep(0.01)
-        self.beside = ["nsenter", "-t", str(holder.pid), "-n"]
+        self.inside = ["nsenter", "-t", str(holder.pid), "-n"]
         super().start()
         with open(self.env["CONTAINERS_CONF"], "a") as f:
             f.write(f"""
@@ -194,21 +194,16 @@ network_config_dir = "{self.dir}/networks"
 """)
 
     def command(self, *args, **kw):
-        return self.run(*self.beside, "podman", *args, **kw)
+        return self.beside("podman", *args, **kw)
+
+    def beside(self, *args, **kw):
+        """Runs a program where the engine's bridges are."""
+        return self.run(*self.inside, *args, **kw)
 
 
-class PodmanHostNetworkTest(engines.EngineTest):
+class PodmanHostNetworkTest(engines.HostNetworkTest):
     """The engine's networks reach into the container and out of it with --network=host."""
     engine_class = PodmanWithHostNetwork
-    serve = ["sh", "-c", "mkdir /www; hostname > /www/name; exec httpd -f -p 80 -h /www"]
-
-    def fetch(self, url):
-        r = self.engine.run(*self.engine.beside, engines.BUSYBOX, "wget", "-q", "-O", "-", url, timeout=20)
-        return r.stdout + r.stderr
-
-    def server(self, name, *options):
-        self.ok("run", "-d", "--name", name, "--hostname", name, *options, IMAGE, *self.serve)
-
     def test_published_ports(self):
         self.server("web", "--network", "bridge", "-p", "8080:80")
         address = self.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web").strip()

@@ -194,8 +194,11 @@ Result<size_t> HostSocket::SendStream(IoSource& src, const SendArgs& args, Messa
       Result<size_t> n =
           Repeat(EPOLLOUT, args.nonblock, deadline, /*exclusive=*/false, [&]() -> Result<size_t> {
             ssize_t sent = sendmsg(fd(), &message->header, flags);
-            if (sent < 0) return HostError();
-            return static_cast<size_t>(sent);
+            if (sent >= 0) return static_cast<size_t>(sent);
+            Error error = HostError();
+            // TCP_FASTOPEN_CONNECT: the connection comes first.
+            const bool waits = error.code() == EINPROGRESS && !args.nonblock;
+            return waits ? Error(EAGAIN) : error;
           });
       if (!n.ok()) return end(n.error());
       total += *n;
