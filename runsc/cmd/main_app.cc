@@ -121,8 +121,14 @@ void AddGlobals(CLI::App& app, Globals& g) {
         return CLI::IsMember({"auto", "systrap", "ptrace"})(name);
       });
   app.add_option("--network", g.flags.network,
-                 "the container's network ('none': loopback only) (default: \"none\")")
-      ->check(CLI::IsMember({"none"}));
+                 "the container's network: 'none' (the sandbox's own loopback device alone), or "
+                 "'host' (sockets of the host in the container's network namespace, through a "
+                 "narrow filter) (default: \"none\")")
+      ->check([](const std::string& name) {
+        // The sentry's own TCP/IP on the namespace's devices.
+        if (name == "sandbox") return std::string("the network sandbox is not implemented yet");
+        return CLI::IsMember({sentry::kNoNetwork, sentry::kHostNetwork})(name);
+      });
   app.add_option("--file-access", g.flags.file_access,
                  "who changes the root file system: 'exclusive' (the container alone), or 'shared' "
                  "(the host too, as `docker cp` does; slower) (default: \"exclusive\")")

@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "runsc/container/network.h"
 #include "runsc/container/state.h"
 #include "runsc/oci/mount_options.h"
 
@@ -203,6 +204,14 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   }
   boot.platform = flags.platform;
   boot.network = flags.network;
+  if (flags.network == sentry::kHostNetwork) {
+    auto network = PrepareNetwork(spec);
+    if (!network.ok()) return network.status();
+    setup.network_namespace = std::move(network->ns);
+    // They are set on the host; the sentry shows what came of it.
+    std::erase_if(boot.sysctls, [](const auto& s) { return s.name.rfind("net.", 0) == 0; });
+    boot.network_sysctls = std::move(network->sysctls);
+  }
   boot.strace = flags.strace;
   boot.strict = flags.strict;
   boot.allow_no_seccomp = flags.allow_no_seccomp;

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "runsc/oci/spec.h"
 #include "runsc/sandbox/launch.h"
+#include "sentry/base/host_fd.h"
 #include "sentry/boot/boot_spec.h"
 
 namespace runsc {
@@ -14,7 +15,7 @@ namespace runsc {
 // Our own global flags that reach the sandbox.
 struct SandboxFlags {
   std::string platform = "auto";
-  std::string network = "none";
+  std::string network = sentry::kNoNetwork;
   bool overlay = false;
   std::string file_access = "exclusive";  // or "shared": BootSpec::root_shared
   bool strace = false;
@@ -26,6 +27,7 @@ struct SandboxFlags {
 
 struct SandboxSetup {
   sentry::BootSpec boot;
+  base::UniqueFd network_namespace;      // of the sentry; invalid: one of its own
   std::vector<GoferMount> gofer_mounts;  // 0 is the root file system
   std::string rootfs;                    // absolute, resolved
 };

@@ -134,6 +134,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   launch.die_with_parent = options.foreground;
   launch.allow_no_seccomp = options.flags.allow_no_seccomp;
   launch.oom_score_adj = options.spec.process->oom_score_adj;
+  launch.network_namespace = setup->network_namespace.get();
 
   auto launched = Launch::Begin(launch);
   if (!launched.ok()) return launched.status();
@@ -230,8 +231,10 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
   }
   if (IsPodMember(options.spec.annotations)) {
     Log(LogLevel::kWarning,
-        "a container of a pod runs in a sandbox of its own: it does not share the pod's network, "
-        "IPC or PID namespace");
+        std::string(
+            "a container of a pod runs in a sandbox of its own: it does not share the pod's ") +
+            (options.flags.network == sentry::kHostNetwork ? "" : "network, ") +
+            "IPC or PID namespace");
   }
   c.state.status = ContainerStatus::kCreated;
   s = store.Save(c.state);

@@ -49,7 +49,8 @@ struct ChildPlan {
   bool errors_are_sync = false;
   bool become_root = false;  // take id 0 of the user namespace
   bool die_with_parent = false;
-  std::string hostname;  // of its UTS namespace; empty: as inherited
+  std::string hostname;        // of its UTS namespace; empty: as inherited
+  int network_namespace = -1;  // to live in; -1: a new one
 };
 
 [[noreturn]] void ChildFail(const ChildPlan& plan, const char* step) {
@@ -163,8 +164,21 @@ absl::Status LiftAll(ChildPlan* plan, std::vector<UniqueFd>* owned) {
 absl::StatusOr<pid_t> CloneChild(ChildPlan plan) {
   std::vector<UniqueFd> owned;
   if (auto s = LiftAll(&plan, &owned); !s.ok()) return s;
-  long pid = syscall(SYS_clone, kNamespaces | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
+  const bool joins = plan.network_namespace >= 0;
+  UniqueFd back;
+  if (joins) {
+    back.reset(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+    if (!back.valid()) return ErrnoStatus("open /proc/self/ns/net");
+    if (setns(plan.network_namespace, CLONE_NEWNET) != 0) {
+      return ErrnoStatus("join the container's network namespace");
+    }
+  }
+  const unsigned long namespaces = joins ? kNamespaces & ~CLONE_NEWNET : kNamespaces;
+  long pid = syscall(SYS_clone, namespaces | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
   if (pid == 0) RunChild(plan);
+  const int error = errno;
+  if (joins && setns(back.get(), CLONE_NEWNET) != 0) return ErrnoStatus("leave the namespace");
+  errno = error;
   if (pid < 0) {
     return ErrnoStatus(std::string("cannot create the namespaces of the ") + plan.role);
   }
@@ -323,6 +337,7 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
   plan.errors_are_sync = true;
   plan.become_root = true;
   plan.hostname = options.hostname;
+  plan.network_namespace = options.network_namespace;
   plan.die_with_parent = options.die_with_parent;
   pid = CloneChild(plan);
   if (!pid.ok()) return pid.status();

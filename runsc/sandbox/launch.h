@@ -38,6 +38,7 @@ struct LaunchOptions {
   bool die_with_parent = false;
   bool allow_no_seccomp = false;     // for the gofer; the sentry has it in its specification
   std::optional<int> oom_score_adj;  // absent: inherited
+  int network_namespace = -1;        // the sentry's; -1: a new one, which stays empty
 };
 
 class Launch {

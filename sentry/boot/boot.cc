@@ -24,6 +24,8 @@
 #include "sentry/base/host_seccomp.h"
 #include "sentry/boot/boot_fds.h"
 #include "sentry/boot/boot_spec_json.h"
+#include "sentry/boot/host_calls.h"
+#include "sentry/boot/network_fds.h"
 #include "sentry/boot/warm_up.h"
 #include "sentry/control/protocol.h"
 #include "sentry/control/server.h"
@@ -70,7 +72,7 @@ bool SetUpSignals(UniqueFd* signals, std::string* why) {
 }
 
 bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& hooks,
-             std::unique_ptr<platform::Platform>* platform, std::string* why) {
+             std::unique_ptr<platform::Platform>* platform, NetworkFds* network, std::string* why) {
   const bool filtered = base::HostHasSeccomp();
   if (!filtered && !spec.allow_no_seccomp) {
     *why = "system call filter: the host refuses seccomp(2); --allow-no-seccomp starts without";
@@ -93,13 +95,16 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
   if (!why->empty()) Log(std::string("platform ") + (*platform)->name() + ", since " + *why);
   why->clear();
   WarmUpLibraries();
+  const bool host_network = spec.network == kHostNetwork;
+  if (host_network && !OpenHostNetwork(network, why)) return false;
   if (!OpenMemoryDirectory(why) || !EnterEmptyRoot(why)) return false;
   if (*platform) (*platform)->StartPool();  // tests make sandboxes without one
-  auto platform_calls = [&](void* filter) {
-    return *platform ? (*platform)->AllowHostCalls(filter) : 0;
+  auto more_calls = [&](void* filter) {
+    int rc = *platform ? (*platform)->AllowHostCalls(filter) : 0;
+    return rc == 0 && host_network ? AllowHostNetworkCalls(filter) : rc;
   };
   if (!DropCapabilities(why)) return false;
-  if (filtered) return InstallFilter(platform_calls, options.have_log, why);
+  if (filtered) return InstallFilter(more_calls, options.have_log, why);
   Log("the host refuses seccomp(2): this sandbox runs without a filter around the sentry");
   return true;
 }
@@ -240,11 +245,13 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
     return fail("cannot confine the sentry: " + why);
   }
   std::unique_ptr<platform::Platform> platform;
-  if (!Confine(options, *spec, hooks, &platform, &why)) {
+  NetworkFds network;
+  if (!Confine(options, *spec, hooks, &platform, &network, &why)) {
     return fail("cannot confine the sentry: " + why);
   }
 
   SandboxFds fds = TakeFds(options);
+  fds.network = std::move(network);
   UniqueFd gofer(fcntl(fds.gofer.get(), F_DUPFD_CLOEXEC, 0));
   auto sandbox = hooks.create_sandbox(*spec, std::move(fds), std::move(platform), &why);
   if (!sandbox.ok()) {

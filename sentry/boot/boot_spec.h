@@ -75,6 +75,9 @@ struct IdMapping {
   uint32_t size = 0;
 };
 
+// BootSpec::network.
+inline constexpr char kNoNetwork[] = "none", kHostNetwork[] = "host";
+
 struct BootSpec {
   std::string container_id;
   std::string hostname;  // empty: keep the sentry's default
@@ -95,6 +98,8 @@ struct BootSpec {
     std::string name, value;
   };
   std::vector<Sysctl> sysctls;
+  // What holds in the host's network namespace, for the container's /proc/sys, if it has one.
+  std::vector<Sysctl> network_sysctls;
   // The filter that every process of the container is under, an instruction (struct sock_filter) in
   // each word; empty: none.
   std::vector<uint64_t> seccomp;
@@ -105,7 +110,9 @@ struct BootSpec {
 
   // How this sandbox is run.
   std::string platform = "auto";  // as for platform::Create
-  std::string network = "none";
+  // kNoNetwork: the sentry's own stack, with a loopback device alone. kHostNetwork: sockets of the
+  // host's network namespace that the sentry's process is in.
+  std::string network = kNoNetwork;
   bool strace = false;
   bool strict = false;
   // To start even where the host has no seccomp(2): the sentry has no filter then.

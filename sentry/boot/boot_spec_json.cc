@@ -104,6 +104,7 @@ void Fields(A& a, In<A, BootSpec>& s) {
   a("newUserNamespace", s.new_user_namespace);
   a("newCgroupNamespace", s.new_cgroup_namespace);
   a("sysctls", s.sysctls);
+  a("networkSysctls", s.network_sysctls);
   a("seccomp", s.seccomp);
   a("seccompLog", s.seccomp_log);
   a("memoryLimit", s.memory_limit);

@@ -25,6 +25,7 @@ BootSpec Example() {
   s.mounts = {m, MountSpec{.destination = "/p", .type = "proc"}};
   s.devices = {DeviceSpec{.path = "/dev/x", .type = 'b', .major = 1, .minor = 2}};
   s.sysctls = {{"a", "b"}};
+  s.network_sysctls = {{"c", "d"}};
   s.cpu_limit = 0.5;
   s.spin_ns = 1000;
   s.platform = "ptrace";

@@ -212,12 +212,17 @@ class Builder {
 
   // Through the container's /proc/sys.
   base::Status WriteSysctls() {
+    for (const BootSpec::Sysctl& sysctl : spec_.network_sysctls) (void)WriteSysctl(sysctl);
     for (const BootSpec::Sysctl& sysctl : spec_.sysctls) {
-      std::string path = "/proc/sys/" + sysctl.name;
-      std::replace(path.begin() + 10, path.end(), '.', '/');
-      TRY(Named("setting sysctl " + sysctl.name, WriteFile(path, sysctl.value)));
+      TRY(Named("setting sysctl " + sysctl.name, WriteSysctl(sysctl)));
     }
     return base::Ok();
+  }
+
+  base::Status WriteSysctl(const BootSpec::Sysctl& sysctl) {
+    std::string path = "/proc/sys/" + sysctl.name;
+    std::replace(path.begin() + 10, path.end(), '.', '/');
+    return WriteFile(path, sysctl.value);
   }
 
   base::Status WriteFile(const std::string& path, const std::string& text) {

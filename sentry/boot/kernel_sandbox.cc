@@ -36,6 +36,7 @@
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 #include "sentry/mm/memory_manager.h"
+#include "sentry/net/host/host_network.h"
 #include "sentry/syscalls/syscall.h"
 #include "sentry/trace/times/call_times.h"
 #include "sentry/vfs/fd_table.h"
@@ -334,6 +335,9 @@ base::Status KernelSandbox::Init(SandboxFds fds, std::string* why) {
         {.fd = log_.get(), .level = spec_.debug ? base::LogLevel::kDebug : base::LogLevel::kInfo});
   }
   kernel_.strace.store(spec_.strace, std::memory_order_relaxed);
+  if (spec_.network == kHostNetwork) {
+    HostNetwork::Install(std::move(fds.network.route), std::move(fds.network.proc));
+  }
   RegisterFilesystems(kernel_);
   if (!spec_.hostname.empty()) kernel_.root_uts_ns()->SetHostname(spec_.hostname);
   if (!spec_.domainname.empty()) kernel_.root_uts_ns()->SetDomainname(spec_.domainname);

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sentry/base/host_fd.h"
@@ -25,10 +26,17 @@ struct ProcessFds {
   std::vector<base::UniqueFd> files;
 };
 
+// What the sentry has of the host's network with BootSpec::network "host".
+struct NetworkFds {
+  base::UniqueFd route;                                      // a NETLINK_ROUTE socket
+  std::vector<std::pair<std::string, base::UniqueFd>> proc;  // files of /proc/net, by name
+};
+
 struct SandboxFds {
   ProcessFds process;    // of the container's init
   base::UniqueFd gofer;  // the connection to the gofer
   base::UniqueFd log;    // debug log, opened for appending; may be invalid
+  NetworkFds network;
 };
 
 // A guest process for `runsc ps`.

@@ -10,6 +10,8 @@
 #include <limits>
 
 #include "sentry/fiber/fiber.h"
+#include "sentry/kernel/kernel.h"
+#include "sentry/kernel/session.h"
 #include "sentry/kernel/task.h"
 #include "sentry/vfs/vfs.h"
 
@@ -123,6 +125,22 @@ void RaiseSocketSigpipe() {
   siginfo_t info = MakeSiginfo(SIGPIPE, SI_USER);
   SetSender(&info, *t, *t);
   t->SendSignal(info);
+}
+
+void SignalAsyncOwner(const FileDescription::AsyncOwner& owner, const siginfo_t& info) {
+  if (owner.id == 0) return;
+  Kernel& kernel = Kernel::Get();
+  PidNamespace& ns = *kernel.root_pid_ns();
+  if (owner.type == F_OWNER_PGRP) {
+    base::Ref<ProcessGroup> group = kernel.FindProcessGroup(ns, owner.id);
+    if (group != nullptr) kernel.SignalProcessGroup(*group, info);
+  } else if (owner.type == F_OWNER_TID) {
+    base::Ref<Task> task = kernel.FindTask(ns, owner.id);
+    if (task != nullptr) task->SendSignal(info);
+  } else {
+    base::Ref<ThreadGroup> process = kernel.FindThreadGroup(ns, owner.id);
+    if (process != nullptr) process->SendSignal(info);
+  }
 }
 
 Socket::Socket(Vfs& vfs, int domain, int type, int protocol, uint32_t flags,

@@ -1,6 +1,7 @@
 // Sockets as files, whatever their family (Linux: net/socket.c, struct socket and struct sock).
 #pragma once
 
+#include <signal.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -170,5 +171,7 @@ std::vector<std::byte> OptionBytes(const T& value) {
 }
 // SIGPIPE to the current task.
 void RaiseSocketSigpipe();
+// To whom F_SETOWN named, if anybody. Any thread.
+void SignalAsyncOwner(const FileDescription::AsyncOwner& owner, const siginfo_t& info);
 
 }  // namespace sentry

@@ -3,6 +3,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 
+#include "sentry/net/host/interface_ioctl.h"
 #include "sentry/net/inet/interface_ioctl.h"
 #include "sentry/net/socket.h"
 #include "sentry/syscalls/file_util.h"
@@ -329,6 +330,7 @@ base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
     return result;
   }
   // Any socket answers for the devices (sock_ioctl).
+  if (HostNetwork* host = HostNetwork::Current(t)) return HostInterfaceIoctl(*host, ioctl);
   return InterfaceIoctl(t, *InetStack::Current(t), ioctl);
 }
 

@@ -8,6 +8,7 @@
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/host/host_socket.h"
 #include "sentry/net/inet/inet.h"
 #include "sentry/net/netlink/netlink_socket.h"
 #include "sentry/net/unix/unix_socket.h"
@@ -67,6 +68,9 @@ Result<base::Ref<FileDescription>> NewSocket(Task& t, int domain, int type, int 
       return NewUnixSocket(vfs, type, protocol, flags);
     case AF_INET:
     case AF_INET6:
+      if (HostNetwork* host = HostNetwork::Current(t)) {
+        return NewHostSocket(t, vfs, *host, domain, type, protocol, flags);
+      }
       return NewInetSocket(t, vfs, domain, type, protocol, flags);
     case AF_NETLINK:
       return NewNetlinkSocket(t, vfs, type, protocol, flags);

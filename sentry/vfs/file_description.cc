@@ -61,8 +61,11 @@ FileDescription::AsyncOwner FileDescription::async_owner() const {
 }
 
 void FileDescription::set_async_owner(const AsyncOwner& owner) {
-  absl::MutexLock l(&owner_mutex_);
-  async_owner_ = owner;
+  {
+    absl::MutexLock l(&owner_mutex_);
+    async_owner_ = owner;
+  }
+  OnAsyncOwner();
 }
 
 base::Result<size_t> FileDescription::Read(IoDest&, bool) { return base::Error(EINVAL); }

@@ -128,6 +128,8 @@ class FileDescription : public base::RefCounted {
     delete this;
   }
   ~FileDescription() override;  // releases write access and locks of the description
+  // set_async_owner has named another one.
+  virtual void OnAsyncOwner() {}
   // For seekable files: the position and its lock (Linux: f_pos_lock).
   fiber::Mutex pos_mutex_;
   uint64_t pos_ = 0;

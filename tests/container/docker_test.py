@@ -37,7 +37,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
                             '{"runtimes": {"runsc": {"path": "%s"}}, "default-runtime": "runsc"}'
                             % self.runtime_wrapper())
         self.env["DOCKER_HOST"] = f"unix://{self.dir}/d.sock"
-        self.daemon("dockerd", [
+        self.dockerd = self.daemon("dockerd", [
             *self.before, program("dockerd"), "--config-file", config, "--containerd", self.path("c.sock"),
             "--data-root", self.path("data"), "--exec-root", self.path("exec"),
             "--pidfile", self.path("pid"), "--host", self.env["DOCKER_HOST"],
@@ -219,6 +219,61 @@ class DockerBridgeTest(engines.EngineTest):
         self.ok("run", "--rm", "--network", "container:mine", IMAGE, "true")
         self.ok("rm", "-f", "bridge", "mine", "host", "none")
         self.ok("network", "rm", "mine")
+
+
+class DockerWithHostNetwork(DockerWithBridge):
+    before = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    flags = ["--network=host"]
+
+    def beside(self, *args, **kw):
+        """Runs a program where the engine's bridges are."""
+        return self.run("nsenter", "-t", str(self.dockerd.pid), "-n", *args, **kw)
+
+
+class DockerHostNetworkTest(engines.HostNetworkTest):
+    """The engine's networks reach into the container and out of it with --network=host."""
+    engine_class = DockerWithHostNetwork
+    def test_published_ports(self):
+        self.server("web", "-p", "8080:80", "-p", "9090:90/udp")
+        self.eventually(lambda: self.fetch("http://127.0.0.1:8080/name"), "^web\n")
+        self.eventually(lambda: self.fetch("http://172.17.0.1:8080/name"), "^web\n")
+        address = self.inspect("web", "NetworkSettings.IPAddress")
+        self.assertEqual("web\n", self.fetch(f"http://{address}/name"))
+        self.assertIn(address, self.ok("exec", "web", "ip", "addr", "show", "dev", "eth0"))
+        # A restart gets a network of its own again.
+        self.ok("restart", "-t", "1", "web")
+        self.eventually(lambda: self.fetch("http://127.0.0.1:8080/name"), "^web\n")
+        # What is published is all that is reached, by a container of the same bridge too.
+        self.assertEqual("web\n", self.ok("run", "--rm", IMAGE, "wget", "-q", "-O", "-", f"http://{address}/name"))
+        self.assertIn("refused", self.fetch(f"http://{address}:81/name"))
+
+    def inspect(self, name, what):
+        return self.ok("inspect", "-f", "{{.%s}}" % what, name).strip()
+
+    def test_user_network(self):
+        """Two containers find each other by name, through the engine's resolver."""
+        self.ok("network", "create", "mine")
+        self.server("one", "--network", "mine")
+        self.server("two", "--network", "mine")
+        for client, server in (("one", "two"), ("two", "one")):
+            self.eventually(lambda: self.ok("exec", client, "wget", "-q", "-O", "-", f"http://{server}/name"),
+                            f"^{server}\n")
+        # With runc in the place of one of them.
+        self.assertEqual("one\n", self.ok("run", "--rm", "--runtime", "runc", "--network", "mine", IMAGE,
+                                          "wget", "-q", "-O", "-", "http://one/name"))
+        # In the network of another container, and in the engine's own.
+        self.assertEqual("one\n", self.ok("run", "--rm", "--network", "container:one", IMAGE, "wget", "-q",
+                                          "-O", "-", "http://127.0.0.1/name"))
+        self.assertIn("docker0", self.ok("run", "--rm", "--network", "host", IMAGE, "ip", "addr"))
+        self.assertEqual("lo\n", self.ok("run", "--rm", "--network", "none", IMAGE, "ls", "/sys/class/net"))
+
+    def test_build_with_network(self):
+        self.server("web")
+        url = f"http://{self.inspect('web', 'NetworkSettings.IPAddress')}/name"
+        self.engine.write("build/Dockerfile", f"FROM {IMAGE}\nRUN wget -q -O /got {url}\nCMD cat /got\n")
+        self.engine.env["DOCKER_BUILDKIT"] = "0"
+        self.ok("build", "-t", "built", self.engine.path("build"))
+        self.assertEqual("web\n", self.ok("run", "--rm", "built"))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def leave_mount_namespace():
 
 class Engine:
     """The scratch directory and the processes of one engine."""
+    flags = []  # of runsc
 
     def __init__(self):
         leave_mount_namespace()
@@ -96,11 +97,11 @@ class Engine:
         return self.path(name)
 
     def runtime_wrapper(self):
-        """runsc with RUNSC_FLAGS, as a program that engines can name."""
-        if not harness.EXTRA_FLAGS:
+        """runsc with RUNSC_FLAGS and the flags of the class, as a program that engines can name."""
+        flags = [*harness.EXTRA_FLAGS, *self.flags]
+        if not flags:
             return harness.RUNSC
-        path = self.write("runsc", "#!/bin/sh\nexec %s %s \"$@\"\n" % (
-            harness.RUNSC, " ".join(harness.EXTRA_FLAGS)))
+        path = self.write("runsc", "#!/bin/sh\nexec %s %s \"$@\"\n" % (harness.RUNSC, " ".join(flags)))
         os.chmod(path, 0o755)
         return path
 
@@ -249,3 +250,16 @@ class EngineTest(unittest.TestCase):
         logs = self.engine.command("logs", "big", timeout=120).stdout
         self.assertEqual(100_000_000, len(logs))
         self.assertEqual({line}, set(logs.split()))
+
+
+class HostNetworkTest(EngineTest):
+    """What tests of an engine's networks share. The engine's beside() runs a program where its bridges are."""
+    serve = ["sh", "-c", "mkdir /www; hostname > /www/name; exec httpd -f -p 80 -h /www"]
+
+    def fetch(self, url):
+        r = self.engine.beside(BUSYBOX, "wget", "-q", "-O", "-", url, timeout=20)
+        return r.stdout + r.stderr
+
+    def server(self, name, *options):
+        """Starts a server of its own name on port 80."""
+        self.ok("run", "-d", "--name", name, "--hostname", name, *options, IMAGE, *self.serve)

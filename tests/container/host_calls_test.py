@@ -12,6 +12,7 @@ from isolation_test import descendants, gofer_of
 
 INJECT = os.environ.get("RUNSC_INJECT", "")
 GETPID, SOCKET, OPEN, EXECVE, PTRACE = 39, 41, 2, 59, 101
+GETSOCKOPT, SETSOCKOPT, IOCTL = 55, 54, 16
 CALLS = {"socket": (SOCKET, 2, 1, 0), "open": (OPEN, 0, 0, 0), "execve": (EXECVE, 0, 0, 0),
          "ptrace": (PTRACE, 0, 0, 0, 0)}
 
@@ -32,8 +33,8 @@ class HostCallsTest(harness.ContainerTest):
         self.assertEqual(0, r.returncode, r.stderr)
         return r.stdout.strip()
 
-    def start(self):
-        id = self.sb.create(default_config(["sleep", "1000"]))
+    def start(self, flags=()):
+        id = self.sb.create(default_config(["sleep", "1000"]), flags=flags)
         self.sb.runsc("start", id)
         self.sb.wait_status(id, "running")
         waiter = subprocess.Popen(self.sb.command("wait", id), stdin=subprocess.DEVNULL,
@@ -62,6 +63,27 @@ class HostCallsTest(harness.ContainerTest):
                 id, pid, waiter = self.start()
                 self.assertEqual("killed 31", self.inject(pid, *call))
                 self.check_ended(id, pid, waiter, 128 + 9)
+
+    def test_sentry_with_host_network(self):
+        """Sockets of the host are those of the list, and so are their options."""
+        stream, cloexec_nonblock = 1, 0o2000000 | 0o4000
+        for name, call in {
+                "AF_UNIX": (SOCKET, 1, stream | cloexec_nonblock, 0),
+                "AF_NETLINK": (SOCKET, 16, 3 | cloexec_nonblock, 0),
+                "AF_PACKET": (SOCKET, 17, 3 | cloexec_nonblock, 0),
+                "raw": (SOCKET, 2, 3 | cloexec_nonblock, 1),
+                "blocking": (SOCKET, 2, stream, 6),
+                "SO_ATTACH_FILTER": (SETSOCKOPT, 1000, 1, 26),
+                "TCP_ULP": (SETSOCKOPT, 1000, 6, 31),
+                "IPT_SO_GET_INFO": (GETSOCKOPT, 1000, 0, 64),
+                "SIOCSIFFLAGS": (IOCTL, 1000, 0x8914)}.items():
+            with self.subTest(call=name):
+                id, pid, waiter = self.start(flags=["--network=host"])
+                self.assertEqual("killed 31", self.inject(pid, *call))
+                self.check_ended(id, pid, waiter, 128 + 9)
+        id, pid, waiter = self.start(flags=["--network=host"])
+        self.assertRegex(self.inject(pid, SOCKET, 2, stream | cloexec_nonblock, 6), "^returned [0-9]")
+        self.assertEqual("running", self.sb.state(id)["status"])
 
     def test_gofer(self):
         for name in ("socket", "execve", "ptrace"):

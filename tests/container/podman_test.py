@@ -3,6 +3,7 @@
 
 import json
 import os
+import time
 
 import engines
 import harness
@@ -169,6 +170,67 @@ spec:
         self.ok("exec", "c", "touch", "/healthy")
         self.ok("healthcheck", "run", "c")
         self.ok("rm", "-f", "-t", "0", "c")
+
+
+class PodmanWithHostNetwork(Podman):
+    """With bridges, in a network namespace that a process holds."""
+    programs = [*Podman.programs, "/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns"]
+    flags = ["--network=host"]
+    inside = []  # the words that enter it
+
+    def start(self):
+        holder = self.daemon("holder", ["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 1000"],
+                             ["true"])
+        own = os.readlink("/proc/self/ns/net")
+        while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
+            time.sleep(0.01)
+        self.inside = ["nsenter", "-t", str(holder.pid), "-n"]
+        super().start()
+        with open(self.env["CONTAINERS_CONF"], "a") as f:
+            f.write(f"""
+[network]
+network_backend = "netavark"
+network_config_dir = "{self.dir}/networks"
+""")
+
+    def command(self, *args, **kw):
+        return self.beside("podman", *args, **kw)
+
+    def beside(self, *args, **kw):
+        """Runs a program where the engine's bridges are."""
+        return self.run(*self.inside, *args, **kw)
+
+
+class PodmanHostNetworkTest(engines.HostNetworkTest):
+    """The engine's networks reach into the container and out of it with --network=host."""
+    engine_class = PodmanWithHostNetwork
+    def test_published_ports(self):
+        self.server("web", "--network", "bridge", "-p", "8080:80")
+        address = self.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web").strip()
+        self.eventually(lambda: self.fetch(f"http://{address}/name"), "^web\n")
+        # From where the engine is, by the packet filter's rules.
+        gateway = self.ok("inspect", "-f", "{{.NetworkSettings.Gateway}}", "web").strip()
+        self.assertEqual("web\n", self.fetch(f"http://{gateway}:8080/name"))
+        self.assertIn("refused", self.fetch(f"http://{address}:81/name"))
+
+    def test_user_network(self):
+        """Two containers find each other by name, through the engine's resolver."""
+        self.ok("network", "create", "mine")
+        self.server("one", "--network", "mine")
+        self.server("two", "--network", "mine")
+        for client, server in (("one", "two"), ("two", "one")):
+            self.eventually(lambda: self.engine.command("exec", client, "wget", "-q", "-O", "-",
+                                                        f"http://{server}/name").stdout, f"^{server}\n")
+        self.assertEqual("one\n", self.ok("run", "--rm", "--network", "container:one", IMAGE, "wget", "-q",
+                                          "-O", "-", "http://127.0.0.1/name"))
+
+    def test_pod(self):
+        """The containers of a pod share its network, though each is in a sandbox of its own."""
+        self.ok("pod", "create", "--name", "pod", "--network", "none", "--infra-image", IMAGE,
+                "--infra-command", "sleep 1000")
+        self.ok("run", "-d", "--pod", "pod", IMAGE, *self.serve)
+        self.eventually(lambda: self.engine.command("run", "--rm", "--pod", "pod", IMAGE, "wget", "-q", "-O", "-",
+                                                    "http://127.0.0.1/name").stdout, "^(web|pod)\n")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "sentry/fs/proc/pid_dir.h"
 #include "sentry/fs/proc/proc.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/host/host_socket.h"
 #include "sentry/net/inet/raw.h"
 #include "sentry/net/inet/tcp.h"
 #include "sentry/net/inet/udp.h"
@@ -42,55 +44,116 @@ constexpr char kHead6[] =
     "  sl  local_address                         remote_address                        st tx_queue "
     "rx_queue tr tm->when retrnsmt   uid  timeout inode";
 
-std::string TcpText(InetStack& stack, bool v6) {
+// One line of a list of sockets.
+struct SocketRow {
+  InetAddress local, remote;
+  int state;
+  uint64_t sent = 0, unread = 0;
+  uid_t uid = 0;
+  uint64_t ino = 0;
+  uint64_t drops = 0;
+  int timer = 0;
+  int64_t left = 0;  // of the timer, in ticks
+  int refs = 1;
+};
+
+std::string TcpText(const std::vector<SocketRow>& rows, bool v6) {
   std::string text = v6 ? fmt::format("{}\n", kHead6) : Padded(kHead4, 149);
   int slot = 0;
-  uid_t none = 0;
-  auto line = [&](const InetAddress& local, const InetAddress& remote, int state, uint64_t sent,
-                  uint64_t unread, int timer, int64_t left, uid_t uid, uint64_t ino, int refs) {
+  for (const SocketRow& r : rows) {
     std::string s = fmt::format(
         "{:4d}: {} {} {:02X} {:08X}:{:08X} {:02X}:{:08X} 00000000 {:5d} "
         "{:8d} {} {} 0000000000000000",
-        slot++, Name(local, v6), Name(remote, v6), state, sent, unread, timer, left, uid, 0, ino,
-        refs);
-    if (state != TCP_TIME_WAIT) s += state == TCP_LISTEN ? " 100 0 0 10 0" : " 20 4 30 10 -1";
+        slot++, Name(r.local, v6), Name(r.remote, v6), r.state, r.sent, r.unread, r.timer, r.left,
+        r.uid, 0, r.ino, r.refs);
+    if (r.state != TCP_TIME_WAIT) s += r.state == TCP_LISTEN ? " 100 0 0 10 0" : " 20 4 30 10 -1";
     text += v6 ? s + "\n" : Padded(std::move(s), 149);
-  };
-  for (auto& user : stack.tcp().Users()) {
-    auto& tcp = static_cast<TcpEndpoint&>(*user);
-    if (tcp.v6() != v6) continue;
-    TcpEndpoint::Row row = tcp.Describe();
-    if (row.state == TCP_CLOSE) continue;  // bound alone
-    bool listens = row.state == TCP_LISTEN;
-    line(row.local, row.remote, row.state, listens ? 0 : row.sent, row.unread, 0, 0, row.uid,
-         row.ino, 1);
-  }
-  for (const PortTable::TimeWait& w : stack.tcp().TimeWaits()) {
-    if (w.local.ip.v4() == v6) continue;
-    line(w.local, w.remote, TCP_TIME_WAIT, 0, 0, 3, w.left_ns / 10'000'000, none, 0, 3);
   }
   return text;
 }
 
-std::string UdpText(InetStack& stack, bool v6) {
+std::string UdpText(const std::vector<SocketRow>& rows, bool v6) {
   std::string text =
       v6 ? fmt::format("{} ref pointer drops\n", kHead6)
          : Padded(
                "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   "
                "uid  timeout inode ref pointer drops",
                127);
+  for (const SocketRow& r : rows) {
+    std::string s = fmt::format(
+        "{:5d}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5d} "
+        "{:8d} {} 2 0000000000000000 {}",
+        r.local.port, Name(r.local, v6), Name(r.remote, v6), r.state, r.sent, r.unread, r.uid, 0,
+        r.ino, r.drops);
+    text += v6 ? s + "\n" : Padded(std::move(s), 127);
+  }
+  return text;
+}
+
+std::vector<SocketRow> TcpRows(InetStack& stack, bool v6) {
+  std::vector<SocketRow> rows;
+  for (auto& user : stack.tcp().Users()) {
+    auto& tcp = static_cast<TcpEndpoint&>(*user);
+    if (tcp.v6() != v6) continue;
+    TcpEndpoint::Row row = tcp.Describe();
+    if (row.state == TCP_CLOSE) continue;  // bound alone
+    rows.push_back({.local = row.local,
+                    .remote = row.remote,
+                    .state = row.state,
+                    .sent = row.state == TCP_LISTEN ? 0 : row.sent,
+                    .unread = row.unread,
+                    .uid = row.uid,
+                    .ino = row.ino});
+  }
+  for (const PortTable::TimeWait& w : stack.tcp().TimeWaits()) {
+    if (w.local.ip.v4() == v6) continue;
+    rows.push_back({.local = w.local,
+                    .remote = w.remote,
+                    .state = TCP_TIME_WAIT,
+                    .timer = 3,
+                    .left = w.left_ns / 10'000'000,
+                    .refs = 3});
+  }
+  return rows;
+}
+
+std::vector<SocketRow> UdpRows(InetStack& stack, bool v6) {
+  std::vector<SocketRow> rows;
   for (auto& user : stack.udp().Users()) {
     auto& udp = static_cast<UdpEndpoint&>(*user);
     if (udp.v6() != v6) continue;
     UdpEndpoint::Row row = udp.Describe();
-    std::string s = fmt::format(
-        "{:5d}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5d} "
-        "{:8d} {} 2 0000000000000000 {}",
-        row.local.port, Name(row.local, v6), Name(row.remote, v6),
-        row.connected ? TCP_ESTABLISHED : TCP_CLOSE, 0, row.queued, row.uid, 0, row.ino, row.drops);
-    text += v6 ? s + "\n" : Padded(std::move(s), 127);
+    rows.push_back({.local = row.local,
+                    .remote = row.remote,
+                    .state = row.connected ? TCP_ESTABLISHED : TCP_CLOSE,
+                    .unread = row.queued,
+                    .uid = row.uid,
+                    .ino = row.ino,
+                    .drops = row.drops});
   }
-  return text;
+  return rows;
+}
+
+// The sandbox's own sockets of the host; others that the namespace has are not its affair.
+std::vector<SocketRow> HostRows(HostNetwork& host, int protocol, bool v6) {
+  std::vector<SocketRow> rows;
+  const int family = v6 ? AF_INET6 : AF_INET;
+  for (const auto& socket : host.Sockets()) {
+    if (socket->protocol() != protocol || socket->domain() != family) continue;
+    const HostSocket::Row row = socket->Describe();
+    auto local = ParseInetAddress(row.local, family);
+    if (!local.ok() || local->port == 0) continue;                    // not bound
+    if (protocol == IPPROTO_TCP && row.state == TCP_CLOSE) continue;  // bound alone
+    auto remote = ParseInetAddress(row.remote, family);
+    rows.push_back({.local = *local,
+                    .remote = remote.ok() ? *remote : InetAddress{.ip = IpAddress::Any(!v6)},
+                    .state = row.state,
+                    .sent = row.sent,
+                    .unread = row.unread,
+                    .uid = row.uid,
+                    .ino = row.ino});
+  }
+  return rows;
 }
 
 std::string DevText(InetStack& stack) {
@@ -179,28 +242,40 @@ std::string SockstatText(InetStack& stack) {
 base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
   auto dir = base::MakeRef<PseudoDir>(fs, 0555);
   // EINVAL once the process is gone.
-  auto stack = [pid]() -> Result<base::Ref<InetStack>> {
+  auto find = [pid]() -> Result<base::Ref<NetNamespace>> {
     base::Ref<Task> task = TaskOf(Kernel::Get(), *pid);
     base::Ref<NetNamespace> ns = task != nullptr ? task->net_namespace_ref() : nullptr;
     if (ns == nullptr) return base::Error(EINVAL);
-    return InetStack::Of(*ns);
+    return ns;
   };
-  auto add = [&](const char* name, std::function<std::string(InetStack&)> text) {
-    dir->Add(name, base::MakeRef<FuncFile>(fs, 0444, [stack, text]() -> Result<std::string> {
-               base::Ref<InetStack> s = TRY(stack());
-               return text(*s);
+  auto add = [&](const char* name, std::function<Result<std::string>(HostNetwork&)> host_text,
+                 std::function<std::string(InetStack&)> text) {
+    dir->Add(name, base::MakeRef<FuncFile>(fs, 0444, [=]() -> Result<std::string> {
+               base::Ref<NetNamespace> ns = TRY(find());
+               if (HostNetwork* host = HostNetwork::Of(*ns)) return host_text(*host);
+               return text(*InetStack::Of(*ns));
              }));
   };
   for (bool v6 : {false, true}) {
-    add(v6 ? "tcp6" : "tcp", [v6](InetStack& s) { return TcpText(s, v6); });
-    add(v6 ? "udp6" : "udp", [v6](InetStack& s) { return UdpText(s, v6); });
+    add(
+        v6 ? "tcp6" : "tcp",
+        [v6](HostNetwork& h) { return TcpText(HostRows(h, IPPROTO_TCP, v6), v6); },
+        [v6](InetStack& s) { return TcpText(TcpRows(s, v6), v6); });
+    add(
+        v6 ? "udp6" : "udp",
+        [v6](HostNetwork& h) { return UdpText(HostRows(h, IPPROTO_UDP, v6), v6); },
+        [v6](InetStack& s) { return UdpText(UdpRows(s, v6), v6); });
   }
-  add("dev", DevText);
-  add("route", [](InetStack&) { return RouteText(); });
-  add("if_inet6", Addresses6);
-  add("ipv6_route", Routes6);
-  add("snmp", SnmpText);
-  add("sockstat", SockstatText);
+  auto same = [&](const char* name, std::function<std::string(InetStack&)> text) {
+    add(
+        name, [name](HostNetwork& h) { return h.ProcNet(name); }, std::move(text));
+  };
+  same("dev", DevText);
+  same("route", [](InetStack&) { return RouteText(); });
+  same("if_inet6", Addresses6);
+  same("ipv6_route", Routes6);
+  same("snmp", SnmpText);
+  same("sockstat", SockstatText);
   return dir;
 }
 

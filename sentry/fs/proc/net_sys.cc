@@ -7,6 +7,7 @@
 #include "sentry/fs/proc/sysctl.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/host/host_network.h"
 #include "sentry/net/inet/stack.h"
 
 namespace sentry {
@@ -22,11 +23,17 @@ base::Ref<InetStack> CurrentStack() {
   return InetStack::Of(*Kernel::Get().root_net_ns());
 }
 
-// The writer's namespace, if it may change it. EPERM.
-Result<base::Ref<InetStack>> StackToChange() {
+// The writer's namespace, if it may change it. EPERM. What a host network does is the host's
+// affair: there, once the sandbox runs, only who may bind low ports can be changed, since the
+// sentry sees to that.
+Result<base::Ref<InetStack>> StackToChange(std::atomic<int> InetStack::*value = nullptr) {
   base::Ref<InetStack> stack = CurrentStack();
   Task* t = Task::Current();
-  if (t != nullptr && !stack->HasCap(*t, CAP_NET_ADMIN)) return Error(EPERM);
+  if (t == nullptr) return stack;
+  if (!stack->HasCap(*t, CAP_NET_ADMIN)) return Error(EPERM);
+  if (HostNetwork::Current(*t) != nullptr && value != &InetStack::unprivileged_port_start) {
+    return Error(EPERM);
+  }
   return stack;
 }
 
@@ -36,7 +43,7 @@ void Int(SysctlBuilder& dir, const char* name, std::atomic<int> InetStack::*valu
   dir.ReadWrite(
       name, [value] { return fmt::format("{}\n", ((*CurrentStack()).*value).load()); },
       [value, low, high](std::string_view data) -> Status {
-        base::Ref<InetStack> stack = TRY(StackToChange());
+        base::Ref<InetStack> stack = TRY(StackToChange(value));
         int number = TRY(ParseSysctl<int>(data));
         if (number < low || number > high) return Error(EINVAL);
         ((*stack).*value).store(number);

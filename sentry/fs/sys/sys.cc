@@ -14,6 +14,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
+#include "sentry/net/host/host_network.h"
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {
@@ -211,6 +212,72 @@ void AddLoopback(Builder dir) {
   dir.Value("type", 772);
 }
 
+std::string HardwareText(const std::vector<uint8_t>& bytes) {
+  std::string text;
+  for (uint8_t byte : bytes) text += fmt::format("{}{:02x}", text.empty() ? "" : ":", byte);
+  return text;
+}
+
+// A device of the host's network, as it is when a file is read.
+void AddHostDevice(Builder dir, HostNetwork& host, int index) {
+  auto read = [&](Builder& to, const std::string& name,
+                  std::function<std::string(const HostInterface&)> text) {
+    to.Read(name, [&host, index, text]() -> Result<std::string> {
+      for (const HostInterface& i : TRY(host.Interfaces())) {
+        if (i.index == index) return text(i) + "\n";
+      }
+      return base::Error(ENODEV);
+    });
+  };
+  auto number = [&](const std::string& name, auto HostInterface::*member) {
+    read(dir, name, [member](const HostInterface& i) { return std::to_string(i.*member); });
+  };
+  number("ifindex", &HostInterface::index);
+  number("iflink", &HostInterface::link);
+  number("mtu", &HostInterface::mtu);
+  number("tx_queue_len", &HostInterface::queue_length);
+  number("type", &HostInterface::type);
+  number("carrier", &HostInterface::carrier);
+  read(dir, "flags", [](const HostInterface& i) { return fmt::format("{:#x}", i.flags & 0xffff); });
+  read(dir, "addr_len", [](const HostInterface& i) { return std::to_string(i.hardware.size()); });
+  read(dir, "address", [](const HostInterface& i) { return HardwareText(i.hardware); });
+  read(dir, "broadcast", [](const HostInterface& i) { return HardwareText(i.hardware_broadcast); });
+  read(dir, "operstate", [](const HostInterface& i) -> std::string {
+    // RFC 2863 (linux/if.h: IF_OPER_*).
+    constexpr const char* kNames[] = {"unknown", "notpresent", "down", "lowerlayerdown",
+                                      "testing", "dormant",    "up"};
+    return i.operstate < std::size(kNames) ? kNames[i.operstate] : "unknown";
+  });
+  Builder statistics = dir.Dir("statistics");
+  constexpr const char* kCounters[] = {"rx_packets", "tx_packets", "rx_bytes",   "tx_bytes",
+                                       "rx_errors",  "tx_errors",  "rx_dropped", "tx_dropped"};
+  static_assert(std::size(kCounters) == std::tuple_size_v<decltype(HostInterface::statistics)>);
+  for (size_t n = 0; n < std::size(kCounters); ++n) {
+    read(statistics, kCounters[n],
+         [n](const HostInterface& i) { return std::to_string(i.statistics[n]); });
+  }
+}
+
+void AddNetwork(Builder devices, Builder classes) {
+  Builder dir = devices.Dir("virtual").Dir("net"), links = classes.Dir("net");
+  auto link = [&](const std::string& name) {
+    links.Link(name, "../../devices/virtual/net/" + name);
+  };
+  HostNetwork* host = HostNetwork::Of(*Kernel::Get().root_net_ns());
+  if (host == nullptr) {
+    AddLoopback(dir.Dir("lo"));
+    return link("lo");
+  }
+  // The devices that are there now; one that comes later is in netlink's answers alone.
+  auto interfaces = host->Interfaces();
+  if (!interfaces.ok()) return;
+  for (const HostInterface& i : *interfaces) {
+    if (i.name.find('/') != std::string::npos) continue;
+    AddHostDevice(dir.Dir(i.name), *host, i.index);
+    link(i.name);
+  }
+}
+
 base::Ref<Inode> NewSysRoot(Kernel& kernel) {
   auto fs = base::MakeRef<PseudoFs>("sysfs", SYSFS_MAGIC, /*dynamic=*/false);
   auto root = base::MakeRef<PseudoDir>(fs.get(), 0555, 1);
@@ -224,8 +291,7 @@ base::Ref<Inode> NewSysRoot(Kernel& kernel) {
   Builder system = devices.Dir("system");
   AddCpus(system.Dir("cpu"), kernel.cpu_count());
   AddNodes(system.Dir("node"), kernel);
-  AddLoopback(devices.Dir("virtual").Dir("net").Dir("lo"));
-  b.Dir("class").Dir("net").Link("lo", "../../devices/virtual/net/lo");
+  AddNetwork(devices, b.Dir("class"));
   Builder kernel_dir = b.Dir("kernel");
   kernel_dir.Dir("mm");
   kernel_dir.Dir("debug");

@@ -3,17 +3,11 @@
 #include <linux/in6.h>
 #include <net/if.h>
 #include <sys/epoll.h>
-#include <time.h>
-
-// After <time.h>, which it needs.
-#include <linux/errqueue.h>
 
 #include <algorithm>
 #include <cstring>
 #include <string_view>
 
-#include "sentry/kernel/kernel.h"
-#include "sentry/kernel/session.h"
 #include "sentry/kernel/task.h"
 
 namespace sentry {
@@ -262,36 +256,8 @@ Status InetEndpoint::Resolve(InetAddress* to, IpAddress* source) const {
 }
 
 void InetEndpoint::CompleteZeroCopy() {
-  {
-    absl::MutexLock lock(&zero_copy_mutex_);
-    ++zero_copy_next_;
-    zero_copy_pending_ = true;
-  }
+  zero_copy_.Complete();
   queue_.WakeAll(EPOLLERR);
-}
-
-Result<size_t> InetEndpoint::TakeZeroCopy(RecvArgs* args) {
-  struct {
-    sock_extended_err error;
-    sockaddr_storage offender;
-  } entry{};
-  {
-    absl::MutexLock lock(&zero_copy_mutex_);
-    if (!zero_copy_pending_.exchange(false)) return Error(EAGAIN);
-    entry.error.ee_info = zero_copy_first_;
-    entry.error.ee_data = zero_copy_next_ - 1;
-    zero_copy_first_ = zero_copy_next_;
-  }
-  entry.error.ee_origin = SO_EE_ORIGIN_ZEROCOPY;
-  entry.error.ee_code = SO_EE_CODE_ZEROCOPY_COPIED;
-  auto bytes =
-      std::as_bytes(std::span(&entry, 1))
-          .first(sizeof(entry.error) + (v6() ? sizeof(sockaddr_in6) : sizeof(sockaddr_in)));
-  args->control.push_back({v6() ? int{IPPROTO_IPV6} : int{IPPROTO_IP},
-                           v6() ? IPV6_RECVERR : IP_RECVERR,
-                           {bytes.begin(), bytes.end()}});
-  args->out_flags |= MSG_ERRQUEUE;
-  return size_t{0};
 }
 
 void InetEndpoint::SetDescription(FileDescription* file) {
@@ -306,20 +272,7 @@ void InetEndpoint::SendSigurg() {
     if (description_ == nullptr) return;
     owner = description_->async_owner();
   }
-  if (owner.id == 0) return;
-  Kernel& kernel = Kernel::Get();
-  PidNamespace& ns = *kernel.root_pid_ns();
-  siginfo_t info = MakeSiginfo(SIGURG, SI_KERNEL);
-  if (owner.type == F_OWNER_PGRP) {
-    base::Ref<ProcessGroup> group = kernel.FindProcessGroup(ns, owner.id);
-    if (group != nullptr) kernel.SignalProcessGroup(*group, info);
-  } else if (owner.type == F_OWNER_TID) {
-    base::Ref<Task> task = kernel.FindTask(ns, owner.id);
-    if (task != nullptr) task->SendSignal(info);
-  } else {
-    base::Ref<ThreadGroup> process = kernel.FindThreadGroup(ns, owner.id);
-    if (process != nullptr) process->SendSignal(info);
-  }
+  SignalAsyncOwner(owner, MakeSiginfo(SIGURG, SI_KERNEL));
 }
 
 InetSocket::InetSocket(Vfs& vfs, InetEndpoint& endpoint, int type, int protocol, uint32_t flags)

@@ -13,6 +13,7 @@
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/net/inet/port_table.h"
 #include "sentry/net/inet/stack.h"
+#include "sentry/net/inet/zero_copy.h"
 #include "sentry/net/socket.h"
 
 namespace sentry {
@@ -56,12 +57,11 @@ class InetEndpoint : public PortUser {
   fiber::WaitQueue& wait_queue() { return queue_; }
   virtual PortTable& table() = 0;
   virtual InetAddress LocalName() = 0;
-  // A send with MSG_ZEROCOPY and SO_ZEROCOPY is complete: the bytes were copied. Told once, in the
-  // error queue, for all sends since it was last asked (net/core/skbuff.c: msg_zerocopy_callback).
+  // See ZeroCopyNotices.
   void CompleteZeroCopy();
-  bool zero_copy_pending() const { return zero_copy_pending_.load(std::memory_order_relaxed); }
+  bool zero_copy_pending() const { return zero_copy_.pending(); }
   // The answer to MSG_ERRQUEUE. EAGAIN.
-  base::Result<size_t> TakeZeroCopy(RecvArgs* args);
+  base::Result<size_t> TakeZeroCopy(RecvArgs* args) { return zero_copy_.Take(v6(), args); }
   // SIGURG to who owns the description (F_SETOWN).
   void SendSigurg();
   // The description that signals are for; null when it is closed.
@@ -85,11 +85,8 @@ class InetEndpoint : public PortUser {
   const base::Ref<SocketOptions> options_;
   IpOptions ip_;
   fiber::WaitQueue queue_;
-  std::atomic<uint64_t> ino_{0};                                    // of the description
-  absl::Mutex zero_copy_mutex_;                                     // leaf
-  std::atomic<bool> zero_copy_pending_{false};                      // written under it
-  uint32_t zero_copy_first_ ABSL_GUARDED_BY(zero_copy_mutex_) = 0;  // not told yet
-  uint32_t zero_copy_next_ ABSL_GUARDED_BY(zero_copy_mutex_) = 0;
+  std::atomic<uint64_t> ino_{0};  // of the description
+  ZeroCopyNotices zero_copy_;
   absl::Mutex description_mutex_;  // before the description's owner
   FileDescription* description_ ABSL_GUARDED_BY(description_mutex_) = nullptr;
 };

@@ -131,7 +131,8 @@ Result<size_t> NetlinkSocket::Send(IoSource& src, SendArgs args) {
   if (length == 0) return Error(ENODATA);
   std::vector<std::byte> request(length);
   if (TRY(src.Get(request)) != length) return Error(EFAULT);
-  Push(AnswerRoute(*stack_, stack_->HasCap(*t, CAP_NET_ADMIN), port_.load(), request));
+  const bool admin = stack_->HasCap(*t, CAP_NET_ADMIN);
+  Push(AnswerRoute(*stack_, host_, admin, port_.load(), request));
   return length;
 }
 
@@ -218,8 +219,8 @@ Result<base::Ref<FileDescription>> NewNetlinkSocket(Task& t, Vfs& vfs, int type,
                                                     uint32_t flags) {
   if (type != SOCK_RAW && type != SOCK_DGRAM) return Error(ESOCKTNOSUPPORT);
   if (protocol != NETLINK_ROUTE) return Error(EPROTONOSUPPORT);
-  return base::Ref<FileDescription>(
-      base::MakeRef<NetlinkSocket>(vfs, InetStack::Current(t), type, protocol, flags));
+  return base::Ref<FileDescription>(base::MakeRef<NetlinkSocket>(
+      vfs, InetStack::Current(t), HostNetwork::Current(t), type, protocol, flags));
 }
 
 }  // namespace sentry

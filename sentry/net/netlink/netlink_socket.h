@@ -7,6 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "sentry/net/host/host_network.h"
 #include "sentry/net/inet/stack.h"
 #include "sentry/net/socket.h"
 
@@ -14,8 +15,10 @@ namespace sentry {
 
 class NetlinkSocket : public Socket {
  public:
-  NetlinkSocket(Vfs& vfs, base::Ref<InetStack> stack, int type, int protocol, uint32_t flags)
-      : Socket(vfs, AF_NETLINK, type, protocol, flags), stack_(std::move(stack)) {}
+  // `host`: where the network is the host's; null otherwise.
+  NetlinkSocket(Vfs& vfs, base::Ref<InetStack> stack, HostNetwork* host, int type, int protocol,
+                uint32_t flags)
+      : Socket(vfs, AF_NETLINK, type, protocol, flags), stack_(std::move(stack)), host_(host) {}
 
   base::Status Bind(Task& t, const SockAddr& address) override;
   base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
@@ -40,6 +43,7 @@ class NetlinkSocket : public Socket {
   void Push(std::vector<std::vector<std::byte>> answers);
 
   const base::Ref<InetStack> stack_;
+  HostNetwork* const host_;
   fiber::WaitQueue queue_;
   std::atomic<int> error_{0};
   std::atomic<uint32_t> port_{0}, groups_{0}, kept_{0};

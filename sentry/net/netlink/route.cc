@@ -9,6 +9,9 @@
 #include <array>
 #include <string>
 
+#include "sentry/net/netlink/host_route.h"
+#include "sentry/net/netlink/request.h"
+
 namespace sentry {
 namespace {
 
@@ -19,29 +22,6 @@ constexpr uint32_t kLowerUp = 0x10000;              // IFF_LOWER_UP
 constexpr uint8_t kOperUnknown = 0, kOperDown = 2;  // IF_OPER_*
 constexpr char kLo[] = "lo";
 constexpr size_t kMaxRequests = 64;  // of one datagram
-
-// One request and where its answers go.
-struct Request {
-  InetStack& stack;
-  bool admin;
-  uint32_t port;
-  NetlinkMessage message;
-  NetlinkWriter& out;
-
-  uint16_t type() const { return message.header.nlmsg_type; }
-  uint16_t flags() const { return message.header.nlmsg_flags; }
-  bool get() const { return ((type() - RTM_BASE) & 3) == 2; }
-  // Its two bits mean something else where it is no GET.
-  bool dump() const { return get() && (flags() & NLM_F_DUMP) == NLM_F_DUMP; }
-  nlmsghdr Header(uint16_t type) const {
-    nlmsghdr h{};
-    h.nlmsg_type = type;
-    h.nlmsg_flags = static_cast<uint16_t>(dump() ? NLM_F_MULTI : 0);
-    h.nlmsg_seq = message.header.nlmsg_seq;
-    h.nlmsg_pid = port;
-    return h;
-  }
-};
 
 std::span<const std::byte> AddressBytes(const IpAddress& ip) {
   auto all = std::as_bytes(std::span(ip.bytes));
@@ -64,7 +44,7 @@ std::optional<IpAddress> AddressFrom(int family, NetlinkBytes bytes) {
 
 // --- links ---
 
-void WriteLink(const Request& r) {
+void WriteLink(const RouteRequest& r) {
   InetStack& s = r.stack;
   ifinfomsg m{};
   m.ifi_type = ARPHRD_LOOPBACK;
@@ -112,7 +92,7 @@ Status CheckLink(const ifinfomsg& m, NetlinkBytes rest) {
   return text.substr(0, text.find('\0')) == kLo ? base::Ok() : Status(Error(ENODEV));
 }
 
-Status GetLink(const Request& r) {
+Status GetLink(const RouteRequest& r) {
   if (!r.dump()) {
     if (r.message.payload.size() < sizeof(ifinfomsg)) return Error(EINVAL);
     NetlinkBytes rest;
@@ -123,7 +103,7 @@ Status GetLink(const Request& r) {
   return base::Ok();
 }
 
-Status SetLink(const Request& r) {
+Status SetLink(const RouteRequest& r) {
   if (r.message.payload.size() < sizeof(ifinfomsg)) return Error(EINVAL);
   NetlinkBytes rest;
   auto m = FixedHeader<ifinfomsg>(r.message.payload, &rest);
@@ -145,7 +125,7 @@ Status SetLink(const Request& r) {
 
 // --- addresses ---
 
-void WriteAddress(const Request& r, const InetStack::Address& a) {
+void WriteAddress(const RouteRequest& r, const InetStack::Address& a) {
   bool v4 = a.ip.v4(), host = a.ip.IsLoopback();
   ifaddrmsg m{};
   m.ifa_family = v4 ? AF_INET : AF_INET6;
@@ -167,7 +147,7 @@ void WriteAddress(const Request& r, const InetStack::Address& a) {
   w.End();
 }
 
-Status GetAddress(const Request& r) {
+Status GetAddress(const RouteRequest& r) {
   NetlinkBytes rest;
   auto m = FixedHeader<ifaddrmsg>(r.message.payload, &rest);
   if (!r.dump()) {
@@ -187,7 +167,7 @@ Status GetAddress(const Request& r) {
   return base::Ok();
 }
 
-Status ChangeAddress(const Request& r) {
+Status ChangeAddress(const RouteRequest& r) {
   if (r.message.payload.size() < sizeof(ifaddrmsg)) return Error(EINVAL);
   NetlinkBytes rest;
   auto m = FixedHeader<ifaddrmsg>(r.message.payload, &rest);
@@ -216,7 +196,7 @@ struct Route {
   bool has_source;
 };
 
-void WriteRoute(const Request& r, const Route& route, uint32_t flags = 0) {
+void WriteRoute(const RouteRequest& r, const Route& route, uint32_t flags = 0) {
   bool v4 = route.to.v4();
   rtmsg m{};
   m.rtm_family = v4 ? AF_INET : AF_INET6;
@@ -259,7 +239,7 @@ std::vector<Route> RoutesOf(const InetStack::Address& a) {
   return out;
 }
 
-Status GetRoute(const Request& r) {
+Status GetRoute(const RouteRequest& r) {
   NetlinkBytes rest;
   auto m = FixedHeader<rtmsg>(r.message.payload, &rest);
   if (!r.dump()) {
@@ -287,7 +267,7 @@ Status GetRoute(const Request& r) {
 }
 
 // The rules that every network has.
-Status GetRules(const Request& r) {
+Status GetRules(const RouteRequest& r) {
   if (!r.dump()) return Error(EOPNOTSUPP);
   NetlinkBytes rest;
   auto m = FixedHeader<rtmsg>(r.message.payload, &rest);
@@ -313,7 +293,7 @@ Status GetRules(const Request& r) {
   return base::Ok();
 }
 
-Status Answer(const Request& r) {
+Status Answer(const RouteRequest& r) {
   // What is not a GET needs the capability (rtnetlink_rcv_msg).
   if (!r.get() && !r.admin) return Error(EPERM);
   switch (r.type()) {
@@ -342,7 +322,7 @@ Status Answer(const Request& r) {
 }
 
 // NLMSG_ERROR: the code and the request's header; with an error, the whole request.
-void WriteError(const Request& r, int error) {
+void WriteError(const RouteRequest& r, int error) {
   nlmsghdr h = r.Header(NLMSG_ERROR);
   h.nlmsg_flags = error == 0 ? NLM_F_CAPPED : 0;
   nlmsgerr e{};
@@ -355,20 +335,20 @@ void WriteError(const Request& r, int error) {
 
 }  // namespace
 
-std::vector<std::vector<std::byte>> AnswerRoute(InetStack& stack, bool admin, uint32_t port,
-                                                NetlinkBytes request) {
+std::vector<std::vector<std::byte>> AnswerRoute(InetStack& stack, HostNetwork* host, bool admin,
+                                                uint32_t port, NetlinkBytes request) {
   std::vector<std::vector<std::byte>> answers;
   for (size_t i = 0; i < kMaxRequests; ++i) {
     std::optional<NetlinkMessage> message = NextMessage(&request);
     if (!message) break;
     NetlinkWriter out;
-    Request r{stack, admin, port, *message, out};
+    RouteRequest r{stack, admin, port, *message, out, answers};
     Status status;
     bool asks = (r.flags() & NLM_F_REQUEST) && r.type() >= NLMSG_MIN_TYPE;
     if (asks) {
       // rtnetlink_rcv_msg ignores what has no family.
       if (r.message.payload.size() < sizeof(rtgenmsg)) continue;
-      status = Answer(r);
+      status = host != nullptr ? AnswerFromHost(*host, r) : Answer(r);
     }
     if (!out.empty()) answers.push_back(out.Take());
     if (asks && r.dump() && status.ok()) {

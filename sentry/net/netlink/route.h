@@ -5,14 +5,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "sentry/net/host/host_network.h"
 #include "sentry/net/inet/stack.h"
-#include "sentry/net/netlink/message.h"
+#include "sentry/net/netlink_message.h"
 
 namespace sentry {
 
-// Answers a datagram of requests to `stack`: the datagrams that go back to `port`. `admin`: the
-// sender may change the network (CAP_NET_ADMIN). Bounded by the length of the request.
-std::vector<std::vector<std::byte>> AnswerRoute(InetStack& stack, bool admin, uint32_t port,
-                                                NetlinkBytes request);
+// Answers a datagram of requests to `stack`, or, if it is not null, to `host`: the datagrams that
+// go back to `port`. `admin`: the sender may change the network (CAP_NET_ADMIN). Bounded by the
+// length of the request, and by what the host says. May park if there is a host.
+std::vector<std::vector<std::byte>> AnswerRoute(InetStack& stack, HostNetwork* host, bool admin,
+                                                uint32_t port, NetlinkBytes request);
 
 }  // namespace sentry

@@ -68,6 +68,12 @@ class NetlinkWriter {
     Append(fixed);
     Pad();
   }
+  // The same without a fixed header: Raw follows.
+  void BeginRaw(const nlmsghdr& header) {
+    End();
+    start_ = bytes_.size();
+    Append(header);
+  }
   void Attribute(uint16_t type, std::span<const std::byte> value);
   void Attribute(uint16_t type, std::string_view text);  // with a NUL
   template <typename T>
@@ -83,6 +89,7 @@ class NetlinkWriter {
   // Fills in the length of the message.
   void End();
   bool empty() const { return bytes_.empty(); }
+  size_t size() const { return bytes_.size(); }
   std::vector<std::byte> Take();
 
  private:

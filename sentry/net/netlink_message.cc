@@ -1,4 +1,4 @@
-#include "sentry/net/netlink/message.h"
+#include "sentry/net/netlink_message.h"
 
 #include <algorithm>
 #include <utility>
