@@ -16,6 +16,7 @@ constexpr Handler kHandlers[] = {
     DoOpen,        DoCreate,   DoMkdir,   DoMknod,  DoSymlink,  DoLink,     DoUnlink,
     DoRename,      DoReadlink, DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr,
     DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,   DoTmpfile,  DoOpenMany,
+    DoEnd,
 };
 static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
 
@@ -27,6 +28,7 @@ struct Server::Impl {
         threads(o.threads),
         session(o.proc_fd, o.max_handles),
         started(o.threads) {
+    session.exit_code = o.exit_code;
     for (MountConfig& mount : o.mounts) {
       auto attr = StatFd(mount.fd.get());
       // A mount whose root cannot be looked at keeps its number and answers every request ENOTDIR.
@@ -122,6 +124,7 @@ void Server::Impl::Serve() {
     Fds fds;
     const std::string reply = Handle(std::string_view(buffer.get(), static_cast<size_t>(n)), &fds);
     if (reply.empty() || !Send(reply, fds)) break;
+    if (session.ending.load(std::memory_order_acquire)) break;
   }
   // Ends the other threads and tells the peer.
   shutdown(connection.get(), SHUT_RDWR);
@@ -150,6 +153,8 @@ void Server::Join() {
   for (std::thread& t : impl_->pool) t.join();
   impl_->pool.clear();
 }
+
+int Server::exit_code() const { return impl_->session.exit_code.load(std::memory_order_relaxed); }
 
 std::string Server::HandlePacket(std::string_view packet, std::vector<base::UniqueFd>* fds) {
   return impl_->Handle(packet, fds);

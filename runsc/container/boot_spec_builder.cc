@@ -107,7 +107,7 @@ std::string Hostname(const oci::Spec& spec) {
   return uname(&host) == 0 ? host.nodename : "";
 }
 
-void BuildLinux(const oci::Linux& config, sentry::BootSpec* boot) {
+void BuildLinux(const oci::Linux& config, sentry::ContainerSpec* boot) {
   boot->masked_paths = config.masked_paths;
   boot->readonly_paths = config.readonly_paths;
   for (const oci::Device& d : config.devices) {
@@ -181,7 +181,8 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   setup.gofer_mounts.push_back(
       {*rootfs, flags.overlay || (spec.root.readonly && DestinationsExist(*rootfs, spec.mounts))});
 
-  sentry::BootSpec& boot = setup.boot;
+  sentry::BootSpec& sandbox = setup.boot;
+  sentry::ContainerSpec& boot = sandbox.container;
   boot.container_id = id;
   boot.hostname = Hostname(spec);
   boot.domainname = spec.domainname;
@@ -201,13 +202,13 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
     boot.seccomp = std::move(*filter);
     boot.seccomp_log = spec.linux_.seccomp->log;
   }
-  boot.platform = flags.platform;
-  boot.network = flags.network;
-  boot.strace = flags.strace;
-  boot.strict = flags.strict;
-  boot.allow_no_seccomp = flags.allow_no_seccomp;
-  boot.debug = flags.debug;
-  boot.spin_ns = flags.spin_ns;
+  sandbox.platform = flags.platform;
+  sandbox.network = flags.network;
+  sandbox.strace = flags.strace;
+  sandbox.strict = flags.strict;
+  sandbox.allow_no_seccomp = flags.allow_no_seccomp;
+  sandbox.debug = flags.debug;
+  sandbox.spin_ns = flags.spin_ns;
   return setup;
 }
 

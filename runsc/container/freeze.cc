@@ -1,5 +1,6 @@
 // Pausing: the sentry and its stubs are stopped by the host, from outside, as the cgroup freezer
-// would do it, and without needing a cgroup.
+// would do it, and without needing a cgroup. A container in another's sandbox is stopped by the
+// sentry, which the others need.
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -67,6 +68,16 @@ absl::Status ContinueAll(const ContainerState& state) {
   return SignalSandbox(state, SIGCONT);
 }
 
+// By the sentry.
+absl::Status FreezeMember(const Store& store, const ContainerState& state, bool frozen) {
+  auto sandbox = ConnectSandbox(store, state.id);
+  if (!sandbox.ok()) return sandbox.status();
+  if (!sandbox->SetFrozen(frozen).ok()) {
+    return absl::UnavailableError("the sandbox does not answer");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status PauseContainer(const Store& store, ContainerState* state) {
@@ -81,9 +92,10 @@ absl::Status PauseContainer(const Store& store, ContainerState* state) {
   // Stored first: what is half stopped can be resumed.
   state->status = ContainerStatus::kPaused;
   if (auto s = store.Save(*state); !s.ok()) return s;
-  absl::Status s = StopAll(*state);
+  const bool member = !state->sandbox_id.empty();
+  absl::Status s = member ? FreezeMember(store, *state, true) : StopAll(*state);
   if (s.ok()) return s;
-  (void)ContinueAll(*state);
+  if (!member) (void)ContinueAll(*state);
   state->status = ContainerStatus::kRunning;
   (void)store.Save(*state);
   return s;
@@ -97,7 +109,9 @@ absl::Status ResumeContainer(const Store& store, ContainerState* state) {
   if (status != ContainerStatus::kPaused) {
     return absl::FailedPreconditionError("container not paused");
   }
-  if (auto s = ContinueAll(*state); !s.ok()) return s;
+  absl::Status s = state->sandbox_id.empty() ? ContinueAll(*state)
+                                             : FreezeMember(store, *state, false);
+  if (!s.ok()) return s;
   state->status = ContainerStatus::kRunning;
   return store.Save(*state);
 }

@@ -1,6 +1,6 @@
-// What the sentry is told about the container it shall run. Plain values, made by runsc from the
-// OCI configuration after checking it; they cross to the sentry as JSON (boot_spec_json.h).
-// Strings are bytes and hold no NUL.
+// What the sentry is told: how to run the sandbox (BootSpec), and about each container that it
+// shall run (ContainerSpec). Plain values, made by runsc from the OCI configuration after checking
+// it; they cross to the sentry as JSON (boot_spec_json.h). Strings are bytes and hold no NUL.
 #pragma once
 
 #include <cstdint>
@@ -75,8 +75,15 @@ struct IdMapping {
   uint32_t size = 0;
 };
 
-struct BootSpec {
+// By container id: whose namespace of each kind a container shares; empty: it has one of its own.
+struct SharedNamespaces {
+  std::string pid, uts, ipc, net, user;
+};
+
+// A container: the sandbox's first, or one that joins it later (of a pod).
+struct ContainerSpec {
   std::string container_id;
+  SharedNamespaces share;  // of one that joins: whose namespaces it has
   std::string hostname;  // empty: keep the sentry's default
   std::string domainname;
   ProcessSpec process;
@@ -102,8 +109,11 @@ struct BootSpec {
   uint64_t memory_limit = 0;  // bytes that the cgroup allows; 0: none. For /proc/meminfo
   double cpu_limit = 0;       // processors that the cgroup allows; 0: none
   int64_t pids_limit = 0;     // 0: none
+};
 
-  // How this sandbox is run.
+// A sandbox with its first container.
+struct BootSpec {
+  ContainerSpec container;
   std::string platform = "auto";  // as for platform::Create
   std::string network = "none";
   bool strace = false;
