@@ -44,6 +44,8 @@ struct Server::Impl {
 
   std::string Handle(std::string_view packet, Fds* fds);
   void Serve();
+  // False if the connection must end. A peer that has gone gets no reply, but what it has sent
+  // counts: the last of it may be kEnd.
   bool Send(const std::string& reply, const Fds& fds);
 
   const base::UniqueFd connection;
@@ -103,6 +105,7 @@ bool Server::Impl::Send(const std::string& reply, const Fds& fds) {
   for (;;) {
     if (sendmsg(connection.get(), &msg, MSG_NOSIGNAL) >= 0) return true;
     // ETOOMANYREFS: more descriptors in flight than the limit; the sentry will take some.
+    if (errno == EPIPE || errno == ECONNRESET) return true;
     if (errno != EINTR) return false;
   }
 }
@@ -119,7 +122,8 @@ void Server::Impl::Serve() {
     msg.msg_iov = &iov;
     msg.msg_iovlen = 1;
     const ssize_t n = recvmsg(connection.get(), &msg, 0);
-    if (n < 0 && errno == EINTR) continue;
+    // ECONNRESET, told once: the peer went without having read all replies.
+    if (n < 0 && (errno == EINTR || errno == ECONNRESET)) continue;
     if (n <= 0 || (msg.msg_flags & MSG_TRUNC) != 0) break;
     Fds fds;
     const std::string reply = Handle(std::string_view(buffer.get(), static_cast<size_t>(n)), &fds);

@@ -49,7 +49,9 @@ std::string ConfiguredPath(const oci::Spec& spec, const std::string& type) {
   return "";
 }
 
-std::vector<ContainerState> MembersOf(const Store& store, const std::string& sandbox_id) {
+}  // namespace
+
+std::vector<ContainerState> PodMembers(const Store& store, const std::string& sandbox_id) {
   std::vector<ContainerState> members;
   auto ids = store.List();
   if (!ids.ok()) return members;
@@ -61,8 +63,6 @@ std::vector<ContainerState> MembersOf(const Store& store, const std::string& san
   }
   return members;
 }
-
-}  // namespace
 
 absl::StatusOr<std::optional<std::string>> PodSandboxId(
     const std::map<std::string, std::string>& annotations) {
@@ -118,7 +118,7 @@ absl::StatusOr<sentry::SharedNamespaces> ShareNamespaces(const Store& store,
     if (is(sandbox.sandbox.pid)) return sandbox.id;
     const std::string configured = ConfiguredPath(*first, kind.type);
     if (!configured.empty() && Identify(configured) == wanted) return sandbox.id;
-    for (const ContainerState& member : MembersOf(store, sandbox.id)) {
+    for (const ContainerState& member : PodMembers(store, sandbox.id)) {
       if (is(member.gofer.pid)) return member.id;
     }
     return "";

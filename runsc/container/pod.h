@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,6 +23,9 @@ absl::StatusOr<std::optional<std::string>> PodSandboxId(
 // The state of the container with that sandbox. NotFound or FailedPrecondition unless it is one of
 // this store that has a sandbox of its own, which runs.
 absl::StatusOr<ContainerState> FindPodSandbox(const Store& store, const std::string& id);
+
+// The containers that are in that one's sandbox beside it and have not ended.
+std::vector<ContainerState> PodMembers(const Store& store, const std::string& sandbox_id);
 
 // Whose namespaces a container of the pod shares: those at whose path it names another container of
 // the pod, and the first container's where it wants the host's. InvalidArgument for a path that

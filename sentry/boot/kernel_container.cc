@@ -495,12 +495,18 @@ void KernelContainer::End(int exit_code) {
     }
     if (round == kKillRounds) LOG_WARNING("container %s: processes do not end", id().c_str());
     std::map<int32_t, Known> known;
+    ContainerMounts mounts;
     {
       absl::MutexLock l(&mutex_);
-      if (execs_ == 0) mounts_ = {};
+      if (execs_ == 0) mounts = std::exchange(mounts_, {});
       known.swap(known_);
     }
     cgroup_->set_console(nullptr);
+    if (mounts.ns) {
+      for (const auto& mount : mounts.ns->Mounts()) {
+        kernel_.platform().ForgetFiles(mount->fs().dev());
+      }
+    }
     return true;
   });
   gofer_->End(exit_code);
