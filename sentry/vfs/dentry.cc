@@ -32,7 +32,11 @@ size_t Dentry::NameHash::operator()(const Dentry* d) const {
 bool Dentry::NameEq::operator()(const Dentry* a, std::string_view b) const { return a->name_ == b; }
 
 Dentry::Dentry(base::Ref<Dentry> parent, std::string_view name, base::Ref<Inode> inode)
-    : parent_(std::move(parent)), name_(name), inode_(inode.release()) {}
+    : parent_(std::move(parent)),
+      name_(name),
+      inode_(inode.release()),
+      kept_((parent_ == nullptr || parent_->kept_) &&
+            (inode_ptr() == nullptr || inode_ptr()->keeps_dentries())) {}
 
 Dentry::~Dentry() {
   if (registered_root_) {
@@ -109,7 +113,7 @@ base::Ref<Dentry> Dentry::AddChild(std::string_view name, base::Ref<Inode> inode
     }
     children_.insert(fresh.get());
   }
-  DentryCache::Get().Add(*fresh);
+  if (fresh->kept_) DentryCache::Get().Add(*fresh);
   return fresh;
 }
 

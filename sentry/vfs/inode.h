@@ -145,6 +145,9 @@ class Inode : public base::RefCounted {
   // Is the cached entry name -> child (null: negative) still right? Only if
   // fs().needs_revalidation().
   virtual bool Revalidate(std::string_view name, Inode* child);
+  // May the dentry cache keep names of this object, and all that is below it, while nobody uses
+  // them? No for what ends by itself, such as a process (Linux: d_delete, proc_flush_pid).
+  virtual bool keeps_dentries() const { return true; }
   // O_TMPFILE.
   virtual base::Result<base::Ref<Inode>> Tmpfile(const NewInode& new_inode);
 

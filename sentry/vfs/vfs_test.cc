@@ -66,6 +66,8 @@ class TestInode : public AnonInode {
     return base::Ok();
   }
   base::Result<std::string> ReadLink() override { return target_; }
+  bool keeps_dentries() const override { return keeps; }
+  bool keeps = true;
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override {
     return base::Ref<FileDescription>(base::MakeRef<TestFile>(args.path, args.flags));
   }
@@ -412,6 +414,23 @@ TEST_F(VfsTest, CacheStaysBounded) {
   for (int i = 0; i < 1000; i++) EXPECT_EQ(WalkCode("/none" + std::to_string(i)), ENOENT);
   EXPECT_LE(DentryCache::Get().size(), 101u);
   DentryCache::Get().set_limit(limit);
+}
+
+TEST_F(VfsTest, CacheKeepsNothingBelowWhatEndsByItself) {
+  Mkdir("/pid");
+  Mkdir("/pid/net");
+  EXPECT_EQ(Open("/pid/net/tcp", O_CREAT | O_RDWR), 0);
+  last_ = nullptr;
+  static_cast<TestInode&>(**root_inode_->Lookup("pid")).keeps = false;
+  DentryCache::Get().DropUnused();
+  const size_t before = DentryCache::Get().size();
+  EXPECT_EQ(Open("/pid/net/tcp", O_RDWR), 0);
+  EXPECT_EQ(WalkCode("/pid/net/none"), ENOENT);
+  EXPECT_EQ(Name("/pid/net/tcp"), "/pid/net/tcp");
+  EXPECT_EQ(DentryCache::Get().size(), before);
+  EXPECT_TRUE(root_.dentry->FindChild("pid"));  // the open file holds it
+  last_ = nullptr;
+  EXPECT_FALSE(root_.dentry->FindChild("pid"));
 }
 
 TEST_F(VfsTest, DescriptorTable) {

@@ -57,6 +57,8 @@ class PidOwned : public Base {
     if (change.set_mode) return base::Error(EPERM);  // proc_setattr
     return Base::SetAttr(change);
   }
+  // Else the names of processes that ended would fill the cache.
+  bool keeps_dentries() const override { return false; }
   const base::Ref<Pid>& pid() const { return pid_; }
 
  protected:
