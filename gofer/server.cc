@@ -12,11 +12,10 @@ namespace {
 
 using Handler = base::Status (*)(Session&, Reader, ReplyBuilder);
 constexpr Handler kHandlers[] = {
-    nullptr,       DoHello,    DoAttach,  DoWalk,   DoStatAt,   DoGetAttr,  DoSetAttr,
-    DoOpen,        DoCreate,   DoMkdir,   DoMknod,  DoSymlink,  DoLink,     DoUnlink,
-    DoRename,      DoReadlink, DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr,
-    DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,   DoTmpfile,  DoOpenMany,
-    DoEnd,
+    nullptr,   DoHello,  DoAttach,   DoWalk,     DoStatAt,    DoGetAttr,     DoSetAttr, DoOpen,
+    DoCreate,  DoMkdir,  DoMknod,    DoSymlink,  DoLink,      DoUnlink,      DoRename,  DoReadlink,
+    DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr, DoRemoveXattr, DoFsync,   DoConnect,
+    DoForget,  DoSyncFs, DoTmpfile,  DoOpenMany, DoEnd,
 };
 static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
 

@@ -42,8 +42,8 @@ struct GoferConfig {
 // The gofer's main function: confines the calling process for good, then serves until the sentry
 // closes the connection. To be called early in a process of its own that has no other threads, with
 // new user (ids mapped, uid 0 inside), mount, PID, IPC, UTS and network namespaces. Returns the
-// exit status: that of kEnd or of the configuration, or 1 with one line in `*error` (also written to the log) that says which step
-// failed.
+// exit status: that of kEnd or of the configuration, or 1 with one line in `*error` (also written
+// to the log) that says which step failed.
 int RunGofer(GoferConfig config, std::string* error);
 
 // The server without the process: serves one connection over the mounts. For RunGofer and tests.

@@ -1,6 +1,6 @@
 // Pausing: the sentry and its stubs are stopped by the host, from outside, as the cgroup freezer
-// would do it, and without needing a cgroup. In a sandbox of several containers it is the sentry that
-// stops the processes of one, since the others need it.
+// would do it, and without needing a cgroup. In a sandbox of several containers it is the sentry
+// that stops the processes of one, since the others need it.
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>

@@ -84,7 +84,7 @@ struct SharedNamespaces {
 struct ContainerSpec {
   std::string container_id;
   SharedNamespaces share;  // of one that joins: whose namespaces it has
-  std::string hostname;  // empty: keep the sentry's default
+  std::string hostname;    // empty: keep the sentry's default
   std::string domainname;
   ProcessSpec process;
   bool root_readonly = false;

@@ -1,6 +1,7 @@
-// BootSpec, ContainerSpec and ProcessSpec as JSON, between runsc and the sentry. Every field is written; a field
-// that is missing, unknown or of a wrong type is an error. Bytes above 0x7f of a string are written
-// as the code points U+0080 to U+00FF, so that strings that are not UTF-8 survive.
+// BootSpec, ContainerSpec and ProcessSpec as JSON, between runsc and the sentry. Every field is
+// written; a field that is missing, unknown or of a wrong type is an error. Bytes above 0x7f of a
+// string are written as the code points U+0080 to U+00FF, so that strings that are not UTF-8
+// survive.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

@@ -64,13 +64,15 @@ std::string WhyNot(std::string text, const std::string& from, const std::string&
 
 TEST(BootSpecJson, NamesWhatIsWrong) {
   std::string text = EncodeBootSpec(Example());
-  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":1"), "container.hostname is not a string");
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":1"),
+            "container.hostname is not a string");
   EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\",", ""), "container.hostname is missing");
   EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":\"a\\u0000\""),
             "container.hostname contains a NUL");
   EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":\"\\u0100\""),
             "container.hostname is badly encoded");
-  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":4294967296"), "container.process.uid is too large");
+  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":4294967296"),
+            "container.process.uid is too large");
   EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":-1"), "container.process.uid is too small");
   EXPECT_EQ(WhyNot(text, "\"goferMount\":3", "\"goferMount\":true"),
             "container.mounts[0].goferMount is not an integer");

@@ -87,7 +87,7 @@ base::Result<base::Ref<Credentials>> KernelContainer::MakeCredentials(const Proc
 
 // As Go's exec.LookPath, whose words runc's users know.
 base::Result<std::string> KernelContainer::FindProgram(const ProcessSpec& p, const WalkContext& ctx,
-                                                     std::string* why) {
+                                                       std::string* why) {
   const std::string& name = p.args[0];
   Vfs& vfs = kernel_.vfs();
   auto check = [&](const std::string& path) -> base::Status {
@@ -130,9 +130,9 @@ base::Result<std::string> KernelContainer::FindProgram(const ProcessSpec& p, con
 }
 
 base::Result<base::Ref<FdTable>> KernelContainer::MakeFiles(const ProcessSpec& p, ProcessFds fds,
-                                                          bool init, const Credentials& creds,
-                                                          base::Ref<Console>* console,
-                                                          std::string* why) {
+                                                            bool init, const Credentials& creds,
+                                                            base::Ref<Console>* console,
+                                                            std::string* why) {
   auto table = base::MakeRef<FdTable>();
   int next = 0;
   auto install = [&](base::Ref<FileDescription> file) {
@@ -165,7 +165,7 @@ base::Result<base::Ref<FdTable>> KernelContainer::MakeFiles(const ProcessSpec& p
 }
 
 base::Result<int32_t> KernelContainer::MakeProcess(const ProcessSpec& p, ProcessFds fds, bool init,
-                                                 std::string* why) {
+                                                   std::string* why) {
   base::Ref<Credentials> root = Credentials::NewRoot(user_ns_);
   base::Ref<Credentials> creds = TRY(MakeCredentials(p));
   Vfs& vfs = kernel_.vfs();
@@ -224,9 +224,8 @@ base::Result<int32_t> KernelContainer::MakeProcess(const ProcessSpec& p, Process
     absl::MutexLock l(&mutex_);
     known_[pid] = Known{.group = *group, .console = console, .waiters = {}};
   }
-  kernel_.OnExit(**group, [self = shared_from_this(), pid](int status) {
-    self->OnEnd(pid, status);
-  });
+  kernel_.OnExit(**group,
+                 [self = shared_from_this(), pid](int status) { self->OnEnd(pid, status); });
   return pid;
 }
 
@@ -300,7 +299,7 @@ base::Status KernelContainer::Start(std::string* why) {
 }
 
 base::Result<int32_t> KernelContainer::Exec(const ProcessSpec& process, ProcessFds fds,
-                                          std::string* why) {
+                                            std::string* why) {
   {
     absl::MutexLock l(&mutex_);
     if (ended_) {

@@ -21,8 +21,7 @@ int ExitCodeOf(int wait_status) {
 
 base::Status Members::Add(ControlServer::Joined joined) {
   std::shared_ptr<Container> container = joined.container;
-  const uint64_t id =
-      TRY(server_.Serve(container, std::move(joined.listener), joined.connection));
+  const uint64_t id = TRY(server_.Serve(container, std::move(joined.listener), joined.connection));
   Member& member = members_[id];
   member.container = container;
   member.exit_file = std::move(joined.exit_file);

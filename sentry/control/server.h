@@ -33,8 +33,8 @@ class ControlServer {
   struct Joined {
     std::shared_ptr<Container> container;
     base::UniqueFd listener, exit_file;
-    base::UniqueFd gofer;      // to watch its connection by
-    uint64_t connection = 0;   // with which it ends
+    base::UniqueFd gofer;     // to watch its connection by
+    uint64_t connection = 0;  // with which it ends
   };
   // Takes charge of it.
   using OnJoin = std::function<base::Status(Joined)>;
@@ -57,8 +57,8 @@ class ControlServer {
   int Run();
   void Quit(int code) { quit_ = code; }
   // Serves requests about a container over `listener`, which listens already. `connection`: the
-  // container is killed when that ends, until it has asked for something else; 0: none. A number for
-  // the calls below.
+  // container is killed when that ends, until it has asked for something else; 0: none. A number
+  // for the calls below.
   base::Result<uint64_t> Serve(std::shared_ptr<Container> container, base::UniqueFd listener,
                                uint64_t connection);
   // Answers all that wait for init, now and later.

@@ -117,7 +117,7 @@ class Kernel {
     base::Ref<MountNamespace> mount_ns;
     NamespaceSet ns;           // a member that is null: the root's
     base::Ref<Cgroup> cgroup;  // null: the root's
-    std::string path;  // of the executable, looked up already
+    std::string path;          // of the executable, looked up already
     std::vector<std::string> argv, envp;
     std::vector<std::pair<int, Rlimits::Limit>> rlimits;
     bool no_new_privs = false;

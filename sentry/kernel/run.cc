@@ -64,7 +64,8 @@ void Task::Main() {
 void Task::WaitForThaw() {
   Cgroup& cgroup = *group_->cgroup();
   if (!cgroup.frozen()) return;
-  fiber::WaitUntil(cgroup.thaw_queue(), EPOLLIN, [&] { return !cgroup.frozen() || FatalPending(); });
+  fiber::WaitUntil(cgroup.thaw_queue(), EPOLLIN,
+                   [&] { return !cgroup.frozen() || FatalPending(); });
 }
 
 void Task::ResumeAndPark(platform::ResumeMode mode) {

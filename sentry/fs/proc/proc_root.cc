@@ -67,8 +67,8 @@ std::string Loadavg(Kernel& kernel) {
     ++total;
     if (task->StateChar() == 'R') ++running;
   }
-  return s +
-         fmt::format("{}/{} {}\n", std::max(running, 1), total, kernel.CurrentNamespaces().pid->last_pid());
+  return s + fmt::format("{}/{} {}\n", std::max(running, 1), total,
+                         kernel.CurrentNamespaces().pid->last_pid());
 }
 
 // The sandbox's limit, if it has one, bounds what the host tells.

@@ -118,7 +118,9 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
 void AddFs(Kernel& kernel, SysctlBuilder dir) {
   Kernel* k = &kernel;
   dir.Value("file-max", INT64_MAX);
-  dir.Read("file-nr", [k] { return fmt::format("{}\t0\t{}\n", k->CurrentCgroup()->task_count() * 8, INT64_MAX); });
+  dir.Read("file-nr", [k] {
+    return fmt::format("{}\t0\t{}\n", k->CurrentCgroup()->task_count() * 8, INT64_MAX);
+  });
   dir.Value("nr_open", 1048576);
   dir.Read("aio-nr", [] { return std::to_string(g_aio_count.load()) + "\n"; });
   dir.ReadWrite(

@@ -192,7 +192,8 @@ void AddNodes(Builder dir, Kernel& kernel) {
   node.Value("distance", "10");
   Kernel* k = &kernel;
   node.Read("meminfo", [k] {
-    return fmt::format("Node 0 MemTotal:       {:8} kB\n", k->CurrentCgroup()->total_memory() / 1024);
+    return fmt::format("Node 0 MemTotal:       {:8} kB\n",
+                       k->CurrentCgroup()->total_memory() / 1024);
   });
 }
 
@@ -255,8 +256,8 @@ base::Ref<Inode> NewCgroupRoot(Kernel& kernel, const char* type_name, uint64_t m
   auto limit = [](uint64_t value) { return value > 0 ? fmt::format("{}\n", value) : "max\n"; };
   std::string cpu =
       group->cpu_limit() > 0
-                        ? fmt::format("{} 100000\n", static_cast<int64_t>(group->cpu_limit() * 100000))
-                        : "max 100000\n";
+          ? fmt::format("{} 100000\n", static_cast<int64_t>(group->cpu_limit() * 100000))
+          : "max 100000\n";
   file("cgroup.controllers", [] { return std::string("cpu memory pids\n"); });
   file("cgroup.subtree_control", [] { return std::string("\n"); });
   file("cgroup.type", [] { return std::string("domain\n"); });
