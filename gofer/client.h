@@ -106,6 +106,8 @@ Request MakeSetXattr(Handle handle, std::string_view name, std::string_view valu
 Request MakeListXattr(Handle handle, uint32_t size);
 Request MakeRemoveXattr(Handle handle, std::string_view name);
 Request MakeConnect(Handle handle, uint32_t type);
+// 0 to 255.
+Request MakeEnd(uint32_t exit_code);
 Request MakeForget(const std::vector<Handle>& handles);
 
 // Checkers of replies. Each takes the reply's error if it has one, and EIO if the reply is not one

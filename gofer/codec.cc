@@ -143,6 +143,8 @@ Request MakeForget(const std::vector<Handle>& handles) {
               {Bytes(handles)});
 }
 
+Request MakeEnd(uint32_t exit_code) { return Make(Op::kEnd, EndRequest{exit_code, 0}); }
+
 base::Result<HelloReply> ParseHello(const Reply& reply) {
   TRY(CheckError(reply));
   HelloReply r;

@@ -359,6 +359,14 @@ base::Status DoConnect(Session& s, Reader in, ReplyBuilder out) {
   return base::Ok();
 }
 
+base::Status DoEnd(Session& s, Reader in, ReplyBuilder) {
+  EndRequest r;
+  if (!in.Read(&r) || !in.empty() || r.exit_code > 255) return base::Error(EPROTO);
+  s.exit_code.store(static_cast<int>(r.exit_code), std::memory_order_relaxed);
+  s.ending.store(true, std::memory_order_release);
+  return base::Ok();
+}
+
 base::Status DoForget(Session& s, Reader in, ReplyBuilder) {
   ForgetRequest r;
   if (!in.Read(&r) || r.count > kMaxForget) return base::Error(EPROTO);

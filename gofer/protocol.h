@@ -58,7 +58,8 @@ enum class Op : uint16_t {
   kSyncFs,
   kTmpfile,
   kOpenMany,
-  kMax = kOpenMany,
+  kEnd,
+  kMax = kEnd,
 };
 
 struct RequestHeader {
@@ -345,6 +346,12 @@ struct ConnectRequest {
 // kForget: followed by `count` handles. Unknown ones are ignored.
 struct ForgetRequest {
   uint32_t count;
+  uint32_t reserved;
+};
+
+// kEnd: the gofer ends once it has replied, with this exit status.
+struct EndRequest {
+  uint32_t exit_code;  // 0 to 255
   uint32_t reserved;
 };
 

@@ -18,7 +18,7 @@ constexpr rlim_t kSpareDescriptors = 64;
 constexpr uint32_t kMaxHandles = 256 * 1024;
 
 // `errors` is closed when nothing can fail any more.
-base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step) {
+base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step, int* exit_code) {
   base::UniqueFd proc;
   const bool has_seccomp = base::HostHasSeccomp();
   const bool filtered = !config.unconfined && (has_seccomp || !config.allow_no_seccomp);
@@ -53,12 +53,14 @@ base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step) 
        .connection = std::move(config.connection),
        .proc_fd = proc.get(),
        .threads = config.threads,
-       .max_handles = static_cast<uint32_t>(std::min<rlim_t>(files.rlim_cur - used, kMaxHandles))});
+       .max_handles = static_cast<uint32_t>(std::min<rlim_t>(files.rlim_cur - used, kMaxHandles)),
+       .exit_code = config.exit_code});
   server.Start();
   if (filtered) TRY(InstallFilter(fds, step));
   errors->reset();
   server.Release();
   server.Join();
+  *exit_code = server.exit_code();
   return base::Ok();
 }
 
@@ -69,8 +71,9 @@ int RunGofer(GoferConfig config, std::string* error) {
   // Whoever started us listens at standard error, which becomes the log.
   base::UniqueFd errors;
   if (config.log.valid()) errors.reset(fcntl(2, F_DUPFD_CLOEXEC, 3));
-  const base::Status status = Run(std::move(config), &errors, &step);
-  if (status.ok()) return 0;
+  int exit_code = 0;
+  const base::Status status = Run(std::move(config), &errors, &step, &exit_code);
+  if (status.ok()) return exit_code;
   *error = std::string("gofer: cannot ") + step + ": " + strerror(status.error().code());
   dprintf(2, "%s\n", error->c_str());
   if (errors.valid()) dprintf(errors.get(), "%s\n", error->c_str());

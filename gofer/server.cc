@@ -12,10 +12,10 @@ namespace {
 
 using Handler = base::Status (*)(Session&, Reader, ReplyBuilder);
 constexpr Handler kHandlers[] = {
-    nullptr,       DoHello,    DoAttach,  DoWalk,   DoStatAt,   DoGetAttr,  DoSetAttr,
-    DoOpen,        DoCreate,   DoMkdir,   DoMknod,  DoSymlink,  DoLink,     DoUnlink,
-    DoRename,      DoReadlink, DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr,
-    DoRemoveXattr, DoFsync,    DoConnect, DoForget, DoSyncFs,   DoTmpfile,  DoOpenMany,
+    nullptr,   DoHello,  DoAttach,   DoWalk,     DoStatAt,    DoGetAttr,     DoSetAttr, DoOpen,
+    DoCreate,  DoMkdir,  DoMknod,    DoSymlink,  DoLink,      DoUnlink,      DoRename,  DoReadlink,
+    DoReadDir, DoStatFs, DoGetXattr, DoSetXattr, DoListXattr, DoRemoveXattr, DoFsync,   DoConnect,
+    DoForget,  DoSyncFs, DoTmpfile,  DoOpenMany, DoEnd,
 };
 static_assert(std::size(kHandlers) == static_cast<size_t>(Op::kMax) + 1);
 
@@ -27,6 +27,7 @@ struct Server::Impl {
         threads(o.threads),
         session(o.proc_fd, o.max_handles),
         started(o.threads) {
+    session.exit_code = o.exit_code;
     for (MountConfig& mount : o.mounts) {
       auto attr = StatFd(mount.fd.get());
       // A mount whose root cannot be looked at keeps its number and answers every request ENOTDIR.
@@ -42,6 +43,8 @@ struct Server::Impl {
 
   std::string Handle(std::string_view packet, Fds* fds);
   void Serve();
+  // False if the connection must end. A peer that has gone gets no reply, but what it has sent
+  // counts: the last of it may be kEnd.
   bool Send(const std::string& reply, const Fds& fds);
 
   const base::UniqueFd connection;
@@ -101,6 +104,7 @@ bool Server::Impl::Send(const std::string& reply, const Fds& fds) {
   for (;;) {
     if (sendmsg(connection.get(), &msg, MSG_NOSIGNAL) >= 0) return true;
     // ETOOMANYREFS: more descriptors in flight than the limit; the sentry will take some.
+    if (errno == EPIPE || errno == ECONNRESET) return true;
     if (errno != EINTR) return false;
   }
 }
@@ -117,11 +121,13 @@ void Server::Impl::Serve() {
     msg.msg_iov = &iov;
     msg.msg_iovlen = 1;
     const ssize_t n = recvmsg(connection.get(), &msg, 0);
-    if (n < 0 && errno == EINTR) continue;
+    // ECONNRESET, told once: the peer went without having read all replies.
+    if (n < 0 && (errno == EINTR || errno == ECONNRESET)) continue;
     if (n <= 0 || (msg.msg_flags & MSG_TRUNC) != 0) break;
     Fds fds;
     const std::string reply = Handle(std::string_view(buffer.get(), static_cast<size_t>(n)), &fds);
     if (reply.empty() || !Send(reply, fds)) break;
+    if (session.ending.load(std::memory_order_acquire)) break;
   }
   // Ends the other threads and tells the peer.
   shutdown(connection.get(), SHUT_RDWR);
@@ -150,6 +156,8 @@ void Server::Join() {
   for (std::thread& t : impl_->pool) t.join();
   impl_->pool.clear();
 }
+
+int Server::exit_code() const { return impl_->session.exit_code.load(std::memory_order_relaxed); }
 
 std::string Server::HandlePacket(std::string_view packet, std::vector<base::UniqueFd>* fds) {
   return impl_->Handle(packet, fds);

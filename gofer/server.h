@@ -31,6 +31,8 @@ struct GoferConfig {
   // the container's users: chown, dac_override, dac_read_search, fowner, fsetid (in the gofer's own
   // user namespace alone).
   bool rootless = false;
+  // With which to end when the connection does without having said another (kEnd).
+  int exit_code = 0;
   // To serve even where the host has no seccomp(2), and then without a filter.
   bool allow_no_seccomp = false;
   // Leaves the process as it is (no new root, capabilities and filter kept). For tests alone.
@@ -40,8 +42,8 @@ struct GoferConfig {
 // The gofer's main function: confines the calling process for good, then serves until the sentry
 // closes the connection. To be called early in a process of its own that has no other threads, with
 // new user (ids mapped, uid 0 inside), mount, PID, IPC, UTS and network namespaces. Returns the
-// exit status: 0, or 1 with one line in `*error` (also written to the log) that says which step
-// failed.
+// exit status: that of kEnd or of the configuration, or 1 with one line in `*error` (also written
+// to the log) that says which step failed.
 int RunGofer(GoferConfig config, std::string* error);
 
 // The server without the process: serves one connection over the mounts. For RunGofer and tests.
@@ -55,6 +57,7 @@ class Server {
     int proc_fd = -1;
     uint32_t threads = 4;
     uint32_t max_handles = 0;
+    int exit_code = 0;  // as in GoferConfig
   };
   explicit Server(Options options);
   ~Server();
@@ -64,8 +67,9 @@ class Server {
   // Starts the threads; they have made the host calls of a starting thread and wait for Release().
   void Start();
   void Release();
-  // Returns when the peer has closed the connection or broken the protocol.
+  // Returns when the peer has closed the connection, ended it, or broken the protocol.
   void Join();
+  int exit_code() const;  // after Join
 
   // Handles one packet as a serving thread does and returns the reply packet; `fds` gets
   // the descriptors to send with it. Empty: the packet is not even a request, the connection must

@@ -33,6 +33,8 @@ struct Session {
   std::vector<MountRoot> mounts;
   NodeTable nodes;
   std::atomic<bool> greeted{false};
+  std::atomic<int> exit_code{0};
+  std::atomic<bool> ending{false};  // kEnd was asked for
 
   // The directory `handle`, for changing it if `write`: EBADF, ENOTDIR, EROFS.
   base::Result<base::Ref<FsNode>> Dir(Handle handle, bool write) const;
@@ -100,5 +102,6 @@ base::Status DoOpenMany(Session& s, Reader in, ReplyBuilder out);
 base::Status DoConnect(Session& s, Reader in, ReplyBuilder out);
 base::Status DoTmpfile(Session& s, Reader in, ReplyBuilder out);
 base::Status DoForget(Session& s, Reader in, ReplyBuilder out);
+base::Status DoEnd(Session& s, Reader in, ReplyBuilder out);
 
 }  // namespace gofer

@@ -335,6 +335,9 @@ class Platform {
   // Numbers of the calls that Lanes::kAll lets through; futex(2) is not among them.
   virtual std::span<const int> LaneCalls() const = 0;
 
+  // Files of this device (FileIdentity::dev) are not coming back: drops what is kept of them.
+  virtual void ForgetFiles(uint64_t /*dev*/) {}
+
   // Calls OnTrap for each context that has handed off since; returns how many. One thread at a
   // time polls (the scheduler sees to it). Costs nanoseconds when nothing has happened.
   virtual size_t Poll() = 0;

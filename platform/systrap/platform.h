@@ -45,6 +45,7 @@ class SystrapPlatform final : public Platform {
   }
   std::span<const int> LaneCalls() const override { return kLaneCalls; }
   void StartPool() override;
+  void ForgetFiles(uint64_t dev) override { texts_.Forget(dev); }
   int AllowHostCalls(void* filter) const override {
     return platform::AllowHostCalls(filter, trapping_ == Trapping::kPtrace);
   }

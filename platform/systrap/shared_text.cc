@@ -144,6 +144,19 @@ base::Ref<SharedText> TextCache::Find(const FileIdentity& identity,
   return text;
 }
 
+void TextCache::Forget(uint64_t dev) {
+  std::vector<base::Ref<SharedText>> old;  // outlives the lock
+  absl::MutexLock lock(&mu_);
+  for (auto it = texts_.begin(); it != texts_.end();) {
+    if (it->first.first != dev) {
+      ++it;
+      continue;
+    }
+    old.push_back(std::move(it->second));
+    texts_.erase(it++);
+  }
+}
+
 void TextCache::Queue(SharedText* text) {
   absl::MutexLock lock(&mu_);
   if (stop_) return;

@@ -102,6 +102,8 @@ class TextCache {
   // sharing.
   base::Ref<SharedText> Find(const FileIdentity& identity, const base::Ref<base::HostFd>& file,
                              uint64_t begin, uint64_t end);
+  // Drops all texts of files on this device.
+  void Forget(uint64_t dev);
   // Waits until all that was noted before is in a copy or refused. For tests.
   void WaitUntilBuilt();
 

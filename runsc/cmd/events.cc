@@ -103,7 +103,7 @@ absl::Status Events(const Store& store, const std::string& id, bool systemd, boo
                     int64_t interval_ms) {
   auto state = store.Load(id);
   if (!state.ok()) return state.status();
-  base::UniqueFd ended(static_cast<int>(syscall(SYS_pidfd_open, state->sandbox.pid, 0)));
+  base::UniqueFd ended(static_cast<int>(syscall(SYS_pidfd_open, state->init().pid, 0)));
   if (!ended.valid() || state->CurrentStatus() == ContainerStatus::kStopped) {
     return absl::FailedPreconditionError("container with id " + id + " is not running");
   }

@@ -24,6 +24,7 @@ absl::StatusOr<gofer::GoferConfig> ReadConfig() {
   fcntl(kGoferConnectionFd, F_SETFD, FD_CLOEXEC);
   config.connection.reset(kGoferConnectionFd);
   config.rootless = spec->rootless;
+  config.exit_code = spec->exit_code;
   // Without a log, fatal messages go to the runsc that starts us.
   config.log.reset(
       fcntl(spec->have_log ? static_cast<int>(kGoferLogFd) : STDERR_FILENO, F_DUPFD_CLOEXEC, 3));

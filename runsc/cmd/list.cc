@@ -98,7 +98,7 @@ void AddListCommand(Context& context) {
       Row row;
       row.status = StatusName(status);
       row.owner = UserName(state->owner_uid);
-      row.pid = status == ContainerStatus::kStopped ? 0 : state->sandbox.pid;
+      row.pid = status == ContainerStatus::kStopped ? 0 : state->init().pid;
       row.state = std::move(*state);
       rows.push_back(std::move(row));
     }

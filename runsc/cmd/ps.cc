@@ -46,8 +46,8 @@ std::vector<pid_t> HostPids(const ContainerState& state,
   }
   std::set<pid_t> pids;
   for (const sentry::ProcessInfo& p : processes) {
-    if (p.pid == 1) {
-      pids.insert(state.sandbox.pid);
+    if (p.init) {
+      pids.insert(state.init().pid);
     } else if (auto it = host.find(p.host_pid); it != host.end()) {
       pids.insert(it->second);
     }
@@ -64,7 +64,7 @@ void AddPsCommand(Context& context) {
       "<container-id> [ps options]",
       "The table's numbers are those of the container's PID namespace; options of ps are\n"
       "accepted and ignored. With --format json they are the host's, of the processes that run\n"
-      "the container's: the sandbox for init, and one for each address space.");
+      "the container's: the one that stands for init, and one for each address space.");
   command.Text("--format,-f", &format, "select one of: table or json (default: \"table\")");
   command.StopAtArgument();
   command.Runs([command, &context](const Args& args) -> absl::StatusOr<int> {

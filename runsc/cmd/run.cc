@@ -15,9 +15,9 @@ absl::StatusOr<int> RunInForeground(const Store& store, CreatedContainer contain
     absl::Status s = DestroyContainer(store, state, &lock);
     if (!s.ok()) Log(LogLevel::kWarning, std::string(s.message()));
   };
-  pid_t sentry = container.launch.sentry_pid();
-  pid_t gofer = container.launch.gofer_pid();
-  base::UniqueFd ended(static_cast<int>(syscall(SYS_pidfd_open, sentry, 0)));
+  const pid_t init = container.launch.init_pid();
+  const pid_t gofer = container.launch.gofer_pid();
+  base::UniqueFd ended(static_cast<int>(syscall(SYS_pidfd_open, init, 0)));
   absl::Status s = ended.valid() ? absl::OkStatus() : ErrnoStatus("pidfd_open");
   if (s.ok()) s = StartContainer(store, &state);
   if (s.ok()) {
@@ -37,8 +37,8 @@ absl::StatusOr<int> RunInForeground(const Store& store, CreatedContainer contain
     if (!keep) destroy(std::move(container.lock));
     return s;
   }
-  int status = WaitForChild(sentry);
-  WaitForChild(gofer);
+  int status = WaitForChild(init);
+  if (gofer != init) WaitForChild(gofer);
   if (!keep) {
     // Somebody may have deleted it since.
     auto lock = store.Lock(id, /*create=*/false);

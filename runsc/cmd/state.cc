@@ -19,7 +19,7 @@ void AddStateCommand(Context& context) {
     nlohmann::ordered_json json = {
         {"ociVersion", state->oci_version},
         {"id", state->id},
-        {"pid", status == ContainerStatus::kStopped ? 0 : state->sandbox.pid},
+        {"pid", status == ContainerStatus::kStopped ? 0 : state->init().pid},
         {"status", StatusName(status)},
         {"bundle", state->bundle},
         {"rootfs", state->rootfs},

@@ -18,14 +18,14 @@ absl::StatusOr<int> WaitForInit(const Store& store, const std::string& id) {
   if (!state.ok()) return state.status();
   if (state->CurrentStatus() != ContainerStatus::kStopped) {
     if (auto sandbox = ConnectSandbox(store, id); sandbox.ok()) {
-      if (sandbox->BeginWait(sentry::Sandbox::kInit).ok()) {
+      if (sandbox->BeginWait(sentry::Container::kInit).ok()) {
         if (auto status = sandbox->FinishWait(); status.ok()) return *status;
       }
     }
     // It is ending, or was killed: its end tells.
-    base::UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, state->sandbox.pid, 0)));
+    base::UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, state->init().pid, 0)));
     pollfd p{pidfd.get(), POLLIN, 0};
-    if (pidfd.valid() && state->sandbox.Alive()) poll(&p, 1, -1);
+    if (pidfd.valid() && state->init().Alive()) poll(&p, 1, -1);
   }
   if (auto status = store.ExitStatus(id)) return *status;
   return SIGKILL;  // it left no status: the sandbox itself was killed

@@ -108,7 +108,7 @@ std::string Hostname(const oci::Spec& spec) {
   return uname(&host) == 0 ? host.nodename : "";
 }
 
-void BuildLinux(const oci::Linux& config, sentry::BootSpec* boot) {
+void BuildLinux(const oci::Linux& config, sentry::ContainerSpec* boot) {
   boot->masked_paths = config.masked_paths;
   boot->readonly_paths = config.readonly_paths;
   for (const oci::Device& d : config.devices) {
@@ -182,7 +182,8 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   setup.gofer_mounts.push_back(
       {*rootfs, flags.overlay || (spec.root.readonly && DestinationsExist(*rootfs, spec.mounts))});
 
-  sentry::BootSpec& boot = setup.boot;
+  sentry::BootSpec& sandbox = setup.boot;
+  sentry::ContainerSpec& boot = sandbox.container;
   boot.container_id = id;
   boot.hostname = Hostname(spec);
   boot.domainname = spec.domainname;
@@ -202,22 +203,26 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
     boot.seccomp = std::move(*filter);
     boot.seccomp_log = spec.linux_.seccomp->log;
   }
-  boot.platform = flags.platform;
-  boot.network = flags.network;
-  if (flags.network == sentry::kHostNetwork) {
-    auto network = PrepareNetwork(spec);
-    if (!network.ok()) return network.status();
-    setup.network_namespace = std::move(network->ns);
-    // They are set on the host; the sentry shows what came of it.
-    std::erase_if(boot.sysctls, [](const auto& s) { return s.name.rfind("net.", 0) == 0; });
-    boot.network_sysctls = std::move(network->sysctls);
-  }
-  boot.strace = flags.strace;
-  boot.strict = flags.strict;
-  boot.allow_no_seccomp = flags.allow_no_seccomp;
-  boot.debug = flags.debug;
-  boot.spin_ns = flags.spin_ns;
+  sandbox.platform = flags.platform;
+  sandbox.network = flags.network;
+  sandbox.strace = flags.strace;
+  sandbox.strict = flags.strict;
+  sandbox.allow_no_seccomp = flags.allow_no_seccomp;
+  sandbox.debug = flags.debug;
+  sandbox.spin_ns = flags.spin_ns;
   return setup;
+}
+
+absl::Status AddNetwork(const oci::Spec& spec, SandboxSetup* setup) {
+  if (setup->boot.network != sentry::kHostNetwork) return absl::OkStatus();
+  auto network = PrepareNetwork(spec);
+  if (!network.ok()) return network.status();
+  setup->network_namespace = std::move(network->ns);
+  // They are set on the host; the sentry shows what came of it.
+  sentry::ContainerSpec& container = setup->boot.container;
+  std::erase_if(container.sysctls, [](const auto& s) { return s.name.rfind("net.", 0) == 0; });
+  container.network_sysctls = std::move(network->sysctls);
+  return absl::OkStatus();
 }
 
 }  // namespace runsc

@@ -37,6 +37,8 @@ struct SandboxSetup {
 absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std::string& id,
                                                const std::string& bundle,
                                                const SandboxFlags& flags);
+// Of a sandbox of its own with --network=host: finds or makes its network namespace.
+absl::Status AddNetwork(const oci::Spec& spec, SandboxSetup* setup);
 sentry::ProcessSpec BuildProcessSpec(const oci::Process& process);
 
 // The path without links, "." and "..". NotFound etc. with strerror and the path.

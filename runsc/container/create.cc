@@ -8,11 +8,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "runsc/cgroup/cgroup.h"
 #include "runsc/container/container.h"
 #include "runsc/container/hooks.h"
+#include "runsc/container/pod.h"
 #include "runsc/log/log.h"
 #include "runsc/oci/parse.h"
 #include "sentry/boot/boot_spec_json.h"
@@ -106,17 +108,25 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
 
   LaunchOptions launch;
   launch.id = options.id;
-  launch.hostname = setup->boot.hostname;
+  launch.hostname = setup->boot.container.hostname;
   if (options.spec.process->terminal) {
     auto console =
         NewConsole(options.spec.process->console_rows, options.spec.process->console_cols);
     if (!console.ok()) return console.status();
     c->console = std::move(*console);
   }
-  auto files = ProcessFiles(c->console.slave.get(), options.preserve_fds, &setup->boot.process.env);
+  auto files = ProcessFiles(c->console.slave.get(), options.preserve_fds, &setup->boot.container.process.env);
   if (!files.ok()) return files.status();
   launch.files = *files;
-  launch.boot_spec = sentry::EncodeBootSpec(setup->boot);
+  if (c->state.sandbox_id.empty()) {
+    if (s = AddNetwork(options.spec, setup); !s.ok()) return s;
+    launch.boot_spec = sentry::EncodeBootSpec(setup->boot);
+  } else {
+    auto pod = ConnectSandbox(store, c->state.sandbox_id);
+    if (!pod.ok()) return pod.status();
+    launch.pod = std::make_unique<sentry::ControlClient>(std::move(*pod));
+    launch.container = setup->boot.container;
+  }
   launch.mounts = setup->gofer_mounts;
   auto listener = ListenControl(store, options.id);
   if (!listener.ok()) return listener.status();
@@ -125,7 +135,9 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
                           O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!exit_file.valid()) return ErrnoStatus("open " + store.Dir(options.id) + "/exit");
   launch.exit_file = exit_file.get();
-  auto sentry_log = OpenDebugLog(options.debug_log, options.id, "boot");
+  // One that joins a sandbox is in that one's log.
+  auto sentry_log =
+      OpenDebugLog(launch.pod ? "" : options.debug_log, options.id, "boot");
   if (!sentry_log.ok()) return sentry_log.status();
   auto gofer_log = OpenDebugLog(options.debug_log, options.id, "gofer");
   if (!gofer_log.ok()) return gofer_log.status();
@@ -136,13 +148,14 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   launch.oom_score_adj = options.spec.process->oom_score_adj;
   launch.network_namespace = setup->network_namespace.get();
 
-  auto launched = Launch::Begin(launch);
+  auto launched = Launch::Begin(std::move(launch));
   if (!launched.ok()) return launched.status();
   c->launch = std::move(*launched);
-  c->state.sandbox = ProcessId::Of(c->launch.sentry_pid());
+  if (c->launch.sentry_pid() > 0) c->state.sandbox = ProcessId::Of(c->launch.sentry_pid());
   c->state.gofer = ProcessId::Of(c->launch.gofer_pid());
   if (s = store.Save(c->state); !s.ok()) return s;
   for (pid_t pid : {c->launch.sentry_pid(), c->launch.gofer_pid()}) {
+    if (pid <= 0) continue;
     if (s = cgroups->Add(pid); !s.ok()) return s;
   }
   return absl::OkStatus();
@@ -154,20 +167,29 @@ absl::Status RunCreationHooks(const oci::Hooks& hooks, const ContainerState& sta
   absl::Status s = RunHooks("prestart", hooks.prestart, json);
   if (s.ok()) s = RunHooks("createRuntime", hooks.create_runtime, json);
   if (s.ok()) {
-    s = RunHooksInside({.gofer = launch.gofer_pid(), .sentry = launch.sentry_pid()},
+    s = RunHooksInside({.gofer = launch.gofer_pid(), .sentry = state.sandbox.pid},
                        "createContainer", hooks.create_container, json);
   }
   return s;
 }
 
-// As containerd and CRI-O (whose names Podman uses) mark what is to run in another's sandbox.
-bool IsPodMember(const std::map<std::string, std::string>& annotations) {
-  for (const char* name :
-       {"io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"}) {
-    auto it = annotations.find(name);
-    if (it != annotations.end() && it->second == "container") return true;
+// If the container is to run in another's sandbox: finds that, and whose namespaces it shares.
+absl::Status FindPod(const Store& store, const CreateOptions& options, SandboxSetup* setup,
+                     ContainerState* state) {
+  auto id = PodSandboxId(options.spec.annotations);
+  if (!id.ok()) return id.status();
+  if (!*id) return absl::OkStatus();
+  if (**id == options.id) {
+    return absl::InvalidArgumentError("the container is said to be in its own sandbox");
   }
-  return false;
+  auto sandbox = FindPodSandbox(store, **id);
+  if (!sandbox.ok()) return sandbox.status();
+  auto share = ShareNamespaces(store, *sandbox, options.spec);
+  if (!share.ok()) return share.status();
+  setup->boot.container.share = std::move(*share);
+  state->sandbox_id = sandbox->id;
+  state->sandbox = sandbox->sandbox;
+  return absl::OkStatus();
 }
 
 absl::Status WritePidFile(const std::string& path, pid_t pid) {
@@ -213,7 +235,8 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
   c.state = NewState(options, setup->rootfs);
   CreationGuard guard(store, &c);
 
-  absl::Status s = Prepare(store, options, &*setup, &c);
+  absl::Status s = FindPod(store, options, &*setup, &c.state);
+  if (s.ok()) s = Prepare(store, options, &*setup, &c);
   if (s.ok()) s = RunCreationHooks(options.spec.hooks, c.state, c.launch);
   if (s.ok()) s = c.launch.AwaitReady();
   if (s.ok() && !options.console_socket.empty()) {
@@ -229,16 +252,9 @@ absl::StatusOr<CreatedContainer> CreateContainer(const Store& store, const Creat
     }
     Log(LogLevel::kWarning, "accepted and not enforced: " + list);
   }
-  if (IsPodMember(options.spec.annotations)) {
-    Log(LogLevel::kWarning,
-        std::string(
-            "a container of a pod runs in a sandbox of its own: it does not share the pod's ") +
-            (options.flags.network == sentry::kHostNetwork ? "" : "network, ") +
-            "IPC or PID namespace");
-  }
   c.state.status = ContainerStatus::kCreated;
   s = store.Save(c.state);
-  if (s.ok()) s = WritePidFile(options.pid_file, c.state.sandbox.pid);
+  if (s.ok()) s = WritePidFile(options.pid_file, c.state.init().pid);
   if (!s.ok()) return s;
   guard.Done();
   return c;

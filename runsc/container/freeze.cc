@@ -1,5 +1,6 @@
 // Pausing: the sentry and its stubs are stopped by the host, from outside, as the cgroup freezer
-// would do it, and without needing a cgroup.
+// would do it, and without needing a cgroup. In a sandbox of several containers it is the sentry
+// that stops the processes of one, since the others need it.
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -7,6 +8,7 @@
 
 #include "runsc/container/container.h"
 #include "runsc/container/host_processes.h"
+#include "runsc/container/pod.h"
 
 namespace runsc {
 
@@ -67,6 +69,21 @@ absl::Status ContinueAll(const ContainerState& state) {
   return SignalSandbox(state, SIGCONT);
 }
 
+// True if there are several containers in its sandbox.
+bool IsInPod(const Store& store, const ContainerState& state) {
+  return !state.sandbox_id.empty() || !PodMembers(store, state.id).empty();
+}
+
+// By the sentry.
+absl::Status FreezeInside(const Store& store, const ContainerState& state, bool frozen) {
+  auto sandbox = ConnectSandbox(store, state.id);
+  if (!sandbox.ok()) return sandbox.status();
+  if (!sandbox->SetFrozen(frozen).ok()) {
+    return absl::UnavailableError("the sandbox does not answer");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status PauseContainer(const Store& store, ContainerState* state) {
@@ -81,9 +98,10 @@ absl::Status PauseContainer(const Store& store, ContainerState* state) {
   // Stored first: what is half stopped can be resumed.
   state->status = ContainerStatus::kPaused;
   if (auto s = store.Save(*state); !s.ok()) return s;
-  absl::Status s = StopAll(*state);
+  const bool in_pod = IsInPod(store, *state);
+  absl::Status s = in_pod ? FreezeInside(store, *state, true) : StopAll(*state);
   if (s.ok()) return s;
-  (void)ContinueAll(*state);
+  if (!in_pod) (void)ContinueAll(*state);
   state->status = ContainerStatus::kRunning;
   (void)store.Save(*state);
   return s;
@@ -97,7 +115,10 @@ absl::Status ResumeContainer(const Store& store, ContainerState* state) {
   if (status != ContainerStatus::kPaused) {
     return absl::FailedPreconditionError("container not paused");
   }
-  if (auto s = ContinueAll(*state); !s.ok()) return s;
+  // The first of a pod may have been alone when it was paused, or others have gone since.
+  absl::Status s = state->sandbox_id.empty() ? ContinueAll(*state) : absl::OkStatus();
+  if (s.ok()) s = FreezeInside(store, *state, false);
+  if (!s.ok()) return s;
   state->status = ContainerStatus::kRunning;
   return store.Save(*state);
 }

@@ -42,6 +42,22 @@ absl::Status KillAndAwait(const ProcessId& process, const char* role) {
   return absl::OkStatus();
 }
 
+// Ends a container with all that is in it. One in another's sandbox is ended by the sentry, so that
+// nothing of it is left there; if that does not answer, it will follow its gofer.
+absl::Status KillContainer(const Store& store, const ContainerState& state) {
+  if (state.sandbox_id.empty()) return KillAndAwait(state.sandbox, "sandbox");
+  UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, state.gofer.pid, 0)));
+  if (pidfd.valid() && state.gofer.Alive()) {
+    auto sandbox = ConnectSandbox(store, state.id);
+    if (sandbox.ok() &&
+        sandbox->Signal(sentry::Container::kInit, SIGKILL, /*all=*/true, kKillAnswerMs).ok()) {
+      pollfd p{pidfd.get(), POLLIN, 0};
+      if (poll(&p, 1, kKillTimeoutMs) == 1) return absl::OkStatus();
+    }
+  }
+  return KillAndAwait(state.gofer, "gofer");
+}
+
 absl::Status ControlFailure(const std::string& what, base::Error error, const std::string& why) {
   return absl::InternalError(what + (why.empty() ? strerror(error.code()) : why));
 }
@@ -132,7 +148,7 @@ absl::Status StartContainer(const Store& store, ContainerState* state) {
   if (!spec.ok()) return spec.status();
   absl::Status s = RunStartContainerHooks(store, *spec, *state);
   if (!s.ok()) {
-    (void)KillAndAwait(state->sandbox, "sandbox");
+    (void)KillContainer(store, *state);
     return s;
   }
   auto sandbox = ConnectSandbox(store, state->id);
@@ -148,7 +164,7 @@ absl::Status StartContainer(const Store& store, ContainerState* state) {
   }
   // As runc: a failing poststart hook ends the container.
   s = RunHooks("poststart", spec->hooks.poststart, state->OciJson());
-  if (!s.ok()) (void)KillAndAwait(state->sandbox, "sandbox");
+  if (!s.ok()) (void)KillContainer(store, *state);
   return s;
 }
 
@@ -158,16 +174,16 @@ absl::Status SignalContainer(const Store& store, const ContainerState& state, in
     // As runc: there is nothing left that could be missed.
     return all ? absl::OkStatus() : absl::FailedPreconditionError("container not running");
   }
-  if (status == ContainerStatus::kPaused) {
+  if (status == ContainerStatus::kPaused && state.sandbox_id.empty()) {
     // It answers nobody; a kill is for the whole of it.
-    if (signo == SIGKILL) return KillAndAwait(state.sandbox, "sandbox");
+    if (signo == SIGKILL) return KillContainer(store, state);
     return absl::FailedPreconditionError("container " + state.id + " is paused");
   }
   auto sandbox = ConnectSandbox(store, state.id);
   if (sandbox.ok()) {
     auto sent = signo == SIGKILL
-                    ? sandbox->Signal(sentry::Sandbox::kInit, signo, all, kKillAnswerMs)
-                    : sandbox->Signal(sentry::Sandbox::kInit, signo, all);
+                    ? sandbox->Signal(sentry::Container::kInit, signo, all, kKillAnswerMs)
+                    : sandbox->Signal(sentry::Container::kInit, signo, all);
     if (sent.ok()) return absl::OkStatus();
     if (sent.error().code() == EPIPE || sent.error().code() == ESRCH) {
       return absl::FailedPreconditionError("container not running");
@@ -179,13 +195,13 @@ absl::Status SignalContainer(const Store& store, const ContainerState& state, in
   } else if (signo != SIGKILL) {
     return sandbox.status();
   }
-  // A sandbox that does not answer is killed as a whole.
-  return KillAndAwait(state.sandbox, "sandbox");
+  // A sandbox that does not answer is killed as a whole; of another's it is the gofer.
+  return KillAndAwait(state.init(), "sandbox");
 }
 
 absl::Status DestroyContainer(const Store& store, const ContainerState& state,
                               ContainerLock* lock) {
-  absl::Status result = KillAndAwait(state.sandbox, "sandbox");
+  absl::Status result = KillContainer(store, state);
   // The gofer ends with the sandbox; this makes sure.
   absl::Status s = KillAndAwait(state.gofer, "gofer");
   if (result.ok()) result = s;
@@ -207,7 +223,7 @@ absl::Status DestroyBrokenContainer(const Store& store, const std::string& id,
                                     ContainerLock* lock) {
   // Its processes are not known, but what serves its control socket is its sandbox.
   if (auto sandbox = ConnectSandbox(store, id); sandbox.ok()) {
-    (void)sandbox->Signal(sentry::Sandbox::kInit, SIGKILL, /*all=*/true, kKillAnswerMs);
+    (void)sandbox->Signal(sentry::Container::kInit, SIGKILL, /*all=*/true, kKillAnswerMs);
     pollfd p{sandbox->socket(), 0, 0};
     if (poll(&p, 1, kKillTimeoutMs) != 1) {
       return absl::DeadlineExceededError("the sandbox of container " + id + " does not end");

@@ -16,7 +16,7 @@ namespace runsc {
 struct ContainerNetwork {
   base::UniqueFd ns;  // its namespace
   // What holds there for the container, for the sentry's /proc/sys/net and its own checks.
-  std::vector<sentry::BootSpec::Sysctl> sysctls;
+  std::vector<sentry::ContainerSpec::Sysctl> sysctls;
 };
 
 // Finds or makes the namespace and, unless it is the caller's, does what runc does in it (the

@@ -97,7 +97,7 @@ bool ProcessId::Alive() const {
 }
 
 ContainerStatus ContainerState::CurrentStatus() const {
-  bool alive = status == ContainerStatus::kCreating ? creator.Alive() : sandbox.Alive();
+  bool alive = status == ContainerStatus::kCreating ? creator.Alive() : init().Alive();
   return alive ? status : ContainerStatus::kStopped;
 }
 
@@ -106,7 +106,7 @@ std::string ContainerState::OciJson() const {
   Json json = {{"ociVersion", oci_version},
                {"id", id},
                {"status", StatusName(now)},
-               {"pid", now == ContainerStatus::kStopped ? 0 : sandbox.pid},
+               {"pid", now == ContainerStatus::kStopped ? 0 : init().pid},
                {"bundle", bundle}};
   if (now == ContainerStatus::kStopped) json.erase("pid");
   if (!annotations.empty()) json["annotations"] = annotations;
@@ -193,6 +193,7 @@ absl::StatusOr<ContainerState> Store::Load(const std::string& id) const {
       if (dir.is_string()) s.cgroup_dirs.push_back(dir.get<std::string>());
     }
   }
+  (void)GetString(json, "sandboxId", &s.sandbox_id);
   if (auto it = json.find("terminal"); it != json.end() && it->is_boolean()) {
     s.terminal = it->get<bool>();
   }
@@ -209,6 +210,7 @@ absl::Status Store::Save(const ContainerState& s) const {
                {"creator", ToJson(s.creator)},
                {"sandbox", ToJson(s.sandbox)},
                {"gofer", ToJson(s.gofer)},
+               {"sandboxId", s.sandbox_id},
                {"terminal", s.terminal},
                {"cgroupDirs", s.cgroup_dirs},
                {"annotations", Json::object()}};

@@ -46,8 +46,14 @@ struct ContainerState {
   std::map<std::string, std::string> annotations;
   ContainerStatus status = ContainerStatus::kCreating;  // as last stored
   ProcessId creator;  // the runsc that makes it; of meaning while kCreating
-  ProcessId sandbox;
+  // Of a container in another's sandbox (a pod): that container's id; empty: it has its own.
+  std::string sandbox_id;
+  ProcessId sandbox;  // the sentry
   ProcessId gofer;
+
+  // The process that ends when the container does, with init's exit status: what engines take for
+  // its init. The sentry; or the gofer of a container in another's sandbox.
+  const ProcessId& init() const { return sandbox_id.empty() ? sandbox : gofer; }
   bool terminal = false;
   std::vector<std::string> cgroup_dirs;  // made by us, absolute; deepest last
 

@@ -16,7 +16,8 @@ std::string EncodeGoferSpec(const GoferSpec& spec) {
   return Json({{"mounts", mounts},
                {"haveLog", spec.have_log},
                {"rootless", spec.rootless},
-               {"allowNoSeccomp", spec.allow_no_seccomp}})
+               {"allowNoSeccomp", spec.allow_no_seccomp},
+               {"exitCode", spec.exit_code}})
       .dump();
 }
 
@@ -32,6 +33,9 @@ absl::StatusOr<GoferSpec> DecodeGoferSpec(std::string_view text) {
   spec.have_log = flag(json, "haveLog");
   spec.rootless = flag(json, "rootless");
   spec.allow_no_seccomp = flag(json, "allowNoSeccomp");
+  auto code = json.find("exitCode");
+  if (code == json.end() || !code->is_number_unsigned()) return bad;
+  spec.exit_code = code->get<uint8_t>();
   for (const Json& item : json["mounts"]) {
     GoferMount m;
     if (!item.is_object() || !item.contains("path") || !item["path"].is_string() ||

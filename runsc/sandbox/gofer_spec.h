@@ -22,6 +22,7 @@ struct GoferSpec {
   bool have_log = false;
   bool rootless = false;
   bool allow_no_seccomp = false;
+  int exit_code = 0;  // gofer::GoferConfig::exit_code
 };
 
 std::string EncodeGoferSpec(const GoferSpec& spec);

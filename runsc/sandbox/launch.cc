@@ -278,77 +278,118 @@ std::string DescribeEnd(int wait_status) {
   return text;
 }
 
-absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
+absl::StatusOr<Launch> Launch::Begin(LaunchOptions options) {
   Launch launch;
   auto exe = OpenSelf();
   if (!exe.ok()) return exe.status();
   UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
   if (!null.valid()) return ErrnoStatus("open /dev/null");
-  auto boot_spec = Sealed("runsc-boot-spec", options.boot_spec);
-  if (!boot_spec.ok()) return boot_spec.status();
-  GoferSpec gofer;
-  gofer.mounts = options.mounts;
-  gofer.have_log = options.gofer_log >= 0;
-  gofer.rootless = !CanMapIds();
-  gofer.allow_no_seccomp = options.allow_no_seccomp;
-  auto gofer_spec = Sealed("runsc-gofer-spec", EncodeGoferSpec(gofer));
-  if (!gofer_spec.ok()) return gofer_spec.status();
+  UniqueFd sentry_connection, gofer_connection;
+  absl::Status s = SocketPair(&sentry_connection, &gofer_connection);
+  if (s.ok()) s = launch.BeginGofer(options, exe->get(), null.get(), gofer_connection.get());
+  const bool joins = options.pod != nullptr;
+  if (s.ok() && !joins) {
+    s = launch.BeginSentry(options, exe->get(), null.get(), sentry_connection.get());
+  }
+  if (!s.ok()) return s;
+  launch.SpreadOomScores(options.oom_score_adj);
+  RaiseDescriptorLimit(launch.gofer_pid_);
+  if (s = WriteIdMaps(launch.gofer_pid_, IdMapKind::kIdentity); !s.ok()) return s;
+  if (joins) {
+    s = launch.PrepareJoin(std::move(options), std::move(sentry_connection));
+  } else {
+    RaiseDescriptorLimit(launch.sentry_pid_);
+    s = WriteIdMaps(launch.sentry_pid_, IdMapKind::kUnprivileged);
+  }
+  if (!s.ok()) return s;
+  return launch;
+}
 
-  UniqueFd sentry_connection, gofer_connection, sentry_sync, sentry_wait, gofer_wait, gofer_stderr;
-  for (const absl::Status& s :
-       {SocketPair(&sentry_connection, &gofer_connection), SocketPair(&launch.sync_, &sentry_sync),
-        Pipe(&sentry_wait, &launch.sentry_go_), Pipe(&gofer_wait, &launch.gofer_go_),
-        Pipe(&launch.gofer_errors_, &gofer_stderr)}) {
+absl::Status Launch::BeginGofer(const LaunchOptions& options, int exe, int null, int connection) {
+  GoferSpec spec;
+  spec.mounts = options.mounts;
+  spec.have_log = options.gofer_log >= 0;
+  spec.rootless = !CanMapIds();
+  spec.allow_no_seccomp = options.allow_no_seccomp;
+  // One that stands for a container's init, and is not told how that ended, was left by its sentry.
+  if (options.pod != nullptr) spec.exit_code = 128 + SIGKILL;
+  auto spec_file = Sealed("runsc-gofer-spec", EncodeGoferSpec(spec));
+  if (!spec_file.ok()) return spec_file.status();
+  UniqueFd wait, errors;
+  for (const absl::Status& s : {Pipe(&wait, &gofer_go_), Pipe(&gofer_errors_, &errors)}) {
     if (!s.ok()) return s;
   }
-
   ChildPlan plan;
   plan.role = "gofer";
-  plan.fds = {null.get(), null.get(), gofer_stderr.get(), gofer_spec->get(),
-              gofer_connection.get()};
-  if (gofer.have_log) plan.fds.push_back(options.gofer_log);
+  plan.fds = {null, null, errors.get(), spec_file->get(), connection};
+  if (spec.have_log) plan.fds.push_back(options.gofer_log);
   plan.argv = {"runsc-gofer", "gofer", options.id};
-  plan.exe = exe->get();
-  plan.go = gofer_wait.get();
-  plan.errors = gofer_stderr.get();
+  plan.exe = exe;
+  plan.go = wait.get();
+  plan.errors = errors.get();
   plan.die_with_parent = options.die_with_parent;
   auto pid = CloneChild(plan);
   if (!pid.ok()) return pid.status();
-  launch.gofer_pid_ = *pid;
+  gofer_pid_ = *pid;
+  return absl::OkStatus();
+}
 
-  int log = options.sentry_log >= 0 ? options.sentry_log : null.get();
-  plan = ChildPlan();
+absl::Status Launch::BeginSentry(const LaunchOptions& options, int exe, int null, int connection) {
+  auto boot_spec = Sealed("runsc-boot-spec", options.boot_spec);
+  if (!boot_spec.ok()) return boot_spec.status();
+  UniqueFd sync, wait;
+  for (const absl::Status& s : {SocketPair(&sync_, &sync), Pipe(&wait, &sentry_go_)}) {
+    if (!s.ok()) return s;
+  }
+  const int log = options.sentry_log >= 0 ? options.sentry_log : null;
+  ChildPlan plan;
   plan.role = "sentry";
-  plan.fds = {null.get(),
-              log,
-              log,
-              boot_spec->get(),
-              sentry_sync.get(),
-              options.control_listener,
-              sentry_connection.get(),
-              options.exit_file};
+  plan.fds = {null,        log, log, boot_spec->get(), sync.get(), options.control_listener,
+              connection, options.exit_file};
   plan.fds.insert(plan.fds.end(), options.files.begin(), options.files.end());
   plan.argv = {"runsc-sandbox", "boot", "--files=" + std::to_string(options.files.size())};
   if (options.sentry_log >= 0) plan.argv.push_back("--log");
   plan.argv.push_back(options.id);
-  plan.exe = exe->get();
-  plan.go = sentry_wait.get();
-  plan.errors = sentry_sync.get();
+  plan.exe = exe;
+  plan.go = wait.get();
+  plan.errors = sync.get();
   plan.errors_are_sync = true;
   plan.become_root = true;
   plan.hostname = options.hostname;
   plan.network_namespace = options.network_namespace;
   plan.die_with_parent = options.die_with_parent;
-  pid = CloneChild(plan);
+  auto pid = CloneChild(plan);
   if (!pid.ok()) return pid.status();
-  launch.sentry_pid_ = *pid;
+  sentry_pid_ = *pid;
+  return absl::OkStatus();
+}
 
-  launch.SpreadOomScores(options.oom_score_adj);
-  RaiseDescriptorLimit(launch.gofer_pid_);
-  RaiseDescriptorLimit(launch.sentry_pid_);
-  if (auto s = WriteIdMaps(launch.gofer_pid_, IdMapKind::kIdentity); !s.ok()) return s;
-  if (auto s = WriteIdMaps(launch.sentry_pid_, IdMapKind::kUnprivileged); !s.ok()) return s;
-  return launch;
+absl::Status Launch::PrepareJoin(LaunchOptions options, UniqueFd connection) {
+  pod_ = std::move(options.pod);
+  container_ = std::move(options.container);
+  std::vector<int> fds = {options.control_listener, options.exit_file, connection.get()};
+  fds.insert(fds.end(), options.files.begin(), options.files.end());
+  for (int fd : fds) {
+    auto copy = Above(fd, 0);
+    if (!copy.ok()) return copy.status();
+    join_fds_.push_back(std::move(*copy));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Launch::Join() {
+  std::vector<int> fds;
+  for (const UniqueFd& fd : join_fds_) fds.push_back(fd.get());
+  std::string why;
+  auto joined = pod_->Join(container_, fds, &why);
+  join_fds_.clear();
+  if (joined.ok()) {
+    SetOomScore(gofer_pid_, oom_score_);
+    return absl::OkStatus();
+  }
+  if (joined.error().code() == EPIPE) why = "the pod's sandbox has ended";
+  if (why.empty()) why = strerror(joined.error().code());
+  return DescribeFailure("unable to start container process: " + why);
 }
 
 // A guest that takes all memory is killed before the two processes that serve all. The stubs
@@ -356,8 +397,9 @@ absl::StatusOr<Launch> Launch::Begin(const LaunchOptions& options) {
 // below that then; or, without the right to go there, that much more, and the two come back.
 void Launch::SpreadOomScores(std::optional<int> wanted) {
   if (wanted) SetOomScore(gofer_pid_, *wanted);
-  int stubs = wanted.value_or(OomScore(sentry_pid_));
+  int stubs = wanted.value_or(OomScore(gofer_pid_));
   oom_score_ = std::max(stubs - kOomProtection, kMinOomScore);
+  if (sentry_pid_ <= 0) return;  // the stubs of one that joins have what the pod's have
   if (!SetOomScore(sentry_pid_, oom_score_)) {
     oom_score_ = stubs;
     stubs = std::min(stubs + kOomProtection, kMaxOomScore);
@@ -366,9 +408,10 @@ void Launch::SpreadOomScores(std::optional<int> wanted) {
 }
 
 absl::Status Launch::AwaitReady() {
-  if (!Go(gofer_go_.get()) || !Go(sentry_go_.get())) return DescribeFailure("");
+  if (!Go(gofer_go_.get()) || (!pod_ && !Go(sentry_go_.get()))) return DescribeFailure("");
   gofer_go_.reset();
   sentry_go_.reset();
+  if (pod_) return Join();
   pollfd p{sync_.get(), POLLIN, 0};
   int n;
   do {
@@ -403,6 +446,7 @@ absl::Status Launch::DescribeFailure(const std::string& sentry_error) {
     gofer_pid_ = -1;
     if (status != 0) return absl::InternalError("the gofer " + DescribeEnd(status) + " at start");
   }
+  if (pod_) return absl::InternalError("the container cannot join its pod's sandbox");
   kill(sentry_pid_, SIGKILL);  // it has closed its end, so it is dying anyway
   status = WaitForChild(sentry_pid_);
   sentry_pid_ = -1;
@@ -410,6 +454,12 @@ absl::Status Launch::DescribeFailure(const std::string& sentry_error) {
 }
 
 absl::Status Launch::Commit() {
+  if (pod_) {
+    const bool kept = pod_->Keep().ok();
+    gofer_pid_ = -1;
+    pod_.reset();
+    return kept ? absl::OkStatus() : absl::UnavailableError("the pod's sandbox has ended");
+  }
   bool sent = send(sync_.get(), "commit", 6, MSG_NOSIGNAL) == 6;
   sentry_pid_ = gofer_pid_ = -1;
   sync_.reset();
@@ -431,6 +481,9 @@ Launch& Launch::operator=(Launch&& other) noexcept {
   gofer_go_ = std::move(other.gofer_go_);
   gofer_errors_ = std::move(other.gofer_errors_);
   oom_score_ = other.oom_score_;
+  pod_ = std::move(other.pod_);
+  container_ = std::move(other.container_);
+  join_fds_ = std::move(other.join_fds_);
   return *this;
 }
 

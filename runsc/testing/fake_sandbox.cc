@@ -33,9 +33,9 @@ constexpr const char* kPrograms[] = {"echo",  "cat", "exit", "signal",
 // Without a leading '/'.
 std::string Name(const std::string& program) { return program.substr(program[0] == '/'); }
 
-class FakeSandbox : public sentry::Sandbox {
+class FakeContainer : public sentry::Container {
  public:
-  explicit FakeSandbox(UniqueFd gofer) : gofer_(std::move(gofer)) {}
+  explicit FakeContainer(UniqueFd gofer) : gofer_(std::move(gofer)) {}
 
   // Makes a process that waits for Run.
   Result<int32_t> Make(const sentry::ProcessSpec& spec, sentry::ProcessFds fds, std::string* why) {
@@ -109,9 +109,6 @@ class FakeSandbox : public sentry::Sandbox {
     for (int32_t pid : pids) (void)Signal(pid, signo);
     return base::Ok();
   }
-  std::string SyscallTimes() override {
-    return R"({"calls":[{"name":"read","number":0,"count":3,"measured":0}]})";
-  }
   std::vector<sentry::ProcessInfo> Processes() override {
     absl::MutexLock lock(&mutex_);
     std::vector<sentry::ProcessInfo> list;
@@ -119,6 +116,7 @@ class FakeSandbox : public sentry::Sandbox {
       if (p.status) continue;
       sentry::ProcessInfo info;
       info.pid = pid;
+      info.init = pid == 1;
       info.uid = p.spec.uid;
       info.start_time = time(nullptr);
       for (const std::string& arg : p.spec.args) {
@@ -129,6 +127,8 @@ class FakeSandbox : public sentry::Sandbox {
     return list;
   }
   void SetLimits(int64_t, int64_t) override {}
+  void SetFrozen(bool) override {}
+  void End(int) override {}
   Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) override {
     absl::MutexLock lock(&mutex_);
     auto it = processes_.find(pid == kInit ? 1 : pid);
@@ -140,7 +140,6 @@ class FakeSandbox : public sentry::Sandbox {
     it->second.size = size;
     return base::Ok();
   }
-  void Destroy() override {}
 
  private:
   struct Process {
@@ -231,14 +230,32 @@ class FakeSandbox : public sentry::Sandbox {
   bool started_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+class FakeSandbox : public sentry::Sandbox {
+ public:
+  explicit FakeSandbox(std::shared_ptr<FakeContainer> first) : first_(std::move(first)) {}
+  std::shared_ptr<sentry::Container> first() override { return first_; }
+  Result<std::shared_ptr<sentry::Container>> Join(const sentry::ContainerSpec&,
+                                                  sentry::ContainerFds, std::string* why) override {
+    *why = "there is no kernel here that could take another";
+    return Error(ENOSYS);
+  }
+  std::string SyscallTimes() override {
+    return R"({"calls":[{"name":"read","number":0,"count":3,"measured":0}]})";
+  }
+  void Destroy() override {}
+
+ private:
+  const std::shared_ptr<FakeContainer> first_;
+};
+
 }  // namespace
 
 Result<std::unique_ptr<sentry::Sandbox>> CreateFakeSandbox(
     const sentry::BootSpec& spec, sentry::SandboxFds fds,
     std::unique_ptr<platform::Platform> /*platform*/, std::string* why) {
-  auto sandbox = std::make_unique<FakeSandbox>(std::move(fds.gofer));
-  TRY(sandbox->Make(spec.process, std::move(fds.process), why));
-  return std::unique_ptr<sentry::Sandbox>(std::move(sandbox));
+  auto container = std::make_shared<FakeContainer>(std::move(fds.container.gofer));
+  TRY(container->Make(spec.container.process, std::move(fds.container.process), why));
+  return std::unique_ptr<sentry::Sandbox>(std::make_unique<FakeSandbox>(std::move(container)));
 }
 
 }  // namespace runsc

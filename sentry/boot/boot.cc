@@ -25,6 +25,7 @@
 #include "sentry/boot/boot_fds.h"
 #include "sentry/boot/boot_spec_json.h"
 #include "sentry/boot/host_calls.h"
+#include "sentry/boot/members.h"
 #include "sentry/boot/network_fds.h"
 #include "sentry/boot/warm_up.h"
 #include "sentry/control/protocol.h"
@@ -80,7 +81,7 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
   }
   if (!PrepareMounts(why)) return false;
   // The console sends SIGWINCH to the processes of the session that it controls, which is ours.
-  if (spec.process.terminal && ioctl(kBootFirstFile, TIOCSCTTY, 0) != 0) {
+  if (spec.container.process.terminal && ioctl(kBootFirstFile, TIOCSCTTY, 0) != 0) {
     *why = std::string("console: TIOCSCTTY: ") + strerror(errno);
     return false;
   }
@@ -111,8 +112,10 @@ bool Confine(const BootOptions& options, const BootSpec& spec, const BootHooks& 
 
 SandboxFds TakeFds(const BootOptions& options) {
   SandboxFds fds;
-  for (int i = 0; i < options.file_count; ++i) fds.process.files.emplace_back(kBootFirstFile + i);
-  fds.gofer.reset(kBootGoferFd);
+  for (int i = 0; i < options.file_count; ++i) {
+    fds.container.process.files.emplace_back(kBootFirstFile + i);
+  }
+  fds.container.gofer.reset(kBootGoferFd);
   if (options.have_log) fds.log.reset(fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));
   return fds;
 }
@@ -129,23 +132,31 @@ class Loop {
  public:
   Loop(Sandbox* sandbox, UniqueFd sync, UniqueFd signals, UniqueFd gofer)
       : sandbox_(sandbox),
+        first_(sandbox->first()),
         sync_(std::move(sync)),
         signals_(std::move(signals)),
         gofer_(std::move(gofer)),
         // The socket's directory is closed to all but root; a peer inside this PID namespace (a
         // stub) would be seen with its pid.
-        server_(sandbox, UniqueFd(kBootControlFd),
-                [](const ucred& peer) { return peer.pid == 0; }) {}
+        server_(sandbox, [](const ucred& peer) { return peer.pid == 0; }) {
+    server_.set_on_join(
+        [this](ControlServer::Joined joined) { return members_.Add(std::move(joined)); });
+  }
 
   int Run() {
     Status status = server_.Init();
+    if (status.ok()) {
+      auto served = server_.Serve(first_, UniqueFd(kBootControlFd), 0);
+      if (served.ok()) first_served_ = *served;
+      if (!served.ok()) status = served.error();
+    }
     if (status.ok()) status = server_.Watch(sync_.get(), EPOLLIN, [this](uint32_t) { OnSync(); });
     if (status.ok()) {
       status = server_.Watch(signals_.get(), EPOLLIN, [this](uint32_t) { OnSignal(); });
     }
     if (status.ok()) status = server_.Watch(gofer_.get(), 0, [this](uint32_t) { OnGoferEnd(); });
     if (status.ok()) {
-      status = sandbox_->Wait(Sandbox::kInit, [this](int wait_status) {
+      status = first_->Wait(Container::kInit, [this](int wait_status) {
         server_.Post([this, wait_status] { OnInitEnd(wait_status); });
       });
     }
@@ -155,7 +166,7 @@ class Loop {
     }
     Report(sync_.get(), "ready");
     int code = server_.Run();
-    if (gofer_ended_) return code;
+    members_.StoreKilled();
     // The container has ended, whatever still waits for a file that does not answer. (A signal
     // would not do: process 1 of a PID namespace ignores those that it has no handler for.)
     std::thread([code] {
@@ -186,13 +197,12 @@ class Loop {
     while (read(signals_.get(), &info, sizeof(info)) == sizeof(info)) {
       // The rest are the terminal's too, but its line discipline is the guest's: the file that
       // reads the terminal sees the characters and the hang-up.
-      if (info.ssi_signo == SIGWINCH) (void)sandbox_->SetWindowSize(Sandbox::kInit, 0, 0);
+      if (info.ssi_signo == SIGWINCH) (void)first_->SetWindowSize(Container::kInit, 0, 0);
     }
   }
 
   void OnGoferEnd() {
     server_.Unwatch(gofer_.get());
-    gofer_ended_ = true;
     Log("the gofer has gone");
     OnInitEnd(SIGKILL);
   }
@@ -200,17 +210,18 @@ class Loop {
   void OnInitEnd(int wait_status) {
     if (ended_) return;
     ended_ = true;
-    server_.SetInitStatus(wait_status);
-    std::string digits = std::to_string(wait_status);
-    if (pwrite(kBootExitFd, digits.data(), digits.size(), 0) < 0) Log("cannot store the status");
-    server_.Quit(WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status));
+    server_.SetInitStatus(first_served_, wait_status);
+    StoreExitStatus(kBootExitFd, wait_status);
+    server_.Quit(ExitCodeOf(wait_status));
   }
 
   Sandbox* const sandbox_;
+  const std::shared_ptr<Container> first_;
   UniqueFd sync_, signals_, gofer_;
   ControlServer server_;
+  Members members_{&server_};
+  uint64_t first_served_ = 0;
   bool ended_ = false;
-  bool gofer_ended_ = false;
 };
 
 }  // namespace
@@ -252,7 +263,7 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
 
   SandboxFds fds = TakeFds(options);
   fds.network = std::move(network);
-  UniqueFd gofer(fcntl(fds.gofer.get(), F_DUPFD_CLOEXEC, 0));
+  UniqueFd gofer(fcntl(fds.container.gofer.get(), F_DUPFD_CLOEXEC, 0));
   auto sandbox = hooks.create_sandbox(*spec, std::move(fds), std::move(platform), &why);
   if (!sandbox.ok()) {
     if (why.empty()) why = strerror(sandbox.error().code());

@@ -1,6 +1,6 @@
-// What the sentry is told about the container it shall run. Plain values, made by runsc from the
-// OCI configuration after checking it; they cross to the sentry as JSON (boot_spec_json.h).
-// Strings are bytes and hold no NUL.
+// What the sentry is told: how to run the sandbox (BootSpec), and about each container that it
+// shall run (ContainerSpec). Plain values, made by runsc from the OCI configuration after checking
+// it; they cross to the sentry as JSON (boot_spec_json.h). Strings are bytes and hold no NUL.
 #pragma once
 
 #include <cstdint>
@@ -78,9 +78,16 @@ struct IdMapping {
 // BootSpec::network.
 inline constexpr char kNoNetwork[] = "none", kHostNetwork[] = "host";
 
-struct BootSpec {
+// By container id: whose namespace of each kind a container shares; empty: it has one of its own.
+struct SharedNamespaces {
+  std::string pid, uts, ipc, net, user;
+};
+
+// A container: the sandbox's first, or one that joins it later (of a pod).
+struct ContainerSpec {
   std::string container_id;
-  std::string hostname;  // empty: keep the sentry's default
+  SharedNamespaces share;  // of one that joins: whose namespaces it has
+  std::string hostname;    // empty: keep the sentry's default
   std::string domainname;
   ProcessSpec process;
   bool root_readonly = false;
@@ -107,8 +114,11 @@ struct BootSpec {
   uint64_t memory_limit = 0;  // bytes that the cgroup allows; 0: none. For /proc/meminfo
   double cpu_limit = 0;       // processors that the cgroup allows; 0: none
   int64_t pids_limit = 0;     // 0: none
+};
 
-  // How this sandbox is run.
+// A sandbox with its first container.
+struct BootSpec {
+  ContainerSpec container;
   std::string platform = "auto";  // as for platform::Create
   // kNoNetwork: the sentry's own stack, with a loopback device alone. kHostNetwork: sockets of the
   // host's network namespace that the sentry's process is in.

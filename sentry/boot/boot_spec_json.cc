@@ -81,14 +81,24 @@ void Fields(A& a, In<A, IdMapping>& s) {
 }
 
 template <typename A>
-void Fields(A& a, In<A, BootSpec::Sysctl>& s) {
+void Fields(A& a, In<A, SharedNamespaces>& s) {
+  a("pid", s.pid);
+  a("uts", s.uts);
+  a("ipc", s.ipc);
+  a("net", s.net);
+  a("user", s.user);
+}
+
+template <typename A>
+void Fields(A& a, In<A, ContainerSpec::Sysctl>& s) {
   a("name", s.name);
   a("value", s.value);
 }
 
 template <typename A>
-void Fields(A& a, In<A, BootSpec>& s) {
+void Fields(A& a, In<A, ContainerSpec>& s) {
   a("containerId", s.container_id);
+  a("share", s.share);
   a("hostname", s.hostname);
   a("domainname", s.domainname);
   a("process", s.process);
@@ -110,6 +120,11 @@ void Fields(A& a, In<A, BootSpec>& s) {
   a("memoryLimit", s.memory_limit);
   a("cpuLimit", s.cpu_limit);
   a("pidsLimit", s.pids_limit);
+}
+
+template <typename A>
+void Fields(A& a, In<A, BootSpec>& s) {
+  a("container", s.container);
   a("platform", s.platform);
   a("network", s.network);
   a("strace", s.strace);
@@ -256,7 +271,14 @@ base::Result<ProcessSpec> DecodeProcessSpec(const Json& json, std::string* why) 
   return spec;
 }
 
+base::Result<ContainerSpec> DecodeContainerSpec(const Json& json, std::string* why) {
+  ContainerSpec spec;
+  if (!Reader::Value(json, "", why, &spec)) return base::Error(EINVAL);
+  return spec;
+}
+
 std::string EncodeBootSpec(const BootSpec& spec) { return Writer::Value(spec).dump(); }
+std::string EncodeContainerSpec(const ContainerSpec& spec) { return Writer::Value(spec).dump(); }
 std::string EncodeProcessSpec(const ProcessSpec& spec) { return Writer::Value(spec).dump(); }
 
 std::string BytesToUtf8(std::string_view bytes) {

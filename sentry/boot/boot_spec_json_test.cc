@@ -9,24 +9,25 @@ namespace {
 
 BootSpec Example() {
   BootSpec s;
-  s.container_id = "id";
-  s.hostname = "h";
-  s.process.args = {"/bin/x", "\xff\x80 \xc3\xbc", ""};
-  s.process.env = {"A=\x01"};
-  s.process.cwd = "/";
-  s.process.uid = UINT32_MAX;
-  s.process.caps.bounding = UINT64_MAX;
-  s.process.rlimits = {{7, 1, UINT64_MAX}};
-  s.process.oom_score_adj = -1000;
+  s.container.container_id = "id";
+  s.container.hostname = "h";
+  s.container.share.pid = "pod";
+  s.container.process.args = {"/bin/x", "\xff\x80 \xc3\xbc", ""};
+  s.container.process.env = {"A=\x01"};
+  s.container.process.cwd = "/";
+  s.container.process.uid = UINT32_MAX;
+  s.container.process.caps.bounding = UINT64_MAX;
+  s.container.process.rlimits = {{7, 1, UINT64_MAX}};
+  s.container.process.oom_score_adj = -1000;
   MountSpec m;
   m.destination = "/m";
   m.gofer_mount = 3;
   m.propagation = {1 << 18};
-  s.mounts = {m, MountSpec{.destination = "/p", .type = "proc"}};
-  s.devices = {DeviceSpec{.path = "/dev/x", .type = 'b', .major = 1, .minor = 2}};
-  s.sysctls = {{"a", "b"}};
-  s.network_sysctls = {{"c", "d"}};
-  s.cpu_limit = 0.5;
+  s.container.mounts = {m, MountSpec{.destination = "/p", .type = "proc"}};
+  s.container.devices = {DeviceSpec{.path = "/dev/x", .type = 'b', .major = 1, .minor = 2}};
+  s.container.sysctls = {{"a", "b"}};
+  s.container.network_sysctls = {{"c", "d"}};
+  s.container.cpu_limit = 0.5;
   s.spin_ns = 1000;
   s.platform = "ptrace";
   s.allow_no_seccomp = true;
@@ -39,14 +40,15 @@ TEST(BootSpecJson, SurvivesTheTrip) {
   std::string text = EncodeBootSpec(s);
   auto back = DecodeBootSpec(text, &why);
   ASSERT_TRUE(back.ok()) << why;
-  EXPECT_EQ(back->process.args, s.process.args);
-  EXPECT_EQ(back->process.uid, UINT32_MAX);
-  EXPECT_EQ(back->process.caps.bounding, UINT64_MAX);
-  EXPECT_EQ(back->process.rlimits[0].hard, UINT64_MAX);
-  EXPECT_EQ(back->mounts[0].gofer_mount, 3);
-  EXPECT_EQ(back->mounts[1].gofer_mount, -1);
-  EXPECT_EQ(back->devices[0].type, 'b');
-  EXPECT_EQ(back->cpu_limit, 0.5);
+  EXPECT_EQ(back->container.share.pid, "pod");
+  EXPECT_EQ(back->container.process.args, s.container.process.args);
+  EXPECT_EQ(back->container.process.uid, UINT32_MAX);
+  EXPECT_EQ(back->container.process.caps.bounding, UINT64_MAX);
+  EXPECT_EQ(back->container.process.rlimits[0].hard, UINT64_MAX);
+  EXPECT_EQ(back->container.mounts[0].gofer_mount, 3);
+  EXPECT_EQ(back->container.mounts[1].gofer_mount, -1);
+  EXPECT_EQ(back->container.devices[0].type, 'b');
+  EXPECT_EQ(back->container.cpu_limit, 0.5);
   EXPECT_EQ(back->platform, "ptrace");
   EXPECT_TRUE(back->allow_no_seccomp);
   EXPECT_EQ(EncodeBootSpec(*back), text);
@@ -63,16 +65,18 @@ std::string WhyNot(std::string text, const std::string& from, const std::string&
 
 TEST(BootSpecJson, NamesWhatIsWrong) {
   std::string text = EncodeBootSpec(Example());
-  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":1"), "hostname is not a string");
-  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\",", ""), "hostname is missing");
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":1"),
+            "container.hostname is not a string");
+  EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\",", ""), "container.hostname is missing");
   EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":\"a\\u0000\""),
-            "hostname contains a NUL");
+            "container.hostname contains a NUL");
   EXPECT_EQ(WhyNot(text, "\"hostname\":\"h\"", "\"hostname\":\"\\u0100\""),
-            "hostname is badly encoded");
-  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":4294967296"), "process.uid is too large");
-  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":-1"), "process.uid is too small");
+            "container.hostname is badly encoded");
+  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":4294967296"),
+            "container.process.uid is too large");
+  EXPECT_EQ(WhyNot(text, "\"uid\":4294967295", "\"uid\":-1"), "container.process.uid is too small");
   EXPECT_EQ(WhyNot(text, "\"goferMount\":3", "\"goferMount\":true"),
-            "mounts[0].goferMount is not an integer");
+            "container.mounts[0].goferMount is not an integer");
   EXPECT_EQ(WhyNot(text, "{", "["), "the specification is not JSON");
   std::string why;
   EXPECT_FALSE(DecodeBootSpec("[]", &why).ok());

@@ -29,7 +29,7 @@ constexpr uint64_t kKeptFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | M
 
 class Builder {
  public:
-  Builder(Vfs& vfs, const base::Ref<GoferConnection>& gofer, const BootSpec& spec,
+  Builder(Vfs& vfs, const base::Ref<GoferConnection>& gofer, const ContainerSpec& spec,
           const Credentials& creds, std::string* why)
       : vfs_(vfs), gofer_(gofer), spec_(spec), creds_(creds), why_(why) {}
 
@@ -80,7 +80,7 @@ class Builder {
     if (spec_.overlay) {
       TmpfsOptions upper;
       // As a tmpfs: half of the memory that the container has.
-      upper.size = Kernel::Get().total_memory() / 2;
+      upper.size = Kernel::Get().CurrentCgroup()->total_memory() / 2;
       auto overlay = NewOverlay(std::move(root), upper);
       if (!overlay.ok()) return Named("making the overlay", overlay.error());
       root = std::move(*overlay);
@@ -212,14 +212,14 @@ class Builder {
 
   // Through the container's /proc/sys.
   base::Status WriteSysctls() {
-    for (const BootSpec::Sysctl& sysctl : spec_.network_sysctls) (void)WriteSysctl(sysctl);
-    for (const BootSpec::Sysctl& sysctl : spec_.sysctls) {
+    for (const ContainerSpec::Sysctl& sysctl : spec_.network_sysctls) (void)WriteSysctl(sysctl);
+    for (const ContainerSpec::Sysctl& sysctl : spec_.sysctls) {
       TRY(Named("setting sysctl " + sysctl.name, WriteSysctl(sysctl)));
     }
     return base::Ok();
   }
 
-  base::Status WriteSysctl(const BootSpec::Sysctl& sysctl) {
+  base::Status WriteSysctl(const ContainerSpec::Sysctl& sysctl) {
     std::string path = "/proc/sys/" + sysctl.name;
     std::replace(path.begin() + 10, path.end(), '.', '/');
     return WriteFile(path, sysctl.value);
@@ -234,7 +234,7 @@ class Builder {
 
   Vfs& vfs_;
   const base::Ref<GoferConnection>& gofer_;
-  const BootSpec& spec_;
+  const ContainerSpec& spec_;
   const Credentials& creds_;
   std::string* const why_;
   ContainerMounts made_;
@@ -244,7 +244,7 @@ class Builder {
 }  // namespace
 
 base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnection>& gofer,
-                                          const BootSpec& spec, const Credentials& creds,
+                                          const ContainerSpec& spec, const Credentials& creds,
                                           std::string* why) {
   return Builder(vfs, gofer, spec, creds, why).Build();
 }

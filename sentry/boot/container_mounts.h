@@ -26,7 +26,7 @@ struct ContainerMounts {
 // does it. `creds` has all capabilities. Runs on a fiber. On error `why` is one line that names the
 // mount.
 base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnection>& gofer,
-                                          const BootSpec& spec, const Credentials& creds,
+                                          const ContainerSpec& spec, const Credentials& creds,
                                           std::string* why);
 
 // mkdir -p. Existing directories stay as they are.

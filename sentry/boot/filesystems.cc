@@ -14,8 +14,8 @@ namespace sentry {
 
 void RegisterFilesystems(Kernel& kernel) {
   Vfs& vfs = kernel.vfs();
-  vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory()));
-  vfs.RegisterFilesystem(MakeTmpfsType(kernel.total_memory(), "ramfs"));
+  vfs.RegisterFilesystem(MakeTmpfsType(kernel.root_cgroup()->total_memory()));
+  vfs.RegisterFilesystem(MakeTmpfsType(kernel.root_cgroup()->total_memory(), "ramfs"));
   RegisterMqueue(vfs);
   RegisterMemoryDevices(vfs);
   RegisterTerminals(&kernel, vfs);

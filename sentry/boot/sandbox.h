@@ -1,5 +1,6 @@
-// The sentry as runsc sees it: one container that can be created, started, entered, signalled and
-// waited for. The control server (sentry/control) drives it; the kernel implements it.
+// The sentry as runsc sees it: a sandbox with one container, or with the several of a pod, each of
+// which can be created, started, entered, signalled and waited for. The control server
+// (sentry/control) drives it; the kernel implements it.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +33,14 @@ struct NetworkFds {
   std::vector<std::pair<std::string, base::UniqueFd>> proc;  // files of /proc/net, by name
 };
 
-struct SandboxFds {
+struct ContainerFds {
   ProcessFds process;    // of the container's init
-  base::UniqueFd gofer;  // the connection to the gofer
-  base::UniqueFd log;    // debug log, opened for appending; may be invalid
+  base::UniqueFd gofer;  // the connection to its gofer
+};
+
+struct SandboxFds {
+  ContainerFds container;
+  base::UniqueFd log;  // debug log, opened for appending; may be invalid
   NetworkFds network;
 };
 
@@ -50,18 +55,19 @@ struct ProcessInfo {
   std::string tty;      // "pts/0", or "?"
   char state = 'S';     // as in /proc/PID/stat
   std::string command;  // the arguments joined by blanks, or [comm]
-  int32_t host_pid =
-      0;  // what runs its code, in the sentry's PID namespace on the host; 0: nothing
+  // What runs its code, in the sentry's PID namespace on the host; 0: nothing.
+  int32_t host_pid = 0;
+  bool init = false;  // of its container
 };
 
-// Thread-safe. Methods may block the calling thread (never a worker's) for as long as the gofer
-// takes; Wait, Signal, Processes, SyscallTimes and SetWindowSize return at once.
-class Sandbox {
+// A container of a sandbox. Thread-safe. Methods may block the calling thread (never a worker's) for
+// as long as the gofer takes; Wait, Signal, Processes and SetWindowSize return at once.
+class Container {
  public:
   // Of Signal, Wait and SetWindowSize: the container's init, whatever its pid.
   static constexpr int32_t kInit = 0;
 
-  virtual ~Sandbox() = default;
+  virtual ~Container() = default;
   // Lets the created init run. Once. Errors: EINVAL if it runs already; `why` says more.
   virtual base::Status Start(std::string* why) = 0;
   // Starts another process in the container, as a child of nobody inside it. Allowed between
@@ -80,13 +86,29 @@ class Sandbox {
   // To every process of the container.
   virtual base::Status SignalAll(int signo) = 0;
   virtual std::vector<ProcessInfo> Processes() = 0;
-  // Counts and times of system calls, a JSON object (sentry/trace/times/call_times.h).
-  virtual std::string SyscallTimes() = 0;
   // Tells the terminal of `pid` its new size: the foreground process group gets SIGWINCH.
   // 0 rows and columns: ask the host terminal. ENOTTY if it has none.
   virtual base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols) = 0;
   // The container's limits are these from now on; 0: none, -1: as it was. Memory in bytes.
   virtual void SetLimits(int64_t pids, int64_t memory) = 0;
+  // Stops all its processes, wherever they are, or lets them go on. They can be killed meanwhile.
+  virtual void SetFrozen(bool frozen) = 0;
+  // Of one that joined: kills what is left of it, waits until it is gone, gives back its mounts, and
+  // ends its gofer with `exit_code`. Nothing may be called after it.
+  virtual void End(int exit_code) = 0;
+};
+
+// Thread-safe.
+class Sandbox {
+ public:
+  virtual ~Sandbox() = default;
+  // The container that the sandbox was made with, and ends with.
+  virtual std::shared_ptr<Container> first() = 0;
+  // Builds another container, as CreateSandbox does the first; `why` likewise. May block.
+  virtual base::Result<std::shared_ptr<Container>> Join(const ContainerSpec& spec, ContainerFds fds,
+                                                        std::string* why) = 0;
+  // Counts and times of system calls, a JSON object (sentry/trace/times/call_times.h).
+  virtual std::string SyscallTimes() = 0;
   // Kills everything, and syncs what files need it. Nothing may be called after it.
   virtual void Destroy() = 0;
 };

@@ -126,6 +126,7 @@ Result<std::vector<ProcessInfo>> ControlClient::Processes() {
     info.state = state.empty() ? '?' : state[0];
     info.command = Str(p, "command");
     info.host_pid = static_cast<int32_t>(Int(p, "hostPid"));
+    info.init = Int(p, "init") != 0;
     list.push_back(std::move(info));
   }
   return list;
@@ -138,6 +139,23 @@ Result<std::string> ControlClient::SyscallTimes() {
 Status ControlClient::SetLimits(int64_t pids, int64_t memory) {
   Json json = {{"pids", pids}, {"memory", memory}};
   TRY(Call(ControlOp::kLimits, json.dump(), {}, kShortMs, nullptr));
+  return base::Ok();
+}
+
+Status ControlClient::SetFrozen(bool frozen) {
+  TRY(Call(ControlOp::kFreeze, Json({{"frozen", frozen}}).dump(), {}, kShortMs, nullptr));
+  return base::Ok();
+}
+
+Status ControlClient::Join(const ContainerSpec& container, const std::vector<int>& fds,
+                           std::string* why) {
+  std::string payload = "{\"container\":" + EncodeContainerSpec(container) + "}";
+  TRY(Call(ControlOp::kJoin, std::move(payload), fds, kLongMs, why));
+  return base::Ok();
+}
+
+Status ControlClient::Keep() {
+  TRY(Call(ControlOp::kKeep, "{}", {}, kShortMs, nullptr));
   return base::Ok();
 }
 

@@ -31,6 +31,11 @@ class ControlClient {
   base::Result<std::string> SyscallTimes();
   // 0: none, -1: as it is.
   base::Status SetLimits(int64_t pids, int64_t memory);
+  base::Status SetFrozen(bool frozen);
+  // The descriptors of ControlOp::kJoin; they stay the caller's. The container ends with this
+  // connection until Keep.
+  base::Status Join(const ContainerSpec& container, const std::vector<int>& fds, std::string* why);
+  base::Status Keep();
   base::Status SetWindowSize(int32_t pid, uint16_t rows, uint16_t cols);
 
   // Asks for the end of a process; the answer makes socket() readable, then FinishWait returns the

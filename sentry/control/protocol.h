@@ -1,5 +1,6 @@
 // The messages between runsc and the sentry's control server.
 //
+// Each container has a listening socket of its own: what comes over its connections is about it.
 // One message is one datagram of a seqpacket socket: a Header, then `size` bytes of a JSON object,
 // or, if kPayloadInFile is set, a sealed memory file with them as the first descriptor. Replies
 // carry the id of their request and may come in another order.
@@ -26,7 +27,13 @@ enum class ControlOp : uint32_t {
   kWindowSize = 6,  // {"pid": n, "rows": n, "cols": n} -> {}
   kSyscalls = 7,    // {} -> the object of sentry/trace/times/call_times.h
   kLimits = 8,      // {"pids": n, "memory": bytes} (0: none, -1: as it is) -> {}
-  kLast = kLimits,
+  kFreeze = 9,      // {"frozen": bool} -> {}
+  // {"container": ContainerSpec} -> {}; fds: its listening control socket, the file for its exit
+  // status, the connection to its gofer, then the guest's 0.. The container ends with this
+  // connection until that has sent kKeep. Asked of the sandbox's first container alone.
+  kJoin = 10,
+  kKeep = 11,  // {} -> {}
+  kLast = kKeep,
 };
 
 struct ControlHeader {

@@ -1,5 +1,6 @@
 #include "sentry/control/server.h"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -48,8 +49,8 @@ std::optional<bool> BoolField(const Json& json, const char* name) {
 
 }  // namespace
 
-ControlServer::ControlServer(Sandbox* sandbox, UniqueFd listener, PeerCheck peer_check)
-    : sandbox_(sandbox), listener_(std::move(listener)), peer_check_(std::move(peer_check)) {}
+ControlServer::ControlServer(Sandbox* sandbox, PeerCheck peer_check)
+    : sandbox_(sandbox), peer_check_(std::move(peer_check)) {}
 
 ControlServer::~ControlServer() {
   for (auto& [id, thread] : threads_) thread.join();
@@ -60,8 +61,30 @@ Status ControlServer::Init() {
   if (!epoll_.valid()) return LastError();
   wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_.valid()) return LastError();
-  TRY(Watch(wake_.get(), EPOLLIN, [this](uint32_t) { RunPosted(); }));
-  return Watch(listener_.get(), EPOLLIN, [this](uint32_t) { Accept(); });
+  return Watch(wake_.get(), EPOLLIN, [this](uint32_t) { RunPosted(); });
+}
+
+Result<uint64_t> ControlServer::Serve(std::shared_ptr<Container> container, UniqueFd listener,
+                                      uint64_t connection) {
+  const uint64_t id = next_served_++;
+  TRY(Watch(listener.get(), EPOLLIN, [this, id](uint32_t) { Accept(id); }));
+  Served& served = served_[id];
+  served.container = std::move(container);
+  served.listener = std::move(listener);
+  served.owner = connection;
+  return id;
+}
+
+void ControlServer::Remove(uint64_t served) {
+  auto it = served_.find(served);
+  if (it == served_.end()) return;
+  Unwatch(it->second.listener.get());
+  served_.erase(it);
+  std::vector<uint64_t> gone;
+  for (const auto& [id, connection] : connections_) {
+    if (connection.served == served) gone.push_back(id);
+  }
+  for (uint64_t id : gone) Close(id);
 }
 
 Status ControlServer::Watch(int fd, uint32_t events, std::function<void(uint32_t)> callback) {
@@ -115,8 +138,10 @@ int ControlServer::Run() {
   return *quit_;
 }
 
-void ControlServer::Accept() {
-  UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+void ControlServer::Accept(uint64_t served) {
+  auto it = served_.find(served);
+  if (it == served_.end()) return;
+  UniqueFd fd(accept4(it->second.listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!fd.valid()) return;
   ucred peer{};
   socklen_t len = sizeof(peer);
@@ -126,11 +151,14 @@ void ControlServer::Accept() {
   }
   uint64_t id = next_connection_++;
   int raw = fd.get();
-  connections_[id].fd = std::move(fd);
-  if (!Watch(raw, EPOLLIN, [this, id](uint32_t) { Serve(id); }).ok()) connections_.erase(id);
+  Connection& connection = connections_[id];
+  connection.fd = std::move(fd);
+  connection.served = served;
+  connection.container = it->second.container;
+  if (!Watch(raw, EPOLLIN, [this, id](uint32_t) { Receive(id); }).ok()) connections_.erase(id);
 }
 
-void ControlServer::Serve(uint64_t connection) {
+void ControlServer::Receive(uint64_t connection) {
   auto it = connections_.find(connection);
   if (it == connections_.end()) return;
   Result<ControlMessage> message = RecvControl(it->second.fd.get(), MSG_DONTWAIT);
@@ -144,7 +172,10 @@ void ControlServer::Serve(uint64_t connection) {
 void ControlServer::Close(uint64_t connection) {
   auto it = connections_.find(connection);
   if (it == connections_.end()) return;
-  for (int32_t pid : it->second.owned) (void)sandbox_->Signal(pid, SIGKILL);
+  for (int32_t pid : it->second.owned) (void)it->second.container->Signal(pid, SIGKILL);
+  for (auto& [id, served] : served_) {
+    if (served.owner == connection) (void)served.container->SignalAll(SIGKILL);
+  }
   Unwatch(it->second.fd.get());
   connections_.erase(it);
 }
@@ -165,6 +196,12 @@ void ControlServer::Dispatch(uint64_t connection, ControlMessage message) {
       return DoProcesses(connection, message.id);
     case ControlOp::kWindowSize:
       return DoWindowSize(connection, message);
+    case ControlOp::kFreeze:
+      return DoFreeze(connection, message);
+    case ControlOp::kJoin:
+      return DoJoin(connection, std::move(message));
+    case ControlOp::kKeep:
+      return DoKeep(connection, message.id);
     case ControlOp::kSyscalls:
       return Reply(connection, message.id, 0, sandbox_->SyscallTimes());
     case ControlOp::kReply:
@@ -192,9 +229,9 @@ void ControlServer::ReapThreads() {
 void ControlServer::DoStart(uint64_t connection, uint32_t id) {
   if (threads_.size() >= kMaxThreads)
     return ReplyError(connection, id, EAGAIN, "too many requests");
-  Spawn([this, connection, id] {
+  Spawn([this, connection, id, container = About(connection)] {
     std::string why;
-    Status status = sandbox_->Start(&why);
+    Status status = container->Start(&why);
     Post([this, connection, id, status, why] {
       if (!status.ok()) return ReplyError(connection, id, status.error().code(), why);
       Reply(connection, id, 0, "{}");
@@ -216,10 +253,15 @@ void ControlServer::DoExec(uint64_t connection, ControlMessage message) {
   if (threads_.size() >= kMaxThreads)
     return ReplyError(connection, id, EAGAIN, "too many requests");
   auto fds = std::make_shared<std::vector<UniqueFd>>(std::move(message.fds));
-  Spawn([this, connection, id, owned = *owned, process = std::move(*process), fds] {
+  Spawn([this, connection, id, owned = *owned, process = std::move(*process), fds,
+         container = About(connection)] {
     std::string error;
-    Result<int32_t> pid = sandbox_->Exec(process, ProcessFds{std::move(*fds)}, &error);
-    Post([this, connection, id, owned, pid, error] {
+    Result<int32_t> pid = container->Exec(process, ProcessFds{std::move(*fds)}, &error);
+    Post([this, connection, id, owned, pid, error, container] {
+      // Nobody waits for it any more.
+      if (owned && pid.ok() && !connections_.contains(connection)) {
+        (void)container->Signal(*pid, SIGKILL);
+      }
       FinishExec(connection, id, owned, pid, error);
     });
   });
@@ -229,10 +271,7 @@ void ControlServer::FinishExec(uint64_t connection, uint32_t id, bool owned, Res
                                const std::string& why) {
   if (!pid.ok()) return ReplyError(connection, id, pid.error().code(), why);
   auto it = connections_.find(connection);
-  if (it == connections_.end()) {
-    if (owned) (void)sandbox_->Signal(*pid, SIGKILL);
-    return;
-  }
+  if (it == connections_.end()) return;
   if (owned) it->second.owned.insert(*pid);
   Reply(connection, id, 0, Json({{"pid", *pid}}).dump());
 }
@@ -241,13 +280,14 @@ void ControlServer::DoWait(uint64_t connection, const ControlMessage& message) {
   std::optional<int64_t> pid = IntField(ParseObject(message.payload), "pid", 0, INT32_MAX);
   uint32_t id = message.id;
   if (!pid) return ReplyError(connection, id, EPROTO, "malformed wait request");
-  if (*pid == Sandbox::kInit) {
-    if (init_status_) return ReplyStatus(connection, id, *init_status_);
-    init_waiters_.push_back({connection, id});
+  if (*pid == Container::kInit) {
+    Served& served = served_.find(connections_.find(connection)->second.served)->second;
+    if (served.init_status) return ReplyStatus(connection, id, *served.init_status);
+    served.init_waiters.push_back({connection, id});
     return;
   }
   auto child = static_cast<int32_t>(*pid);
-  Status status = sandbox_->Wait(child, [this, connection, id, child](int wait_status) {
+  Status status = About(connection)->Wait(child, [this, connection, id, child](int wait_status) {
     Post([this, connection, id, child, wait_status] {
       auto it = connections_.find(connection);
       if (it != connections_.end()) it->second.owned.erase(child);
@@ -257,9 +297,11 @@ void ControlServer::DoWait(uint64_t connection, const ControlMessage& message) {
   if (!status.ok()) ReplyError(connection, id, status.error().code(), "no such process");
 }
 
-void ControlServer::SetInitStatus(int wait_status) {
-  init_status_ = wait_status;
-  for (const Waiter& w : std::exchange(init_waiters_, {})) {
+void ControlServer::SetInitStatus(uint64_t served, int wait_status) {
+  auto it = served_.find(served);
+  if (it == served_.end()) return;
+  it->second.init_status = wait_status;
+  for (const Waiter& w : std::exchange(it->second.init_waiters, {})) {
     ReplyStatus(w.connection, w.request, wait_status);
   }
 }
@@ -272,8 +314,9 @@ void ControlServer::DoSignal(uint64_t connection, const ControlMessage& message)
   if (!pid || !signo || !all) {
     return ReplyError(connection, message.id, EPROTO, "malformed signal request");
   }
-  Status status = *all ? sandbox_->SignalAll(static_cast<int>(*signo))
-                       : sandbox_->Signal(static_cast<int32_t>(*pid), static_cast<int>(*signo));
+  Container& container = *About(connection);
+  Status status = *all ? container.SignalAll(static_cast<int>(*signo))
+                       : container.Signal(static_cast<int32_t>(*pid), static_cast<int>(*signo));
   if (!status.ok()) {
     return ReplyError(connection, message.id, status.error().code(), "cannot send the signal");
   }
@@ -282,7 +325,7 @@ void ControlServer::DoSignal(uint64_t connection, const ControlMessage& message)
 
 void ControlServer::DoProcesses(uint64_t connection, uint32_t id) {
   Json list = Json::array();
-  for (const ProcessInfo& p : sandbox_->Processes()) {
+  for (const ProcessInfo& p : About(connection)->Processes()) {
     list.push_back({{"pid", p.pid},
                     {"ppid", p.ppid},
                     {"uid", p.uid},
@@ -292,7 +335,8 @@ void ControlServer::DoProcesses(uint64_t connection, uint32_t id) {
                     {"tty", BytesToUtf8(p.tty)},
                     {"state", std::string(1, p.state)},
                     {"command", BytesToUtf8(p.command)},
-                    {"hostPid", p.host_pid}});
+                    {"hostPid", p.host_pid},
+                    {"init", p.init ? 1 : 0}});
   }
   Reply(connection, id, 0, Json({{"processes", std::move(list)}}).dump());
 }
@@ -305,8 +349,10 @@ void ControlServer::DoWindowSize(uint64_t connection, const ControlMessage& mess
   if (!pid || !rows || !cols) {
     return ReplyError(connection, message.id, EPROTO, "malformed window size request");
   }
-  Status status = sandbox_->SetWindowSize(static_cast<int32_t>(*pid), static_cast<uint16_t>(*rows),
-                                          static_cast<uint16_t>(*cols));
+  Status status =
+      About(connection)
+          ->SetWindowSize(static_cast<int32_t>(*pid), static_cast<uint16_t>(*rows),
+                          static_cast<uint16_t>(*cols));
   if (!status.ok()) {
     return ReplyError(connection, message.id, status.error().code(), "cannot resize the terminal");
   }
@@ -318,8 +364,73 @@ void ControlServer::DoLimits(uint64_t connection, const ControlMessage& message)
   std::optional<int64_t> pids = IntField(json, "pids", -1, INT64_MAX);
   std::optional<int64_t> memory = IntField(json, "memory", -1, INT64_MAX);
   if (!pids || !memory) return ReplyError(connection, message.id, EPROTO, "malformed limits");
-  sandbox_->SetLimits(*pids, *memory);
+  About(connection)->SetLimits(*pids, *memory);
   Reply(connection, message.id, 0, "{}");
+}
+
+void ControlServer::DoFreeze(uint64_t connection, const ControlMessage& message) {
+  std::optional<bool> frozen = BoolField(ParseObject(message.payload), "frozen");
+  if (!frozen) return ReplyError(connection, message.id, EPROTO, "malformed freeze request");
+  About(connection)->SetFrozen(*frozen);
+  Reply(connection, message.id, 0, "{}");
+}
+
+void ControlServer::DoJoin(uint64_t connection, ControlMessage message) {
+  constexpr size_t kOwnFds = 3;  // socket, exit file, gofer
+  const uint32_t id = message.id;
+  Json json = ParseObject(message.payload);
+  auto spec_json = json.find("container");
+  if (!on_join_ || spec_json == json.end() || message.fds.size() < kOwnFds + 3) {
+    return ReplyError(connection, id, EPROTO, "malformed join request");
+  }
+  if (About(connection) != sandbox_->first()) {
+    return ReplyError(connection, id, EINVAL, "this container has no sandbox of its own");
+  }
+  std::string why;
+  Result<ContainerSpec> spec = DecodeContainerSpec(*spec_json, &why);
+  if (!spec.ok()) return ReplyError(connection, id, EPROTO, why);
+  if (threads_.size() >= kMaxThreads) {
+    return ReplyError(connection, id, EAGAIN, "too many requests");
+  }
+  auto joined = std::make_shared<Joined>();
+  joined->connection = connection;
+  joined->listener = std::move(message.fds[0]);
+  joined->exit_file = std::move(message.fds[1]);
+  joined->gofer.reset(fcntl(message.fds[2].get(), F_DUPFD_CLOEXEC, 0));
+  auto fds = std::make_shared<ContainerFds>();
+  fds->gofer = std::move(message.fds[2]);
+  for (size_t i = kOwnFds; i < message.fds.size(); ++i) {
+    fds->process.files.push_back(std::move(message.fds[i]));
+  }
+  Spawn([this, connection, id, spec = std::move(*spec), joined, fds] {
+    std::string error;
+    auto container = sandbox_->Join(spec, std::move(*fds), &error);
+    Post([this, connection, id, container, error, joined] {
+      if (!container.ok()) return ReplyError(connection, id, container.error().code(), error);
+      joined->container = *container;
+      FinishJoin(id, std::move(*joined));
+    });
+  });
+}
+
+void ControlServer::FinishJoin(uint32_t id, Joined joined) {
+  const uint64_t connection = joined.connection;
+  std::shared_ptr<Container> container = joined.container;
+  Status status = on_join_(std::move(joined));
+  if (!status.ok() || !connections_.contains(connection)) {
+    (void)container->SignalAll(SIGKILL);
+  }
+  if (!status.ok()) {
+    return ReplyError(connection, id, status.error().code(), "cannot serve the container");
+  }
+  Reply(connection, id, 0, "{}");
+}
+
+void ControlServer::DoKeep(uint64_t connection, uint32_t id) {
+  for (auto& [number, served] : served_) {
+    if (served.owner == connection) served.owner = 0;
+  }
+  Reply(connection, id, 0, "{}");
 }
 
 void ControlServer::Reply(uint64_t connection, uint32_t id, int error, std::string payload) {

@@ -22,14 +22,25 @@
 
 namespace sentry {
 
-// Serves requests about one sandbox. All but Post: only on the thread that calls Run.
+// Serves requests about the containers of one sandbox, each over a listening socket of its own. All
+// but Post: only on the thread that calls Run.
 class ControlServer {
  public:
   // Decides by the peer's credentials (as this process's namespaces show them) whether to talk.
   using PeerCheck = std::function<bool(const ucred& peer)>;
 
-  // `listener` listens already. `sandbox` outlives the server.
-  ControlServer(Sandbox* sandbox, base::UniqueFd listener, PeerCheck peer_check);
+  // A container that a request has made.
+  struct Joined {
+    std::shared_ptr<Container> container;
+    base::UniqueFd listener, exit_file;
+    base::UniqueFd gofer;     // to watch its connection by
+    uint64_t connection = 0;  // with which it ends
+  };
+  // Takes charge of it.
+  using OnJoin = std::function<base::Status(Joined)>;
+
+  // `sandbox` outlives the server.
+  ControlServer(Sandbox* sandbox, PeerCheck peer_check);
   ~ControlServer();
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
@@ -45,21 +56,41 @@ class ControlServer {
   // Serves until Quit. Returns Quit's argument.
   int Run();
   void Quit(int code) { quit_ = code; }
+  // Serves requests about a container over `listener`, which listens already. `connection`: the
+  // container is killed when that ends, until it has asked for something else; 0: none. A number
+  // for the calls below.
+  base::Result<uint64_t> Serve(std::shared_ptr<Container> container, base::UniqueFd listener,
+                               uint64_t connection);
   // Answers all that wait for init, now and later.
-  void SetInitStatus(int wait_status);
+  void SetInitStatus(uint64_t served, int wait_status);
+  // Ends the container's connections and socket.
+  void Remove(uint64_t served);
+  // By default there is one container, and requests for more are refused.
+  void set_on_join(OnJoin on_join) { on_join_ = std::move(on_join); }
+  // Runs `work`, which may block, on a thread of its own.
+  void Spawn(std::function<void()> work);
 
  private:
   struct Connection {
     base::UniqueFd fd;
+    uint64_t served = 0;
+    std::shared_ptr<Container> container;
     std::set<int32_t> owned;  // processes that die with the connection
   };
   struct Waiter {
     uint64_t connection;
     uint32_t request;
   };
+  struct Served {
+    std::shared_ptr<Container> container;
+    base::UniqueFd listener;
+    uint64_t owner = 0;  // the connection with which it ends, or 0
+    std::vector<Waiter> init_waiters;
+    std::optional<int> init_status;
+  };
 
-  void Accept();
-  void Serve(uint64_t connection);
+  void Accept(uint64_t served);
+  void Receive(uint64_t connection);
   void Close(uint64_t connection);
   void Dispatch(uint64_t connection, ControlMessage message);
   void DoStart(uint64_t connection, uint32_t id);
@@ -68,6 +99,10 @@ class ControlServer {
   void DoSignal(uint64_t connection, const ControlMessage& message);
   void DoProcesses(uint64_t connection, uint32_t id);
   void DoLimits(uint64_t connection, const ControlMessage& message);
+  void DoFreeze(uint64_t connection, const ControlMessage& message);
+  void DoJoin(uint64_t connection, ControlMessage message);
+  void FinishJoin(uint32_t id, Joined joined);
+  void DoKeep(uint64_t connection, uint32_t id);
   void DoWindowSize(uint64_t connection, const ControlMessage& message);
   void FinishExec(uint64_t connection, uint32_t id, bool owned, base::Result<int32_t> pid,
                   const std::string& why);
@@ -75,20 +110,22 @@ class ControlServer {
   void ReplyError(uint64_t connection, uint32_t id, int error, const std::string& why);
   void ReplyStatus(uint64_t connection, uint32_t id, int wait_status);
   void RunPosted() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Runs `work`, which may block, on a thread of its own.
-  void Spawn(std::function<void()> work);
   void ReapThreads();
+  // The container that the connection is about; the connection is there.
+  const std::shared_ptr<Container>& About(uint64_t connection) {
+    return connections_.find(connection)->second.container;
+  }
 
   Sandbox* const sandbox_;
-  base::UniqueFd listener_;
   const PeerCheck peer_check_;
+  OnJoin on_join_;
   base::UniqueFd epoll_;
   base::UniqueFd wake_;
   std::map<int, std::function<void(uint32_t)>> watched_;
   std::map<uint64_t, Connection> connections_;
   uint64_t next_connection_ = 1;
-  std::vector<Waiter> init_waiters_;
-  std::optional<int> init_status_;
+  std::map<uint64_t, Served> served_;
+  uint64_t next_served_ = 1;
   std::optional<int> quit_;
   std::map<uint64_t, std::thread> threads_;
   std::vector<uint64_t> finished_threads_;

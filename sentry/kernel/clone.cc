@@ -224,10 +224,7 @@ base::Status Kernel::LinkGroup(ThreadGroup& group, Task& leader, Task* parent,
 }
 
 base::Status Task::CheckProcessLimits() {
-  const int64_t limit = kernel_->pids_limit();
-  if (limit > 0 && kernel_->task_count() >= limit) {
-    return base::Error(EAGAIN);
-  }
+  if (!group_->cgroup()->MayFork()) return base::Error(EAGAIN);
   base::Ref<UserCount> user = kernel_->CountOfUser(creds_->ruid);
   if (static_cast<uint64_t>(user->processes.load(std::memory_order_relaxed)) >=
           Rlimit(RLIMIT_NPROC) &&
@@ -255,7 +252,7 @@ base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
     base::Ref<SignalHandlers> handlers =
         (a.flags & CLONE_SIGHAND) ? group_->handlers() : group_->handlers()->Fork();
     if (a.flags & CLONE_CLEAR_SIGHAND) handlers->ClearHandlers();
-    group = base::MakeRef<ThreadGroup>(kernel_, std::move(handlers));
+    group = base::MakeRef<ThreadGroup>(kernel_, std::move(handlers), group_->cgroup());
     group->rlimits_.CopyFrom(group_->rlimits_);
     group->oom_score_adj = group_->oom_score_adj.load();
     group->has_child_subreaper = group_->has_child_subreaper || group_->child_subreaper;

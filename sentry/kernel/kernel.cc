@@ -1,11 +1,8 @@
 #include "sentry/kernel/kernel.h"
 
-#include <sched.h>
-#include <sys/sysinfo.h>
-#include <unistd.h>
+#include <sys/epoll.h>
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "platform/platform.h"
@@ -20,26 +17,12 @@ namespace sentry {
 
 namespace {
 Kernel* g_kernel = nullptr;
-
-int HostCpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
-}
-
-uint64_t HostMemory() {
-  struct sysinfo info {};
-  if (sysinfo(&info) != 0) return uint64_t{1} << 30;
-  return uint64_t{info.totalram} * info.mem_unit;
-}
 }  // namespace
 
 Kernel& Kernel::Get() { return *g_kernel; }
 
-Kernel::Kernel(std::unique_ptr<platform::Platform> platform, const Options& options)
+Kernel::Kernel(std::unique_ptr<platform::Platform> platform, const Cgroup::Limits& limits)
     : platform_(std::move(platform)),
-      options_(options),
       vfs_(std::make_unique<Vfs>()),
       root_user_ns_(UserNamespace::NewRoot()),
       root_pid_ns_(base::MakeRef<PidNamespace>(nullptr, root_user_ns_)),
@@ -47,23 +30,10 @@ Kernel::Kernel(std::unique_ptr<platform::Platform> platform, const Options& opti
       root_ipc_ns_(base::MakeRef<IpcNamespace>(root_user_ns_)),
       root_net_ns_(base::MakeRef<NetNamespace>(root_user_ns_)),
       root_cgroup_ns_(base::MakeRef<CgroupNamespace>(root_user_ns_)),
+      root_cgroup_(base::MakeRef<Cgroup>(limits)),
       boot_monotonic_ns_(base::MonotonicNs()),
-      boot_realtime_ns_(base::RealtimeNs()),
-      cpu_count_(HostCpus()) {
-  if (options_.cpu_limit > 0) {
-    cpu_count_ = std::clamp(static_cast<int>(std::ceil(options_.cpu_limit)), 1, cpu_count_);
-  }
-  SetLimits(options_.pids_limit, static_cast<int64_t>(options_.memory_limit));
+      boot_realtime_ns_(base::RealtimeNs()) {
   g_kernel = this;
-}
-
-void Kernel::SetLimits(int64_t pids, int64_t memory) {
-  if (pids >= 0) pids_limit_ = pids;
-  if (memory < 0) return;
-  const auto limit = static_cast<uint64_t>(memory);
-  memory_limit_ = limit;
-  const uint64_t host = HostMemory();
-  total_memory_ = limit > 0 ? std::min(host, limit) : host;
 }
 
 Kernel::~Kernel() { g_kernel = nullptr; }
@@ -75,6 +45,45 @@ Path Kernel::AnonPath(std::string name) {
   return vfs_->AnonymousPath(base::MakeRef<AnonInode>(vfs_->anonymous_filesystem().get(),
                                                       mode_t{0600}, uid_t{0}, gid_t{0}),
                              std::move(name));
+}
+
+// --- who asks ---
+
+NamespaceSet Kernel::CurrentNamespaces() {
+  if (Task* t = Task::Current()) {
+    return {.pid = base::Ref<PidNamespace>(&t->pid_namespace()),
+            .uts = t->uts_namespace_ref(),
+            .ipc = t->ipc_namespace_ref(),
+            .net = t->net_namespace_ref(),
+            .cgroup = t->cgroup_namespace_ref()};
+  }
+  if (const fiber::Fiber* f = fiber::Current()) {
+    absl::MutexLock l(&places_mutex_);
+    auto it = places_.find(f);
+    if (it != places_.end()) return *it->second.ns;
+  }
+  return {root_pid_ns_, root_uts_ns_, root_ipc_ns_, root_net_ns_, root_cgroup_ns_};
+}
+
+base::Ref<Cgroup> Kernel::CurrentCgroup() {
+  if (Task* t = Task::Current()) return t->thread_group().cgroup();
+  if (const fiber::Fiber* f = fiber::Current()) {
+    absl::MutexLock l(&places_mutex_);
+    auto it = places_.find(f);
+    if (it != places_.end()) return it->second.cgroup;
+  }
+  return root_cgroup_;
+}
+
+Kernel::ActsIn::ActsIn(Kernel* kernel, const NamespaceSet* ns, const base::Ref<Cgroup>& cgroup)
+    : kernel_(kernel) {
+  absl::MutexLock l(&kernel_->places_mutex_);
+  kernel_->places_[fiber::Current()] = {ns, cgroup};
+}
+
+Kernel::ActsIn::~ActsIn() {
+  absl::MutexLock l(&kernel_->places_mutex_);
+  kernel_->places_.erase(fiber::Current());
 }
 
 // --- finding ---
@@ -132,6 +141,25 @@ std::vector<base::Ref<Task>> Kernel::Tasks(const PidNamespace& ns) {
   return result;
 }
 
+std::vector<base::Ref<ThreadGroup>> Kernel::ThreadGroups(const Cgroup& cgroup) {
+  std::vector<base::Ref<ThreadGroup>> found;
+  absl::MutexLock l(&task_mutex_);
+  for (ThreadGroup* group : groups_) {
+    if (group->cgroup().get() == &cgroup) found.emplace_back(group);
+  }
+  return found;
+}
+
+std::vector<base::Ref<Task>> Kernel::Tasks(const Cgroup& cgroup) {
+  std::vector<base::Ref<Task>> found;
+  absl::MutexLock l(&task_mutex_);
+  for (ThreadGroup* group : groups_) {
+    if (group->cgroup().get() != &cgroup) continue;
+    found.insert(found.end(), group->tasks_.begin(), group->tasks_.end());
+  }
+  return found;
+}
+
 base::Ref<ThreadGroup> Kernel::GroupOf(const Pid& pid) {
   absl::MutexLock l(&task_mutex_);
   return base::Ref<ThreadGroup>(pid.group);
@@ -164,8 +192,11 @@ base::Ref<UserCount> Kernel::CountOfUser(uid_t kuid) {
 // --- processes from outside ---
 
 base::Result<base::Ref<ThreadGroup>> Kernel::CreateProcess(NewProcess p) {
-  base::Ref<Pid> pid = TRY(root_pid_ns_->Allocate());
-  auto group = base::MakeRef<ThreadGroup>(this, base::MakeRef<SignalHandlers>());
+  auto or_root = [](auto& given, const auto& root) { return given ? std::move(given) : root; };
+  base::Ref<PidNamespace> pid_ns = or_root(p.ns.pid, root_pid_ns_);
+  base::Ref<Pid> pid = TRY(pid_ns->Allocate());
+  auto group = base::MakeRef<ThreadGroup>(this, base::MakeRef<SignalHandlers>(),
+                                          or_root(p.cgroup, root_cgroup_));
   for (const auto& [resource, limit] : p.rlimits) group->rlimits_.Set(resource, limit);
   group->oom_score_adj = p.oom_score_adj;
   auto task = base::MakeRef<Task>(this, group, pid);
@@ -173,10 +204,10 @@ base::Result<base::Ref<ThreadGroup>> Kernel::CreateProcess(NewProcess p) {
   task->fs_ = p.fs;
   task->fds_ = p.fds;
   task->mount_ns_ = p.mount_ns;
-  task->uts_ns_ = root_uts_ns_;
-  task->ipc_ns_ = root_ipc_ns_;
-  task->net_ns_ = root_net_ns_;
-  task->cgroup_ns_ = root_cgroup_ns_;
+  task->uts_ns_ = or_root(p.ns.uts, root_uts_ns_);
+  task->ipc_ns_ = or_root(p.ns.ipc, root_ipc_ns_);
+  task->net_ns_ = or_root(p.ns.net, root_net_ns_);
+  task->cgroup_ns_ = or_root(p.ns.cgroup, root_cgroup_ns_);
   task->no_new_privs = p.no_new_privs;
   task->personality = p.personality;
 
@@ -220,6 +251,32 @@ base::Result<base::Ref<ThreadGroup>> Kernel::CreateProcess(NewProcess p) {
 void Kernel::StartProcess(ThreadGroup& process) {
   base::Ref<Task> leader = process.leader();
   if (leader) leader->Start();
+}
+
+void Kernel::SetFrozen(Cgroup& cgroup, bool frozen) {
+  cgroup.set_frozen(frozen);
+  if (!frozen) {
+    cgroup.thaw_queue().WakeAll(EPOLLIN);
+    return;
+  }
+  for (const base::Ref<Task>& task : Tasks(cgroup)) {
+    absl::MutexLock l(&task->group_->signal_mutex());
+    if (!task->dead_) task->Kick();
+  }
+}
+
+bool Kernel::AwaitEmpty(Cgroup& cgroup, int64_t timeout_ns) {
+  fiber::ParkOptions options;
+  options.deadline_ns = MonotonicNs() + timeout_ns;
+  return fiber::WaitUntil(
+             groups_queue_, EPOLLIN,
+             [&] {
+               absl::MutexLock l(&task_mutex_);
+               return std::none_of(groups_.begin(), groups_.end(), [&](ThreadGroup* group) {
+                 return group->cgroup().get() == &cgroup && !group->zombie_;
+               });
+             },
+             options) == fiber::WakeReason::kWoken;
 }
 
 void Kernel::OnExit(ThreadGroup& process, std::function<void(int)> done) {

@@ -15,6 +15,7 @@
 #include "sentry/auth/credentials.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/kernel/cgroup/cgroup.h"
 #include "sentry/kernel/namespaces.h"
 #include "sentry/kernel/stub_watch.h"
 #include "sentry/kernel/task.h"
@@ -36,15 +37,11 @@ inline constexpr char kLinuxVersion[] = "#1 SMP PREEMPT_DYNAMIC 2026-11-24";
 // Lives as long as the sentry. Thread-safe.
 class Kernel {
  public:
-  struct Options {
-    int64_t pids_limit = 0;     // 0: none
-    uint64_t memory_limit = 0;  // bytes, 0: the host's memory
-    double cpu_limit = 0;       // processors, 0: the host's
-  };
   // Answers one system call; installed by sentry/syscalls.
   using Dispatch = base::Result<uint64_t> (*)(Task& t, int nr);
 
-  Kernel(std::unique_ptr<platform::Platform> platform, const Options& options);
+  // `limits`: of the root group.
+  Kernel(std::unique_ptr<platform::Platform> platform, const Cgroup::Limits& limits);
   ~Kernel();
   // The one kernel of this process; set by the constructor.
   static Kernel& Get();
@@ -53,21 +50,38 @@ class Kernel {
   Vfs& vfs() { return *vfs_; }
   // A place for a description that has no file (anon_inode).
   Path AnonPath(std::string name);
-  const Options& options() const { return options_; }
-  // The limits as they are now; SetLimits changes them, a value below 0 leaves one as it is.
-  int64_t pids_limit() const { return pids_limit_.load(std::memory_order_relaxed); }
-  uint64_t memory_limit() const { return memory_limit_.load(std::memory_order_relaxed); }
-  void SetLimits(int64_t pids, int64_t memory);
   void set_dispatch(Dispatch dispatch) { dispatch_ = dispatch; }
   Dispatch dispatch() const { return dispatch_; }
 
   // --- root namespaces ---
+  // The PID namespace above all others: those of the containers are its children, so that every
+  // process has a number in it.
   const base::Ref<UserNamespace>& root_user_ns() const { return root_user_ns_; }
   const base::Ref<PidNamespace>& root_pid_ns() const { return root_pid_ns_; }
   const base::Ref<UtsNamespace>& root_uts_ns() const { return root_uts_ns_; }
   const base::Ref<IpcNamespace>& root_ipc_ns() const { return root_ipc_ns_; }
   const base::Ref<NetNamespace>& root_net_ns() const { return root_net_ns_; }
   const base::Ref<CgroupNamespace>& root_cgroup_ns() const { return root_cgroup_ns_; }
+  // The group of the first container, and of what is in no container.
+  const base::Ref<Cgroup>& root_cgroup() const { return root_cgroup_; }
+
+  // --- who asks ---
+  // The namespaces and the group of the task whose fiber this is, of the container that is being
+  // built on it, or the root ones. A task on its way out has none left: its members are null then.
+  NamespaceSet CurrentNamespaces();
+  base::Ref<Cgroup> CurrentCgroup();
+  // While it lives, the current fiber, which is no task's, acts inside of a container. `ns` is
+  // complete and outlives it.
+  class ActsIn {
+   public:
+    ActsIn(Kernel* kernel, const NamespaceSet* ns, const base::Ref<Cgroup>& cgroup);
+    ~ActsIn();
+    ActsIn(const ActsIn&) = delete;
+    ActsIn& operator=(const ActsIn&) = delete;
+
+   private:
+    Kernel* const kernel_;
+  };
 
   // --- tasks ---
   // The tree of processes, groups and sessions, and what Pids point to (Linux: tasklist_lock).
@@ -83,6 +97,9 @@ class Kernel {
   // All that are visible in `ns`, by number; zombies that are not yet reaped included.
   std::vector<base::Ref<ThreadGroup>> ThreadGroups(const PidNamespace& ns);
   std::vector<base::Ref<Task>> Tasks(const PidNamespace& ns);
+  // The processes and threads of a group, in no order.
+  std::vector<base::Ref<ThreadGroup>> ThreadGroups(const Cgroup& cgroup);
+  std::vector<base::Ref<Task>> Tasks(const Cgroup& cgroup);
   int task_count() const { return task_count_.load(std::memory_order_relaxed); }
   // Sends to each member; false if there was none. The sender's permission is the caller's matter.
   bool SignalProcessGroup(ProcessGroup& pgrp, const siginfo_t& info);
@@ -98,7 +115,9 @@ class Kernel {
     base::Ref<FsContext> fs;
     base::Ref<FdTable> fds;
     base::Ref<MountNamespace> mount_ns;
-    std::string path;  // of the executable, looked up already
+    NamespaceSet ns;           // a member that is null: the root's
+    base::Ref<Cgroup> cgroup;  // null: the root's
+    std::string path;          // of the executable, looked up already
     std::vector<std::string> argv, envp;
     std::vector<std::pair<int, Rlimits::Limit>> rlimits;
     bool no_new_privs = false;
@@ -107,12 +126,19 @@ class Kernel {
     uint32_t personality = 0;
   };
   // Makes it, loaded and stopped before its first instruction. Must run on a fiber (the loader
-  // parks). The first one made is the root PID namespace's init.
+  // parks). The first one made in a PID namespace is its init.
   base::Result<base::Ref<ThreadGroup>> CreateProcess(NewProcess process);
   // Lets it run.
   void StartProcess(ThreadGroup& process);
   // Calls `done(status)` once when the group has ended: now, or from a fiber later.
   void OnExit(ThreadGroup& process, std::function<void(int status)> done);
+
+  // Stops all tasks of a group on their way back to the guest, or lets them go on (Linux: the
+  // freezer of a cgroup).
+  void SetFrozen(Cgroup& cgroup, bool frozen);
+  // Parks until no process of the group is left but zombies, or `timeout_ns` is over: false. On a
+  // fiber.
+  bool AwaitEmpty(Cgroup& cgroup, int64_t timeout_ns);
 
   // Takes task_mutex: no member has a parent in another group of the same session (POSIX: its stop
   // signals from the terminal are ignored).
@@ -128,8 +154,6 @@ class Kernel {
   int64_t RealtimeNs() const;
   int64_t boot_monotonic_ns() const { return boot_monotonic_ns_; }  // when the sandbox started
   int64_t boot_realtime_ns() const { return boot_realtime_ns_; }
-  int cpu_count() const { return cpu_count_; }
-  uint64_t total_memory() const { return total_memory_.load(std::memory_order_relaxed); }
 
   // --- counters ---
   std::array<std::atomic<uint64_t>, kMaxSyscall> unimplemented{};  // answered with ENOSYS
@@ -161,7 +185,6 @@ class Kernel {
   void RunExitWatches(ThreadGroup& group, int status, Deferred* later);
 
   const std::unique_ptr<platform::Platform> platform_;
-  const Options options_;
   std::unique_ptr<Vfs> vfs_;
   Dispatch dispatch_ = nullptr;
   const base::Ref<UserNamespace> root_user_ns_;
@@ -170,6 +193,13 @@ class Kernel {
   const base::Ref<IpcNamespace> root_ipc_ns_;
   const base::Ref<NetNamespace> root_net_ns_;
   const base::Ref<CgroupNamespace> root_cgroup_ns_;
+  const base::Ref<Cgroup> root_cgroup_;
+  struct Place {
+    const NamespaceSet* ns;
+    base::Ref<Cgroup> cgroup;
+  };
+  absl::Mutex places_mutex_;  // a leaf
+  absl::flat_hash_map<const fiber::Fiber*, Place> places_ ABSL_GUARDED_BY(places_mutex_);
   absl::Mutex users_mutex_;
   absl::flat_hash_map<uid_t, base::Ref<UserCount>> users_ ABSL_GUARDED_BY(users_mutex_);
   absl::Mutex task_mutex_;
@@ -179,9 +209,6 @@ class Kernel {
   std::vector<ExitWatch> exit_watches_ ABSL_GUARDED_BY(task_mutex_);
   std::atomic<int> task_count_{0};
   int64_t boot_monotonic_ns_ = 0, boot_realtime_ns_ = 0;
-  int cpu_count_ = 1;
-  std::atomic<int64_t> pids_limit_{0};
-  std::atomic<uint64_t> memory_limit_{0}, total_memory_{0};
   StubWatch stub_watch_{this};
 };
 

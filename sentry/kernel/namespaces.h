@@ -142,6 +142,15 @@ class PidNamespace : public Namespace {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+// The namespaces that a process begins in, but for its mounts and users (Linux: struct nsproxy).
+struct NamespaceSet {
+  base::Ref<PidNamespace> pid;
+  base::Ref<UtsNamespace> uts;
+  base::Ref<IpcNamespace> ipc;
+  base::Ref<NetNamespace> net;
+  base::Ref<CgroupNamespace> cgroup;
+};
+
 // unshare and clone with CLONE_NEWUSER: `creds` get a new user namespace with all capabilities in
 // it (Linux: create_user_ns). EPERM if their ids have no mapping, ENOSPC beyond 32 levels.
 base::Status EnterNewUserNamespace(Credentials& creds);

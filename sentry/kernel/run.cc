@@ -1,4 +1,6 @@
 // Task's main loop: resume the guest, park until it traps, answer, deliver signals.
+#include <sys/epoll.h>
+
 #include <algorithm>
 #include <utility>
 #include <variant>
@@ -44,6 +46,7 @@ void Task::Main() {
     fiber_ = base::Ref<fiber::Fiber>(fiber::Current());
     if (signal_pending_.load(std::memory_order_relaxed)) fiber_->Interrupt();
   }
+  WaitForThaw();  // begun while its group is being frozen
   while (true) {
     if (signal_pending_.load(std::memory_order_acquire) || restart_code_ != 0 || saved_mask_) {
       if (std::exchange(lane_call_, std::nullopt)) {
@@ -53,11 +56,19 @@ void Task::Main() {
         if (traced()) Ptrace::LaneEnded(*this);
       }
       DeliverSignals();
+      if (!exit_pending_) WaitForThaw();  // who freezes kicks
     }
     if (exit_pending_) break;
     RunGuest();
   }
   FinishExit();
+}
+
+void Task::WaitForThaw() {
+  Cgroup& cgroup = *group_->cgroup();
+  if (!cgroup.frozen()) return;
+  fiber::WaitUntil(cgroup.thaw_queue(), EPOLLIN,
+                   [&] { return !cgroup.frozen() || FatalPending(); });
 }
 
 void Task::ResumeAndPark(platform::ResumeMode mode) {

@@ -18,9 +18,13 @@ Task::Task(Kernel* kernel, base::Ref<ThreadGroup> group, base::Ref<Pid> pid)
       pid_(std::move(pid)) {
   pid_ns_ = child_pid_ns_ = pid_->ns();
   kernel_->task_count_.fetch_add(1, std::memory_order_relaxed);
+  group_->cgroup()->AddTask();
 }
 
-Task::~Task() { kernel_->task_count_.fetch_sub(1, std::memory_order_relaxed); }
+Task::~Task() {
+  group_->cgroup()->RemoveTask();
+  kernel_->task_count_.fetch_sub(1, std::memory_order_relaxed);
+}
 
 // --- references that others may read ---
 

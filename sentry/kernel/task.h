@@ -296,6 +296,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void Start();
   void Main();
   void RunGuest();
+  void WaitForThaw();
   void ResumeAndPark(platform::ResumeMode mode);
   void RunOnlyOrders(std::vector<platform::Order> orders);
   void HandleTrap();

@@ -76,8 +76,10 @@ Deferred::~Deferred() {
   for (const auto& call : calls) call();
 }
 
-ThreadGroup::ThreadGroup(Kernel* kernel, base::Ref<SignalHandlers> handlers)
+ThreadGroup::ThreadGroup(Kernel* kernel, base::Ref<SignalHandlers> handlers,
+                         base::Ref<Cgroup> cgroup)
     : kernel_(kernel),
+      cgroup_(std::move(cgroup)),
       start_time_ns_(kernel->MonotonicNs()),
       timers_(std::make_unique<PosixTimers>(*this)),
       handlers_(std::move(handlers)) {}

@@ -22,6 +22,7 @@
 
 namespace sentry {
 
+class Cgroup;
 class Kernel;
 class PosixTimers;
 class Task;
@@ -81,9 +82,10 @@ struct Deferred {
 
 class ThreadGroup : public base::RefCounted {
  public:
-  ThreadGroup(Kernel* kernel, base::Ref<SignalHandlers> handlers);
+  ThreadGroup(Kernel* kernel, base::Ref<SignalHandlers> handlers, base::Ref<Cgroup> cgroup);
 
   Kernel& kernel() const { return *kernel_; }
+  const base::Ref<Cgroup>& cgroup() const { return cgroup_; }  // its container's
   Rlimits& rlimits() { return rlimits_; }
   const Rlimits& rlimits() const { return rlimits_; }
   // The id: that of the leader, kept through exec by another thread.
@@ -177,6 +179,7 @@ class ThreadGroup : public base::RefCounted {
   bool TryWait(Task& waiter, const WaitOptions& options, WaitResult* result, Deferred* later);
 
   Kernel* const kernel_;
+  const base::Ref<Cgroup> cgroup_;
   const int64_t start_time_ns_;
   mutable absl::Mutex pid_mutex_;  // a leaf
   base::Ref<Pid> pid_ ABSL_GUARDED_BY(pid_mutex_);

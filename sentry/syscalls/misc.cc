@@ -76,15 +76,16 @@ Result<uint64_t> SysSysinfo(Task& t, const SyscallArgs& a) {
   Kernel& kernel = t.kernel();
   struct sysinfo info {};
   info.uptime = (kernel.MonotonicNs() - kernel.boot_monotonic_ns()) / base::kNsPerSec;
-  info.totalram = kernel.total_memory();
+  const Cgroup& cgroup = *t.thread_group().cgroup();
+  info.totalram = cgroup.total_memory();
   uint64_t used = 0;
-  for (const auto& group : kernel.ThreadGroups(*kernel.root_pid_ns())) {
+  for (const auto& group : kernel.ThreadGroups(cgroup)) {
     Ref<Task> leader = group->leader();
     Ref<MemoryManager> mm = leader ? leader->mm_ref() : nullptr;
     if (mm) used += static_cast<uint64_t>(std::max<int64_t>(mm->ResidentBytes(), 0));
   }
   info.freeram = info.totalram - std::min<uint64_t>(used, info.totalram);
-  info.procs = static_cast<uint16_t>(std::min(kernel.task_count(), 65535));
+  info.procs = static_cast<uint16_t>(std::min(cgroup.task_count(), 65535));
   info.mem_unit = 1;
   TRY(UserPtr<struct sysinfo>(a[0]).CopyOut(t.memory(), info));
   return 0;

@@ -192,7 +192,7 @@ std::array<uint64_t, 2> Online(int n) {
 
 Result<uint64_t> SysSchedGetaffinity(Task& t, const SyscallArgs& a) {
   uint64_t length = a.Uint(1);
-  int cpus = t.kernel().cpu_count();
+  int cpus = t.thread_group().cgroup()->cpu_count();
   size_t words = cpus > 64 ? 2 : 1;
   if (length * 8 < static_cast<uint64_t>(std::min(cpus, 128)) || (length & 7) != 0)
     return Error(EINVAL);
@@ -210,7 +210,7 @@ Result<uint64_t> SysSchedSetaffinity(Task& t, const SyscallArgs& a) {
   TRY(t.memory().Read(a[2], std::as_writable_bytes(std::span(mask)).first(bytes)));
   Ref<Task> target = TRY(TaskOf(t, a.Int(0)));
   if (!MaySchedule(t, *target)) return Error(EPERM);
-  std::array<uint64_t, 2> online = Online(t.kernel().cpu_count());
+  std::array<uint64_t, 2> online = Online(t.thread_group().cgroup()->cpu_count());
   for (size_t i = 0; i < 2; ++i) mask[i] &= online[i];
   if (mask[0] == 0 && mask[1] == 0) return Error(EINVAL);
   for (size_t i = 0; i < 2; ++i) target->cpu_mask_words[i] = mask[i];
@@ -218,7 +218,7 @@ Result<uint64_t> SysSchedSetaffinity(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysGetcpu(Task& t, const SyscallArgs& a) {
-  int cpu = std::max(sched_getcpu(), 0) % t.kernel().cpu_count();
+  int cpu = std::max(sched_getcpu(), 0) % t.thread_group().cgroup()->cpu_count();
   if (a[0] != 0) TRY(UserPtr<uint32_t>(a[0]).CopyOut(t.memory(), static_cast<uint32_t>(cpu)));
   if (a[1] != 0) TRY(UserPtr<uint32_t>(a[1]).CopyOut(t.memory(), 0));
   return 0;

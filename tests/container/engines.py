@@ -29,7 +29,7 @@ IMAGE = "localhost/busybox:latest"
 BUSYBOX = "/bin/busybox"
 
 
-def make_image(path):
+def make_image(path, image=IMAGE, command=("sh",)):
     """A docker-archive of one layer: busybox, two users, and the usual directories."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -51,12 +51,12 @@ def make_image(path):
                 add("bin/" + name, tarfile.SYMTYPE, 0o777, link="busybox")
     config = json.dumps({
         "architecture": "amd64", "os": "linux", "created": "2000-01-01T00:00:00Z",
-        "config": {"Cmd": ["sh"], "Env": [harness.PATH]},
+        "config": {"Cmd": command, "Env": [harness.PATH]},
         "rootfs": {"type": "layers",
                    "diff_ids": ["sha256:" + hashlib.sha256(layer.getvalue()).hexdigest()]},
     }).encode()
     name = hashlib.sha256(config).hexdigest() + ".json"
-    manifest = json.dumps([{"Config": name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).encode()
+    manifest = json.dumps([{"Config": name, "RepoTags": [image], "Layers": ["layer.tar"]}]).encode()
     with tarfile.open(path, "w") as tar:
         for member, data in ((name, config), ("layer.tar", layer.getvalue()),
                              ("manifest.json", manifest)):

@@ -115,9 +115,7 @@ class PodmanTest(engines.EngineTest):
     def test_logs_of_100_mb(self):
         self.check_logs_of_100_mb()
 
-    def test_pod(self):
-        """Two containers of a pod: a volume and the pod's name are shared; each has a sandbox, and so
-        a loopback device, of its own."""
+    def pod_file(self):
         container = """
   - name: {0}
     image: {1}
@@ -126,7 +124,7 @@ class PodmanTest(engines.EngineTest):
     - name: shared
       mountPath: /shared
 """
-        kube = self.engine.write("pod.yaml", f"""
+        return self.engine.write("pod.yaml", f"""
 apiVersion: v1
 kind: Pod
 metadata:
@@ -139,18 +137,55 @@ spec:
       path: {self.engine.path("volume")}
       type: DirectoryOrCreate
 """)
-        self.ok("play", "kube", "--network", "none", kube)
-        self.eventually(lambda: self.ok("exec", "pod-one", "cat", "/shared/two"), "^pod\n$")
-        self.eventually(lambda: self.ok("exec", "pod-two", "cat", "/shared/one"), "^pod\n$")
-        self.ok("exec", "-d", "pod-one", "httpd", "-f", "-p", "127.0.0.1:8080")
+
+    def test_pod(self):
+        """Two containers of a pod share a volume, the pod's name and its loopback device; one that
+        ends leaves the other running."""
+        kube = self.pod_file()
         wget = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/shared/one")
-        def served():
-            return self.engine.command("exec", "pod-one", *wget).stdout
-        self.eventually(served, "^pod\n$")
-        self.assertIn("refused", self.engine.command("exec", "pod-two", *wget).stderr)
-        self.ok("kill", "pod-two")
-        self.assertEqual("true\n", self.ok("inspect", "-f", "{{.State.Running}}", "pod-one"))
-        self.ok("pod", "kill", "pod")
+        for runtime in ("runc", "runsc"):
+            self.ok("--runtime", runtime, "play", "kube", "--network", "none", kube)
+            self.eventually(lambda: self.ok("exec", "pod-one", "cat", "/shared/two"), "^pod\n$")
+            self.eventually(lambda: self.ok("exec", "pod-two", "cat", "/shared/one"), "^pod\n$")
+            self.ok("exec", "-d", "pod-one", "httpd", "-f", "-p", "127.0.0.1:8080")
+            for name in ("pod-one", "pod-two"):
+                self.eventually(lambda: self.engine.command("exec", name, *wget).stdout, "^pod\n$")
+                self.assertEqual("1\n", self.ok("exec", name, "sh", "-c", "ps | grep -c '[s]leep 1000' "
+                                                "> /tmp/n; cat /tmp/n"))
+            if runtime == "runsc":
+                pids = self.ok("inspect", "-f", "{{.State.Pid}}", "pod-one", "pod-two").split()
+                self.assertEqual(["runsc-gofer"] * 2, [open(f"/proc/{p}/comm").read().strip()
+                                                       for p in pids])
+            self.ok("kill", "pod-two")
+            self.eventually(lambda: self.ok("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}",
+                                            "pod-two"), "^exited 137\n$")
+            self.assertEqual("true\n", self.ok("inspect", "-f", "{{.State.Running}}", "pod-one"))
+            self.assertEqual("pod\n", self.ok("exec", "pod-one", *wget))
+            self.remove_pod()
+
+    def remove_pod(self):
+        # Podman may find its conmon still on its way out of its cgroup.
+        def removed():
+            self.engine.command("pod", "rm", "-f", "-t", "0", "pod")
+            return str(self.engine.command("pod", "exists", "pod").returncode)
+        self.eventually(removed, "^1$")
+        self.assertEqual("", self.ok("ps", "-aq"))
+
+    def test_pod_commands(self):
+        self.ok("pod", "create", "--name", "pod", "--network", "none", "--share", "ipc,net,uts,pid")
+        self.ok("run", "-d", "--pod", "pod", "--name", "one", IMAGE, "sleep", "1000")
+        self.assertEqual("sleep 1000\n", self.ok("run", "--rm", "--pod", "pod", IMAGE, "sh", "-c",
+                                                 "ps -o args | grep '^sleep 1000'"))
+        r = self.engine.command("run", "--rm", "--pod", "pod", IMAGE, "sh", "-c", "echo out; exit 5")
+        self.assertEqual((5, "out\n"), (r.returncode, r.stdout), r.stderr)
+        self.ok("pod", "pause", "pod")
+        self.ok("pod", "unpause", "pod")
+        self.ok("restart", "-t", "0", "one")
+        self.assertEqual("in\n", self.ok("exec", "one", "echo", "in"))
+        self.ok("pod", "stop", "-t", "0", "pod")
+        self.ok("pod", "start", "pod")
+        self.assertEqual("in\n", self.ok("exec", "one", "echo", "in"))
+        self.remove_pod()
 
     def test_hooks(self):
         log = self.engine.path("log")

@@ -164,7 +164,7 @@ class World {
   World()
       : platform_(new ModelPlatform),
         kernel_(std::unique_ptr<platform::Platform>(platform_),
-                Kernel::Options{.pids_limit = 200, .memory_limit = 1 << 30, .cpu_limit = 2}),
+                Cgroup::Limits{.pids = 200, .memory = 1 << 30, .cpu = 2}),
         poller_(*platform_),
         scheduler_({.workers = 2, .poller = &poller_}) {
     kernel_.set_dispatch(&DispatchSyscall);

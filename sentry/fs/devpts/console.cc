@@ -95,10 +95,7 @@ base::Status Console::SetWindowSize(uint16_t rows, uint16_t cols) {
   return base::Ok();
 }
 
-void Console::RegisterAsSystemConsole(Vfs& vfs) {
-  vfs.special_files().RegisterCharDevice(
-      5, 1, [terminal = terminal_](const OpenArgs& args, dev_t) { return terminal->Open(args); });
-}
+void Console::RegisterAsSystemConsole(Cgroup& cgroup) { cgroup.set_console(terminal_); }
 
 void Console::PumpIn() {
   std::byte buffer[1024];

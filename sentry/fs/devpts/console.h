@@ -15,6 +15,7 @@
 
 namespace sentry {
 
+class Cgroup;
 class Kernel;
 class Vfs;
 
@@ -31,8 +32,8 @@ class Console : public base::RefCounted {
   const base::Ref<Terminal>& terminal() const { return terminal_; }
   // 0, 0: takes the size of the host's terminal. SIGWINCH to the foreground group on a change.
   base::Status SetWindowSize(uint16_t rows, uint16_t cols);
-  // Lets /dev/console (5, 1) open it; without a console that is ENXIO.
-  void RegisterAsSystemConsole(Vfs& vfs);
+  // Lets /dev/console (5, 1) open it for the processes of this group.
+  void RegisterAsSystemConsole(Cgroup& cgroup);
   // Parks until everything written so far has reached the host's terminal, or the host's end is
   // gone, or two seconds passed. Called before the end of the container is reported.
   void Flush();

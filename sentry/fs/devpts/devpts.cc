@@ -205,6 +205,13 @@ base::Result<base::Ref<FileDescription>> OpenCurrentTty(const OpenArgs& args, de
   return tty->Open({args.path, args.flags | O_NOCTTY, args.creds});
 }
 
+// /dev/console: the terminal that the container's init has.
+base::Result<base::Ref<FileDescription>> OpenConsole(const OpenArgs& args, dev_t) {
+  base::Ref<base::RefCounted> console = Kernel::Get().CurrentCgroup()->console();
+  if (console == nullptr) return base::Error(ENXIO);
+  return static_cast<Terminal&>(*console).Open(args);
+}
+
 class DevptsType : public FilesystemType {
  public:
   explicit DevptsType(Kernel* kernel) : kernel_(kernel) {}
@@ -241,6 +248,7 @@ void RegisterTerminals(Kernel* kernel, Vfs& vfs) {
   vfs.RegisterFilesystem(std::make_unique<DevptsType>(kernel));
   SpecialFiles& special = vfs.special_files();
   for (unsigned i = 0; i < kPtsMajors; ++i) special.RegisterCharDevice(kPtsMajor + i, -1, OpenPts);
+  special.RegisterCharDevice(kTtyAuxMajor, 1, OpenConsole);
   special.RegisterCharDevice(kTtyAuxMajor, 2, OpenPtmx);
   special.RegisterCharDevice(kTtyAuxMajor, 0, OpenCurrentTty);
 }

@@ -138,6 +138,10 @@ void GoferConnection::Forget(gofer::Handle handle, bool now) {
   client_.Submit(gofer::MakeForget(batch), [](gofer::Reply) {});
 }
 
+void GoferConnection::End(int exit_code) {
+  client_.Submit(gofer::MakeEnd(static_cast<uint32_t>(exit_code)), [](gofer::Reply) {});
+}
+
 void GoferConnection::FlushForgotten() {
   std::vector<gofer::Handle> batch;
   {

@@ -32,6 +32,9 @@ class GoferConnection : public base::RefCounted {
   // Gives back now what Forget has collected; parks.
   void FlushForgotten();
 
+  // Has the gofer end with this exit code, at once: requests fail with EIO from then on.
+  void End(int exit_code);
+
   uint32_t mounts() const { return hello_.mounts; }
   uint32_t max_handles() const { return hello_.max_handles; }
 

@@ -175,10 +175,7 @@ class MqueueType : public FilesystemType {
  public:
   std::string_view name() const override { return "mqueue"; }
   Result<base::Ref<Inode>> Mount(const MountArgs&) override {
-    Task* t = Task::Current();
-    base::Ref<IpcNamespace> ns =
-        t != nullptr ? t->ipc_namespace_ref() : Kernel::Get().root_ipc_ns();
-    return MqueueState::Of(*ns)->root_inode();
+    return MqueueState::Of(*Kernel::Get().CurrentNamespaces().ipc)->root_inode();
   }
 };
 

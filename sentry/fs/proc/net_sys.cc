@@ -18,9 +18,7 @@ using base::Result;
 using base::Status;
 
 base::Ref<InetStack> CurrentStack() {
-  Task* t = Task::Current();
-  if (t != nullptr) return InetStack::Current(*t);
-  return InetStack::Of(*Kernel::Get().root_net_ns());
+  return InetStack::Of(*Kernel::Get().CurrentNamespaces().net);
 }
 
 // The writer's namespace, if it may change it. EPERM. What a host network does is the host's

@@ -113,14 +113,14 @@ Result<std::string> Limits(const PidContext& c) {
   return s;
 }
 
-Result<std::string> Cgroup(const PidContext&) { return std::string("0::/\n"); }
+Result<std::string> CgroupText(const PidContext&) { return std::string("0::/\n"); }
 Result<std::string> Cpuset(const PidContext&) { return std::string("/\n"); }
 
 // oom_badness() in thousandths of the memory, as proc_oom_score scales it.
 Result<std::string> OomScore(const PidContext& c) {
   int adj = c.task->thread_group().oom_score_adj.load();
   if (adj == -1000) return std::string("0\n");
-  uint64_t total = std::max<uint64_t>(c.kernel().total_memory(), 1);
+  uint64_t total = std::max<uint64_t>(c.task->thread_group().cgroup()->total_memory(), 1);
   auto points = static_cast<int64_t>(std::min(ResidentOf(*c.task).total(), total) * 1000 / total);
   return fmt::format("{}\n", std::max<int64_t>((1000 + points + adj) * 2 / 3, 0));
 }
@@ -269,7 +269,7 @@ Result<std::string> Children(const PidContext& c) {
 
 constexpr PidFileInfo kFiles[] = {
     {"auxv", 0400, Auxv, nullptr, true},
-    {"cgroup", 0444, Cgroup},
+    {"cgroup", 0444, CgroupText},
     {"cmdline", 0444, Cmdline},
     {"comm", 0644, Comm, SetComm},
     {"coredump_filter", 0444, CoredumpFilter},

@@ -298,7 +298,7 @@ base::Result<std::string> PidStatus(const PidContext& c) {
         creds->inheritable, creds->permitted, creds->effective, creds->bounding, creds->ambient);
   }
   std::string cpu_mask, cpu_list;
-  AllowedCpus(t, c.kernel().cpu_count(), &cpu_mask, &cpu_list);
+  AllowedCpus(t, group.cgroup()->cpu_count(), &cpu_mask, &cpu_list);
   Usage usage = t.usage();
   base::Ref<const SeccompFilter> filter = t.seccomp_filter();
   s += fmt::format(

@@ -20,8 +20,7 @@ using base::Result;
 using base::Status;
 
 base::Ref<IpcNamespace> CurrentIpc() {
-  Task* t = Task::Current();
-  base::Ref<IpcNamespace> ns = t != nullptr ? t->ipc_namespace_ref() : nullptr;
+  base::Ref<IpcNamespace> ns = Kernel::Get().CurrentNamespaces().ipc;
   return ns ? ns : Kernel::Get().root_ipc_ns();
 }
 

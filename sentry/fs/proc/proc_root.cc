@@ -36,7 +36,7 @@ int64_t ClockNs(int clock) {
 int64_t BusyNs(Kernel& kernel, int64_t* system_ns) {
   int64_t user = 0;
   *system_ns = 0;
-  for (const auto& group : kernel.ThreadGroups(*kernel.root_pid_ns())) {
+  for (const auto& group : kernel.ThreadGroups(*kernel.CurrentCgroup())) {
     Usage u = group->SelfUsage();
     u.Add(group->ChildrenUsage());
     user += u.user_ns;
@@ -48,7 +48,7 @@ int64_t BusyNs(Kernel& kernel, int64_t* system_ns) {
 std::string Uptime(Kernel& kernel) {
   int64_t up = ClockNs(CLOCK_BOOTTIME), system;
   int64_t busy = BusyNs(kernel, &system) + system;
-  int64_t idle = std::max<int64_t>(up * kernel.cpu_count() - busy, 0);
+  int64_t idle = std::max<int64_t>(up * kernel.CurrentCgroup()->cpu_count() - busy, 0);
   constexpr int64_t kHundredth = kSecond / 100;
   return fmt::format("{}.{:02} {}.{:02}\n", up / kSecond, up % kSecond / kHundredth, idle / kSecond,
                      idle % kSecond / kHundredth);
@@ -63,12 +63,12 @@ std::string Loadavg(Kernel& kernel) {
                      (load & ((1u << SI_LOAD_SHIFT) - 1)) * 100 >> SI_LOAD_SHIFT);
   }
   int running = 0, total = 0;
-  for (const auto& task : kernel.Tasks(*kernel.root_pid_ns())) {
+  for (const auto& task : kernel.Tasks(*kernel.CurrentCgroup())) {
     ++total;
     if (task->StateChar() == 'R') ++running;
   }
-  return s +
-         fmt::format("{}/{} {}\n", std::max(running, 1), total, kernel.root_pid_ns()->last_pid());
+  return s + fmt::format("{}/{} {}\n", std::max(running, 1), total,
+                         kernel.CurrentNamespaces().pid->last_pid());
 }
 
 // The sandbox's limit, if it has one, bounds what the host tells.
@@ -76,12 +76,12 @@ std::string Meminfo(Kernel& kernel) {
   struct sysinfo info = {};
   (void)sysinfo(&info);
   uint64_t unit = std::max<uint64_t>(info.mem_unit, 1);
-  uint64_t total = kernel.total_memory();
+  uint64_t total = kernel.CurrentCgroup()->total_memory();
   uint64_t host_total = info.totalram * unit;
   uint64_t free = info.freeram * unit, buffers = info.bufferram * unit,
            shared = info.sharedram * unit;
   uint64_t used = 0, anon = 0, shmem = 0;
-  for (const auto& group : kernel.ThreadGroups(*kernel.root_pid_ns())) {
+  for (const auto& group : kernel.ThreadGroups(*kernel.CurrentCgroup())) {
     base::Ref<Task> leader = group->leader();
     if (leader == nullptr) continue;
     Resident r = ResidentOf(*leader);
@@ -125,7 +125,7 @@ std::string Meminfo(Kernel& kernel) {
   line("Slab:", 0);
   line("SReclaimable:", 0);
   line("SUnreclaim:", 0);
-  line("KernelStack:", static_cast<uint64_t>(kernel.task_count()) * 16384);
+  line("KernelStack:", static_cast<uint64_t>(kernel.CurrentCgroup()->task_count()) * 16384);
   line("PageTables:", 0);
   line("NFS_Unstable:", 0);
   line("Bounce:", 0);
@@ -148,7 +148,7 @@ std::string Meminfo(Kernel& kernel) {
 std::string Stat(Kernel& kernel) {
   int64_t up = ClockNs(CLOCK_BOOTTIME), system;
   int64_t user = BusyNs(kernel, &system);
-  int cpus = kernel.cpu_count();
+  int cpus = kernel.CurrentCgroup()->cpu_count();
   int64_t idle = std::max<int64_t>(up * cpus - user - system, 0);
   auto cpu = [](std::string_view name, int64_t u, int64_t s, int64_t i) {
     return fmt::format("{} {} 0 {} {} 0 0 0 0 0 0\n", name, u / kTickNs, s / kTickNs, i / kTickNs);
@@ -158,7 +158,7 @@ std::string Stat(Kernel& kernel) {
     s += cpu(fmt::format("cpu{}", n), user / cpus, system / cpus, idle / cpus);
   }
   int running = 0;
-  for (const auto& task : kernel.Tasks(*kernel.root_pid_ns())) {
+  for (const auto& task : kernel.Tasks(*kernel.CurrentCgroup())) {
     if (task->StateChar() == 'R') ++running;
   }
   int64_t boot = (ClockNs(CLOCK_REALTIME) - up) / kSecond;
@@ -173,7 +173,7 @@ std::string Vmstat(Kernel& kernel) {
   struct sysinfo info = {};
   (void)sysinfo(&info);
   uint64_t unit = std::max<uint64_t>(info.mem_unit, 1);
-  uint64_t free = std::min<uint64_t>(info.freeram * unit, kernel.total_memory());
+  uint64_t free = std::min<uint64_t>(info.freeram * unit, kernel.CurrentCgroup()->total_memory());
   return fmt::format(
       "nr_free_pages {}\nnr_dirty 0\nnr_writeback 0\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\n"
       "pgfault {}\npgmajfault 0\n",
@@ -215,7 +215,7 @@ class Root : public PseudoDir {
     Add("mounts", base::MakeRef<PseudoLink>(fs, "self/mounts"));
     Add("net", base::MakeRef<PseudoLink>(fs, "self/net"));
     file("cmdline", [] { return std::string("BOOT_IMAGE=/vmlinuz\n"); });
-    file("cpuinfo", [k] { return CpuInfoText(k->cpu_count()); });
+    file("cpuinfo", [k] { return CpuInfoText(k->CurrentCgroup()->cpu_count()); });
     file("devices", [] {
       return std::string(
           "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n"
@@ -281,10 +281,7 @@ class ProcType : public FilesystemType {
   Result<base::Ref<Inode>> Mount(const MountArgs& args) override {
     std::string_view data = args.data;
     if (!data.empty() && data != "hidepid=0" && data != "hidepid=off") return Error(EINVAL);
-    Task* t = Task::Current();
-    base::Ref<PidNamespace> ns =
-        t != nullptr ? base::Ref<PidNamespace>(&t->pid_namespace()) : kernel_->root_pid_ns();
-    return ProcFs::NewRoot(base::MakeRef<ProcFs>(kernel_, std::move(ns)));
+    return ProcFs::NewRoot(base::MakeRef<ProcFs>(kernel_, kernel_->CurrentNamespaces().pid));
   }
 
  private:

@@ -19,8 +19,7 @@ using base::Result;
 using base::Status;
 
 base::Ref<UtsNamespace> CurrentUts(Kernel& kernel) {
-  Task* t = Task::Current();
-  base::Ref<UtsNamespace> uts = t != nullptr ? t->uts_namespace_ref() : nullptr;
+  base::Ref<UtsNamespace> uts = kernel.CurrentNamespaces().uts;
   return uts != nullptr ? uts : kernel.root_uts_ns();
 }
 
@@ -65,9 +64,7 @@ void AddLastPid(Kernel& kernel, SysctlBuilder& dir) {
   dir.ReadWrite(
       "ns_last_pid",
       [k]() -> Result<std::string> {
-        Task* t = Task::Current();
-        PidNamespace& ns = t != nullptr ? t->pid_namespace() : *k->root_pid_ns();
-        return std::to_string(ns.last_pid()) + "\n";
+        return std::to_string(k->CurrentNamespaces().pid->last_pid()) + "\n";
       },
       [](std::string_view data) -> Status {
         Task* t = Task::Current();
@@ -90,7 +87,7 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("version", kLinuxVersion);
   dir.Value("pid_max", 4194304);
   dir.Read("threads-max", [k]() -> base::Result<std::string> {
-    const int64_t limit = k->pids_limit();
+    const int64_t limit = k->CurrentCgroup()->pids_limit();
     return std::to_string(limit > 0 ? limit : 256000) + "\n";
   });
   dir.Value("cap_last_cap", CAP_LAST_CAP);
@@ -121,7 +118,9 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
 void AddFs(Kernel& kernel, SysctlBuilder dir) {
   Kernel* k = &kernel;
   dir.Value("file-max", INT64_MAX);
-  dir.Read("file-nr", [k] { return fmt::format("{}\t0\t{}\n", k->task_count() * 8, INT64_MAX); });
+  dir.Read("file-nr", [k] {
+    return fmt::format("{}\t0\t{}\n", k->CurrentCgroup()->task_count() * 8, INT64_MAX);
+  });
   dir.Value("nr_open", 1048576);
   dir.Read("aio-nr", [] { return std::to_string(g_aio_count.load()) + "\n"; });
   dir.ReadWrite(

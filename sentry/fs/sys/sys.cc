@@ -183,7 +183,7 @@ void AddCpus(Builder dir, int count) {
 }
 
 void AddNodes(Builder dir, Kernel& kernel) {
-  int count = kernel.cpu_count();
+  int count = kernel.CurrentCgroup()->cpu_count();
   for (const char* name : {"online", "possible", "has_cpu", "has_memory", "has_normal_memory"}) {
     dir.Value(name, "0");
   }
@@ -193,7 +193,8 @@ void AddNodes(Builder dir, Kernel& kernel) {
   node.Value("distance", "10");
   Kernel* k = &kernel;
   node.Read("meminfo", [k] {
-    return fmt::format("Node 0 MemTotal:       {:8} kB\n", k->total_memory() / 1024);
+    return fmt::format("Node 0 MemTotal:       {:8} kB\n",
+                       k->CurrentCgroup()->total_memory() / 1024);
   });
 }
 
@@ -289,7 +290,7 @@ base::Ref<Inode> NewSysRoot(Kernel& kernel) {
   dev.Dir("char");
   Builder devices = b.Dir("devices");
   Builder system = devices.Dir("system");
-  AddCpus(system.Dir("cpu"), kernel.cpu_count());
+  AddCpus(system.Dir("cpu"), kernel.CurrentCgroup()->cpu_count());
   AddNodes(system.Dir("node"), kernel);
   AddNetwork(devices, b.Dir("class"));
   Builder kernel_dir = b.Dir("kernel");
@@ -311,25 +312,25 @@ base::Ref<Inode> NewCgroupRoot(Kernel& kernel, const char* type_name, uint64_t m
     root->Add(name, base::MakeRef<FuncFile>(fs.get(), 0444, std::move(reader)));
   };
   file("cgroup.procs", [k] {
-    Task* t = Task::Current();
-    const PidNamespace& ns = t != nullptr ? t->pid_namespace() : *k->root_pid_ns();
+    const base::Ref<PidNamespace> ns = k->CurrentNamespaces().pid;
     std::string s;
-    for (const auto& group : k->ThreadGroups(ns)) s += fmt::format("{}\n", group->PidIn(ns));
+    for (const auto& group : k->ThreadGroups(*ns)) s += fmt::format("{}\n", group->PidIn(*ns));
     return s;
   });
   if (magic != CGROUP2_SUPER_MAGIC) return root;
-  const Kernel::Options& o = kernel.options();
+  const base::Ref<Cgroup> group = kernel.CurrentCgroup();
   auto limit = [](uint64_t value) { return value > 0 ? fmt::format("{}\n", value) : "max\n"; };
-  std::string cpu = o.cpu_limit > 0
-                        ? fmt::format("{} 100000\n", static_cast<int64_t>(o.cpu_limit * 100000))
-                        : "max 100000\n";
+  std::string cpu =
+      group->cpu_limit() > 0
+          ? fmt::format("{} 100000\n", static_cast<int64_t>(group->cpu_limit() * 100000))
+          : "max 100000\n";
   file("cgroup.controllers", [] { return std::string("cpu memory pids\n"); });
   file("cgroup.subtree_control", [] { return std::string("\n"); });
   file("cgroup.type", [] { return std::string("domain\n"); });
   file("cgroup.events", [] { return std::string("populated 1\nfrozen 0\n"); });
-  file("memory.max", [k, limit] { return limit(k->memory_limit()); });
-  file("pids.max", [k, limit] { return limit(static_cast<uint64_t>(k->pids_limit())); });
-  file("pids.current", [k] { return fmt::format("{}\n", k->task_count()); });
+  file("memory.max", [group, limit] { return limit(group->memory_limit()); });
+  file("pids.max", [group, limit] { return limit(static_cast<uint64_t>(group->pids_limit())); });
+  file("pids.current", [group] { return fmt::format("{}\n", group->task_count()); });
   file("cpu.max", [cpu] { return cpu; });
   return root;
 }

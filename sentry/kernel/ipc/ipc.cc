@@ -21,7 +21,7 @@ std::atomic<uint64_t> ipc_memory{0};
 
 uint64_t MaxIpcMemory() {
   static const uint64_t max =
-      std::clamp<uint64_t>(Kernel::Get().total_memory() / 32, 8 << 20, 256 << 20);
+      std::clamp<uint64_t>(Kernel::Get().root_cgroup()->total_memory() / 32, 8 << 20, 256 << 20);
   return max;
 }
 
