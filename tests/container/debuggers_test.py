@@ -171,4 +171,4 @@ class DebuggersTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    harness.main()
