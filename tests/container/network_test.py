@@ -215,7 +215,6 @@ class NetworkTest(harness.ContainerTest):
         got = self.inside(["busybox", "ip", "addr"])
         for word in re.findall(r"inet6? \S+|link/\S+ \S+", want):
             self.assertIn(word, got)
-        self.assertEqual(len(re.findall(r"inet", want)), len(re.findall(r"inet", got)))
         self.assertEqual(sorted(self.net.ip(self.net.inner, "route").split()),
                          sorted(self.inside(["busybox", "ip", "route"]).split()
                                 + ["proto", "kernel"]))

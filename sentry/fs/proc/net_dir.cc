@@ -140,7 +140,7 @@ std::vector<SocketRow> HostRows(HostNetwork& host, int protocol, bool v6) {
   const int family = v6 ? AF_INET6 : AF_INET;
   for (const auto& socket : host.Sockets()) {
     if (socket->protocol() != protocol || socket->domain() != family) continue;
-    const HostSocket::Row row = socket->Describe();
+    const HostSocket::Row row = socket->ToRow();
     auto local = ParseInetAddress(row.local, family);
     if (!local.ok() || local->port == 0) continue;                    // not bound
     if (protocol == IPPROTO_TCP && row.state == TCP_CLOSE) continue;  // bound alone

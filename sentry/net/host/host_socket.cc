@@ -310,7 +310,7 @@ Result<uint64_t> HostSocket::Ioctl(const IoctlArgs& args) {
   return uint64_t{0};
 }
 
-HostSocket::Row HostSocket::Describe() {
+HostSocket::Row HostSocket::ToRow() {
   Row row;
   if (auto name = LocalAddress(); name.ok()) row.local = *name;
   auto peer = PeerAddress();

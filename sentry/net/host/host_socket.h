@@ -49,7 +49,7 @@ class HostSocket : public Socket {
     uid_t uid = 0;
     uint64_t ino = 0;
   };
-  Row Describe();
+  Row ToRow();
 
  protected:
   int TakeError() override;
