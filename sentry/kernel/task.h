@@ -219,8 +219,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   bool traced() const { return trace_flags() != 0; }  // [any]
   // Of ptrace/ptrace.h. The acquire makes what stands in the tracee's role visible.
   uint32_t trace_flags() const { return trace_flags_.load(std::memory_order_acquire); }  // [any]
-  // [any, in a stop] The mask as a tracer sees and sets it: the one that comes back when a call that
-  // has changed it for its duration ends; and what is pending, from `offset` on.
+  // [any, in a stop] The mask as a tracer sees and sets it: the one that comes back when a call
+  // that has changed it for its duration ends; and what is pending, from `offset` on.
   SigSet TracedMask() const { return saved_mask_.value_or(signal_mask()); }
   void SetTracedMask(SigSet mask);
   std::vector<siginfo_t> PeekSignals(bool shared, uint64_t offset, size_t count) const;
