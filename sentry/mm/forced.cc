@@ -37,8 +37,7 @@ base::Result<size_t> MemoryManager::Impl::ForcedAccess(OrderRunner& runner, uint
       if (vma == nullptr || !MayForce(*vma, write)) break;
       const int prot = vma->prot;
       Orders orders;
-      AddMprotectOrder(orders, page, page + kPageSize,
-                       prot | PROT_READ | (write ? PROT_WRITE : 0));
+      AddMprotectOrder(orders, page, page + kPageSize, prot | PROT_READ | (write ? PROT_WRITE : 0));
       if (!runner.RunOrders(std::move(orders)).ok()) break;
       n = access(done, part);
       Orders restore;
@@ -55,17 +54,17 @@ base::Result<size_t> MemoryManager::Impl::ForcedAccess(OrderRunner& runner, uint
 base::Result<size_t> MemoryManager::ForcedRead(OrderRunner& runner, uint64_t addr,
                                                std::span<std::byte> dst) {
   fiber::MutexLock lock(&impl_->mutex);
-  return impl_->ForcedAccess(
-      runner, addr, dst.size(), /*write=*/false,
-      [&](size_t at, size_t n) { return as_->ReadPartial(addr + at, dst.subspan(at, n)); });
+  return impl_->ForcedAccess(runner, addr, dst.size(), /*write=*/false, [&](size_t at, size_t n) {
+    return as_->ReadPartial(addr + at, dst.subspan(at, n));
+  });
 }
 
 base::Result<size_t> MemoryManager::ForcedWrite(OrderRunner& runner, uint64_t addr,
                                                 std::span<const std::byte> src) {
   fiber::MutexLock lock(&impl_->mutex);
-  return impl_->ForcedAccess(
-      runner, addr, src.size(), /*write=*/true,
-      [&](size_t at, size_t n) { return as_->WritePartial(addr + at, src.subspan(at, n)); });
+  return impl_->ForcedAccess(runner, addr, src.size(), /*write=*/true, [&](size_t at, size_t n) {
+    return as_->WritePartial(addr + at, src.subspan(at, n));
+  });
 }
 
 }  // namespace sentry

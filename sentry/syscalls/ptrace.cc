@@ -151,8 +151,7 @@ Result<uint64_t> PeekSiginfo(const Request& r) {
   Args args = TRY(UserPtr<Args>(r.addr).CopyIn(r.memory()));
   if ((args.flags & ~uint32_t{PTRACE_PEEKSIGINFO_SHARED}) || args.count < 0) return Error(EINVAL);
   const size_t count = std::min<size_t>(static_cast<size_t>(args.count), kMaxPeek);
-  std::vector<siginfo_t> found =
-      r.tracee.task().PeekSignals(args.flags != 0, args.offset, count);
+  std::vector<siginfo_t> found = r.tracee.task().PeekSignals(args.flags != 0, args.offset, count);
   for (size_t i = 0; i < found.size(); i++) {
     base::Status put = (UserPtr<siginfo_t>(r.data) + i).CopyOut(r.memory(), found[i]);
     if (!put.ok()) return i > 0 ? Result<uint64_t>(i) : put.error();

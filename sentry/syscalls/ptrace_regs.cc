@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstring>
 
-#include "sentry/kernel/user_io.h"
 #include "sentry/kernel/task.h"
+#include "sentry/kernel/user_io.h"
 
 namespace sentry {
 
@@ -67,9 +67,9 @@ user_regs_struct ToUser(const StoppedTracee& tracee) {
 Status PutRegister(StoppedTracee& tracee, size_t offset, uint64_t value) {
   platform::Regs& r = tracee.task().regs();
   switch (offset) {
-#define PLAIN(name)                        \
-  case offsetof(user_regs_struct, name):   \
-    r.name = value;                        \
+#define PLAIN(name)                      \
+  case offsetof(user_regs_struct, name): \
+    r.name = value;                      \
     return base::Ok()
     PLAIN(r15);
     PLAIN(r14);

@@ -263,14 +263,16 @@ TEST(PtraceCall, GetSyscallInfo) {
   EXPECT_EQ(0xc000003eu, info.arch);
   SetOptions(child, PTRACE_O_TRACESYSGOOD);
   ASSERT_TRUE(EnterCall(child, SYS_close));
-  EXPECT_EQ(80, Ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof info), &info));
+  EXPECT_EQ(80,
+            Ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof info), &info));
   EXPECT_EQ(PTRACE_SYSCALL_INFO_ENTRY, info.op);
   EXPECT_EQ(static_cast<uint64_t>(SYS_close), info.entry.nr);
   EXPECT_EQ(0xffffffffu, info.entry.args[0] & 0xffffffff);
   EXPECT_EQ(Regs(child).rip, info.instruction_pointer);
   EXPECT_EQ(Regs(child).rsp, info.stack_pointer);
   NextCall(child);
-  EXPECT_EQ(33, Ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof info), &info));
+  EXPECT_EQ(33,
+            Ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof info), &info));
   EXPECT_EQ(PTRACE_SYSCALL_INFO_EXIT, info.op);
   EXPECT_EQ(-EBADF, info.exit.rval);
   EXPECT_EQ(1, info.exit.is_error);
@@ -347,7 +349,7 @@ TEST(PtraceStep, StepByStep) {
   regs.rip = At(step_code);
   regs.orig_rax = ~0ull;
   SetRegs(child, regs);
-  const uint64_t want[] = {At(step_code) + 1, At(step_code) + 2, At(step_call),
+  const uint64_t want[] = {At(step_code) + 1, At(step_code) + 2,  At(step_call),
                            At(step_after),    At(step_after) + 3, At(step_end)};
   for (uint64_t rip : want) {
     ASSERT_EQ(0, Resume(PTRACE_SINGLESTEP, child));
@@ -399,8 +401,8 @@ TEST(PtraceStep, IntoHandler) {
 }
 
 TEST(PtraceStep, OverAFault) {
-  static char* page = static_cast<char*>(
-      mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  static char* page =
+      static_cast<char*>(mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   Child child = Child::Stopped([] {
     signal(SIGSEGV, [](int) { mprotect(page, 4096, PROT_READ | PROT_WRITE); });
     *page = 1;
@@ -544,8 +546,8 @@ TEST(PtraceMemory, AcrossPagesAndProtection) {
 }
 
 TEST(PtraceMemory, ReadOnlySharedIsNotWritten) {
-  static char* page = static_cast<char*>(
-      mmap(nullptr, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  static char* page =
+      static_cast<char*>(mmap(nullptr, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   Child child = Child::Stopped([] { return 0; });
   EXPECT_EQ(0u, Peek(child, page));
   EXPECT_ERRNO(Ptrace(PTRACE_POKEDATA, child, page, uint64_t{1}), EIO);
@@ -600,7 +602,8 @@ TEST(PtraceRegs, User) {
   EXPECT_EQ(0u, peek(offsetof(user, u_debugreg[7])) & 0xff);
   uint64_t word;
   EXPECT_ERRNO(Ptrace(PTRACE_PEEKUSR, child, reinterpret_cast<void*>(3), &word), EIO);
-  EXPECT_ERRNO(Ptrace(PTRACE_PEEKUSR, child, reinterpret_cast<void*>(sizeof(user) + 16), &word), EIO);
+  EXPECT_ERRNO(Ptrace(PTRACE_PEEKUSR, child, reinterpret_cast<void*>(sizeof(user) + 16), &word),
+               EIO);
   auto poke = [&](size_t offset, uint64_t value) {
     return Ptrace(PTRACE_POKEUSR, child, reinterpret_cast<void*>(offset), value);
   };
@@ -619,9 +622,9 @@ TEST(PtraceRegs, Regset) {
   Child child = Child::Stopped([] { return 0; });
   user_regs_struct regs{};
   iovec iov{&regs, sizeof regs + 100};
-  EXPECT_EQ(0, Ptrace(PTRACE_GETREGSET, child, reinterpret_cast<void*>(NT_PRSTATUS), &iov) == 0
-                   ? 0
-                   : errno == EINVAL ? 0 : 1);
+  EXPECT_EQ(0, Ptrace(PTRACE_GETREGSET, child, reinterpret_cast<void*>(NT_PRSTATUS), &iov) == 0 ? 0
+               : errno == EINVAL                                                                ? 0
+                                 : 1);
   iov = {&regs, sizeof regs};
   ASSERT_EQ(0, Ptrace(PTRACE_GETREGSET, child, reinterpret_cast<void*>(NT_PRSTATUS), &iov));
   EXPECT_EQ(sizeof regs, iov.iov_len);

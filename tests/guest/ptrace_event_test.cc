@@ -266,7 +266,8 @@ TEST(PtraceSeccomp, Event) {
   ASSERT_EQ(Child::W(SIGTRAP, PTRACE_EVENT_SECCOMP), child.Wait());
   EXPECT_EQ(77u, Message(child));
   ptrace_syscall_info info{};
-  EXPECT_EQ(84, Ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof info), &info));
+  EXPECT_EQ(84,
+            Ptrace(PTRACE_GET_SYSCALL_INFO, child, reinterpret_cast<void*>(sizeof info), &info));
   EXPECT_EQ(PTRACE_SYSCALL_INFO_SECCOMP, info.op);
   EXPECT_EQ(77u, info.seccomp.ret_data);
   EXPECT_EQ(static_cast<uint64_t>(SYS_getppid), info.seccomp.nr);

@@ -53,7 +53,8 @@ TEST(PtraceAttach, Errors) {
 }
 
 TEST(PtraceAttach, TraceMeTwice) {
-  Child child = Child::Stopped([] { return Ptrace(PTRACE_TRACEME, 0) == -1 && errno == EPERM ? 0 : 1; });
+  Child child =
+      Child::Stopped([] { return Ptrace(PTRACE_TRACEME, 0) == -1 && errno == EPERM ? 0 : 1; });
   Resume(PTRACE_CONT, child);
   EXPECT_EQ(Child::Exited(0), child.Wait());
 }
