@@ -22,8 +22,10 @@ class Tools(comparing.ComparedTest):
     pass
 
 
-for subject in (Languages, Servers, Terminals, Tools):
-    subject.add(f"programs/{subject.__name__.lower()}", "programs")
+Languages.add("programs/languages", "programs")
+Servers.add("programs/servers", "programs")
+Terminals.add("programs/terminals", "programs")
+Tools.add("programs/tools", "programs")
 
 if __name__ == "__main__":
     harness.main()
