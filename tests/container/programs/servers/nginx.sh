@@ -16,9 +16,22 @@ http {
   server { listen 127.0.0.1:8081 reuseport backlog=511; listen [::1]:8081; root /tmp/n/www; gzip on; gzip_types text/plain;
     location /p/ { proxy_pass http://back/; proxy_http_version 1.1; proxy_set_header Connection ""; }
     location /status { return 204; } }
+}
+END
+# The server behind the proxy is not reloaded: a request on a kept connection may meet its close.
+cat > back.conf <<'END'
+user root;
+pid /tmp/n/back.pid;
+error_log /tmp/n/logs/back.log;
+events { }
+http {
+  access_log off;
+  client_body_temp_path /tmp/n/body; proxy_temp_path /tmp/n/proxy; fastcgi_temp_path /tmp/n/f; uwsgi_temp_path /tmp/n/u; scgi_temp_path /tmp/n/s;
+  keepalive_requests 1000000; keepalive_timeout 600s;
   server { listen 127.0.0.1:8082; listen unix:/tmp/n/back; root /tmp/n/www; }
 }
 END
+nginx -c /tmp/n/back.conf
 nginx -t -c /tmp/n/nginx.conf 2>&1 | tail -n 1
 nginx -c /tmp/n/nginx.conf
 for i in $(seq 100); do curl -s http://127.0.0.1:8081/small -o /dev/null && break; sleep 0.1; done
@@ -34,4 +47,4 @@ sleep 0.5; nginx -c /tmp/n/nginx.conf -s reload; wait $job; grep -c Non-2xx w3
 ab -q -n 1000 -c 20 http://127.0.0.1:8081/small | grep -E '^(Complete|Failed|Non)'
 ab -q -k -n 1000 -c 20 http://127.0.0.1:8081/numbers.txt | grep -E '^(Complete|Failed|Non)'
 pid=$(cat pid); nginx -c /tmp/n/nginx.conf -s quit; for i in $(seq 100); do [ -e pid ] || break; sleep 0.1; done
-[ -e pid ] && echo "still there"; grep -c alert logs/error.log; curl -s http://127.0.0.1:8081/small; echo "refused $?"
+nginx -c /tmp/n/back.conf -s stop; [ -e pid ] && echo "still there"; grep -c alert logs/error.log; curl -s http://127.0.0.1:8081/small; echo "refused $?"

@@ -24,9 +24,10 @@ sqlite3 w.db '.backup copy.db' && sqlite3 copy.db 'SELECT count(*) FROM t'
 sqlite3 w.db .dump | sqlite3 dumped.db && sqlite3 dumped.db 'SELECT count(*) FROM t'
 # A writer that is killed in its transaction leaves nothing of it.
 mkfifo in
-sqlite3 a.db < in & pid=$!
+sqlite3 a.db < in > out & pid=$!
 exec 7> in
 echo 'BEGIN IMMEDIATE; UPDATE t SET value = 0; SELECT count(*) FROM t WHERE value = 0;' >&7
-sleep 0.5; kill -9 $pid; exec 7>&-; wait $pid || echo "killed $?"
+for i in $(seq 200); do [ -s out ] && break; sleep 0.1; done; cat out
+kill -9 $pid; exec 7>&-; wait $pid || echo "killed $?"
 sqlite3 a.db 'SELECT count(*) FROM t WHERE value = 0; PRAGMA integrity_check;'
 sqlite3 -csv a.db 'SELECT id, name FROM t LIMIT 2' && sqlite3 a.db 'SELECT * FROM missing' 2>&1 | grep -c 'no such table'
