@@ -121,6 +121,11 @@ struct MemoryManager::Impl {
   base::Result<uint64_t> Move(OrderRunner& runner, MremapArgs args, const Vma& source)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
+  // --- against protection (forced.cc) ---
+  template <typename Access>
+  base::Result<size_t> ForcedAccess(OrderRunner& runner, uint64_t addr, size_t size, bool write,
+                                    Access access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
   // --- faults (fault.cc) ---
   // Grows the mapping above `addr` down to it. False if Linux would not.
   bool GrowDown(OrderRunner& runner, uint64_t addr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
