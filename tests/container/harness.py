@@ -1,7 +1,8 @@
 """Drives the runsc binary for the whole-container tests: bundles, containers, clean-up.
 
 Everything a test makes (directories, mounts, containers, processes) is undone in Sandbox.close(),
-also when the test fails. Environment: RUNSC (the binary), RUNSC_ROOTFS (a Debian root)."""
+also when the test fails. Environment: RUNSC (the binary), RUNSC_ROOTFS (a Debian root),
+RUNSC_PROGRAMS_ROOTFS (the large one)."""
 
 import copy
 import json
@@ -17,6 +18,9 @@ import uuid
 
 RUNSC = os.environ.get("RUNSC", "runsc")
 ROOTFS = os.environ.get("RUNSC_ROOTFS", "/var/cache/runsc/rootfs")
+# Images that a Sandbox can have a view of, by name; scripts/rootfs makes them.
+IMAGES = {"debian": ROOTFS,
+          "programs": os.environ.get("RUNSC_PROGRAMS_ROOTFS", "/var/cache/runsc/programs-rootfs")}
 EXTRA_FLAGS = os.environ.get("RUNSC_FLAGS", "").split()
 
 CAPS = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
@@ -76,8 +80,8 @@ class Sandbox:
         self.containers = []
         self.children = []
         self.rootfs = rootfs
-        if rootfs == "debian":
-            self.rootfs = self.overlay(ROOTFS)
+        if rootfs in IMAGES:
+            self.rootfs = self.overlay(IMAGES[rootfs])
 
     def __enter__(self):
         return self
@@ -192,9 +196,9 @@ class Sandbox:
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
-def chroot_command(rootfs, args):
+def chroot_command(rootfs, args, own_network=False):
     """The command of the same program on the host, in a chroot of the same files with /proc, /dev
-    and a tmpfs."""
+    and a tmpfs; with own_network with a loopback interface of its own (the root must have `ip`)."""
     script = (
         'set -e; r=$1; shift; '
         'mount -t proc proc $r/proc; mount -t tmpfs -o mode=755 dev $r/dev; '
@@ -204,8 +208,11 @@ def chroot_command(rootfs, args):
         'if [ $n = tty ]; then mknod -m 666 $r/dev/tty c 5 0; else mknod -m 666 $r/dev/$n c 1 $m; fi; done; '
         'ln -s /proc/self/fd $r/dev/fd; ln -s /proc/self/fd/0 $r/dev/stdin; '
         'ln -s /proc/self/fd/1 $r/dev/stdout; ln -s /proc/self/fd/2 $r/dev/stderr; '
-        'mount -t sysfs -o ro sysfs $r/sys; hostname sandbox; exec chroot $r "$@"')
-    return ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child", "sh", "-c",
+        'mount -t sysfs -o ro sysfs $r/sys; hostname sandbox; '
+        + ('chroot $r ip link set lo up; ' if own_network else '') +
+        'exec chroot $r "$@"')
+    network = ["--net"] if own_network else []
+    return ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", *network, "--kill-child", "sh", "-c",
             script, "sh", rootfs, *args]
 
 
@@ -213,10 +220,10 @@ def chroot_environment(env=()):
     return dict(e.split("=", 1) for e in [PATH, "TERM=xterm", "HOME=/root", "LC_ALL=C", *env])
 
 
-def chroot_run(rootfs, args, stdin=None, timeout=300, env=()):
-    """Runs `args` on the host in a chroot, to its end; returns the CompletedProcess."""
+def chroot_run(rootfs, args, stdin=None, timeout=300, env=(), own_network=False, before=()):
+    """Runs `args` on the host in a chroot, to its end, by the command `before` if any; returns the CompletedProcess."""
     return subprocess.run(
-        chroot_command(rootfs, args), input=stdin,
+        [*before, *chroot_command(rootfs, args, own_network)], input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None, capture_output=True, text=True,
         timeout=timeout, env=chroot_environment(env))
 

@@ -216,6 +216,28 @@ TEST(Interfaces, Ioctls) {
   close(fd);
 }
 
+TEST(Interfaces, Configuration) {
+  int fd = socket(AF_INET, SOCK_DGRAM, 0);
+  // Without a buffer the length is not looked at: a JVM passes what its stack holds.
+  ifconf conf{};
+  conf.ifc_len = -5;
+  ASSERT_OK(ioctl(fd, SIOCGIFCONF, &conf));
+  const int size = conf.ifc_len;
+  ASSERT_GE(size, static_cast<int>(sizeof(ifreq)));
+  EXPECT_EQ(0u, size % sizeof(ifreq));
+  std::vector<ifreq> all(size / sizeof(ifreq));
+  conf.ifc_req = all.data();
+  ASSERT_OK(ioctl(fd, SIOCGIFCONF, &conf));
+  EXPECT_EQ(size, conf.ifc_len);
+  EXPECT_STREQ("lo", all[0].ifr_name);
+  for (int room : {-1, 0, static_cast<int>(sizeof(ifreq)) - 1}) {
+    conf.ifc_len = room;
+    ASSERT_OK(ioctl(fd, SIOCGIFCONF, &conf));
+    EXPECT_EQ(0, conf.ifc_len) << room;
+  }
+  close(fd);
+}
+
 TEST(ProcNet, ListsSockets) {
   Listener listener;
   int c = listener.Client();

@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <sys/sysmacros.h>
 
+#include <map>
 #include <sstream>
 #include <thread>
 
@@ -175,6 +176,21 @@ TEST(Proc, MemOfTheProcessItself) {
 TEST(Sys, CpuTopology) {
   EXPECT_FALSE(ReadFile("/sys/devices/system/cpu/online").empty());
   EXPECT_OK(access("/sys/devices/system/cpu/cpu0", F_OK));
+}
+
+// What libnuma reads, and with it ps and a JVM, which complain when it is not there.
+TEST(Sys, MemoryOfANode) {
+  std::istringstream in(ReadFile("/sys/devices/system/node/node0/meminfo"));
+  std::map<std::string, uint64_t> kilobytes;
+  for (std::string line; std::getline(in, line);) {
+    char name[64] = {};
+    unsigned long long value = 0;
+    ASSERT_EQ(2, sscanf(line.c_str(), "Node 0 %63[^:]: %llu", name, &value)) << line;
+    kilobytes[name] = value;
+  }
+  EXPECT_GT(kilobytes["MemFree"], 0u);
+  EXPECT_GT(kilobytes["MemUsed"], 0u);
+  EXPECT_EQ(kilobytes["MemTotal"], kilobytes["MemFree"] + kilobytes["MemUsed"]);
 }
 
 TEST(Dev, StandardNodes) {

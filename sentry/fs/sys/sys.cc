@@ -3,6 +3,7 @@
 #include <cpuid.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
+#include <sys/sysinfo.h>
 
 #include <algorithm>
 #include <functional>
@@ -192,9 +193,17 @@ void AddNodes(Builder dir, Kernel& kernel) {
   node.Value("cpumap", MaskText(AllCpus(count), count));
   node.Value("distance", "10");
   Kernel* k = &kernel;
+  // libnuma, and so ps and a JVM, want the first two (drivers/base/node.c:node_read_meminfo()).
   node.Read("meminfo", [k] {
-    return fmt::format("Node 0 MemTotal:       {:8} kB\n",
-                       k->CurrentCgroup()->total_memory() / 1024);
+    struct sysinfo info = {};
+    (void)sysinfo(&info);
+    const uint64_t total = k->CurrentCgroup()->total_memory() / 1024;
+    const uint64_t free =
+        std::min(info.freeram * std::max<uint64_t>(info.mem_unit, 1) / 1024, total);
+    return fmt::format(
+        "Node 0 MemTotal:       {:8} kB\nNode 0 MemFree:        {:8} kB\n"
+        "Node 0 MemUsed:        {:8} kB\n",
+        total, free, total - free);
   });
 }
 

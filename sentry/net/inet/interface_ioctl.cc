@@ -35,11 +35,11 @@ void SetAddress(ifreq* r, uint32_t bits) {
   memcpy(&r->ifr_addr, &a, sizeof(a));
 }
 
-// SIOCGIFCONF: the devices that have an IPv4 address.
+// SIOCGIFCONF: the devices that have an IPv4 address. Without a buffer only their size is asked
+// for, and the length, which may be anything, is not looked at (net/core/dev_ioctl.c:dev_ifconf()).
 Result<uint64_t> Configuration(InetStack& stack, const IoctlArgs& args) {
   auto conf = TRY(UserPtr<ifconf>(args.arg).CopyIn(args.memory));
-  if (conf.ifc_len < 0) return Error(EINVAL);
-  auto room = static_cast<size_t>(conf.ifc_len);
+  auto room = static_cast<size_t>(std::max(conf.ifc_len, 0));
   auto to = reinterpret_cast<uint64_t>(conf.ifc_buf);
   size_t used = 0;
   for (const auto& a : V4Addresses(stack)) {
