@@ -34,7 +34,6 @@ namespace sentry {
 class SeccompFilter;
 
 namespace loader {
-class ExecArgs;
 struct ExecImage;
 }  // namespace loader
 class Kernel;
@@ -180,8 +179,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // The child's thread id as the caller sees it.
   base::Result<uint64_t> Clone(const CloneArgs& args);
   // On success the registers are those of the new program.
-  // `flags`: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW.
-  base::Result<uint64_t> Exec(int dirfd, const std::string& path, int flags, loader::ExecArgs args);
+  // `flags`: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW. `argv`, `envp`: the guest's arrays.
+  base::Result<uint64_t> Exec(int dirfd, const std::string& path, int flags, uint64_t argv,
+                              uint64_t envp);
   // exit(2): this thread ends when the call returns. `status` as wait4 encodes it.
   void Exit(int status);
   base::Result<WaitResult> Wait(const WaitOptions& options);
