@@ -34,6 +34,7 @@ namespace sentry {
 class SeccompFilter;
 
 namespace loader {
+
 struct ExecImage;
 }  // namespace loader
 class Kernel;
@@ -226,6 +227,13 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
     return syscall_nr_.load(std::memory_order_relaxed);
   }                        // [any] -1: none
   bool is_leader() const;  // [any]
+  // What a task waits in, for /proc/PID/syscall. [any]
+  struct Blocked {
+    bool running = true;  // not blocked; the rest says nothing
+    int nr = -1;          // -1: not in a call
+    platform::Context::LastCall call;
+  };
+  Blocked BlockedIn() const;
 
   // Attributes of prctl(2), sched_*(2), ioprio and the like. Each is read by others for /proc.
   std::atomic<bool> no_new_privs{false};
@@ -425,7 +433,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
   int64_t cpu_start_ns_ = 0;  // the stub's CPU time when the process began to use it; under mutex_
   std::atomic<int64_t> system_ns_{0}, max_rss_kb_{0};
-  std::atomic<int64_t> voluntary_switches_{0}, min_faults_{0}, maj_faults_{0};
+  std::atomic<int64_t> min_faults_{0}, maj_faults_{0};
 };
 
 }  // namespace sentry

@@ -26,7 +26,7 @@ constexpr SpecialEntry kSpecial[] = {
     {"exe", DT_LNK, false}, {"cwd", DT_LNK, false},      {"root", DT_LNK, false},
     {"fd", DT_DIR, false},  {"fdinfo", DT_DIR, false},   {"ns", DT_DIR, false},
     {"task", DT_DIR, true}, {"map_files", DT_DIR, true}, {"mem", DT_REG, false},
-    {"net", DT_DIR, false},
+    {"net", DT_DIR, false}, {"pagemap", DT_REG, false},
 };
 
 class TaskListDir : public PidOwned<PseudoDir> {
@@ -159,8 +159,11 @@ class PidDir : public PidOwned<PseudoDir> {
         return NewMapFilesDir(fs, pid(), whole());
       case 8:
         return NewMemFile(fs, pid(), whole());
-      default:
+      case 9:
         return NewNetDir(fs, pid());
+      default:
+        return NewPagemapFile(fs, pid(), whole(),
+                              Ino(kSpecialIndex + static_cast<uint32_t>(which)));
     }
   }
 
