@@ -31,7 +31,13 @@ inline constexpr uint64_t kStubMax = 0x10'0000;
 inline constexpr uint64_t kSharedBase = kRegionBase + 0x100'0000;  // struct Shared, read-only
 inline constexpr uint64_t kVvarBase = kRegionBase + 0x200'0000;    // vvar pages, then the vDSO
 inline constexpr uint64_t kVvarMax = 0x10'0000;
+// Pieces of files that the stub copies from when the guest reads them.
+inline constexpr uint64_t kFileWindowBase = kRegionBase + 0x1000'0000;
+inline constexpr uint64_t kFileWindowSize = 0x80'0000;
+inline constexpr uint32_t kFileWindows = 32;
+inline constexpr uint64_t kFileWindowsEnd = kFileWindowBase + kFileWindows * kFileWindowSize;
 inline constexpr uint64_t kMailboxBase = kRegionBase + 0x4000'0000;
+static_assert(kFileWindowsEnd <= kMailboxBase);
 
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
@@ -117,7 +123,8 @@ enum class RequestKind : uint8_t {
   kInterrupt,
   kOrdersDone,
   kPatchHint,    // a call answered here keeps coming by SIGSYS: its site is worth patching
-  kOrderFailed,  // order_index (kCopyOutIndex: the copy-out) and order_error tell
+  kOrderFailed,  // order_index (kCopyOutIndex: the copy-out) and order_error tell; of a copy-out
+                 // EIO: a window could not be read
 };
 inline constexpr uint32_t kCopyOutIndex = 0xffff'ffff;
 
@@ -143,6 +150,7 @@ enum AnswerFlag : uint32_t {
   kAnswerExit = 4,        // the thread ends
   kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
   kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
+  kAnswerLaneTraps = 32,  // with it: kInterrupt is reported when the call is answered
 };
 
 enum class OrderOp : uint32_t {
@@ -177,8 +185,10 @@ static_assert(sizeof(OrderEntry) == 64);
 struct CopyEntry {
   uint64_t addr;
   uint32_t length;
-  uint32_t offset;  // in the in or the out area
+  uint32_t offset;  // in the in or the out area; with kFromWindow, from kFileWindowBase
 };
+inline constexpr uint32_t kFromWindow = 1u << 31;
+static_assert(kFileWindows * kFileWindowSize < kFromWindow);
 
 inline constexpr uint32_t kMaxOrders = 32;
 inline constexpr uint32_t kMaxOrderFds = 16;
@@ -292,6 +302,7 @@ struct Slot {
   // bit changes by compare-and-exchange, so that the sentry may close it at any moment.
   alignas(64) uint64_t actions_word;
   uint32_t actions_changed;
+  uint64_t copy_fault;  // the stub's own: where the last copy that failed met its fault
 
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopiesIn];

@@ -102,13 +102,14 @@ struct Mremap {
 };  // moves to new_addr exactly; if that is old_addr, grows there as one mapping of the host
 // Writes a copy of the thread's FPU state to guest memory as a signal frame holds it: the XSAVE
 // image with Linux's sw_reserved words and end marker (arch/x86/kernel/fpu/signal.c). `addr` is
-// 64-byte aligned, with fpu_frame_size() bytes.
+// 64-byte aligned, with fpu_frame_size() bytes; 0: the copy is for Context::saved_fpu() instead.
 struct SaveFpu {
   uint64_t addr;
 };
 // Loads the FPU state from such an image, checked as Linux does; addr 0: the initial state.
 struct RestoreFpu {
   uint64_t addr;
+  std::vector<std::byte> image = {};  // not empty: this instead, at most fpu_frame_size() bytes
 };
 // Stores `bytes` at `addr` in guest memory (at most 4096).
 struct Write {
@@ -139,6 +140,9 @@ struct Membarrier {
   uint32_t flags;
   int cpu;
 };
+// Takes every change of the platform's own out of the text, and makes none from now on, not in
+// forks either: a debugger reads and changes it.
+struct LeaveText {};
 // Starts the host thread of a context from AddressSpace::PrepareThread; it inherits the FPU state.
 struct CloneThread {
   Context* thread;
@@ -151,7 +155,7 @@ struct Fork {
 using Order = std::variant<order::Mmap, order::Munmap, order::Mprotect, order::Madvise,
                            order::Mremap, order::SaveFpu, order::RestoreFpu, order::Write,
                            order::FutexWake, order::CompareExchange, order::Rseq, order::Membarrier,
-                           order::CloneThread, order::Fork>;
+                           order::LeaveText, order::CloneThread, order::Fork>;
 
 enum class ResumeMode {
   kGuest,       // carry out the orders, then run the guest; success of the orders is not reported
@@ -172,8 +176,10 @@ class TrapListener {
 
 // One guest thread. Owned by the kernel's Task. All but Interrupt: only while stopped, by one
 // thread at a time. As UserMemory it serves from what the stub copied into the mailbox first, and
-// leaves small writes there for the stub to copy out (`FlushWrites` forces them out, and a fault
-// met while the stub copies out turns into kOrderFailed with EFAULT and order_index SIZE_MAX).
+// leaves small writes there, and those of WriteFromFile, for the stub to copy out (`FlushWrites`
+// forces them out, and a fault met while the stub copies out turns into kOrderFailed with EFAULT
+// and order_index SIZE_MAX; with EIO if a file could not be read as it was mapped, when FlushWrites
+// makes all those copies by other means).
 class Context : public base::UserMemory {
  public:
   // Null: none. The one before is not called any more once this returns.
@@ -194,6 +200,9 @@ class Context : public base::UserMemory {
   };
   virtual LastCall PeekCall() const { return {}; }
   virtual void SetResult(uint64_t value) = 0;
+  // After a kSyscall trap: regs() or guest memory have been changed by somebody else, so call() is
+  // to be what regs() say (the number in orig_rax), and nothing copied in at the trap counts.
+  virtual void RereadCall() = 0;
   virtual const Trap& trap() const = 0;
   virtual AddressSpace& address_space() = 0;
 
@@ -209,11 +218,14 @@ class Context : public base::UserMemory {
   virtual bool WaitsInFutex() const = 0;
   // Bytes of an FPU image in a signal frame on this machine.
   virtual size_t fpu_frame_size() const = 0;
+  // What order::SaveFpu{0} has saved, until anything else is done with this context. The guest can
+  // write there too: read it once.
+  virtual std::span<const std::byte> saved_fpu() const = 0;
   // CPU time of the host thread, nanoseconds (user and system).
   virtual int64_t CpuTimeNs() const = 0;
   // Identifies the host thread for sched_setaffinity and the like; 0 if none.
   virtual int host_tid() const = 0;
-  // Sends small pending writes to the guest now.
+  // Sends pending writes to the guest now; may read files (those of WriteFromFile). EFAULT, EIO.
   virtual base::Status FlushWrites() = 0;
   // Tells the thread to exit; the context must not be resumed again and may be destroyed.
   virtual void Exit() = 0;
@@ -231,8 +243,9 @@ class Context : public base::UserMemory {
   // After a kSyscall trap: the next Resume(kGuest) has call `nr` with the arguments in regs()
   // (which must not have changed) answered without the kernel after all. If that cannot be, or the
   // wait is interrupted, it traps with the call again. `remaining_ns` >= 0: timeout of a relative
-  // futex wait, instead of the guest's.
-  virtual void AnswerInLane(int nr, int64_t remaining_ns) = 0;
+  // futex wait, instead of the guest's. With `then_trap` it traps (kInterrupt) once the call is
+  // answered, before the guest's next instruction.
+  virtual void AnswerInLane(int nr, int64_t remaining_ns, bool then_trap) = 0;
   // Finishes what a patched site has left to do at regs().rip, so that the guest may be shown the
   // registers and may jump to where they point (signal frames, tracers). While stopped.
   virtual void SettleRegs() {}
@@ -286,10 +299,8 @@ class AddressSpace : public base::UserMemory {
   // The first context (the caller takes it; once): after NewAddressSpace at once, after PrepareFork
   // when order::Fork is done.
   virtual std::unique_ptr<Context> TakeMainContext() = 0;
-  // Reads even what is not readable for the guest and writes private copies of read-only pages,
-  // for ptrace(2) and /proc/PID/mem.
-  virtual base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) = 0;
-  virtual base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) = 0;
+  // As order::LeaveText, where nothing has been mapped yet.
+  virtual void LeaveText() {}
   // The host's view of this address space's resident pages in bytes.
   virtual int64_t ResidentBytes() const = 0;  // -1: the platform cannot tell
   virtual int host_pid() const = 0;
@@ -301,6 +312,9 @@ class AddressSpace : public base::UserMemory {
   // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program)
   // gets it: the order is carried out, and the platform does without.
   virtual std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const { return {}; }
+  // Credentials have changed: what the platform has mapped for Context::WriteFromFile goes, since
+  // the process might not open those files any more.
+  virtual void DropFileWindows() {}
 };
 
 struct Options {

@@ -213,16 +213,24 @@ bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
   return ok;
 }
 
-bool RunCopyOut(Slot* s, uint32_t count) {
+int RunCopyOut(Slot* s, uint32_t count) {
   if (count > kMaxCopies) count = kMaxCopies;
   for (uint32_t i = 0; i < count; i++) {
     CopyEntry e = s->copy_out[i];
-    if (e.offset > kCopyOutSize || e.length > kCopyOutSize - e.offset) return false;
-    if (StubCopy(reinterpret_cast<void*>(e.addr), s->out_area + e.offset, e.length) != 0) {
-      return false;
+    const unsigned char* from = s->out_area + e.offset;
+    if (e.offset & kFromWindow) {
+      const uint64_t offset = e.offset & ~kFromWindow;
+      if (offset + e.length > kFileWindowsEnd - kFileWindowBase) return kEfault;
+      from = reinterpret_cast<const unsigned char*>(kFileWindowBase + offset);
+    } else if (e.offset > kCopyOutSize || e.length > kCopyOutSize - e.offset) {
+      return kEfault;
+    }
+    if (StubCopy(reinterpret_cast<void*>(e.addr), from, e.length) != 0) {
+      const uint64_t fault = s->copy_fault;
+      return fault >= kFileWindowBase && fault < kFileWindowsEnd ? kEio : kEfault;
     }
   }
-  return true;
+  return 0;
 }
 
 }  // namespace platform::stub

@@ -139,10 +139,12 @@ uint32_t HandleAnswer(Slot* s) {
     s->rax = s->answer_rax;
   }
   uint32_t copies = s->copy_out_count;
-  if (copies != 0 && !RunCopyOut(s, copies)) {
-    s->order_index = kCopyOutIndex;
-    s->order_error = 14;  // EFAULT
-    return static_cast<uint32_t>(RequestKind::kOrderFailed);
+  if (copies != 0) {
+    if (int error = RunCopyOut(s, copies)) {
+      s->order_index = kCopyOutIndex;
+      s->order_error = error;
+      return static_cast<uint32_t>(RequestKind::kOrderFailed);
+    }
   }
   uint32_t orders = s->order_count;
   if (orders != 0 && !RunOrders(s, orders, s->fd_count)) {
@@ -154,6 +156,7 @@ uint32_t HandleAnswer(Slot* s) {
     s->copied_in = 0;
     s->futex_interrupted = 0;
     if (!RunLane(s, remaining)) return static_cast<uint32_t>(RequestKind::kSyscall);
+    if (flags & kAnswerLaneTraps) return static_cast<uint32_t>(RequestKind::kInterrupt);
   }
   if (Load(&s->interrupt)) return static_cast<uint32_t>(RequestKind::kInterrupt);
   return 0;
@@ -184,9 +187,10 @@ void FirstAnswer(Slot* s) {
 }
 
 // A fault inside the stub. Returns true if it was foreseen and the frame is mended.
-bool RecoverFault(UContext* uc) {
+bool RecoverFault(Slot* s, const SigInfo* info, UContext* uc) {
   uint64_t rip = uc->mc.rip;
   if (rip == Addr(kStubCopyFault)) {
+    s->copy_fault = info->addr;
     uc->mc.rip = Addr(kStubCopyFixup);
     return true;
   }
@@ -380,7 +384,7 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
       s->step = 1;
       return false;
     }
-    if (RecoverFault(uc)) return false;
+    if (RecoverFault(s, info, uc)) return false;
     if (signo == kSigIll && rip == Addr(kForeignGs)) {
       ForeignCall(s, uc);
       return true;

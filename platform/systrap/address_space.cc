@@ -34,6 +34,7 @@ base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
   base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
+  child->windows().InheritFrom(process_->windows());
   return std::unique_ptr<AddressSpace>(
       std::make_unique<SystrapAddressSpace>(std::move(child), limits_));
 }
@@ -44,16 +45,6 @@ base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<s
 
 base::Result<size_t> SystrapAddressSpace::WritePartial(uint64_t addr,
                                                        std::span<const std::byte> src) {
-  return process_->WriteMemory(addr, src);
-}
-
-// The host offers no more than this without /proc or ptrace.
-base::Result<size_t> SystrapAddressSpace::ForcedRead(uint64_t addr, std::span<std::byte> dst) {
-  return process_->ReadMemory(addr, dst);
-}
-
-base::Result<size_t> SystrapAddressSpace::ForcedWrite(uint64_t addr,
-                                                      std::span<const std::byte> src) {
   return process_->WriteMemory(addr, src);
 }
 

@@ -22,12 +22,12 @@ class SystrapAddressSpace final : public AddressSpace {
   base::Result<std::unique_ptr<Context>> PrepareThread() override;
   base::Result<std::unique_ptr<AddressSpace>> PrepareFork() override;
   std::unique_ptr<Context> TakeMainContext() override { return std::move(main_); }
-  base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) override;
-  base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) override;
+  void LeaveText() override { process_->patcher().Disable(); }
   int64_t ResidentBytes() const override;
   int host_pid() const override { return process_->pid(); }
   void Kill() override { process_->Kill(); }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override;
+  void DropFileWindows() override { process_->windows().DropAll(); }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 

@@ -31,6 +31,7 @@ ThreadContext::ThreadContext(base::Ref<StubProcess> process, AddressSpace* space
 ThreadContext::~ThreadContext() {
   if (!exited_ && !running()) Exit();
   process_->platform().RemoveContext(this);
+  UnpinCopies();
   Stop();
 }
 
@@ -38,6 +39,18 @@ void ThreadContext::Start(int tid) { tid_.store(tid, std::memory_order_release);
 
 size_t ThreadContext::fpu_frame_size() const {
   return process_->platform().machine().xsave_size + sizeof(uint32_t);
+}
+
+std::span<const std::byte> ThreadContext::saved_fpu() const {
+  return {reinterpret_cast<const std::byte*>(slot_->out_area + saved_fpu_at_), fpu_frame_size()};
+}
+
+void ThreadContext::RereadCall() {
+  const Regs& r = regs();
+  call_.nr = r.orig_rax;
+  call_.args = {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9};
+  copy_in_.clear();
+  copy_in_loaded_ = true;
 }
 
 bool ThreadContext::WaitsInFutex() const {
@@ -360,6 +373,19 @@ bool ThreadContext::Take() {
   direct_call_ = false;
   mask_changed_ = (head.flags & kRequestMaskChanged) != 0;
   ForgetCalls();
+  if (changes_windows_) {
+    // Its own business, done or not.
+    EndWindowRound();
+    seq_++;
+    StartRound();
+    return false;
+  }
+  const bool failed = head.kind == RequestKind::kOrderFailed;
+  const uint32_t failed_index = failed ? slot_->order_index : 0;
+  const int failed_error = failed ? slot_->order_error : 0;
+  if (!sent_copies_.empty()) {
+    ReleaseWindows(failed && failed_index == kCopyOutIndex && failed_error == EIO);
+  }
   switch (head.kind) {
     case RequestKind::kSyscall:
       TakeCall(head);
@@ -394,13 +420,12 @@ bool ThreadContext::Take() {
       return OrdersFinished();
     case RequestKind::kOrderFailed: {
       EndForks(false);
-      uint32_t index = slot_->order_index;
-      int error = slot_->order_error;
       trap_ = Trap{TrapKind::kOrderFailed};
-      trap_.error = error > 0 && error < 4096 ? error : EFAULT;
+      trap_.error = failed_error > 0 && failed_error < 4096 ? failed_error : EFAULT;
       trap_.order_index = SIZE_MAX;
-      if (index != kCopyOutIndex) {
-        size_t order = index >= entry_of_first_ ? batch_begin_ + index - entry_of_first_ : 0;
+      if (failed_index != kCopyOutIndex) {
+        size_t order =
+            failed_index >= entry_of_first_ ? batch_begin_ + failed_index - entry_of_first_ : 0;
         trap_.order_index = std::min(order, orders_.size());
       }
       return true;

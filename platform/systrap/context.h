@@ -34,6 +34,7 @@ class ThreadContext final : public Context {
   const Call& call() override { return call_; }
   LastCall PeekCall() const override;
   void SetResult(uint64_t value) override { regs_.rax = value; }
+  void RereadCall() override;
   const Trap& trap() const override { return trap_; }
   AddressSpace& address_space() override { return *space_; }
   void QueueOrder(Order order) override { orders_.push_back(std::move(order)); }
@@ -41,6 +42,7 @@ class ThreadContext final : public Context {
   void Interrupt() override;
   bool WaitsInFutex() const override;
   size_t fpu_frame_size() const override;
+  std::span<const std::byte> saved_fpu() const override;
   int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
@@ -48,9 +50,10 @@ class ThreadContext final : public Context {
   void SetLanes(Lanes lanes) override {
     __atomic_store_n(&slot_->lanes_off, static_cast<uint32_t>(lanes), __ATOMIC_SEQ_CST);
   }
-  void AnswerInLane(int nr, int64_t remaining_ns) override {
+  void AnswerInLane(int nr, int64_t remaining_ns, bool then_trap) override {
     regs_.rax = static_cast<uint64_t>(nr);
     in_lane_ = true;
+    lane_traps_ = then_trap;
     lane_remaining_ns_ = remaining_ns;
   }
   void StampNextTrap(bool on) override { slot_->stamp = on ? 1 : 0; }
@@ -74,6 +77,8 @@ class ThreadContext final : public Context {
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> ReadSome(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
+  size_t WriteFromFile(uint64_t addr, const base::Ref<base::FileSource>& source, uint64_t offset,
+                       size_t length) override;
 
   // ---- For the platform, under its poll lock ----
 
@@ -123,13 +128,25 @@ class ThreadContext final : public Context {
   // poller must not see together with an old request.
   void StartRound();
   struct Batch;
+  base::Result<uint32_t> SendFds(const Batch& batch);
   bool Encode(const Order& order, Batch* batch);
+  bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
   static bool EncodePlain(const Order& order, OrderEntry* entry);
   base::Status Check(const Order& order) const;
   struct AnswerHead;
   uint32_t EntryFlags();
   // Publishes the round's answer with what is to be copied out.
   void Answer(const AnswerHead& head);
+  // Has the stub map the windows that the next copies need, and unmap those that nobody does, in a
+  // round before all others. False if there is nothing to do.
+  bool ChangeWindows();
+  // The round that had copies from windows has been answered. `failed`: by that they could not all
+  // be made; they are left for FlushWrites.
+  void ReleaseWindows(bool failed);
+  void EndWindowRound();
+  void UnpinCopies();
+  struct FileCopy;
+  base::Status CopyFromFile(const CopyEntry& entry, const FileCopy& file);
   void SendAnswer(const AnswerHead& head, uint32_t copy_out_count);
   // Hands the context over to the poller; returns the state before. A hostile stub may have written
   // the next request already, so this comes when nothing of the round is left to do here but to
@@ -197,7 +214,9 @@ class ThreadContext final : public Context {
   bool patch_wanted_ = false;
   bool mask_changed_ = false;  // the last request told so
   bool in_lane_ = false;       // of AnswerInLane
+  bool lane_traps_ = false;
   int64_t lane_remaining_ns_ = -1;
+  uint32_t saved_fpu_at_ = 0;  // in the slot's out area
 
   // What the stub has copied in at the last trap, loaded from the slot at the first need.
   std::vector<CopyEntry> copy_in_;
@@ -206,6 +225,18 @@ class ThreadContext final : public Context {
   // Writes that the stub is to copy out.
   std::vector<CopyEntry> copy_out_;
   uint32_t out_used_ = 0;
+  // Those of them whose bytes are a file's, in order; kept with the whole list until the stub has
+  // reported.
+  struct FileCopy {
+    base::Ref<base::FileSource> source;
+    uint64_t offset;
+    uint32_t window;
+    bool map;  // the window is to be mapped first
+  };
+  std::vector<FileCopy> file_copies_;
+  std::vector<CopyEntry> sent_copies_;
+  std::vector<uint32_t> changed_windows_;  // pinned during the round that unmaps them
+  bool changes_windows_ = false;           // that round, or one that maps, is under way
 
   ThreadContext* fork_parent_ = nullptr;  // told when this child reports
   uint32_t forks_pending_ = 0;

@@ -83,7 +83,7 @@ base::Result<Machine> ProbeMachine(std::string* why) {
   }
   // A slot's stack holds a trap's frame, that of an interrupt or a fault inside it, and our own.
   uint64_t frame = std::max<uint64_t>(getauxval(AT_MINSIGSTKSZ), m.xsave_size + 1024);
-  if (3 * frame + 4096 > sizeof(Slot::stack) || m.xsave_size > kCopyInSize) {
+  if (3 * frame + 4096 > sizeof(Slot::stack) || m.xsave_size + sizeof(uint32_t) > std::min(kCopyInSize, kCopyOutSize)) {
     *why = "the host's signal frames are larger than a stub's stack";
     return base::Error(ENOSYS);
   }

@@ -165,15 +165,22 @@ std::vector<InternalOrder> Patcher::Restore(uint64_t begin, uint64_t end) {
 std::vector<InternalOrder> Patcher::Replace(uint64_t begin, uint64_t end) {
   RemoveText(begin, end);
   DropSites(begin, end);
-  Orders orders;
-  if (enabled_ && begin < kJumpTable + kJumpTableSize && end > kJumpTable) {
-    // The guest wants the place of the jump table.
-    orders = Restore(0, UINT64_MAX);
-    DropSites(0, UINT64_MAX);
-    text_.clear();
-    enabled_ = false;
-  }
+  // Or does the guest want the place of the jump table?
+  return begin < kJumpTable + kJumpTableSize && end > kJumpTable ? LeaveText() : Orders();
+}
+
+std::vector<InternalOrder> Patcher::LeaveText() {
+  if (!enabled_) return {};
+  Orders orders = Restore(0, UINT64_MAX);
+  DropSites(0, UINT64_MAX);
+  text_.clear();
+  enabled_ = false;
   return orders;
+}
+
+void Patcher::Disable() {
+  absl::MutexLock lock(&mu_);
+  enabled_ = false;
 }
 
 // Registers the calls of a copy that is about to be mapped.
@@ -229,6 +236,7 @@ std::vector<InternalOrder> Patcher::NoteOrder(const Order& order) {
     if (o->has_identity && !o->shared && o->prot == (PROT_READ | PROT_EXEC)) AddText(*o);
     return first;
   }
+  if (std::holds_alternative<order::LeaveText>(order)) return LeaveText();
   if (const auto* o = std::get_if<order::Munmap>(&order)) {
     return Replace(o->addr, o->addr + o->length);
   }

@@ -53,6 +53,9 @@ class Patcher {
   // swallowed, does its work and moves rip behind it. True if regs have changed.
   bool FixReturn(Regs* regs);
 
+  // No site is patched from now on, and no text comes with patched ones. Nothing is mapped so far.
+  void Disable();
+
   // A fork has happened: the child has the parent's text.
   void CopyFrom(Patcher& parent);
 
@@ -86,6 +89,8 @@ class Patcher {
   // `own`: those that were patched here alone.
   void DropSites(uint64_t begin, uint64_t end, bool own = false) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Orders UnpatchOwn(uint64_t begin, uint64_t end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Gives all text its own bytes back for good.
+  Orders LeaveText() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Gives [begin, end) its own bytes back.
   Orders Restore(uint64_t begin, uint64_t end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Orders Replace(uint64_t begin, uint64_t end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -432,6 +432,8 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess*
   StubProcess& process = child->process();
   TRY(Adopt(base::Ref<StubProcess>(&process), pid));
   process.patcher().CopyFrom(parent->patcher());
+  // Again: other threads may have mapped more until it was made.
+  process.windows().InheritFrom(parent->windows());
   AddContextLocked(child->MakeMain());
   return {};
 }

@@ -82,6 +82,7 @@ void ThreadContext::StartRound() {
     trap_ = Trap{TrapKind::kGone};
     return Post();
   }
+  if (ChangeWindows()) return;
   if (orders_.empty() && internal_.empty() && !patch_wanted_ && mode_ == ResumeMode::kGuest) {
     return Answer({EntryFlags()});
   }
@@ -110,21 +111,77 @@ void ThreadContext::StartRound() {
     expects_calls_ = true;
     process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
   }
-  uint32_t ticket = 0;
-  if (batch.fd_count != 0) {
-    base::Result<uint32_t> sent =
-        process_->platform().strict()
-            ? process_->TakeBatchTurn()
-            : process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
-    // A stub that does not take what it is sent, or too many descriptors under way in the host.
-    if (!sent.ok()) {
-      ForgetCalls();
-      EndForks(false);
-      return FailOrder(batch_begin_, ENOMEM);
-    }
-    ticket = *sent;
+  base::Result<uint32_t> ticket = SendFds(batch);
+  // A stub that does not take what it is sent, or too many descriptors under way in the host.
+  if (!ticket.ok()) {
+    ForgetCalls();
+    EndForks(false);
+    return FailOrder(batch_begin_, ENOMEM);
   }
-  Answer({flags, batch.count, ticket, batch.fd_count});
+  Answer({flags, batch.count, *ticket, batch.fd_count});
+}
+
+// Returns the batch's turn; 0 without descriptors.
+base::Result<uint32_t> ThreadContext::SendFds(const Batch& batch) {
+  if (batch.fd_count == 0) return uint32_t{0};
+  if (process_->platform().strict()) return process_->TakeBatchTurn();
+  return process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
+}
+
+bool ThreadContext::ChangeWindows() {
+  FileWindows& windows = process_->windows();
+  Batch batch;
+  auto add = [&](OrderOp op, uint64_t first, uint64_t count, const FileCopy* file) {
+    OrderEntry e{};
+    e.op = op;
+    e.fd = -1;
+    e.a = kFileWindowBase + first * kFileWindowSize;
+    e.b = count * kFileWindowSize;
+    if (!file) return AddEntry(&batch, e, nullptr);
+    e.c = PROT_READ;
+    e.d = MAP_PRIVATE | MAP_FIXED;
+    e.e = file->offset - file->offset % kFileWindowSize;
+    e.fd = batch.AddFile(file->source->file());
+    AddEntry(&batch, e, file->source->file());
+  };
+  for (FileCopy& file : file_copies_) {
+    if (std::exchange(file.map, false)) add(OrderOp::kMmap, file.window, 1, &file);
+  }
+  if (windows.WantsUnmap()) {
+    changed_windows_ = windows.TakeUnmaps();
+    for (size_t i = 0; i < changed_windows_.size();) {
+      size_t n = 1;
+      while (i + n < changed_windows_.size() && changed_windows_[i + n] == changed_windows_[i] + n)
+        n++;
+      // What is left over by a full round comes with the next one that has room.
+      if (batch.count < kMaxOrders) add(OrderOp::kMunmap, changed_windows_[i], n, nullptr);
+      i += n;
+    }
+  }
+  if (batch.count == 0) return false;
+  if (!batch.calls.empty()) {
+    expects_calls_ = true;
+    process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
+  }
+  base::Result<uint32_t> ticket = SendFds(batch);
+  if (!ticket.ok()) {
+    // The copies are made without windows, then: the stub will say that it cannot read them.
+    ForgetCalls();
+    EndWindowRound();
+    return false;
+  }
+  changes_windows_ = true;
+  SendAnswer({kAnswerOrdersOnly, batch.count, *ticket, batch.fd_count}, 0);
+  return true;
+}
+
+// Whether the changes could be made or not: a window that is not there is found out by who reads
+// it.
+void ThreadContext::EndWindowRound() {
+  changes_windows_ = false;
+  FileWindows& windows = process_->windows();
+  for (uint32_t window : std::exchange(changed_windows_, {})) windows.Unpin(window);
+  for (const FileCopy& file : file_copies_) windows.Mapped(file.window);
 }
 
 // What an answer says that leads into the guest; the registers go to the slot if they must.
@@ -139,6 +196,7 @@ uint32_t ThreadContext::EntryFlags() {
   }
   if (std::exchange(in_lane_, false)) {
     flags |= kAnswerLane;
+    if (lane_traps_) flags |= kAnswerLaneTraps;
     if (lane_remaining_ns_ >= 0) {
       flags |= kAnswerRemaining;
       slot_->remaining_ns = lane_remaining_ns_;
@@ -151,6 +209,7 @@ void ThreadContext::Answer(const AnswerHead& head) {
   uint32_t copies = static_cast<uint32_t>(copy_out_.size());
   if (copies != 0) {
     memcpy(slot_->copy_out, copy_out_.data(), copies * sizeof(CopyEntry));
+    if (!file_copies_.empty()) sent_copies_.swap(copy_out_);
     copy_out_.clear();
     out_used_ = 0;
   }
@@ -269,6 +328,10 @@ base::Status ThreadContext::Check(const Order& order) const {
     bool ok = o->addr % 64 == 0 && o->addr < limits.max_address;
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
   }
+  if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
+    bool ok = o->image.size() <= fpu_frame_size();
+    return ok ? base::Status() : base::Status(base::Error(EINVAL));
+  }
   if (const auto* o = std::get_if<order::CompareExchange>(&order)) {
     bool ok = o->addr % 4 == 0 && o->addr < limits.max_address;
     return ok ? base::Status() : base::Status(base::Error(EINVAL));
@@ -302,12 +365,6 @@ bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
     e->b = o->old_length;
     e->c = o->new_addr;
     e->d = o->new_length;
-  } else if (const auto* o = std::get_if<order::SaveFpu>(&order)) {
-    e->op = OrderOp::kSaveFpu;
-    e->a = o->addr;
-  } else if (const auto* o = std::get_if<order::RestoreFpu>(&order)) {
-    e->op = OrderOp::kRestoreFpu;
-    e->a = o->addr;
   } else if (const auto* o = std::get_if<order::FutexWake>(&order)) {
     e->op = OrderOp::kFutexWake;
     e->a = o->addr;
@@ -335,6 +392,27 @@ bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
   return true;
 }
 
+// An image that is the kernel's goes through the slot's out area. False if there is no room for it
+// in this round.
+bool ThreadContext::EncodeFpu(const Order& order, Batch* batch, OrderEntry* e) {
+  const uint64_t area = SlotAddress(index_) + offsetof(Slot, out_area);
+  const uint32_t size = static_cast<uint32_t>(fpu_frame_size());
+  const auto* save = std::get_if<order::SaveFpu>(&order);
+  const auto* restore = std::get_if<order::RestoreFpu>(&order);
+  e->op = save ? OrderOp::kSaveFpu : OrderOp::kRestoreFpu;
+  e->a = save ? save->addr : restore->addr;
+  if (save ? save->addr != 0 : restore->image.empty()) return true;
+  if (size > kCopyOutSize - batch->out_used) return false;
+  e->a = area + batch->out_used;
+  if (save) {
+    saved_fpu_at_ = batch->out_used;
+  } else {
+    memcpy(slot_->out_area + batch->out_used, restore->image.data(), restore->image.size());
+  }
+  batch->out_used += size;
+  return true;
+}
+
 // False if the order does not fit into this round any more.
 bool ThreadContext::Encode(const Order& order, Batch* batch) {
   if (batch->count == kMaxOrders) return false;
@@ -347,7 +425,12 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   OrderEntry e{};
   e.fd = -1;
   base::Ref<base::HostFd> file;
-  if (EncodePlain(order, &e)) {
+  if (std::holds_alternative<order::SaveFpu>(order) ||
+      std::holds_alternative<order::RestoreFpu>(order)) {
+    if (!EncodeFpu(order, batch, &e)) return false;
+  } else if (std::holds_alternative<order::LeaveText>(order)) {
+    e.op = OrderOp::kWrite;  // of nothing: what there was to do has been done
+  } else if (EncodePlain(order, &e)) {
     // Nothing more to do.
   } else if (const auto* o = std::get_if<order::Mmap>(&order)) {
     e.op = OrderOp::kMmap;

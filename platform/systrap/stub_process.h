@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "platform/mailbox.h"
+#include "platform/systrap/file_windows.h"
 #include "platform/systrap/patcher.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
@@ -127,6 +128,7 @@ class StubProcess : public base::RefCounted {
   size_t thread_count();
 
   Patcher& patcher() { return patcher_; }
+  FileWindows& windows() { return windows_; }
 
   // Whether contexts may be running: the poller looks into the mailbox only then. A context says so
   // after it has begun to run; the poller takes it back and looks at the contexts after that.
@@ -155,6 +157,7 @@ class StubProcess : public base::RefCounted {
   std::vector<ThreadContext*> contexts_;
   uint32_t context_count_ = 0;
   Patcher patcher_;
+  FileWindows windows_;
 
   // Held shared while a pid or tid is used, exclusively while the process is reaped, so that no
   // call can reach a later process of the same number.

@@ -1,5 +1,7 @@
 // A context's view of guest memory: what the stub has copied in, what it is to copy out, and
 // process_vm_readv/writev for the rest.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -10,6 +12,7 @@ namespace platform {
 namespace {
 
 constexpr size_t kMaxBufferedWrite = 4096;
+constexpr size_t kFileCopyChunk = 64 * 1024;
 
 bool Overlap(uint64_t a, size_t a_size, uint64_t b, size_t b_size) {
   return a < b + b_size && b < a + a_size;
@@ -100,17 +103,85 @@ base::Result<size_t> ThreadContext::WritePartial(uint64_t addr, std::span<const 
   return process_->WriteMemory(addr, src);
 }
 
+size_t ThreadContext::WriteFromFile(uint64_t addr, const base::Ref<base::FileSource>& source,
+                                    uint64_t offset, size_t length) {
+  const uint64_t end = space_->limits().max_address;
+  const bool stopped = !running() && tid_.load(std::memory_order_relaxed) > 0 && !exited_;
+  const bool no_fd = process_->platform().strict() && index_ >= process_->platform().ordered_fds();
+  if (!stopped || no_fd || addr >= end || length > end - addr) return 0;
+  if (!copy_in_loaded_) LoadCopyIn();
+  size_t done = 0;
+  while (done < length && copy_out_.size() < kMaxCopies && done < kFileWindowSize) {
+    const uint64_t at = offset + done, skip = at % kFileWindowSize;
+    const size_t n = std::min<uint64_t>(length - done, kFileWindowSize - skip);
+    std::optional<FileWindows::Place> place = process_->windows().Pin(source, at, n);
+    if (!place) break;
+    const uint64_t from = place->window * kFileWindowSize + skip;
+    copy_out_.push_back(CopyEntry{addr + done, static_cast<uint32_t>(n),
+                                  static_cast<uint32_t>(from) | kFromWindow});
+    file_copies_.push_back({source, at, place->window, place->map});
+    done += n;
+  }
+  if (done > 0) {
+    std::erase_if(copy_in_,
+                  [&](const CopyEntry& e) { return Overlap(addr, done, e.addr, e.length); });
+  }
+  return done;
+}
+
+// What the stub was to copy from a window, copied here. Zeros where the file has become shorter, as
+// a read beside a truncation may see them.
+base::Status ThreadContext::CopyFromFile(const CopyEntry& e, const FileCopy& file) {
+  std::vector<std::byte> buffer(std::min<size_t>(e.length, kFileCopyChunk));
+  for (size_t done = 0; done < e.length;) {
+    const std::span<std::byte> part =
+        std::span(buffer).first(std::min<size_t>(e.length - done, buffer.size()));
+    const ssize_t n = pread(file.source->file()->get(), part.data(), part.size(),
+                            static_cast<off_t>(file.offset + done));
+    if (n < 0) return base::Error(EIO);
+    std::ranges::fill(part.subspan(static_cast<size_t>(n)), std::byte{0});
+    base::Result<size_t> written = process_->WriteMemory(e.addr + done, part);
+    if (!written.ok() || *written != part.size()) return base::Error(EFAULT);
+    done += part.size();
+  }
+  return {};
+}
+
 base::Status ThreadContext::FlushWrites() {
   base::Status status;
+  auto file = file_copies_.begin();
   for (const CopyEntry& e : copy_out_) {
+    if (e.offset & kFromWindow) {
+      base::Status copied = CopyFromFile(e, *file++);
+      if (!copied.ok()) status = copied;
+      continue;
+    }
     std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(slot_->out_area + e.offset),
                                      e.length);
     base::Result<size_t> n = process_->WriteMemory(e.addr, bytes);
     if (!n.ok() || *n != bytes.size()) status = base::Error(EFAULT);
   }
+  UnpinCopies();
   copy_out_.clear();
   out_used_ = 0;
   return status;
+}
+
+void ThreadContext::UnpinCopies() {
+  for (const FileCopy& file : file_copies_) process_->windows().Unpin(file.window);
+  file_copies_.clear();
+}
+
+void ThreadContext::ReleaseWindows(bool failed) {
+  if (failed) {
+    // Pinned on, and not to be used again.
+    copy_out_.swap(sent_copies_);
+    out_used_ = kCopyOutSize;
+    for (const FileCopy& file : file_copies_) process_->windows().Spoil(file.window);
+  } else {
+    UnpinCopies();
+  }
+  sent_copies_.clear();
 }
 
 }  // namespace platform

@@ -10,6 +10,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/posix_timers.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
@@ -72,7 +73,7 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
   child.mempolicy = mempolicy.load();
   child.thp_disable = thp_disable.load();
   child.seccomp_filter_ = seccomp_filter();
-  child.seccomp_mode_ = seccomp_mode();
+  child.SetSeccompMode(seccomp_mode());
   if (a.flags & CLONE_SYSVSEM) child.sem_undo = sem_undo;
   if (a.flags & CLONE_VM) {
     child.aio = aio;
@@ -168,7 +169,7 @@ base::Status Task::LinkChild(const CloneArgs& a, Task& child) {
     // A thread of ours may have put filters into force for all meanwhile
     // (SECCOMP_FILTER_FLAG_TSYNC).
     child.seccomp_filter_ = seccomp_filter_;
-    child.seccomp_mode_ = seccomp_mode();
+    child.SetSeccompMode(seccomp_mode());
     child.no_new_privs = no_new_privs.load();
     group.tasks_.emplace_back(&child);
     group.live_threads_.fetch_add(1, std::memory_order_acq_rel);
@@ -184,6 +185,7 @@ base::Status Task::LinkChild(const CloneArgs& a, Task& child) {
     group.exit_signal_ = same_parent ? group_->exit_signal_ : a.exit_signal;
     TRY(kernel_->LinkGroup(group, child, same_parent ? group_->parent_ : this, group_->pgrp_));
   }
+  if (traced()) Ptrace::LinkClone(*this, child, a);
   child.user_count_ = kernel_->CountOfUser(child.creds_->ruid);
   child.user_count_->processes.fetch_add(1, std::memory_order_relaxed);
   return base::Ok();
@@ -286,10 +288,13 @@ base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
     (void)base::UserPtr<int32_t>(a.parent_tid).CopyOut(memory(), static_cast<int32_t>(number)).ok();
   }
   child->PublishIdentity();
+  const int event = Ptrace::CloneEvent(*this, a);
   child->Start();
+  if (event != 0) Ptrace::PidEvent(*this, event, *pid);
   if (vfork) {
     fiber::WaitUntil(vfork->queue, EPOLLIN,
                      [&] { return vfork->done.load(std::memory_order_acquire) || FatalPending(); });
+    if (traced() && !FatalPending()) Ptrace::PidEvent(*this, PTRACE_EVENT_VFORK_DONE, *pid);
   }
   return number;
 }

@@ -15,6 +15,7 @@
 #include "sentry/base/log.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -95,14 +96,14 @@ base::Result<FileCaps> ReadFileCaps(Vfs& vfs, const Path& path, const Credential
 
 }  // namespace
 
-base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, bool no_new_privs,
+base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, ExecUnsafe unsafe,
                                                         Vfs& vfs, const Path& path,
                                                         const InodeAttr& attr, bool* secure,
                                                         bool* id_changed) {
   base::Ref<Credentials> creds = old.Clone();
   Credentials& c = *creds;
   bool nosuid = path.mount && (path.mount->flags() & MS_NOSUID);
-  if (!nosuid && !no_new_privs && c.user_ns->HasUid(attr.uid) && c.user_ns->HasGid(attr.gid)) {
+  if (!nosuid && !unsafe.no_new_privs && c.user_ns->HasUid(attr.uid) && c.user_ns->HasGid(attr.gid)) {
     if (attr.mode & S_ISUID) c.euid = attr.uid;
     if ((attr.mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP)) c.egid = attr.gid;
   }
@@ -123,9 +124,11 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
   }
   bool is_setid = c.euid != old.euid || c.egid != old.egid;
   bool gained = (c.permitted & ~old.permitted) != 0;
-  if ((is_setid || gained) && no_new_privs) {
-    c.euid = c.ruid;
-    c.egid = c.rgid;
+  if ((is_setid || gained) && (unsafe.no_new_privs || unsafe.weak_tracer)) {
+    if (unsafe.no_new_privs || !old.HasCapIn(CAP_SETUID, *c.user_ns)) {
+      c.euid = c.ruid;
+      c.egid = c.rgid;
+    }
     c.permitted &= old.permitted;
   }
   c.suid = c.fsuid = c.euid;
@@ -135,18 +138,19 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
   c.effective = effective ? c.permitted : c.ambient;
   c.securebits &= ~SECBIT_KEEP_CAPS;
   *secure = is_setid || (!real_root && (effective || (c.permitted & ~c.ambient) != 0));
-  *id_changed = is_setid;
+  *id_changed = c.euid != old.euid || c.egid != old.egid;
   return creds;
 }
 
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
-                                        const Credentials& old, bool no_new_privs,
+                                        const Credentials& old, ExecUnsafe unsafe,
                                         uint32_t personality, const OrderRunner& limits, bool later,
                                         bool* begun) {
   LoadedProgram p;
-  p.creds = TRY(CredentialsForExec(old, no_new_privs, kernel.vfs(), image.file.file()->path(),
+  p.creds = TRY(CredentialsForExec(old, unsafe, kernel.vfs(), image.file.file()->path(),
                                    image.attr, &p.set_id, &p.id_changed));
   p.mm = TRY(MemoryManager::New(kernel.platform()));
+  if (unsafe.traced) p.mm->address_space().LeaveText();
   p.context = p.mm->address_space().TakeMainContext();
   if (!p.context) return base::Error(ENOMEM);
   ContextRunner runner(*p.context, limits, later);
@@ -207,6 +211,12 @@ void Task::BecomeLeader() {
   if (is_leader()) return;
   Deferred later;
   absl::MutexLock l(&kernel_->task_mutex());
+  // The old leader goes without a word; who waits for it has to look again.
+  if (Task* tracer = group_->tasks_.front()->traced() ? group_->tasks_.front()->tracee_->tracer
+                                                      : nullptr) {
+    Ptrace::Unlink(*group_->tasks_.front(), -1, &later);
+    tracer->group_->child_queue_.WakeAll(EPOLLIN);
+  }
   absl::MutexLock l2(&group_->signal_mutex());
   base::Ref<Pid> group_pid = group_->pid();
   pid_->task = nullptr;
@@ -283,7 +293,11 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
   };
   bool begun = false;
   base::Result<LoadedProgram> loaded =
-      LoadProgram(*kernel_, image, *creds_, no_new_privs.load(), personality.load(), *this,
+      LoadProgram(*kernel_, image, *creds_,
+                  {.no_new_privs = no_new_privs.load(),
+                   .traced = traced(),
+                   .weak_tracer = Ptrace::TracerIsWeak(*this, *creds_->user_ns)},
+                  personality.load(), *this,
                   /*later=*/true, &begun);
   if (!loaded.ok()) {
     if (begun) {  // bprm_execve's force_fatal_sig
@@ -301,6 +315,8 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
     program.context->Exit();
     return alone.error();
   }
+  const uint64_t old_tid = traced() ? Ptrace::TidForTracer(*this) : 0;
+  const uint64_t call = regs().orig_rax;
   BecomeLeader();
   bool id_changed = program.id_changed, secure = program.set_id;
   Adopt(std::move(program));
@@ -318,6 +334,10 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
   {
     absl::MutexLock l(&kernel_->task_mutex());
     if (group_->parent_) group_->exit_signal_ = SIGCHLD;
+  }
+  if (traced()) {
+    regs().orig_rax = call;
+    Ptrace::ExecEvent(*this, old_tid);
   }
   return 0;
 }

@@ -51,9 +51,16 @@ struct LoadedProgram {
   bool id_changed = false;  // a set-user-ID or set-group-ID bit took effect
 };
 
+// What an exec must not trust (Linux: bprm->unsafe).
+struct ExecUnsafe {
+  bool no_new_privs = false;
+  bool traced = false;       // the new text is to be left as it is
+  bool weak_tracer = false;  // who traces has not CAP_SYS_PTRACE: no privileges are gained
+};
+
 // Linux: bprm_fill_uid and cap_bprm_creds_from_file, with capability extended attributes.
 // EPERM: the file's effective capabilities are out of reach.
-base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, bool no_new_privs,
+base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, ExecUnsafe unsafe,
                                                         Vfs& vfs, const Path& path,
                                                         const InodeAttr& attr, bool* secure,
                                                         bool* id_changed);
@@ -62,7 +69,7 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
 // whose failure is the program's death, as in Linux. *begun becomes true where Linux gives up the
 // old program: an error after that ends the process.
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
-                                        const Credentials& old, bool no_new_privs,
+                                        const Credentials& old, ExecUnsafe unsafe,
                                         uint32_t personality, const OrderRunner& limits, bool later,
                                         bool* begun);
 

@@ -10,6 +10,7 @@
 #include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -166,6 +167,12 @@ siginfo_t ThreadGroup::ChildInfo(int code, int status, const Task& receiver) con
 // Linux: do_notify_parent and exit_notify's autoreap. Under task_mutex.
 void ThreadGroup::NotifyExit(Deferred* later) {
   int status = exit_status();
+  if (tasks_.front()->traced()) {
+    // The parent's turn comes when the tracer has waited for it, or gone.
+    kernel_->RunExitWatches(*this, status, later);
+    Ptrace::NotifyTracerOfExit(*this);
+    return;
+  }
   if (!parent_) {
     kernel_->RunExitWatches(*this, status, later);
     Reap(later);
@@ -197,6 +204,7 @@ void ThreadGroup::Reap(Deferred* later) {
   kernel_->task_mutex().AssertHeld();
   if (reaped_) return;
   reaped_ = true;
+  Ptrace::Unlink(*tasks_.front(), -1, later);
   if (parent_) std::erase(parent_->thread_group().children_, this);
   parent_ = nullptr;
   if (pgrp_) {
@@ -286,7 +294,7 @@ void Kernel::Reparent(Task& dying, Deferred* later) {
       child->exit_signal_ = SIGCHLD;
     }
     if (child->zombie_) {
-      child->NotifyExit(later);
+      if (child->HasEnded()) child->NotifyExit(later);
     } else if (child->pgrp_) {
       HangUpIfOrphaned(*child->pgrp_, child, &group);
     }
@@ -340,6 +348,8 @@ void Kernel::ZapNamespace(Task& init) {
     for (ThreadGroup* group : groups_) {
       if (group == &init.thread_group() || !ns.IsAncestorOf(*group->pid()->ns())) continue;
       group->BeginExit(SIGKILL);
+      absl::MutexLock l2(&group->signal_mutex_);
+      for (const auto& t : group->tasks_) Ptrace::EndExitStop(*t);
     }
   }
   fiber::WaitUntil(groups_queue_, EPOLLIN, [&] {
@@ -362,6 +372,7 @@ void Kernel::ZapNamespace(Task& init) {
 }
 
 void Task::FinishExit() {
+  if (traced()) Ptrace::ExitEvent(*this);
   bool last;
   {
     absl::MutexLock l(&group_->signal_mutex());
@@ -407,12 +418,14 @@ void Kernel::ExitNotify(Task& t, bool last) {
     absl::MutexLock l(&task_mutex_);
     group.dead_usage_.Add(usage);
     group.dead_io_.Add(t.io);
+    Ptrace::ReleaseTracees(t, &later);
     Reparent(t, &later);
     t.state_.store(TaskState::kZombie, std::memory_order_relaxed);
     group.live_threads_.fetch_sub(1, std::memory_order_acq_rel);
     bool leader = pid == group.pid();
     if (!leader) {
       pid->task = nullptr;
+      Ptrace::NoteThreadExit(t);
       t.state_.store(TaskState::kDead, std::memory_order_relaxed);
       absl::MutexLock l2(&group.signal_mutex_);
       std::erase_if(group.tasks_, [&](const auto& o) { return o.get() == &t; });
@@ -432,7 +445,7 @@ void Kernel::ExitNotify(Task& t, bool last) {
       }
       HangUpIfOrphaned(*group.pgrp_, nullptr, &group);
       group.zombie_ = true;
-      group.NotifyExit(&later);
+      if (group.HasEnded()) group.NotifyExit(&later);
       keep_group->pid()->exit_queue.WakeAll(EPOLLIN | EPOLLRDNORM);
       groups_queue_.WakeAll(EPOLLIN);
     }

@@ -188,7 +188,7 @@ base::Result<base::Ref<ThreadGroup>> Kernel::CreateProcess(NewProcess p) {
       TRY(loader::PrepareExec(*vfs_, walk, std::move(file), p.path, std::move(args)));
   bool begun = false;  // there is no old program
   LoadedProgram program =
-      TRY(LoadProgram(*this, image, *p.creds, p.no_new_privs, p.personality, *task,
+      TRY(LoadProgram(*this, image, *p.creds, {.no_new_privs = p.no_new_privs}, p.personality, *task,
                       /*later=*/false, &begun));
   program.context->set_listener(task.get());
   task->context_ = std::move(program.context);

@@ -6,7 +6,9 @@
 #include "platform/platform.h"
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
+#include "sentry/fiber/blocking.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 
 namespace sentry {
@@ -48,6 +50,7 @@ void Task::Main() {
         // It has not begun, so it begins again.
         restart_code_ = base::kERESTARTNOINTR;
         regs().rax = -EINTR;
+        if (traced()) Ptrace::LaneEnded(*this);
       }
       DeliverSignals();
     }
@@ -94,7 +97,8 @@ void Task::RunGuest() {
   rounds_.store(rounds_.load(std::memory_order_relaxed) | static_cast<uint64_t>(Waits::kGuest),
                 std::memory_order_relaxed);
   if (lane_call_) {
-    context_->AnswerInLane(lane_call_->first, lane_call_->second);
+    const bool then_trap = (syscall_work() & kWorkOfTracer) != 0;
+    context_->AnswerInLane(lane_call_->first, lane_call_->second, then_trap);
     lane_call_.reset();
   }
   ResumeAndPark(platform::ResumeMode::kGuest);
@@ -125,6 +129,8 @@ void Task::HandleTrap() {
       group_->BeginExit(trap.signo == SIGSEGV ? SIGSEGV : SIGKILL);
       break;
     case platform::TrapKind::kInterrupt:
+      HandleInterrupt();
+      break;
     case platform::TrapKind::kOrdersDone:
     case platform::TrapKind::kOrderFailed:
       break;
@@ -138,12 +144,38 @@ void Task::HandleSyscall() {
   copy_out_failed_ = false;
   rax_kept_ = false;
   base::Result<uint64_t> result = base::Error(ENOSYS);
-  // An interrupted wait in a lane is the call that was asked about already.
-  if (seccomp_mode() == 0 || context_->trap().futex_interrupted || AskSeccomp(nr, &result)) {
+  if (syscall_work() == 0 || EnterWithWork(&nr, &result)) {
     result = kernel_->dispatch()(*this, nr);
   }
   syscall_nr_.store(-1, std::memory_order_relaxed);
-  if (exit_pending_ || lane_call_ || rax_kept_) return;
+  if (!exit_pending_ && !lane_call_ && !rax_kept_) FinishSyscall(result);
+  if (syscall_work() != 0 && !exit_pending_) Ptrace::LeaveCall(*this);
+}
+
+// What seccomp and a tracer make of the call at hand. False: it is not made; `*result`, or what
+// they have left in rax, is its outcome.
+bool Task::EnterWithWork(int* nr, base::Result<uint64_t>* result) {
+  const uint32_t work = syscall_work();
+  // A call that goes on after it was interrupted in a lane, or was not taken there, was asked about
+  // already.
+  const bool in_lane = tracee_ && std::exchange(tracee_->in_lane, false);
+  if (in_lane || context_->trap().futex_interrupted) {
+    if (tracee_) Ptrace::Disarm(*this);
+    return true;
+  }
+  if (work & kWorkOfTracer) {
+    if (!Ptrace::EnterCall(*this, work)) {
+      rax_kept_ = true;
+      return false;
+    }
+    *nr = static_cast<int>(context_->call().nr);
+    syscall_nr_.store(*nr, std::memory_order_relaxed);
+  }
+  if (!(work & kWorkSeccomp)) return true;
+  return AskSeccomp(nr, result);
+}
+
+void Task::FinishSyscall(const base::Result<uint64_t>& result) {
   if (result.ok()) {
     context_->SetResult(copy_out_failed_ ? static_cast<uint64_t>(-int64_t{EFAULT}) : *result);
     return;
@@ -168,12 +200,28 @@ base::Result<uint64_t> Task::AnswerInLane(int nr, int64_t remaining_ns) {
   return uint64_t{0};
 }
 
+void Task::HandleInterrupt() {
+  if (!tracee_) return;
+  Ptrace::Disarm(*this);
+  // What the tracer asked for goes on, if it is not asked again.
+  if (!Ptrace::LaneEnded(*this)) Ptrace::Arm(*this);
+}
+
 void Task::HandleFault() {
   platform::Trap trap = context_->trap();
+  const bool is_step = trap.signo == SIGTRAP && trap.si_code == TRAP_TRACE;
+  if (tracee_) {
+    const bool forced = tracee_->forced_tf;
+    // The trap of a step whose tracer has gone meanwhile is nobody's.
+    if (!Ptrace::Disarm(*this) && forced && is_step) return;
+  }
   kernel_->faults.fetch_add(1, std::memory_order_relaxed);
   min_faults_.fetch_add(1, std::memory_order_relaxed);
   FaultOutcome outcome = mm_->HandleFault(*this, trap);
-  if (outcome.retry) return;
+  if (outcome.retry) {
+    if (tracee_) Ptrace::Arm(*this);
+    return;
+  }
   fault_trapno_ = trap.trapno;
   fault_error_ = trap.error_code;
   fault_addr_ = trap.fault_addr;
@@ -181,7 +229,7 @@ void Task::HandleFault() {
   bool about_instruction =
       outcome.signo == SIGTRAP || outcome.signo == SIGILL || outcome.signo == SIGFPE;
   info.si_addr = reinterpret_cast<void*>(
-      about_instruction && trap.fault_addr == 0 ? regs().rip : trap.fault_addr);
+      about_instruction && trap.fault_addr == 0 && outcome.si_code != SI_KERNEL ? regs().rip : trap.fault_addr);
   ForceSignal(info);
 }
 
@@ -231,6 +279,13 @@ void Task::HandleFailedOrder(size_t index, int error) {
     QueueOrders(std::move(rest), std::move(group.on_failure));
   }
   if (copy_out_failed) {
+    if (error == EIO) {
+      // A file could not be read through its mapping: it was cut short meanwhile, or so. That is no
+      // error of the call's unless it cannot be read at all.
+      base::Status status = fiber::BlockingCall([this] { return context_->FlushWrites(); });
+      if (status.ok()) return;
+      error = status.error().code();
+    }
     regs().rax = static_cast<uint64_t>(-static_cast<int64_t>(error));
   } else if (on_failure) {
     regs().rax = static_cast<uint64_t>(on_failure(error));

@@ -172,6 +172,18 @@ bool PendingSignals::AddOverrun(int timer_id, int count) {
   return false;
 }
 
+std::vector<siginfo_t> PendingSignals::Peek(uint64_t offset, size_t count) const {
+  std::vector<siginfo_t> found;
+  for (const Queued& queued : queue_) {
+    if (offset > 0) {
+      offset--;
+    } else if (found.size() < count) {
+      found.push_back(queued.info);
+    }
+  }
+  return found;
+}
+
 void PendingSignals::Flush(SigSet signals) {
   if ((set_ & signals) == 0) return;
   set_ &= ~signals;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <list>
 #include <optional>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -113,6 +114,8 @@ class PendingSignals {
   // Drops all of `signals`.
   void Flush(SigSet signals);
   size_t count() const { return queue_.size(); }
+  // Up to `count` of what is queued, in order, from the one at `offset` on.
+  std::vector<siginfo_t> Peek(uint64_t offset, size_t count) const;
 
  private:
   SigSet set_ = 0;

@@ -5,6 +5,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -29,6 +30,16 @@ void Task::PrepareRestart(bool handler, uint64_t sa_flags) {
   r.orig_rax = ~uint64_t{0};
 }
 
+SigAction Task::TakeAction(int signo) {
+  SigAction action = group_->handlers_->Get(signo);
+  if (action.handler > kSigIgn && (action.flags & SA_RESETHAND)) {
+    SigAction reset = action;
+    reset.handler = kSigDfl;
+    group_->handlers_->Set(signo, reset);
+  }
+  return action;
+}
+
 void Task::DeliverSignals() {
   FlushQueuedOrders();
   while (true) {
@@ -37,7 +48,7 @@ void Task::DeliverSignals() {
       exit_status_ = group_->exiting() ? group_->exit_status() : 0;
       return;
     }
-    bool notify = false, stop = false;
+    bool notify = false, stop = false, trap = false;
     std::optional<siginfo_t> info;
     SigAction action;
     bool forced = false;
@@ -46,6 +57,8 @@ void Task::DeliverSignals() {
       if (group_->notify_continue_) {
         group_->notify_continue_ = false;
         notify = true;
+      } else if (Ptrace::TrapPending(*this)) {
+        trap = true;
       } else if (stop_counted_) {
         stop = true;
       } else {
@@ -55,12 +68,7 @@ void Task::DeliverSignals() {
           RecalcPending();
         } else {
           int signo = info->si_signo;
-          action = group_->handlers_->Get(signo);
-          if (action.handler > kSigIgn && (action.flags & SA_RESETHAND)) {
-            SigAction reset = action;
-            reset.handler = kSigDfl;
-            group_->handlers_->Set(signo, reset);
-          }
+          if (!traced()) action = TakeAction(signo);
           stop_dequeued_ = (SigBit(signo) & kStopSignals) != 0;
           forced = (forced_ & SigBit(signo)) != 0;
           forced_ &= ~SigBit(signo);
@@ -68,8 +76,15 @@ void Task::DeliverSignals() {
       }
     }
     if (info) NoteTaken(*info);
+    if (info && traced()) {
+      if (info->si_signo != SIGKILL && !Ptrace::SignalStop(*this, &*info)) continue;
+      absl::MutexLock l(&group_->signal_mutex());
+      action = TakeAction(info->si_signo);
+    }
     if (notify) {
       group_->NotifyStop(CLD_CONTINUED);
+    } else if (trap) {
+      Ptrace::TrapStop(*this);
     } else if (stop) {
       StopSelf();
     } else if (!info) {
@@ -126,7 +141,10 @@ void Task::StopGroup(int signo) {
         if (t->dead_) continue;
         t->stop_counted_ = true;
         ++group_->stop_wait_;
-        if (t.get() != this) t->Kick();
+        if (t.get() != this) {
+          t->Kick();
+          Ptrace::TrapNotify(*t);
+        }
       }
     } else if (!stop_counted_) {
       stop_counted_ = true;
@@ -136,24 +154,31 @@ void Task::StopGroup(int signo) {
   StopSelf();
 }
 
+bool Task::JoinGroupStop() {
+  group_->signal_mutex().AssertHeld();
+  stop_counted_ = false;
+  if (--group_->stop_wait_ != 0 || !group_->stop_pending_) return false;
+  group_->stop_pending_ = false;
+  group_->stopped_ = true;
+  group_->report_stop_ = true;
+  group_->report_continue_ = false;
+  return true;
+}
+
 void Task::StopSelf() {
   bool complete = false;
   {
     absl::MutexLock l(&group_->signal_mutex());
-    if (!std::exchange(stop_counted_, false)) return;
-    if (--group_->stop_wait_ == 0 && group_->stop_pending_) {
-      group_->stop_pending_ = false;
-      group_->stopped_ = true;
-      group_->report_stop_ = true;
-      group_->report_continue_ = false;
-      complete = true;
-    }
+    // A tracee has a stop of its own, to which it comes next.
+    if (!stop_counted_ || traced()) return;
+    complete = JoinGroupStop();
   }
   if (complete) group_->NotifyStop(CLD_STOPPED);
   state_.store(TaskState::kStopped, std::memory_order_relaxed);
   fiber::WaitUntil(group_->continue_queue_, EPOLLIN, [this] {
     absl::MutexLock l(&group_->signal_mutex());
-    return (!group_->stopped_ && !group_->stop_pending_) || FatalPending();
+    return (!group_->stopped_ && !group_->stop_pending_) || FatalPending() ||
+           Ptrace::TrapPending(*this);
   });
   state_.store(TaskState::kRunning, std::memory_order_relaxed);
 }

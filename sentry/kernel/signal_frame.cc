@@ -5,6 +5,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
 
@@ -70,6 +71,7 @@ bool Task::OnAltStack(uint64_t sp) const {
 
 void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
   context_->SettleRegs();
+  const bool stepping = tracee_ && Ptrace::Disarm(*this);
   const platform::Regs saved_regs = regs();
   const SigSet saved_blocked = signal_mask();
   SigSet frame_mask = saved_mask_.value_or(saved_blocked);
@@ -143,11 +145,14 @@ void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
   r.orig_rax = ~uint64_t{0};
   if (entering_alt && (alt_stack_.flags & kSsAutodisarm)) alt_stack_ = AltStack{};
 
-  absl::MutexLock l(&group_->signal_mutex());
-  saved_mask_.reset();
-  SigSet mask = saved_blocked | action.mask;
-  if (!(action.flags & SA_NODEFER)) mask |= SigBit(signo);
-  SetMaskLocked(mask);
+  {
+    absl::MutexLock l(&group_->signal_mutex());
+    saved_mask_.reset();
+    SigSet mask = saved_blocked | action.mask;
+    if (!(action.flags & SA_NODEFER)) mask |= SigBit(signo);
+    SetMaskLocked(mask);
+  }
+  if (stepping) Ptrace::FrameMade(*this);
 }
 
 void Task::FrameFailed(int signo) {

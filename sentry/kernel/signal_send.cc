@@ -3,6 +3,7 @@
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -22,6 +23,8 @@ bool ThreadGroup::IsIgnoredBy(const Task& task, int signo, bool force) const {
   // A blocked signal is kept: its action may change before it is unblocked.
   SigSet blocked = task.signal_mask() | task.saved_mask_.value_or(0);
   if (blocked & SigBit(signo)) return false;
+  // A tracer may want to know of what would be ignored.
+  if (task.traced() && signo != SIGKILL) return false;
   if (unkillable_ && handlers_->Get(signo).handler == kSigDfl && !(force && KernelOnly(signo))) {
     return true;
   }
@@ -39,6 +42,7 @@ bool ThreadGroup::Prepare(int signo, const Task& probe, bool force) {
       t->pending_.Flush(kStopSignals);
       t->stop_dequeued_ = false;
       t->stop_counted_ = false;
+      if (t->traced()) Ptrace::TrapNotify(*t);
     }
     if (stopped_) {
       report_stop_ = false;
@@ -100,7 +104,8 @@ void ThreadGroup::Complete(int signo, Task* target) {
   }
   if (!target || !target->Wants(signo)) return;
   // What ends the process without a core file needs none of its threads to take it.
-  if (handlers_->Get(signo).handler == kSigDfl && DefaultAction(signo) == SigDefault::kTerminate) {
+  if (!target->traced() && handlers_->Get(signo).handler == kSigDfl &&
+      DefaultAction(signo) == SigDefault::kTerminate) {
     BeginExitLocked(signo);
   } else {
     target->Kick();
@@ -198,7 +203,8 @@ void Task::KickFatal() {
 void Task::RecalcPending() {
   group_->signal_mutex().AssertHeld();
   SigSet ready = (pending_.set() | group_->shared_pending_.set()) & ~signal_mask();
-  bool pending = ready != 0 || stop_counted_ || group_->notify_continue_ || FatalPending();
+  bool pending = ready != 0 || stop_counted_ || group_->notify_continue_ || FatalPending() ||
+                 Ptrace::TrapPending(*this);
   signal_pending_.store(pending, std::memory_order_seq_cst);
   if (!fiber_) return;
   if (pending) {
@@ -258,6 +264,20 @@ SigSet Task::SetSignalMask(SigSet mask) {
   absl::MutexLock l(&group_->signal_mutex());
   SetMaskLocked(mask);
   return old;
+}
+
+void Task::SetTracedMask(SigSet mask) {
+  absl::MutexLock l(&group_->signal_mutex());
+  if (saved_mask_) {
+    saved_mask_ = mask & ~kUnblockable;
+  } else {
+    SetMaskLocked(mask);
+  }
+}
+
+std::vector<siginfo_t> Task::PeekSignals(bool shared, uint64_t offset, size_t count) const {
+  absl::MutexLock l(&group_->signal_mutex());
+  return (shared ? group_->shared_pending_ : pending_).Peek(offset, count);
 }
 
 void Task::SetTemporaryMask(SigSet mask) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
 
 namespace sentry {
@@ -41,6 +42,7 @@ void Task::SetCredentials(base::Ref<const Credentials> creds) {
     std::swap(user_count_, count);
   }
   if (count) count->processes.fetch_sub(1, std::memory_order_relaxed);
+  if (mm_) mm_->address_space().DropFileWindows();
   PublishIdentity();
 }
 base::Ref<Pid> Task::pid_ref() const {
@@ -132,10 +134,17 @@ void Task::PublishIdentity() {
 
 bool Task::is_leader() const { return pid_ref() == group_->pid(); }
 
+std::vector<base::Ref<Task>> Task::Tracees() const {
+  absl::MutexLock l(&kernel_->task_mutex());
+  return tracees_;
+}
+
 char Task::StateChar() const {
   switch (state()) {
     case TaskState::kStopped:
       return 'T';
+    case TaskState::kTraced:
+      return 't';
     case TaskState::kZombie:
       return 'Z';
     case TaskState::kDead:

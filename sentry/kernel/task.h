@@ -31,7 +31,10 @@
 
 namespace sentry {
 
+class Ptrace;
 class SeccompFilter;
+class StoppedTracee;
+struct Tracee;
 
 namespace loader {
 
@@ -56,6 +59,7 @@ enum class TaskState : uint8_t {
   kSleeping,   // S: parked, interruptible
   kDiskSleep,  // D: parked, not interruptible
   kStopped,    // T
+  kTraced,     // t: in a stop of ptrace(2)
   kZombie,     // Z
   kDead,       // X
 };
@@ -212,6 +216,19 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // anybody, or 0. EINVAL in strict mode; ENOMEM if they are too long together.
   base::Result<int> InstallSeccomp(base::Ref<SeccompFilter> filter, bool sync);
 
+  // --- ptrace(2) (ptrace/) ---
+  bool traced() const { return trace_flags() != 0; }  // [any]
+  // Of ptrace/ptrace.h. The acquire makes what stands in the tracee's role visible.
+  uint32_t trace_flags() const { return trace_flags_.load(std::memory_order_acquire); }  // [any]
+  // [any, in a stop] The mask as a tracer sees and sets it: the one that comes back when a call that
+  // has changed it for its duration ends; and what is pending, from `offset` on.
+  SigSet TracedMask() const { return saved_mask_.value_or(signal_mask()); }
+  void SetTracedMask(SigSet mask);
+  std::vector<siginfo_t> PeekSignals(bool shared, uint64_t offset, size_t count) const;
+  std::vector<base::Ref<Task>> Tracees() const;  // [any] those of this thread
+  // What is to be done at a system call besides making it: kWork* of ptrace/ptrace.h.
+  uint32_t syscall_work() const { return syscall_work_.load(std::memory_order_relaxed); }  // [any]
+
   // --- calls that the platform answers without the kernel ---
   // To be returned by the handler of such a call, with its arguments in regs(): the guest's thread
   // carries it out on its way back. See platform::Context::AnswerInLane.
@@ -268,6 +285,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
  private:
   friend class Kernel;
+  friend class Ptrace;
+  friend class StoppedTracee;
   friend class StubWatch;
   friend class ThreadGroup;
   friend class Tty;
@@ -289,7 +308,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void RunOnlyOrders(std::vector<platform::Order> orders);
   void HandleTrap();
   void HandleSyscall();
+  bool EnterWithWork(int* nr, base::Result<uint64_t>* result);
+  void FinishSyscall(const base::Result<uint64_t>& result);
   void HandleFault();
+  void HandleInterrupt();
   void FlushQueuedOrders();
   void HandleFailedOrder(size_t index, int error);
 
@@ -297,12 +319,15 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void UpdateLanes();
 
   // task_seccomp.cc. True if the call at hand is to be made; else `*result` is its outcome, if the
-  // task is not about to exit.
-  bool AskSeccomp(int nr, base::Result<uint64_t>* result);
+  // task is not about to exit. A tracer may make it another call.
+  bool AskSeccomp(int* nr, base::Result<uint64_t>* result, bool traced_already = false);
+  void SetSeccompMode(int mode);
   void DieOfSeccomp(int signo, bool whole_process);
 
   // signal_delivery.cc, signal_frame.cc, stop.cc
   void DeliverSignals();
+  // The action for a signal that was taken. Requires group_->signal_mutex().
+  SigAction TakeAction(int signo);
   void NoteTaken(const siginfo_t& info);
   void HandleDefault(const siginfo_t& info);
   void SetupFrame(const siginfo_t& info, const SigAction& action);
@@ -311,6 +336,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void PrepareRestart(bool handler, uint64_t sa_flags);
   void StopGroup(int signo);
   void StopSelf();
+  // This task stops for its group: true if it was the last. Requires group_->signal_mutex().
+  bool JoinGroupStop();
   // Require group_->signal_mutex().
   void RecalcPending();
   void Kick();
@@ -413,6 +440,11 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   bool rax_kept_ = false;         // the call leaves rax as it is
   std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
+
+  std::atomic<uint32_t> syscall_work_{0};
+  std::atomic<uint32_t> trace_flags_{0};  // written under task_mutex and the signal mutex
+  std::unique_ptr<Tracee> tracee_;        // made under both, when it is first traced
+  std::vector<base::Ref<Task>> tracees_;  // under task_mutex
 
   std::atomic<int> seccomp_mode_{0};
   base::Ref<const SeccompFilter> seccomp_filter_;  // changed under the signal mutex and mutex_

@@ -3,6 +3,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
@@ -40,6 +41,11 @@ base::Ref<const SeccompFilter> Task::seccomp_filter() const {
   return seccomp_filter_;
 }
 
+void Task::SetSeccompMode(int mode) {
+  seccomp_mode_.store(mode, std::memory_order_release);
+  if (mode != SECCOMP_MODE_DISABLED) syscall_work_.fetch_or(kWorkSeccomp);
+}
+
 // The signal mutex is held, or nobody else knows the task, or it is current.
 void Task::UpdateLanes() {
   using Lanes = platform::Context::Lanes;
@@ -51,13 +57,14 @@ void Task::UpdateLanes() {
   } else if (seccomp_mode() == SECCOMP_MODE_STRICT) {
     lanes = Lanes::kNone;
   }
-  if (lanes != Lanes::kAll) context_->SetLanes(lanes);
+  if (traced()) lanes = Lanes::kNone;
+  if (context_) context_->SetLanes(lanes);
 }
 
 base::Status Task::SetStrictSeccomp() {
   absl::MutexLock l(&group_->signal_mutex());
   if (seccomp_mode() == SECCOMP_MODE_FILTER) return base::Error(EINVAL);
-  seccomp_mode_.store(SECCOMP_MODE_STRICT, std::memory_order_release);
+  SetSeccompMode(SECCOMP_MODE_STRICT);
   UpdateLanes();
   return base::Ok();
 }
@@ -86,7 +93,7 @@ base::Result<int> Task::InstallSeccomp(base::Ref<SeccompFilter> filter, bool syn
       absl::MutexLock l2(&t->mutex_);
       t->seccomp_filter_ = filter;
     }
-    t->seccomp_mode_.store(SECCOMP_MODE_FILTER, std::memory_order_release);
+    t->SetSeccompMode(SECCOMP_MODE_FILTER);
     if (no_new_privs) t->no_new_privs = true;
     t->UpdateLanes();
   }
@@ -100,7 +107,8 @@ void Task::DieOfSeccomp(int signo, bool whole_process) {
   Exit(signo);
 }
 
-bool Task::AskSeccomp(int nr, base::Result<uint64_t>* result) {
+bool Task::AskSeccomp(int* call, base::Result<uint64_t>* result, bool traced_already) {
+  const int nr = *call;
   if (seccomp_mode() == SECCOMP_MODE_STRICT) {
     if (StrictAllows(nr)) return true;
     DieOfSeccomp(SIGKILL, false);
@@ -140,8 +148,21 @@ bool Task::AskSeccomp(int nr, base::Result<uint64_t>* result) {
       ForceSignal(info);
       return false;
     }
-    case SECCOMP_RET_TRACE:       // there is no tracer
-    case SECCOMP_RET_USER_NOTIF:  // nor a listener
+    case SECCOMP_RET_TRACE:
+      if (traced_already) return true;
+      if (!traced() || !Ptrace::EventEnabled(*this, PTRACE_EVENT_SECCOMP)) {
+        *result = base::Error(ENOSYS);
+        return false;
+      }
+      Ptrace::Event(*this, PTRACE_EVENT_SECCOMP, value);
+      rax_kept_ = true;  // if the tracer has the call skipped, the result is its own
+      if (gone_ || FatalPending()) return false;
+      context_->RereadCall();
+      *call = static_cast<int>(context_->call().nr);
+      if (*call < 0) return false;
+      rax_kept_ = false;
+      return AskSeccomp(call, result, /*traced_already=*/true);
+    case SECCOMP_RET_USER_NOTIF:  // there is no listener
       *result = base::Error(ENOSYS);
       return false;
     case SECCOMP_RET_KILL_THREAD:

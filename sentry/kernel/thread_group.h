@@ -148,6 +148,7 @@ class ThreadGroup : public base::RefCounted {
 
  private:
   friend class Kernel;
+  friend class Ptrace;
   friend class StubWatch;
   friend class Task;
   friend class Tty;
@@ -166,6 +167,9 @@ class ThreadGroup : public base::RefCounted {
   void NotifyStop(int code);
   // Require Kernel::task_mutex() (exit.cc, wait.cc).
   void NotifyExit(Deferred* later);
+  // All of it has ended, and no thread is left for a tracer to wait for (Linux: a zombie leader
+  // without delay_group_leader).
+  bool HasEnded() const { return zombie_ && traced_zombies_ == 0; }
   void PublishParentLocked();
   void Reap(Deferred* later);
   siginfo_t ChildInfo(int code, int status, const Task& receiver) const;
@@ -196,6 +200,7 @@ class ThreadGroup : public base::RefCounted {
   int exit_signal_ = 0;                 // to the parent; 0 none, -1 is not used
   bool zombie_ = false;                 // all threads are gone; waits to be reaped
   bool reaped_ = false;
+  int traced_zombies_ = 0;  // threads that have ended and their tracers have not waited for
   Usage dead_usage_, children_usage_;
   IoCounts dead_io_;
   bool unkillable_ = false;  // init of a PID namespace

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -23,7 +24,7 @@ bool ThreadGroup::TryWait(Task& waiter, const WaitOptions& w, WaitResult* result
   result->pid = PidIn(waiter.pid_namespace());
   result->uid = tasks_.front()->credentials()->ruid;
   if (zombie_) {
-    if (!(w.options & WEXITED)) return false;
+    if (!(w.options & WEXITED) || !HasEnded()) return false;
     int status = exit_status();
     result->status = status;
     result->code = (status & 0x7f) == 0 ? CLD_EXITED : (status & 0x80) ? CLD_DUMPED : CLD_KILLED;
@@ -70,9 +71,20 @@ base::Result<WaitResult> Task::Wait(const WaitOptions& w) {
       }
       if (!IsEligible(child->exit_signal_, w.options)) continue;
       no_children = false;
+      const Task& leader = *child->tasks_.front();
+      if (leader.traced()) {
+        // Its tracer sees all of it, and nobody else its end.
+        if (!Ptrace::IsReparented(leader) || child->zombie_) continue;
+      }
       base::Ref<ThreadGroup> keep(child);
       if (child->TryWait(*this, w, &result, &later)) return true;
     }
+    bool tracees = false;
+    if (Ptrace::TryWait(*this, w, &result, &tracees, &later)) {
+      no_children = false;
+      return true;
+    }
+    if (tracees) no_children = false;
     return no_children;
   };
   if (w.options & WNOHANG) {

@@ -255,6 +255,20 @@ bool MemoryManager::IsMapped(uint64_t addr, uint64_t length) {
   return impl.vmas.MappedBytes(start, end) == end - start;
 }
 
+bool MemoryManager::IsWritableAnonymous(uint64_t addr, uint64_t length) {
+  const uint64_t end = addr + length;
+  if (end < addr) return false;
+  Impl& impl = *impl_;
+  fiber::MutexLock lock(&impl.mutex);
+  for (auto it = impl.vmas.Find(addr); it != impl.vmas.end(); ++it) {
+    const Vma& vma = it->second;
+    if (vma.start > addr || (vma.prot & PROT_WRITE) == 0 || vma.file) return false;
+    addr = vma.end;
+    if (addr >= end) return true;
+  }
+  return false;
+}
+
 bool MemoryManager::IsAnyMapped(uint64_t addr, uint64_t length) {
   Impl& impl = *impl_;
   fiber::MutexLock lock(&impl.mutex);

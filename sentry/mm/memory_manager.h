@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -152,6 +153,8 @@ class MemoryManager : public base::RefCounted {
                               uint64_t pgoff);
   // True if all of [addr, addr + length) is mapped (for calls that only check: mbind, move_pages).
   bool IsMapped(uint64_t addr, uint64_t length);
+  // True if all of it is mapped, writable, and no file's.
+  bool IsWritableAnonymous(uint64_t addr, uint64_t length);
   // True if any of it is mapped.
   bool IsAnyMapped(uint64_t addr, uint64_t length);
 
@@ -160,6 +163,13 @@ class MemoryManager : public base::RefCounted {
 
   // Decides about a kFault trap.
   FaultOutcome HandleFault(OrderRunner& runner, const platform::Trap& trap);
+
+  // What the protection forbids to the guest itself too: reads all that is mapped, and writes to
+  // private mappings, whose pages become copies (Linux: access_remote_vm with FOLL_FORCE). The
+  // bytes done; EFAULT if there are none.
+  base::Result<size_t> ForcedRead(OrderRunner& runner, uint64_t addr, std::span<std::byte> dst);
+  base::Result<size_t> ForcedWrite(OrderRunner& runner, uint64_t addr,
+                                   std::span<const std::byte> src);
 
   // Calls `f` for each VMA in address order; `f` must not park. "[vdso]" is among them.
   void ForEachVma(const std::function<void(const Vma&)>& f) const;

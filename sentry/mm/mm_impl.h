@@ -121,6 +121,11 @@ struct MemoryManager::Impl {
   base::Result<uint64_t> Move(OrderRunner& runner, MremapArgs args, const Vma& source)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
+  // --- against protection (forced.cc) ---
+  template <typename Access>
+  base::Result<size_t> ForcedAccess(OrderRunner& runner, uint64_t addr, size_t size, bool write,
+                                    Access access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
   // --- faults (fault.cc) ---
   // How far a stack that ends where `start` begins may grow down, for what is mapped below.
   uint64_t StackFloor(uint64_t start) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);

@@ -42,12 +42,6 @@ class FakeAddressSpace : public platform::AddressSpace {
     return std::unique_ptr<platform::AddressSpace>(std::move(child));
   }
   std::unique_ptr<platform::Context> TakeMainContext() override { return nullptr; }
-  base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) override {
-    return ReadPartial(addr, dst);
-  }
-  base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) override {
-    return WritePartial(addr, src);
-  }
   int64_t ResidentBytes() const override { return 0; }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override { return reserved; }
   int host_pid() const override { return 0; }

@@ -11,6 +11,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
+#include "sentry/mm/memory_manager.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/inode.h"
@@ -50,11 +51,12 @@ inline WalkFlags AtFlags(int flags) {
           .allow_empty = (flags & AT_EMPTY_PATH) != 0};
 }
 
-// One guest buffer as destination or source. `memory` must outlive it.
+// One guest buffer as destination or source; both arguments must outlive it. `mm`: what the memory
+// belongs to.
 class UserBufferDest : public IoDest {
  public:
-  UserBufferDest(base::UserMemory& memory, uint64_t addr, uint64_t length)
-      : memory_(memory), addr_(addr), left_(length) {}
+  UserBufferDest(base::UserMemory& memory, MemoryManager& mm, uint64_t addr, uint64_t length)
+      : memory_(memory), mm_(mm), addr_(addr), left_(length) {}
   size_t remaining() const override { return left_; }
   base::Result<size_t> Put(std::span<const std::byte> src) override {
     src = src.first(std::min(src.size(), left_));
@@ -64,9 +66,18 @@ class UserBufferDest : public IoDest {
     left_ -= n;
     return n;
   }
+  size_t PutFile(const base::Ref<base::FileSource>& source, uint64_t offset, size_t n) override {
+    n = std::min(n, left_);
+    if (n == 0 || !mm_.IsWritableAnonymous(addr_, n)) return 0;
+    n = memory_.WriteFromFile(addr_, source, offset, n);
+    addr_ += n;
+    left_ -= n;
+    return n;
+  }
 
  private:
   base::UserMemory& memory_;
+  MemoryManager& mm_;
   uint64_t addr_;
   size_t left_;
 };

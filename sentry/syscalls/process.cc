@@ -199,6 +199,7 @@ Result<uint64_t> SysWaitid(Task& t, const SyscallArgs& a) {
     info.si_uid = t.user_ns().MapUidOut(r.uid);
     info.si_status = r.code == CLD_EXITED      ? (r.status >> 8) & 0xff
                      : r.code == CLD_STOPPED   ? (r.status >> 8) & 0xff
+                     : r.code == CLD_TRAPPED   ? r.status >> 8
                      : r.code == CLD_CONTINUED ? SIGCONT
                                                : r.status & 0x7f;
     TRY(CopyUsage(t, a[4], r.usage));

@@ -128,7 +128,7 @@ base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& 
 
 base::Result<uint64_t> SysRead(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
-  UserBufferDest dst(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  UserBufferDest dst(t.memory(), t.mm(), args[1], TRY(CheckBuffer(args[1], args[2])));
   return FinishRead(t, *file, TRY(file->Read(dst, file->nonblock())));
 }
 
@@ -141,7 +141,7 @@ base::Result<uint64_t> SysWrite(Task& t, const SyscallArgs& args) {
 base::Result<uint64_t> SysPread64(Task& t, const SyscallArgs& args) {
   if (args.Long(3) < 0) return Error(EINVAL);
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
-  UserBufferDest dst(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  UserBufferDest dst(t.memory(), t.mm(), args[1], TRY(CheckBuffer(args[1], args[2])));
   return FinishRead(t, *file, TRY(file->PRead(dst, args[3], file->nonblock())));
 }
 

@@ -45,12 +45,75 @@ base::Result<base::Ref<base::HostFd>> GoferInode::MappingFd() {
 base::Result<base::Ref<base::HostFd>> GoferInode::OpenFd(bool write) {
   base::UniqueFd fd =
       TRY(gofer::ParseFd(Call(gofer::MakeOpen(handle_, write ? O_RDWR : O_RDONLY))));
-  if (!IsOpenOn(fd)) return base::Error(EIO);
+  if (!IsOpenOn(fd)) {
+    // Unless the file itself has got another number by that.
+    Apply(TRY(gofer::ParseAttr(Call(gofer::MakeOn(gofer::Op::kGetAttr, handle_)))));
+    if (!IsOpenOn(fd)) return base::Error(EIO);
+  }
+  if (write) FileReplaced();
   auto shared = base::MakeRef<base::HostFd>(fd.release());
   absl::MutexLock l(&mutex_);
   base::Ref<base::HostFd>& slot = write ? write_fd_ : read_fd_;
   if (!slot) slot = std::move(shared);  // somebody else may have been first
   return slot;
+}
+
+void GoferInode::FileReplaced() {
+  base::Ref<base::HostFd> read;
+  base::Ref<base::FileSource> source;
+  absl::MutexLock l(&mutex_);
+  replaced_++;
+  std::swap(read, read_fd_);
+  std::swap(source, source_);
+  atime_kept_.store(false, std::memory_order_relaxed);
+  if (source) source->Retire();
+}
+
+base::Ref<base::FileSource> GoferInode::MappedSource() {
+  if (!gofer_fs().exclusive() || ReadsChangeAtime()) return nullptr;
+  uint64_t replaced;
+  {
+    absl::MutexLock l(&mutex_);
+    if (source_) return source_;
+    replaced = replaced_;
+  }
+  base::Result<base::Ref<base::HostFd>> fd = MappingFd();
+  if (!fd.ok()) return nullptr;
+  auto source = base::MakeRef<base::FileSource>(*fd);
+  absl::MutexLock l(&mutex_);
+  if (replaced != replaced_) return nullptr;
+  if (!source_) source_ = std::move(source);
+  return source_;
+}
+
+bool GoferInode::ReadsChangeAtime() {
+  const auto do_they = [this] {
+    return atime_due_.load(std::memory_order_relaxed) &&
+           !atime_kept_.load(std::memory_order_relaxed);
+  };
+  if (!do_they()) return false;
+  // Perhaps the last one has.
+  if (!stale_.load(std::memory_order_acquire) || !GetAttr().ok()) return true;
+  return do_they();
+}
+
+void GoferInode::WasRead() {
+  if (!atime_due_.load(std::memory_order_relaxed)) return;
+  {
+    absl::MutexLock l(&mutex_);
+    read_at_atime_ = attr_.atime;
+  }
+  MarkStale();
+}
+
+base::Result<uint64_t> GoferInode::SizeNow(int fd) const {
+  if (!stale_.load(std::memory_order_acquire)) {
+    absl::MutexLock l(&mutex_);
+    return attr_.size;
+  }
+  struct stat st;
+  if (syscall(SYS_fstat, fd, &st) != 0) return base::LastError();
+  return static_cast<uint64_t>(st.st_size);
 }
 
 bool GoferInode::IsOpenOn(const base::UniqueFd& fd) const {
@@ -146,10 +209,13 @@ void GoferInode::DropOpen() {
 
 void GoferInode::CloseIdle() {
   base::Ref<base::HostFd> read, write;
+  base::Ref<base::FileSource> source;
   absl::MutexLock l(&mutex_);
   if (opens_ > 0) return;
   std::swap(read, read_fd_);
   std::swap(write, write_fd_);
+  std::swap(source, source_);
+  if (source) source->Retire();
 }
 
 }  // namespace sentry

@@ -25,6 +25,8 @@ namespace {
 // ones are on the fiber's stack; large ones are kept for the next call.
 constexpr size_t kSmall = 4096;
 constexpr size_t kLarge = 128 * 1024;
+// Larger reads are better made by the stub, from a mapping of its own.
+constexpr size_t kMapped = 512;
 
 class LargeBuffers {
  public:
@@ -91,17 +93,43 @@ class GoferFile : public SeekableFile {
 
  private:
   base::Result<size_t> WriteChunks(IoSource& src, uint64_t offset, bool append);
+  // What the reader is to copy from its own mapping of the file: so many bytes, and whether these
+  // are all that a read gets.
+  struct Mapped {
+    size_t n = 0;
+    bool all = false;
+  };
+  Mapped ReadMapped(IoDest& dst, uint64_t offset);
 
   GoferInode* const inode_;           // kept by path()
   const base::Ref<base::HostFd> fd_;  // for reading, or for reading and writing
   GoferReadBlock block_;
 };
 
+GoferFile::Mapped GoferFile::ReadMapped(IoDest& dst, uint64_t offset) {
+  const base::Ref<base::FileSource> source = inode_->MappedSource();
+  if (!source) return {};
+  const base::Result<uint64_t> size = inode_->SizeNow(fd_->get());
+  if (!size.ok()) return {};
+  if (offset >= *size) return {.all = true};
+  const size_t want = std::min(dst.remaining(), *size - offset);
+  const size_t n = dst.PutFile(source, offset, want);
+  return {n, n == want};
+}
+
 base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
   if (offset > kMaxFileSize) return base::Error(EINVAL);
   size_t done = 0;
+  if (dst.remaining() >= kMapped) {
+    const Mapped mapped = ReadMapped(dst, offset);
+    if (mapped.all) return mapped.n;
+    done = mapped.n;
+  }
   IoBuffer buffer(dst.remaining());
-  if (auto known = block_.Read(*inode_, fd_->get(), buffer.data(), dst.remaining(), offset)) {
+  if (done > 0) {
+    // The rest is read.
+  } else if (auto known =
+                 block_.Read(*inode_, fd_->get(), buffer.data(), dst.remaining(), offset)) {
     return *known == 0 ? 0 : dst.Put(std::as_bytes(std::span(buffer.data(), *known)));
   }
   while (dst.remaining() > 0) {

@@ -78,6 +78,16 @@ base::Ref<GoferInode> GoferFilesystem::Obtain(const gofer::Node& node, std::stri
   return inode;
 }
 
+void GoferFilesystem::Renumber(GoferInode* inode, const gofer::Attr& attr) {
+  const Key key = KeyOf(attr);
+  absl::MutexLock l(&mutex_);
+  const auto it = inodes_.find(Key{inode->host_dev_, inode->host_ino_});
+  if (it != inodes_.end() && it->second == inode) inodes_.erase(it);
+  inode->host_dev_ = key.first;
+  inode->host_ino_ = key.second;
+  inodes_.try_emplace(key, inode);
+}
+
 std::vector<base::Ref<GoferInode>> GoferFilesystem::FindFiles(uint64_t dev,
                                                               std::span<const uint64_t> inos) {
   std::vector<base::Ref<GoferInode>> found(inos.size());

@@ -39,6 +39,8 @@ class GoferFilesystem : public Filesystem {
   // The inode that `node` is: the one that is known, if there is one (hard links; the handle then
   // goes back to the gofer), else a new one, which keeps the handle.
   base::Ref<GoferInode> Obtain(const gofer::Node& node, std::string link);
+  // The host's file behind `inode` has other numbers now, those of `attr`.
+  void Renumber(GoferInode* inode, const gofer::Attr& attr);
   // The inodes that are known of files on host device `dev`; null for one that is not.
   std::vector<base::Ref<GoferInode>> FindFiles(uint64_t dev, std::span<const uint64_t> inos);
   // Tells the files among `siblings` that have inodes of the others.

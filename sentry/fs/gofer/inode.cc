@@ -64,7 +64,8 @@ InodeAttr GoferInode::ToInodeAttr(const gofer::Attr& a) const {
 }
 
 void GoferInode::Apply(const gofer::Attr& attr) {
-  if (!Is(attr)) return;  // an honest gofer never sends another file's
+  if ((attr.mode & S_IFMT) != type()) return;  // an honest gofer never sends another file's
+  if (!Is(attr)) gofer_fs().Renumber(this, attr);
   absl::MutexLock l(&mutex_);
   attr_ = attr;
   fetched_ns_ = base::MonotonicNs();
@@ -74,9 +75,14 @@ void GoferInode::Apply(const gofer::Attr& attr) {
 void GoferInode::AttrChanged() {
   if (gofer_fs().exclusive()) CachePerm(attr_.mode, attr_.uid, attr_.gid);
   const auto order = [](const gofer::Time& t) { return std::pair(t.sec, t.nsec); };
-  atime_due_.store(order(attr_.atime) <= std::max(order(attr_.mtime), order(attr_.ctime)) ||
-                       attr_.atime.sec + kRelatimeSeconds < CurrentTime().tv_sec,
-                   std::memory_order_relaxed);
+  const bool due = order(attr_.atime) <= std::max(order(attr_.mtime), order(attr_.ctime)) ||
+                   attr_.atime.sec + kRelatimeSeconds < CurrentTime().tv_sec;
+  if (read_at_atime_) {
+    const bool kept = order(*read_at_atime_) == order(attr_.atime);
+    atime_kept_.store(due && kept, std::memory_order_relaxed);
+    read_at_atime_.reset();
+  }
+  atime_due_.store(due, std::memory_order_relaxed);
 }
 
 base::Result<InodeAttr> GoferInode::GetAttr() {
@@ -149,6 +155,7 @@ base::Status GoferInode::Truncate(uint64_t size) {
     r.size = size;
     Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
     data_version_.fetch_add(1, std::memory_order_seq_cst);
+    FileReplaced();
     return base::Ok();
   }
   const int error = fiber::BlockingCall(

@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "gofer/protocol.h"
+#include "sentry/base/file_source.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fs/gofer/fs.h"
@@ -97,9 +98,7 @@ class GoferInode : public Inode {
     data_version_.fetch_add(1, std::memory_order_seq_cst);
     MarkStale();
   }
-  void WasRead() {
-    if (atime_due_.load(std::memory_order_relaxed)) MarkStale();
-  }
+  void WasRead();
   // What was read of the file since the version was this is still what is in it. Nothing if its
   // bytes may change unseen: a shared mount, or a writable mapping.
   std::optional<uint64_t> DataVersion() const {
@@ -110,6 +109,11 @@ class GoferInode : public Inode {
   }
   // A host descriptor that cannot write.
   base::Result<base::Ref<base::HostFd>> MappingFd();
+  // The file for who maps it to read it. Null if it must be read: its bytes or size may change
+  // unseen, or a read is to change the access time.
+  base::Ref<base::FileSource> MappedSource();
+  // How long the file is; `fd` is open on it. May be outdated at once, as any size.
+  base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
   // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
@@ -134,6 +138,11 @@ class GoferInode : public Inode {
   base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
   void AdoptFd(base::UniqueFd fd);
   bool HasFd() const;
+  // Whether the next read changes the access time.
+  bool ReadsChangeAtime();
+  // The host may have put another file in the place of this one (overlayfs, when it is first opened
+  // for writing or cut): what was opened before is not used for new mappings and descriptions.
+  void FileReplaced();
   void KeepForReading(base::UniqueFd fd);
   // The file that was asked for, and no other?
   bool IsOpenOn(const base::UniqueFd& fd) const;
@@ -163,12 +172,16 @@ class GoferInode : public Inode {
   static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }
 
   const gofer::Handle handle_;
-  const uint64_t host_dev_;
-  const uint64_t host_ino_;
+  // By which the host names the file. They change when overlayfs copies a file of several names up;
+  // ino() does not. Written under the filesystem's mutex.
+  std::atomic<uint64_t> host_dev_;
+  std::atomic<uint64_t> host_ino_;
 
   std::atomic<bool> stale_{false};
   std::atomic<bool> mapped_writable_{false};
   std::atomic<bool> atime_due_{false};  // the next read changes the access time (relatime)
+  // When it was due, a read did not change it: a noatime mount, or a lower file of overlayfs.
+  std::atomic<bool> atime_kept_{false};
   std::atomic<bool> lost_name_{false};
   std::atomic<bool> never_linked_{false};  // made with O_TMPFILE | O_EXCL
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
@@ -181,12 +194,16 @@ class GoferInode : public Inode {
   gofer::Attr attr_ ABSL_GUARDED_BY(mutex_);
   std::string link_ ABSL_GUARDED_BY(mutex_);  // target, once known; a link keeps it for life
   int64_t fetched_ns_ ABSL_GUARDED_BY(mutex_);
+  // The access time before a read that should have changed it.
+  std::optional<gofer::Time> read_at_atime_ ABSL_GUARDED_BY(mutex_);
   // When and under which name Revalidate last found it.
   int64_t seen_ns_ ABSL_GUARDED_BY(mutex_) = 0;
   const Inode* seen_parent_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::string seen_name_ ABSL_GUARDED_BY(mutex_);
   base::Ref<base::HostFd> read_fd_ ABSL_GUARDED_BY(mutex_);
   base::Ref<base::HostFd> write_fd_ ABSL_GUARDED_BY(mutex_);  // O_RDWR
+  base::Ref<base::FileSource> source_ ABSL_GUARDED_BY(mutex_);
+  uint64_t replaced_ ABSL_GUARDED_BY(mutex_) = 0;  // how often it was
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;

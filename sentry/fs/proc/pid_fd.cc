@@ -11,6 +11,7 @@
 #include "sentry/fs/nsfs/nsfs.h"
 #include "sentry/fs/proc/pid_dir.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/mm/memory_manager.h"
 #include "sentry/vfs/fd_table.h"
 
@@ -255,7 +256,7 @@ class MemDescription : public SeekableFile {
     while (mm_ != nullptr && dst.remaining() > 0) {
       std::byte buffer[4096];
       std::span<std::byte> chunk(buffer, std::min(sizeof(buffer), dst.remaining()));
-      auto n = mm_->address_space().ForcedRead(offset + total, chunk);
+      auto n = Ptrace::ReadMemory(*Task::Current(), *mm_, offset + total, chunk);
       if (!n.ok() || *n == 0) {
         if (total == 0) return base::Error(EIO);
         break;
@@ -271,7 +272,7 @@ class MemDescription : public SeekableFile {
     while (mm_ != nullptr && src.remaining() > 0) {
       std::byte buffer[4096];
       size_t n = TRY(src.Get(std::span(buffer, std::min(sizeof(buffer), src.remaining()))));
-      auto put = mm_->address_space().ForcedWrite(offset + total, std::span(buffer, n));
+      auto put = Ptrace::WriteMemory(*Task::Current(), *mm_, offset + total, std::span(buffer, n));
       if (!put.ok() || *put == 0) {
         if (total == 0) return base::Error(EIO);
         break;

@@ -8,6 +8,7 @@
 
 #include "sentry/fs/proc/pid_files.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
 #include "sentry/kernel/session.h"
 #include "sentry/kernel/thread_group.h"
@@ -275,9 +276,9 @@ base::Result<std::string> PidStatus(const PidContext& c) {
     s += fmt::format("Umask:\t{:04o}\n", fs->umask());
   base::Ref<FdTable> fds = t.fd_table_ref();
   size_t fd_size = fds != nullptr ? std::bit_ceil(std::max<size_t>(fds->size(), 64)) : 0;
-  s += fmt::format("State:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n",
+  s += fmt::format("State:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t{}\n",
                    StateName(t.StateChar()), tgid->NumberIn(c.ns()), tid->NumberIn(c.ns()),
-                   group.ParentPidIn(c.ns()));
+                   group.ParentPidIn(c.ns()), Ptrace::TracerIn(t, c.ns()));
   if (creds != nullptr) s += CredentialLines(*creds);
   s += fmt::format("FDSize:\t{}\nGroups:\t", fd_size);
   if (creds != nullptr) {
