@@ -10,8 +10,8 @@
 
 #include "sentry/base/random.h"
 #include "sentry/base/time.h"
-#include "sentry/kernel/inspect.h"
 #include "sentry/fs/proc/proc.h"
+#include "sentry/kernel/inspect.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"

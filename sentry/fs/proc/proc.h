@@ -27,8 +27,8 @@ class ProcFs : public PseudoFs {
   const base::Ref<PidNamespace> pid_ns_;
 };
 
-// Bytes of memory, for /proc/meminfo and sysinfo(2). The sandbox's limit, if it has one, bounds what
-// the host tells.
+// Bytes of memory, for /proc/meminfo and sysinfo(2). The sandbox's limit, if it has one, bounds
+// what the host tells.
 struct SystemMemory {
   uint64_t total = 0, free = 0, buffers = 0, shared = 0;
   uint64_t committed = 0;  // anonymous and shared memory of the processes
