@@ -97,6 +97,7 @@ class PidDir : public PidOwned<PseudoDir> {
  public:
   PidDir(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino)
       : PidOwned(fs, std::move(pid), whole, fs, 0555, ino) {}
+  bool of_process() const { return whole(); }
 
  private:
   ~PidDir() override = default;
@@ -206,6 +207,11 @@ void FillPidOwner(ProcFs& fs, const Pid& pid, bool is_dir, InodeAttr* attr) {
   if (creds == nullptr || (!readable_dir && mm != nullptr && mm->dumpable() != 1)) return;
   attr->uid = creds->euid;
   attr->gid = creds->egid;
+}
+
+base::Ref<Pid> PidOfProcDir(const FileDescription& file) {
+  auto* dir = dynamic_cast<PidDir*>(file.inode());
+  return dir != nullptr && dir->of_process() ? dir->pid() : nullptr;
 }
 
 base::Ref<Inode> NewPidDir(ProcFs* fs, base::Ref<Pid> pid, bool whole) {

@@ -39,6 +39,10 @@ SystemMemory SystemMemoryOf(Kernel& kernel);
 // Registers the filesystem type.
 void RegisterProc(Kernel* kernel, Vfs& vfs);
 
+// The process whose directory /proc/PID `file` is, which may stand for a pidfd; null for any other
+// file (Linux: tgid_pidfd_to_pid).
+base::Ref<Pid> PidOfProcDir(const FileDescription& file);
+
 // Linux: ptrace_may_access with PTRACE_MODE_READ_FSCREDS. EACCES.
 base::Status MayReadTask(Task& reader, Task& target);
 
