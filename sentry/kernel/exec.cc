@@ -103,7 +103,8 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
   base::Ref<Credentials> creds = old.Clone();
   Credentials& c = *creds;
   bool nosuid = path.mount && (path.mount->flags() & MS_NOSUID);
-  if (!nosuid && !unsafe.no_new_privs && c.user_ns->HasUid(attr.uid) && c.user_ns->HasGid(attr.gid)) {
+  if (!nosuid && !unsafe.no_new_privs && c.user_ns->HasUid(attr.uid) &&
+      c.user_ns->HasGid(attr.gid)) {
     if (attr.mode & S_ISUID) c.euid = attr.uid;
     if ((attr.mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP)) c.egid = attr.gid;
   }
@@ -147,8 +148,8 @@ base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image
                                         uint32_t personality, const OrderRunner& limits, bool later,
                                         bool* begun) {
   LoadedProgram p;
-  p.creds = TRY(CredentialsForExec(old, unsafe, kernel.vfs(), image.file.file()->path(),
-                                   image.attr, &p.set_id, &p.id_changed));
+  p.creds = TRY(CredentialsForExec(old, unsafe, kernel.vfs(), image.file.file()->path(), image.attr,
+                                   &p.set_id, &p.id_changed));
   p.mm = TRY(MemoryManager::New(kernel.platform()));
   if (unsafe.traced) p.mm->address_space().LeaveText();
   p.context = p.mm->address_space().TakeMainContext();
@@ -212,8 +213,8 @@ void Task::BecomeLeader() {
   Deferred later;
   absl::MutexLock l(&kernel_->task_mutex());
   // The old leader goes without a word; who waits for it has to look again.
-  if (Task* tracer = group_->tasks_.front()->traced() ? group_->tasks_.front()->tracee_->tracer
-                                                      : nullptr) {
+  if (Task* tracer =
+          group_->tasks_.front()->traced() ? group_->tasks_.front()->tracee_->tracer : nullptr) {
     Ptrace::Unlink(*group_->tasks_.front(), -1, &later);
     tracer->group_->child_queue_.WakeAll(EPOLLIN);
   }

@@ -187,9 +187,9 @@ base::Result<base::Ref<ThreadGroup>> Kernel::CreateProcess(NewProcess p) {
   loader::ExecImage image =
       TRY(loader::PrepareExec(*vfs_, walk, std::move(file), p.path, std::move(args)));
   bool begun = false;  // there is no old program
-  LoadedProgram program =
-      TRY(LoadProgram(*this, image, *p.creds, {.no_new_privs = p.no_new_privs}, p.personality, *task,
-                      /*later=*/false, &begun));
+  LoadedProgram program = TRY(LoadProgram(*this, image, *p.creds, {.no_new_privs = p.no_new_privs},
+                                          p.personality, *task,
+                                          /*later=*/false, &begun));
   program.context->set_listener(task.get());
   task->context_ = std::move(program.context);
   task->mm_ = std::move(program.mm);

@@ -229,7 +229,8 @@ void Task::HandleFault() {
   bool about_instruction =
       outcome.signo == SIGTRAP || outcome.signo == SIGILL || outcome.signo == SIGFPE;
   info.si_addr = reinterpret_cast<void*>(
-      about_instruction && trap.fault_addr == 0 && outcome.si_code != SI_KERNEL ? regs().rip : trap.fault_addr);
+      about_instruction && trap.fault_addr == 0 && outcome.si_code != SI_KERNEL ? regs().rip
+                                                                                : trap.fault_addr);
   ForceSignal(info);
 }
 

@@ -69,7 +69,13 @@ bool Task::OnAltStack(uint64_t sp) const {
   return sp > alt_stack_.sp && sp - alt_stack_.sp <= alt_stack_.size;
 }
 
-void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
+void Task::SetupFrame(const siginfo_t& info, const SigAction& action, bool now) {
+  // That of the signal before has been made, and what the call at hand has written is there, before
+  // the registers are looked at, which tell of failures.
+  FlushQueuedOrders();
+  if (base::Status written = context_->FlushWrites(); !written.ok()) {
+    regs().rax = static_cast<uint64_t>(-static_cast<int64_t>(written.error().code()));
+  }
   context_->SettleRegs();
   const bool stepping = tracee_ && Ptrace::Disarm(*this);
   const platform::Regs saved_regs = regs();
@@ -114,24 +120,23 @@ void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
   orders.push_back(platform::order::SaveFpu{fpu});
   orders.push_back(platform::order::Write{sp, std::move(bytes)});
   int signo = info.si_signo;
-  base::Result<std::vector<uint64_t>> done = RunOrders(orders);
-  if (!done.ok() && !gone_) {
-    // The stack may have to grow.
-    for (uint64_t addr : {sp, fpu, fpu + fpu_size - 1}) {
-      platform::Trap fault;
-      fault.kind = platform::TrapKind::kFault;
-      fault.signo = SIGSEGV;
-      fault.si_code = SEGV_MAPERR;
-      fault.fault_addr = addr;
-      fault.trapno = 14;
-      fault.error_code = 6;  // a write from user mode
-      if (!mm_->HandleFault(*this, fault).retry) break;
-    }
-    done = RunOrders(std::move(orders));
-  }
-  if (!done.ok()) {
-    FrameFailed(signo);
-    return;
+  if (now || tracee_) {
+    if (!WriteFrame(std::move(orders), {sp, fpu, fpu + fpu_size - 1})) return FrameFailed(signo);
+  } else {
+    // On the way to the handler. If that fails, as if nothing had been done so far.
+    auto again = [this, info, action, saved_regs, saved_blocked, frame_saved = saved_mask_,
+                  alt = alt_stack_](int) {
+      regs() = saved_regs;
+      alt_stack_ = alt;
+      {
+        absl::MutexLock l(&group_->signal_mutex());
+        saved_mask_ = frame_saved;
+        SetMaskLocked(saved_blocked);
+      }
+      SetupFrame(info, action, true);
+      return static_cast<int64_t>(regs().rax);
+    };
+    QueueOrders(std::move(orders), std::move(again));
   }
 
   platform::Regs& r = regs();
@@ -153,6 +158,24 @@ void Task::SetupFrame(const siginfo_t& info, const SigAction& action) {
     SetMaskLocked(mask);
   }
   if (stepping) Ptrace::FrameMade(*this);
+}
+
+// The stack may have to grow for it, by the pages of `touched`.
+bool Task::WriteFrame(std::vector<platform::Order> orders,
+                      std::initializer_list<uint64_t> touched) {
+  if (RunOrders(orders).ok()) return true;
+  if (gone_) return false;
+  for (uint64_t addr : touched) {
+    platform::Trap fault;
+    fault.kind = platform::TrapKind::kFault;
+    fault.signo = SIGSEGV;
+    fault.si_code = SEGV_MAPERR;
+    fault.fault_addr = addr;
+    fault.trapno = 14;
+    fault.error_code = 6;  // a write from user mode
+    if (!mm_->HandleFault(*this, fault).retry) break;
+  }
+  return RunOrders(std::move(orders)).ok();
 }
 
 void Task::FrameFailed(int signo) {
@@ -200,9 +223,13 @@ base::Result<uint64_t> Task::SigReturn() {
       alt_stack_ = AltStack{stack.sp, stack.flags & kSsAutodisarm, 0, stack.size};
     }
   }
+  // On the way back, whoever else shares the memory: it is about this thread alone.
   std::vector<platform::Order> orders;
   orders.push_back(platform::order::RestoreFpu{c.fpstate});
-  if (!RunOrders(std::move(orders)).ok()) ForceSignal(MakeSiginfo(SIGSEGV, SI_KERNEL));
+  QueueOrders(std::move(orders), [this](int) {
+    ForceSignal(MakeSiginfo(SIGSEGV, SI_KERNEL));
+    return static_cast<int64_t>(regs().rax);
+  });
   return c.rax;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -220,8 +221,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   bool traced() const { return trace_flags() != 0; }  // [any]
   // Of ptrace/ptrace.h. The acquire makes what stands in the tracee's role visible.
   uint32_t trace_flags() const { return trace_flags_.load(std::memory_order_acquire); }  // [any]
-  // [any, in a stop] The mask as a tracer sees and sets it: the one that comes back when a call that
-  // has changed it for its duration ends; and what is pending, from `offset` on.
+  // [any, in a stop] The mask as a tracer sees and sets it: the one that comes back when a call
+  // that has changed it for its duration ends; and what is pending, from `offset` on.
   SigSet TracedMask() const { return saved_mask_.value_or(signal_mask()); }
   void SetTracedMask(SigSet mask);
   std::vector<siginfo_t> PeekSignals(bool shared, uint64_t offset, size_t count) const;
@@ -330,7 +331,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   SigAction TakeAction(int signo);
   void NoteTaken(const siginfo_t& info);
   void HandleDefault(const siginfo_t& info);
-  void SetupFrame(const siginfo_t& info, const SigAction& action);
+  // `now`: the frame is written before this returns; else on the way to the handler, and again with
+  // `now` if that fails.
+  void SetupFrame(const siginfo_t& info, const SigAction& action, bool now = false);
+  bool WriteFrame(std::vector<platform::Order> orders, std::initializer_list<uint64_t> touched);
   void FrameFailed(int signo);
   bool OnAltStack(uint64_t sp) const;
   void PrepareRestart(bool handler, uint64_t sa_flags);

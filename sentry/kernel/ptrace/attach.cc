@@ -56,8 +56,7 @@ base::Status Ptrace::TraceMe(Task& t) {
   // Linux: cap_ptrace_traceme.
   base::Ref<const Credentials> theirs = parent->credentials();
   const Credentials& mine = t.creds();
-  const bool covers =
-      theirs->user_ns == mine.user_ns && (mine.permitted & ~theirs->permitted) == 0;
+  const bool covers = theirs->user_ns == mine.user_ns && (mine.permitted & ~theirs->permitted) == 0;
   if (!covers && !theirs->HasCapIn(CAP_SYS_PTRACE, *mine.user_ns)) return base::Error(EPERM);
   absl::MutexLock l2(&t.group_->signal_mutex());
   Link(t, *parent, kTraced, std::move(theirs));
@@ -82,9 +81,9 @@ base::Status Ptrace::Interrupt(Task& t) {
 
 int Ptrace::CloneEvent(const Task& parent, const CloneArgs& args) {
   if (!parent.traced() || (args.flags & CLONE_UNTRACED)) return 0;
-  int event = (args.flags & CLONE_VFORK)     ? PTRACE_EVENT_VFORK
+  int event = (args.flags & CLONE_VFORK)    ? PTRACE_EVENT_VFORK
               : args.exit_signal != SIGCHLD ? PTRACE_EVENT_CLONE
-                                             : PTRACE_EVENT_FORK;
+                                            : PTRACE_EVENT_FORK;
   return EventEnabled(parent, event) ? event : 0;
 }
 

@@ -25,8 +25,8 @@ namespace sentry {
 class Task;
 struct CloneArgs;
 
-// What Task::trace_flags() holds of a task that is traced; 0 of one that is not. Above the first two
-// bits stand the options: bit n of PTRACE_SETOPTIONS, which for n > 0 asks for event n (Linux:
+// What Task::trace_flags() holds of a task that is traced; 0 of one that is not. Above the first
+// two bits stand the options: bit n of PTRACE_SETOPTIONS, which for n > 0 asks for event n (Linux:
 // PT_PTRACED, PT_SEIZED, PT_EVENT_FLAG).
 inline constexpr uint32_t kTraced = 1, kTraceSeized = 2;
 inline constexpr int kTraceOptionShift = 3;
@@ -48,12 +48,12 @@ struct Tracee {
   bool trap_stop = false, trap_notify = false;
   // The stop at hand.
   bool stopped = false;
-  bool resumed = false;     // the tracer has ended it
-  bool listening = false;   // PTRACE_LISTEN
-  bool frozen = false;      // the tracer looks at it: it stays, even if killed
-  bool killed = false;      // with its namespace: ends even the stop of its exit
-  int wait_code = 0;        // what wait(2) tells of the stop; 0: has been told
-  int resume_signal = 0;    // what the tracer sends it on with
+  bool resumed = false;       // the tracer has ended it
+  bool listening = false;     // PTRACE_LISTEN
+  bool frozen = false;        // the tracer looks at it: it stays, even if killed
+  bool killed = false;        // with its namespace: ends even the stop of its exit
+  int wait_code = 0;          // what wait(2) tells of the stop; 0: has been told
+  int resume_signal = 0;      // what the tracer sends it on with
   siginfo_t* info = nullptr;  // of the stop; null: a group stop without PTRACE_SEIZE
   uint64_t message = 0;       // PTRACE_GETEVENTMSG
   // What the stopped task's fiber is to do for the tracer.
@@ -65,11 +65,11 @@ struct Tracee {
   int exited_status = 0;
 
   // Its own, and the tracer's while it is frozen.
-  bool forced_tf = false;               // the trap flag is ours, not the guest's
-  bool in_lane = false;                 // a call is being answered in a lane
-  uint64_t lane_nr = 0;                 // which
-  const void* left_text = nullptr;      // the memory whose text the platform leaves alone
-  std::array<uint64_t, 8> debugreg{};   // as far as there are any: nothing can be enabled
+  bool forced_tf = false;              // the trap flag is ours, not the guest's
+  bool in_lane = false;                // a call is being answered in a lane
+  uint64_t lane_nr = 0;                // which
+  const void* left_text = nullptr;     // the memory whose text the platform leaves alone
+  std::array<uint64_t, 8> debugreg{};  // as far as there are any: nothing can be enabled
 };
 
 // Functions without a remark are for the tracee's own fiber.
@@ -112,8 +112,8 @@ class Ptrace {
   static int CloneEvent(const Task& parent, const CloneArgs& args);
   // The child is known to nobody so far. Under Kernel::task_mutex().
   static void LinkClone(Task& parent, Task& child, const CloneArgs& args);
-  // Under Kernel::task_mutex(). Nobody traces `t` from now on: it goes on, if it was in a stop, with
-  // what the stop was about or `signal` (-1: the former). What is let go of goes to `later`.
+  // Under Kernel::task_mutex(). Nobody traces `t` from now on: it goes on, if it was in a stop,
+  // with what the stop was about or `signal` (-1: the former). What is let go of goes to `later`.
   static void Unlink(Task& t, int signal, Deferred* later);
   // The tracer has let go: the same, and the parent of a zombie is told that it may have it.
   static void Detach(Task& t, int signal, Deferred* later);

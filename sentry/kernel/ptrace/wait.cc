@@ -83,8 +83,7 @@ base::Result<StoppedTracee> StoppedTracee::Freeze(Task& tracer, base::Ref<Task> 
   Tracee& tracee = *t->tracee_;
   if (!tracee.stopped || tracee.resumed || tracee.listening) return base::Error(ESRCH);
   // One that is killed is on its way, if that is not what it stops for.
-  const bool ends =
-      tracee.info && tracee.info->si_code == (SIGTRAP | PTRACE_EVENT_EXIT << 8);
+  const bool ends = tracee.info && tracee.info->si_code == (SIGTRAP | PTRACE_EVENT_EXIT << 8);
   if (ends ? tracee.killed : t->FatalPending()) return base::Error(ESRCH);
   tracee.frozen = true;
   return StoppedTracee(std::move(t));
