@@ -42,7 +42,7 @@ enum class TrapKind {
 
 struct Trap {
   TrapKind kind;
-  // kFault: as in the host's siginfo and ucontext. kOrderFailed: order_index and error.
+  // kFault: of the host's siginfo, ucontext. kOrderFailed: order_index, error. kGone: signo or 0.
   int signo = 0;
   int si_code = 0;
   uint64_t fault_addr = 0;
@@ -192,6 +192,13 @@ class Context : public base::UserMemory {
     std::array<uint64_t, 6> args{};
   };
   virtual const Call& call() = 0;
+  // What the thread has asked for last, for /proc/PID/syscall: the call, its arguments, and where
+  // it was made. From any thread; of a thread that runs it is whatever stands there.
+  struct LastCall {
+    Call call;
+    uint64_t sp = 0, pc = 0;
+  };
+  virtual LastCall PeekCall() const { return {}; }
   virtual void SetResult(uint64_t value) = 0;
   // After a kSyscall trap: regs() or guest memory have been changed by somebody else, so call() is
   // to be what regs() say (the number in orig_rax), and nothing copied in at the trap counts.

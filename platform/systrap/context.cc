@@ -57,6 +57,16 @@ bool ThreadContext::WaitsInFutex() const {
   return running() && __atomic_load_n(&slot_->in_futex, __ATOMIC_RELAXED) != 0;
 }
 
+Context::LastCall ThreadContext::PeekCall() const {
+  const Slot* s = slot_;
+  auto load = [](const uint64_t& word) { return __atomic_load_n(&word, __ATOMIC_RELAXED); };
+  return {.call = {.nr = load(s->rax),
+                   .args = {load(s->rdi), load(s->rsi), load(s->rdx), load(s->r10), load(s->r8),
+                            load(s->r9)}},
+          .sp = load(s->rsp),
+          .pc = load(s->rip)};
+}
+
 void ThreadContext::Publish(const Identity& identity) {
   slot_->pid = identity.pid;
   slot_->tid = identity.tid;
@@ -448,6 +458,7 @@ bool ThreadContext::TakeDeath() {
   ForgetCalls();
   posted_ = false;
   trap_ = Trap{TrapKind::kGone};
+  trap_.signo = process_->death_signal();
   return true;
 }
 

@@ -32,6 +32,7 @@ class ThreadContext final : public Context {
     return regs_;
   }
   const Call& call() override { return call_; }
+  LastCall PeekCall() const override;
   void SetResult(uint64_t value) override { regs_.rax = value; }
   void RereadCall() override;
   const Trap& trap() const override { return trap_; }

@@ -141,6 +141,7 @@ void StubProcess::Reap() {
   siginfo_t info;
   ReapEnded(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info);
   if (info.si_pid == 0) return;
+  if (info.si_code != CLD_EXITED) death_signal_.store(info.si_status, std::memory_order_relaxed);
   if (info.si_code == CLD_EXITED && info.si_status == kRefusedCallStatus) {
     LOG_LIMITED(base::LogLevel::kWarning, "stub %d has made a host call outside its list and ended",
                 pid());

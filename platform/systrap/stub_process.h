@@ -81,6 +81,8 @@ class StubProcess : public base::RefCounted {
   int pid() const { return pid_.load(std::memory_order_acquire); }
   int pidfd() const { return pidfd_.get(); }
   bool dead() const { return dead_.load(std::memory_order_seq_cst); }
+  // The signal that has ended it, once it is reaped; 0: none, or not known yet.
+  int death_signal() const { return death_signal_.load(std::memory_order_relaxed); }
   // SIGKILL.
   void Kill();
   // By the keeper: the process has ended; reaps it.
@@ -148,6 +150,7 @@ class StubProcess : public base::RefCounted {
   uint64_t nonce_[2] = {};
   std::atomic<int> pid_{0};
   std::atomic<bool> dead_{false};
+  std::atomic<int> death_signal_{0};
   std::atomic<bool> may_run_{false};
   std::atomic<bool> hold_forks_{false};
   std::atomic<uint32_t> slot_limit_{0};

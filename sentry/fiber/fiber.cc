@@ -106,6 +106,10 @@ WakeReason Park(const ParkOptions& options) {
   }
   {
     const ScopedPhase phase(&self->phase_clock_, Phase::kWait);
+    if (!options.in_guest) {
+      self->waits_.store(self->waits_.load(std::memory_order_relaxed) + 1,
+                         std::memory_order_relaxed);
+    }
     if (options.in_guest && Worker::Current()->PollInPlace()) {
       self->state_.fetch_and(~Fiber::kPermitBit, std::memory_order_acq_rel);
       return WakeReason::kWoken;

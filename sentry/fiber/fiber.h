@@ -71,6 +71,8 @@ class Fiber : public base::RefCounted {
   bool done() const { return state_.load(std::memory_order_acquire) & kDoneBit; }
   // Only on the fiber itself.
   PhaseClock& phase_clock() { return phase_clock_; }
+  // How often it has waited for something other than its guest. Any thread.
+  int64_t waits() const { return waits_.load(std::memory_order_relaxed); }
   // True while parked (for /proc and debugging; stale at once).
   bool parked() const { return state_.load(std::memory_order_relaxed) & kParkedBit; }
 
@@ -102,9 +104,10 @@ class Fiber : public base::RefCounted {
   }
 
   std::atomic<uint32_t> state_{0};
-  bool in_guest_ = false;    // of the current park
-  void* context_ = nullptr;  // saved registers, while it does not run
-  Fiber* next_ = nullptr;    // in a run queue, under its lock
+  bool in_guest_ = false;          // of the current park
+  std::atomic<int64_t> waits_{0};  // written by the fiber alone
+  void* context_ = nullptr;        // saved registers, while it does not run
+  Fiber* next_ = nullptr;          // in a run queue, under its lock
   std::atomic<void*> user_data_;
   Stack* stack_ = nullptr;
   std::function<void()> fn_;

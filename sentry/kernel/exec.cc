@@ -263,14 +263,17 @@ void Task::Adopt(LoadedProgram program) {
   SetCredentials(std::move(program.creds));
 }
 
-base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
-                                  loader::ExecArgs args) {
+base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags, uint64_t argv,
+                                  uint64_t envp) {
   Vfs& vfs = kernel_->vfs();
   WalkContext start = TRY(Walk(dirfd, path));
   loader::Executable file =
       TRY(loader::OpenExecutable(vfs, start, path,
                                  {.follow_last = !(flags & AT_SYMLINK_NOFOLLOW),
                                   .allow_empty = (flags & AT_EMPTY_PATH) != 0}));
+  // Linux looks at the arguments when the file is open (alloc_bprm comes first, since 6.9).
+  loader::ExecArgs args(Rlimit(RLIMIT_STACK));
+  TRY(args.CopyIn(memory(), argv, envp));
   std::string filename = path;
   bool inaccessible = false;
   if (!path.starts_with('/') && dirfd != AT_FDCWD) {

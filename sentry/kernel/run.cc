@@ -135,7 +135,9 @@ void Task::HandleTrap() {
       break;
     case platform::TrapKind::kGone:
       gone_ = true;
-      group_->BeginExit(SIGKILL);
+      // The host itself ends a process by SIGSEGV that has unmapped what the host has to write to
+      // for it (the area of rseq(2), where a signal's frame goes).
+      group_->BeginExit(trap.signo == SIGSEGV ? SIGSEGV : SIGKILL);
       break;
     case platform::TrapKind::kInterrupt:
       HandleInterrupt();

@@ -1,6 +1,7 @@
 #include "sentry/kernel/task.h"
 
 #include <fcntl.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <utility>
@@ -162,6 +163,23 @@ char Task::StateChar() const {
   return fiber_ && fiber_->parked() ? 'S' : 'R';
 }
 
+// Linux: task_current_syscall().
+Task::Blocked Task::BlockedIn() const {
+  absl::MutexLock l(&group_->signal_mutex());
+  if (!context_) return {.running = false};
+  const bool self = this == Current();
+  const bool in_guest = !self && in_guest_.load(std::memory_order_relaxed);
+  const bool waits = in_guest ? context_->WaitsInFutex() : self || (fiber_ && fiber_->parked());
+  if (!waits) return {};
+  Blocked blocked{.running = false, .call = context_->PeekCall()};
+  if (in_guest) {
+    blocked.nr = SYS_futex;
+  } else if (current_syscall() >= 0) {
+    blocked.nr = current_syscall();
+  }
+  return blocked;
+}
+
 int64_t Task::ContextCpuNs() const {
   absl::MutexLock l(&mutex_);
   return context_ ? context_->CpuTimeNs() - cpu_start_ns_ : 0;
@@ -191,7 +209,10 @@ Usage Task::usage() const {
   u.system_ns = system_ns_.load(std::memory_order_relaxed);
   u.min_faults = min_faults_.load(std::memory_order_relaxed);
   u.maj_faults = maj_faults_.load(std::memory_order_relaxed);
-  u.voluntary_switches = voluntary_switches_.load(std::memory_order_relaxed);
+  {
+    absl::MutexLock l(&group_->signal_mutex());
+    if (fiber_) u.voluntary_switches = fiber_->waits();
+  }
   u.max_rss_kb = max_rss_kb_.load(std::memory_order_relaxed);
   if (base::Ref<MemoryManager> mm = mm_ref())
     u.max_rss_kb = std::max(u.max_rss_kb, ResidentKb(*mm));

@@ -38,7 +38,7 @@ class StoppedTracee;
 struct Tracee;
 
 namespace loader {
-class ExecArgs;
+
 struct ExecImage;
 }  // namespace loader
 class Kernel;
@@ -185,8 +185,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // The child's thread id as the caller sees it.
   base::Result<uint64_t> Clone(const CloneArgs& args);
   // On success the registers are those of the new program.
-  // `flags`: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW.
-  base::Result<uint64_t> Exec(int dirfd, const std::string& path, int flags, loader::ExecArgs args);
+  // `flags`: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW. `argv`, `envp`: the guest's arrays.
+  base::Result<uint64_t> Exec(int dirfd, const std::string& path, int flags, uint64_t argv,
+                              uint64_t envp);
   // exit(2): this thread ends when the call returns. `status` as wait4 encodes it.
   void Exit(int status);
   base::Result<WaitResult> Wait(const WaitOptions& options);
@@ -244,6 +245,13 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
     return syscall_nr_.load(std::memory_order_relaxed);
   }                        // [any] -1: none
   bool is_leader() const;  // [any]
+  // What a task waits in, for /proc/PID/syscall. [any]
+  struct Blocked {
+    bool running = true;  // not blocked; the rest says nothing
+    int nr = -1;          // -1: not in a call
+    platform::Context::LastCall call;
+  };
+  Blocked BlockedIn() const;
 
   // Attributes of prctl(2), sched_*(2), ioprio and the like. Each is read by others for /proc.
   std::atomic<bool> no_new_privs{false};
@@ -462,7 +470,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
   int64_t cpu_start_ns_ = 0;  // the stub's CPU time when the process began to use it; under mutex_
   std::atomic<int64_t> system_ns_{0}, max_rss_kb_{0};
-  std::atomic<int64_t> voluntary_switches_{0}, min_faults_{0}, maj_faults_{0};
+  std::atomic<int64_t> min_faults_{0}, maj_faults_{0};
 };
 
 }  // namespace sentry

@@ -24,7 +24,6 @@ constexpr uint64_t kStackRandomPages = 0x3fffff;
 constexpr uint64_t kBrkRandom = uint64_t{1} << 30;
 constexpr uint64_t kStackExpand = 128 << 10;  // setup_arg_pages
 // Host memory that a stack has from the start; below it grows by faults.
-constexpr uint64_t kStackReadyMax = 64 << 20;
 // An initial stack larger than this is written directly, not by orders.
 constexpr size_t kStackByOrders = 16 << 10;
 constexpr size_t kWriteOrderMax = 4096;

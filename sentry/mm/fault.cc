@@ -27,6 +27,41 @@ bool Allows(const Vma& vma, uint64_t error_code) {
 
 }  // namespace
 
+uint64_t MemoryManager::Impl::StackFloor(uint64_t start) {
+  auto it = vmas.Find(start);
+  if (it == vmas.begin()) return min_addr;
+  const Vma& below = std::prev(it)->second;
+  const bool gap = !(below.flags & kVmaGrowsDown) && below.prot != 0;
+  return std::max(min_addr, below.end + (gap ? kStackGuardGap : 0));
+}
+
+void MemoryManager::Impl::MakeReady(const OrderRunner& runner, Orders& orders, Vma& vma) {
+  const uint64_t limit =
+      std::min({PageDown(runner.Rlimit(RLIMIT_STACK)), kStackReadyMax, vma.end - min_addr});
+  const uint64_t low = std::max(vma.end - limit, StackFloor(vma.start));
+  if (low >= vma.host_start) return;
+  orders.emplace_back(platform::order::Mmap{.addr = low,
+                                            .length = vma.host_start - low,
+                                            .prot = vma.prot,
+                                            .shared = false,
+                                            .noreserve = true});
+  vma.host_start = low;
+}
+
+void MemoryManager::ReadyMainStack(OrderRunner& runner) {
+  const uint64_t inside = layout().start_stack;
+  Impl& impl = *impl_;
+  fiber::MutexLock lock(&impl.mutex);
+  Vma* stack = impl.vmas.At(inside);
+  if (stack == nullptr || !(stack->flags & kVmaGrowsDown)) return;
+  Orders orders;
+  const uint64_t before = stack->host_start;
+  impl.MakeReady(runner, orders, *stack);
+  if (orders.empty()) return;
+  // Without it the stack grows by faults.
+  if (!runner.RunOrders(std::move(orders)).ok()) stack->host_start = before;
+}
+
 bool MemoryManager::Impl::GrowDown(OrderRunner& runner, uint64_t addr) {
   const uint64_t page = PageDown(addr);
   auto it = vmas.Find(addr);
@@ -39,13 +74,8 @@ bool MemoryManager::Impl::GrowDown(OrderRunner& runner, uint64_t addr) {
   if (vma.end - page > stack_limit) return false;
   if (!MayExpand(runner, vma.prot, vma.shared, vma.flags, grow)) return false;
   if ((vma.flags & kVmaLocked) && !MayLock(runner, grow)) return false;
-  uint64_t floor = min_addr;
-  if (it != vmas.begin()) {
-    const Vma& below = std::prev(it)->second;
-    const bool gap = !(below.flags & kVmaGrowsDown) && below.prot != 0;
-    floor = std::max(floor, below.end + (gap ? kStackGuardGap : 0));
-    if (page < floor) return false;
-  }
+  const uint64_t floor = StackFloor(vma.start);
+  if (page < floor) return false;
   if (page < vma.host_start) {
     uint64_t low = page - std::min(page, kGrowChunk);
     low = std::max({low, floor, vma.end - std::min(PageDown(stack_limit), vma.end)});

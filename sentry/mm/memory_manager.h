@@ -16,6 +16,10 @@
 
 namespace sentry {
 
+// Host memory kept ready below a stack, at most: calls may copy to it before the guest has touched
+// it.
+inline constexpr uint64_t kStackReadyMax = 64 << 20;
+
 // How MemoryManager has its orders carried out by the thread whose system call or fault it serves.
 // Implemented by Task.
 class OrderRunner {
@@ -153,6 +157,9 @@ class MemoryManager : public base::RefCounted {
   bool IsWritableAnonymous(uint64_t addr, uint64_t length);
   // True if any of it is mapped.
   bool IsAnyMapped(uint64_t addr, uint64_t length);
+
+  // RLIMIT_STACK was changed: host memory is made ready below the main stack as far as it goes now.
+  void ReadyMainStack(OrderRunner& runner);
 
   // Decides about a kFault trap.
   FaultOutcome HandleFault(OrderRunner& runner, const platform::Trap& trap);

@@ -127,6 +127,12 @@ struct MemoryManager::Impl {
                                     Access access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   // --- faults (fault.cc) ---
+  // How far a stack that ends where `start` begins may grow down, for what is mapped below.
+  uint64_t StackFloor(uint64_t start) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // Makes host memory ready below a mapping that grows down, as far as RLIMIT_STACK allows, and
+  // appends the order.
+  void MakeReady(const OrderRunner& runner, Orders& orders, Vma& vma)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   // Grows the mapping above `addr` down to it. False if Linux would not.
   bool GrowDown(OrderRunner& runner, uint64_t addr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 };

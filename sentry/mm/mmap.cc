@@ -298,6 +298,7 @@ base::Status MemoryManager::Impl::Place(OrderRunner& runner, Vma vma, int flags)
   }
   ClaimRange(orders, addr, end);
   AddMapOrder(orders, vma);
+  if (vma.flags & kVmaGrowsDown) MakeReady(runner, orders, vma);
   vmas.Insert(std::move(vma));
   Undo undo;
   undo.Add(addr, end, {});

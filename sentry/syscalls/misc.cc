@@ -10,6 +10,7 @@
 
 #include "sentry/base/random.h"
 #include "sentry/base/time.h"
+#include "sentry/fs/proc/proc.h"
 #include "sentry/kernel/inspect.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
@@ -74,18 +75,18 @@ Result<uint64_t> SysSetdomainname(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysSysinfo(Task& t, const SyscallArgs& a) {
   Kernel& kernel = t.kernel();
+  // The uptime and the load are the host's, as in /proc/uptime and /proc/loadavg.
+  struct sysinfo host {};
+  if (sysinfo(&host) != 0) return base::LastError();
   struct sysinfo info {};
-  info.uptime = (kernel.MonotonicNs() - kernel.boot_monotonic_ns()) / base::kNsPerSec;
-  const Cgroup& cgroup = *t.thread_group().cgroup();
-  info.totalram = cgroup.total_memory();
-  uint64_t used = 0;
-  for (const auto& group : kernel.ThreadGroups(cgroup)) {
-    Ref<Task> leader = group->leader();
-    Ref<MemoryManager> mm = leader ? leader->mm_ref() : nullptr;
-    if (mm) used += static_cast<uint64_t>(std::max<int64_t>(mm->ResidentBytes(), 0));
-  }
-  info.freeram = info.totalram - std::min<uint64_t>(used, info.totalram);
-  info.procs = static_cast<uint16_t>(std::min(cgroup.task_count(), 65535));
+  info.uptime = host.uptime;
+  std::copy(std::begin(host.loads), std::end(host.loads), std::begin(info.loads));
+  const SystemMemory memory = SystemMemoryOf(kernel);
+  info.totalram = memory.total;
+  info.freeram = memory.free;
+  info.sharedram = memory.shared;
+  info.bufferram = memory.buffers;
+  info.procs = static_cast<uint16_t>(std::min(t.thread_group().cgroup()->task_count(), 65535));
   info.mem_unit = 1;
   TRY(UserPtr<struct sysinfo>(a[0]).CopyOut(t.memory(), info));
   return 0;

@@ -105,18 +105,14 @@ Result<uint64_t> SysClone3(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysExecve(Task& t, const SyscallArgs& a) {
   std::string path = TRY(t.CopyInPath(a[0]));
-  loader::ExecArgs args(t.Rlimit(RLIMIT_STACK));
-  TRY(args.CopyIn(t.memory(), a[1], a[2]));
-  return t.Exec(AT_FDCWD, path, 0, std::move(args));
+  return t.Exec(AT_FDCWD, path, 0, a[1], a[2]);
 }
 
 Result<uint64_t> SysExecveat(Task& t, const SyscallArgs& a) {
   int flags = a.Int(4);
   if (flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW)) return Error(EINVAL);
   std::string path = TRY(t.CopyInPath(a[1]));
-  loader::ExecArgs args(t.Rlimit(RLIMIT_STACK));
-  TRY(args.CopyIn(t.memory(), a[2], a[3]));
-  return t.Exec(a.Int(0), path, flags, std::move(args));
+  return t.Exec(a.Int(0), path, flags, a[2], a[3]);
 }
 
 Result<uint64_t> SysExit(Task& t, const SyscallArgs& a) {

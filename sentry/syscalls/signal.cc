@@ -4,9 +4,11 @@
 #include <algorithm>
 
 #include "sentry/base/time.h"
+#include "sentry/fs/proc/proc.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 
 namespace sentry {
@@ -266,8 +268,9 @@ Result<uint64_t> SysPidfdSendSignal(Task& t, const SyscallArgs& a) {
   constexpr uint32_t kThread = 1, kGroup = 2, kPgrp = 4;  // PIDFD_SIGNAL_*
   if (flags & ~(kThread | kGroup | kPgrp)) return Error(EINVAL);
   if ((flags & (flags - 1)) != 0) return Error(EINVAL);
-  base::Ref<FileDescription> file = TRY(t.GetFile(a.Int(0)));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, a.Int(0)));
   base::Ref<Pid> pid = PidOfFile(*file);
+  if (!pid) pid = PidOfProcDir(*file);
   if (!pid) return Error(EBADF);
   if (pid->NumberIn(t.pid_namespace()) == 0) return Error(EINVAL);
   base::Ref<ThreadGroup> group = t.kernel().GroupOf(*pid);

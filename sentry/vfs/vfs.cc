@@ -202,6 +202,7 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
     return file;
   }
   if (counts) (*file)->set_holds_write_access();
+  NotifyDentry(*path.dentry, IN_OPEN);
   if (truncate) {
     AttrChange change;
     change.set_size = change.set_mtime = change.mtime_now = true;
@@ -209,7 +210,6 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
     TRY(inode.SetAttr(change));
     NotifyDentry(*path.dentry, IN_MODIFY);
   }
-  NotifyDentry(*path.dentry, IN_OPEN);
   return file;
 }
 

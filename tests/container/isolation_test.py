@@ -120,7 +120,8 @@ class IsolationTest(harness.ContainerTest):
         self.check_gofer_descriptors(gofer_of(id))
 
     def check_sentry_descriptors(self, id, pid):
-        allowed = re.compile(r"^(socket:|pipe:|anon_inode:|/memfd:|/memory-[0-9a-f]+( \(deleted\))?$|/dev/null|/dev/pts/)")
+        allowed = re.compile(r"^(socket:|pipe:|anon_inode:|/memfd:|/memory-[0-9a-f]+( \(deleted\))?$|/dev/null|/dev/pts/"
+                             r"|(/proc)?/pressure/(cpu|io|memory)$)")
         given = [os.path.join(self.sb.root, id, "exit")]
         # What the container was given as its standard output.
         given += [os.path.join(self.sb.dir, id + end) for end in (".out", ".err")]

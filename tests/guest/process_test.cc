@@ -240,6 +240,29 @@ TEST(Pidfd, WaitAndSignal) {
   close(fd);
 }
 
+TEST(Pidfd, DirectoryOfAProcessTakesSignals) {
+  pid_t pid = fork();
+  if (pid == 0) {
+    for (;;) pause();
+  }
+  std::string path = "/proc/" + std::to_string(pid);
+  int dir = open(path.c_str(), O_RDONLY | O_DIRECTORY);
+  int task = open((path + "/task/" + std::to_string(pid)).c_str(), O_RDONLY | O_DIRECTORY);
+  int fds = open((path + "/fd").c_str(), O_RDONLY | O_DIRECTORY);
+  int place = open(path.c_str(), O_PATH);
+  ASSERT_OK(place);
+  for (int fd : {task, fds, place}) {
+    EXPECT_ERRNO(syscall(SYS_pidfd_send_signal, fd, SIGTERM, nullptr, 0), EBADF);
+  }
+  EXPECT_OK(syscall(SYS_pidfd_send_signal, dir, 0, nullptr, 0));
+  ASSERT_OK(syscall(SYS_pidfd_send_signal, dir, SIGTERM, nullptr, 0));
+  int status;
+  ASSERT_EQ(pid, waitpid(pid, &status, 0));
+  EXPECT_EQ(SIGTERM, WTERMSIG(status));
+  EXPECT_ERRNO(syscall(SYS_pidfd_send_signal, dir, 0, nullptr, 0), ESRCH);
+  for (int fd : {dir, task, fds, place}) close(fd);
+}
+
 TEST(Limits, NprocAndNofile) {
   rlimit limit;
   ASSERT_OK(getrlimit(RLIMIT_NOFILE, &limit));

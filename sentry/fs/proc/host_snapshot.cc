@@ -94,6 +94,13 @@ void TakeHostSnapshot() {
   std::string text = ReadSome("/proc/cpuinfo", 16 * 1024);
   size_t end = text.find("\n\n");
   if (end != std::string::npos) s.cpuinfo = text.substr(0, end + 1);
+  for (const char* name : HostSnapshot::kPressure) {
+    base::UniqueFd fd(open((std::string("/proc/pressure/") + name).c_str(), O_RDONLY | O_CLOEXEC));
+    // Booted without psi=1, it can be opened but not read.
+    char byte;
+    if (!fd.valid() || pread(fd.get(), &byte, 1, 0) != 1) break;
+    s.pressure.push_back(std::move(fd));
+  }
   const std::string base = "/sys/devices/system/cpu/";
   for (int cpu : ParseList(ReadSome((base + "online").c_str(), 4096))) {
     if (cpu >= kMaxCpus) break;

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "sentry/base/host_fd.h"
+
 namespace sentry {
 
 struct HostSnapshot {
@@ -13,9 +15,14 @@ struct HostSnapshot {
   };
   std::string cpuinfo;    // the first processor's part of /proc/cpuinfo
   std::vector<Cpu> cpus;  // by number
+  // Files of the host's /proc/pressure, open for reading, in the order of kPressure; none: no
+  // CONFIG_PSI.
+  std::vector<base::UniqueFd> pressure;
+  static constexpr const char* kPressure[] = {"cpu", "io", "memory"};
 };
 
-// Reads /proc/cpuinfo and the topology below /sys/devices/system/cpu. Called once, before the
+// Reads /proc/cpuinfo and the topology below /sys/devices/system/cpu, and opens the files of
+// /proc/pressure, which change. Called once, before the
 // sentry confines itself; what cannot be read stays empty and is made up from cpuid.
 void TakeHostSnapshot();
 // Empty members if it was not taken.

@@ -26,7 +26,7 @@ constexpr SpecialEntry kSpecial[] = {
     {"exe", DT_LNK, false}, {"cwd", DT_LNK, false},      {"root", DT_LNK, false},
     {"fd", DT_DIR, false},  {"fdinfo", DT_DIR, false},   {"ns", DT_DIR, false},
     {"task", DT_DIR, true}, {"map_files", DT_DIR, true}, {"mem", DT_REG, false},
-    {"net", DT_DIR, false},
+    {"net", DT_DIR, false}, {"pagemap", DT_REG, false},
 };
 
 class TaskListDir : public PidOwned<PseudoDir> {
@@ -97,6 +97,7 @@ class PidDir : public PidOwned<PseudoDir> {
  public:
   PidDir(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino)
       : PidOwned(fs, std::move(pid), whole, fs, 0555, ino) {}
+  bool of_process() const { return whole(); }
 
  private:
   ~PidDir() override = default;
@@ -159,8 +160,11 @@ class PidDir : public PidOwned<PseudoDir> {
         return NewMapFilesDir(fs, pid(), whole());
       case 8:
         return NewMemFile(fs, pid(), whole());
-      default:
+      case 9:
         return NewNetDir(fs, pid());
+      default:
+        return NewPagemapFile(fs, pid(), whole(),
+                              Ino(kSpecialIndex + static_cast<uint32_t>(which)));
     }
   }
 
@@ -203,6 +207,11 @@ void FillPidOwner(ProcFs& fs, const Pid& pid, bool is_dir, InodeAttr* attr) {
   if (creds == nullptr || (!readable_dir && mm != nullptr && mm->dumpable() != 1)) return;
   attr->uid = creds->euid;
   attr->gid = creds->egid;
+}
+
+base::Ref<Pid> PidOfProcDir(const FileDescription& file) {
+  auto* dir = dynamic_cast<PidDir*>(file.inode());
+  return dir != nullptr && dir->of_process() ? dir->pid() : nullptr;
 }
 
 base::Ref<Inode> NewPidDir(ProcFs* fs, base::Ref<Pid> pid, bool whole) {

@@ -105,6 +105,8 @@ base::Ref<Inode> NewNsDir(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 base::Ref<Inode> NewMapFilesDir(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 // /proc/PID/net: of the network namespace that the process is in.
 base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid);
+// pid_pagemap.cc: /proc/PID/pagemap.
+base::Ref<Inode> NewPagemapFile(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino);
 // /proc/PID/mem.
 base::Ref<Inode> NewMemFile(ProcFs* fs, base::Ref<Pid> pid, bool whole);
 

@@ -20,6 +20,11 @@ struct Resident {
   uint64_t total() const { return anon + file + shmem; }
 };
 Resident ResidentOf(Task& task);
+// pid_sched.cc
+base::Result<std::string> PidSched(const PidContext& c);
+base::Status ResetSched(const PidContext& c, std::string_view data);
+base::Result<std::string> PidSyscall(const PidContext& c);
+base::Result<std::string> PidStack(const PidContext& c);
 // pid_mounts.cc
 base::Result<std::string> PidMounts(const PidContext& c);
 base::Result<std::string> PidMountInfo(const PidContext& c);

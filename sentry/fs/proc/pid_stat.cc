@@ -224,7 +224,8 @@ std::string MemoryLines(Task& t) {
   line("VmSize", stats.total_vm);
   line("VmLck", stats.locked_vm);
   line("VmPin", 0);
-  line("VmHWM", rss.total());
+  line("VmHWM",
+       std::max<uint64_t>(rss.total(), static_cast<uint64_t>(t.usage().max_rss_kb) * 1024));
   line("VmRSS", rss.total());
   line("RssAnon", rss.anon);
   line("RssFile", rss.file);

@@ -71,31 +71,9 @@ std::string Loadavg(Kernel& kernel) {
                          kernel.CurrentNamespaces().pid->last_pid());
 }
 
-// The sandbox's limit, if it has one, bounds what the host tells.
 std::string Meminfo(Kernel& kernel) {
-  struct sysinfo info = {};
-  (void)sysinfo(&info);
-  uint64_t unit = std::max<uint64_t>(info.mem_unit, 1);
-  uint64_t total = kernel.CurrentCgroup()->total_memory();
-  uint64_t host_total = info.totalram * unit;
-  uint64_t free = info.freeram * unit, buffers = info.bufferram * unit,
-           shared = info.sharedram * unit;
-  uint64_t used = 0, anon = 0, shmem = 0;
-  for (const auto& group : kernel.ThreadGroups(*kernel.CurrentCgroup())) {
-    base::Ref<Task> leader = group->leader();
-    if (leader == nullptr) continue;
-    Resident r = ResidentOf(*leader);
-    anon += r.anon;
-    shmem += r.shmem;
-  }
-  if (total < host_total) {
-    used = std::min(anon + shmem, total);
-    free = std::min(free, total - used);
-    buffers = 0;
-    shared = std::min(shared, used);
-  }
+  const auto [total, free, buffers, shared, used, anon] = SystemMemoryOf(kernel);
   uint64_t available = std::min(free + buffers, total);
-  anon = std::min(anon, total - free);
   std::string s;
   auto line = [&s](std::string_view name, uint64_t bytes) {
     s += fmt::format("{:<16}{:8} kB\n", name, bytes / 1024);
@@ -131,7 +109,7 @@ std::string Meminfo(Kernel& kernel) {
   line("Bounce:", 0);
   line("WritebackTmp:", 0);
   line("CommitLimit:", total / 2);
-  line("Committed_AS:", anon + shmem);
+  line("Committed_AS:", used);
   line("VmallocTotal:", uint64_t{34359738367} * 1024);
   line("VmallocUsed:", 0);
   line("VmallocChunk:", 0);
@@ -240,6 +218,7 @@ class Root : public PseudoDir {
                        }));
     AddSysctls(fs, *AddDir("sys"));
     AddSysvIpc(fs, *this);
+    AddPressure(fs, *this);
   }
 
  private:
@@ -289,6 +268,32 @@ class ProcType : public FilesystemType {
 };
 
 }  // namespace
+
+SystemMemory SystemMemoryOf(Kernel& kernel) {
+  struct sysinfo info = {};
+  (void)sysinfo(&info);
+  const uint64_t unit = std::max<uint64_t>(info.mem_unit, 1);
+  const base::Ref<Cgroup> cgroup = kernel.CurrentCgroup();
+  SystemMemory m{.total = cgroup->total_memory(),
+                 .free = info.freeram * unit,
+                 .buffers = info.bufferram * unit,
+                 .shared = info.sharedram * unit};
+  for (const auto& group : kernel.ThreadGroups(*cgroup)) {
+    base::Ref<Task> leader = group->leader();
+    if (leader == nullptr) continue;
+    Resident r = ResidentOf(*leader);
+    m.anonymous += r.anon;
+    m.committed += r.anon + r.shmem;
+  }
+  if (m.total < info.totalram * unit) {
+    const uint64_t used = std::min(m.committed, m.total);
+    m.free = std::min(m.free, m.total - used);
+    m.buffers = 0;
+    m.shared = std::min(m.shared, used);
+  }
+  m.anonymous = std::min(m.anonymous, m.total - m.free);
+  return m;
+}
 
 ProcFs::ProcFs(Kernel* kernel, base::Ref<PidNamespace> pid_ns)
     : PseudoFs("proc", PROC_SUPER_MAGIC, /*dynamic=*/true),

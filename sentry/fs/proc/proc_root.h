@@ -7,6 +7,8 @@ namespace sentry {
 
 // /proc/sys. `dir` is empty.
 void AddSysctls(ProcFs* fs, PseudoDir& dir);
+// pressure.cc: /proc/pressure, where the host has it.
+void AddPressure(ProcFs* fs, PseudoDir& root);
 // proc_ipc.cc: /proc/sysvipc.
 void AddSysvIpc(ProcFs* fs, PseudoDir& root);
 
