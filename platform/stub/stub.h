@@ -122,8 +122,8 @@ void CopyIn(Slot* slot);
 // Carries out the answer's orders. Returns false after one that failed (index and error in the
 // slot).
 bool RunOrders(Slot* slot, uint32_t count, uint32_t fd_count);
-// Copies the answer's pending writes out to the guest. 0; EFAULT, or EIO if a file's window could not
-// be read.
+// Copies the answer's pending writes out to the guest. 0; EFAULT, or EIO if a file's window could
+// not be read.
 int RunCopyOut(Slot* slot, uint32_t count);
 
 // ---- fpu.cc ----

@@ -115,7 +115,8 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
     if (!console.ok()) return console.status();
     c->console = std::move(*console);
   }
-  auto files = ProcessFiles(c->console.slave.get(), options.preserve_fds, &setup->boot.container.process.env);
+  auto files = ProcessFiles(c->console.slave.get(), options.preserve_fds,
+                            &setup->boot.container.process.env);
   if (!files.ok()) return files.status();
   launch.files = *files;
   if (c->state.sandbox_id.empty()) {
@@ -136,8 +137,7 @@ absl::Status Prepare(const Store& store, const CreateOptions& options, SandboxSe
   if (!exit_file.valid()) return ErrnoStatus("open " + store.Dir(options.id) + "/exit");
   launch.exit_file = exit_file.get();
   // One that joins a sandbox is in that one's log.
-  auto sentry_log =
-      OpenDebugLog(launch.pod ? "" : options.debug_log, options.id, "boot");
+  auto sentry_log = OpenDebugLog(launch.pod ? "" : options.debug_log, options.id, "boot");
   if (!sentry_log.ok()) return sentry_log.status();
   auto gofer_log = OpenDebugLog(options.debug_log, options.id, "gofer");
   if (!gofer_log.ok()) return gofer_log.status();

@@ -344,7 +344,9 @@ absl::Status Launch::BeginSentry(const LaunchOptions& options, int exe, int null
   const int log = options.sentry_log >= 0 ? options.sentry_log : null;
   ChildPlan plan;
   plan.role = "sentry";
-  plan.fds = {null,        log, log, boot_spec->get(), sync.get(), options.control_listener,
+  plan.fds = {null,       log,
+              log,        boot_spec->get(),
+              sync.get(), options.control_listener,
               connection, options.exit_file};
   plan.fds.insert(plan.fds.end(), options.files.begin(), options.files.end());
   plan.argv = {"runsc-sandbox", "boot", "--files=" + std::to_string(options.files.size())};

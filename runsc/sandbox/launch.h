@@ -63,8 +63,8 @@ class Launch {
   pid_t gofer_pid() const { return gofer_pid_; }
   // The one that ends with the container's exit status.
   pid_t init_pid() const { return sentry_pid_ > 0 ? sentry_pid_ : gofer_pid_; }
-  // Lets them exec, and waits until the container is ready. On error the message is what the sandbox
-  // said, or how it died.
+  // Lets them exec, and waits until the container is ready. On error the message is what the
+  // sandbox said, or how it died.
   absl::Status AwaitReady();
   // From now on the sandbox lives without this object, which forgets the processes. An error says
   // that it has ended already.

@@ -28,9 +28,9 @@ class UserMemory {
   // As ReadPartial, to the guest.
   virtual Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) = 0;
   // Leaves it to the memory's owner to fill [addr, addr + length) with the bytes of a file at
-  // `offset` on its way back to user code. Returns how many of them it will, from the first on; 0 if
-  // the caller is to copy them. The file must have them, and the memory must be mapped, writable and
-  // anonymous, so that the copy cannot stop half-way for a reason that user code would see.
+  // `offset` on its way back to user code. Returns how many of them it will, from the first on; 0
+  // if the caller is to copy them. The file must have them, and the memory must be mapped, writable
+  // and anonymous, so that the copy cannot stop half-way for a reason that user code would see.
   virtual size_t WriteFromFile(uint64_t /*addr*/, const Ref<FileSource>& /*source*/,
                                uint64_t /*offset*/, size_t /*length*/) {
     return 0;

@@ -45,8 +45,8 @@ class KernelSandbox : public Sandbox {
         first_(std::make_shared<KernelContainer>(spec.container, &kernel_)) {
     kernel_.set_dispatch(&DispatchSyscall);
     // Linux lets a guest's kernel objects take all memory; they are a part of it here.
-    base::KernelMemory::SetLimit(std::clamp(kernel_.root_cgroup()->total_memory() / 4,
-                                            kMinKernelMemory, kMaxKernelMemory));
+    base::KernelMemory::SetLimit(
+        std::clamp(kernel_.root_cgroup()->total_memory() / 4, kMinKernelMemory, kMaxKernelMemory));
   }
 
   base::Status Init(SandboxFds fds, std::string* why);

@@ -60,8 +60,8 @@ struct ProcessInfo {
   bool init = false;  // of its container
 };
 
-// A container of a sandbox. Thread-safe. Methods may block the calling thread (never a worker's) for
-// as long as the gofer takes; Wait, Signal, Processes and SetWindowSize return at once.
+// A container of a sandbox. Thread-safe. Methods may block the calling thread (never a worker's)
+// for as long as the gofer takes; Wait, Signal, Processes and SetWindowSize return at once.
 class Container {
  public:
   // Of Signal, Wait and SetWindowSize: the container's init, whatever its pid.
@@ -93,8 +93,8 @@ class Container {
   virtual void SetLimits(int64_t pids, int64_t memory) = 0;
   // Stops all its processes, wherever they are, or lets them go on. They can be killed meanwhile.
   virtual void SetFrozen(bool frozen) = 0;
-  // Of one that joined: kills what is left of it, waits until it is gone, gives back its mounts, and
-  // ends its gofer with `exit_code`. Nothing may be called after it.
+  // Of one that joined: kills what is left of it, waits until it is gone, gives back its mounts,
+  // and ends its gofer with `exit_code`. Nothing may be called after it.
   virtual void End(int exit_code) = 0;
 };
 

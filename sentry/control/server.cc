@@ -349,10 +349,9 @@ void ControlServer::DoWindowSize(uint64_t connection, const ControlMessage& mess
   if (!pid || !rows || !cols) {
     return ReplyError(connection, message.id, EPROTO, "malformed window size request");
   }
-  Status status =
-      About(connection)
-          ->SetWindowSize(static_cast<int32_t>(*pid), static_cast<uint16_t>(*rows),
-                          static_cast<uint16_t>(*cols));
+  Status status = About(connection)
+                      ->SetWindowSize(static_cast<int32_t>(*pid), static_cast<uint16_t>(*rows),
+                                      static_cast<uint16_t>(*cols));
   if (!status.ok()) {
     return ReplyError(connection, message.id, status.error().code(), "cannot resize the terminal");
   }

@@ -49,8 +49,8 @@ class Dentry : public base::RefCounted {
   // The cached child, or null if nothing is known. Needs no lock.
   base::Ref<Dentry> FindChild(std::string_view name) const;
   // Enters a child, positive or negative. If one of that name is cached already, that one is
-  // returned. The caller holds the directory inode's lock (shared is enough). The dentry cache keeps
-  // it unless its inode or one above does not want that (Inode::keeps_dentries).
+  // returned. The caller holds the directory inode's lock (shared is enough). The dentry cache
+  // keeps it unless its inode or one above does not want that (Inode::keeps_dentries).
   base::Ref<Dentry> AddChild(std::string_view name, base::Ref<Inode> inode_or_null);
   // After the filesystem has done it, with the directories' inode locks held exclusively: turns a
   // negative dentry positive; removes the name (the inode stays); moves `moved` to (new_parent,

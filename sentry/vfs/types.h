@@ -68,8 +68,8 @@ class IoDest {
   virtual base::Result<size_t> Put(std::span<const std::byte> src) = 0;
   // Fills the next `n` bytes with zeros; as Put.
   virtual base::Result<size_t> PutZeros(size_t n);
-  // The next `n` bytes at most are those of a file at `offset`, which has them: returns how many are
-  // taken care of, 0 if they are to be Put.
+  // The next `n` bytes at most are those of a file at `offset`, which has them: returns how many
+  // are taken care of, 0 if they are to be Put.
   virtual size_t PutFile(const base::Ref<base::FileSource>& /*source*/, uint64_t /*offset*/,
                          size_t /*n*/) {
     return 0;

@@ -31,8 +31,7 @@ int CpusWithin(double limit) {
 
 }  // namespace
 
-Cgroup::Cgroup(const Limits& limits)
-    : cpu_limit_(limits.cpu), cpu_count_(CpusWithin(limits.cpu)) {
+Cgroup::Cgroup(const Limits& limits) : cpu_limit_(limits.cpu), cpu_count_(CpusWithin(limits.cpu)) {
   SetLimits(limits.pids, static_cast<int64_t>(limits.memory));
 }
 
