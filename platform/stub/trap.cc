@@ -441,7 +441,8 @@ extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
   s->traced_call = 0;
   // If the sentry has set the registers, they are complete.
   if (odd && !s->restore_all) FinishCompare(s);
-  // Where each call is to reach the kernel, it has reported the step over this one, or does without.
+  // Where each call is to reach the kernel, it has reported the step over this one, or does
+  // without.
   const bool told = !answered && __atomic_load_n(&s->lanes_off, __ATOMIC_RELAXED) == 2;
   if (step && !s->restore_all && !told) {
     s->signo = kSigTrap;

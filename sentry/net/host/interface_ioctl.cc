@@ -30,8 +30,8 @@ void SetName(char (&to)[IFNAMSIZ], std::string_view name) {
   memcpy(to, name.data(), std::min(name.size(), sizeof(to) - 1));
 }
 
-// SIOCGIFCONF: the IPv4 addresses with their devices. Without a buffer only their size is asked for,
-// whatever the length says (net/core/dev_ioctl.c:dev_ifconf()).
+// SIOCGIFCONF: the IPv4 addresses with their devices. Without a buffer only their size is asked
+// for, whatever the length says (net/core/dev_ioctl.c:dev_ifconf()).
 Result<uint64_t> Configuration(const std::vector<HostInterface>& all, const IoctlArgs& args) {
   auto conf = TRY(UserPtr<ifconf>(args.arg).CopyIn(args.memory));
   auto room = static_cast<size_t>(std::max(conf.ifc_len, 0));
