@@ -3,7 +3,7 @@
 cd /tmp
 mkdir -p src/a/b; for i in $(seq 200); do seq $i > src/a/b/$i; done; ln -s b src/a/link; ln src/a/b/1 src/a/hard; mkfifo src/fifo; chmod 640 src/a/b/2; touch -d 2001-01-01 src/a/b/3; truncate -s 10M src/sparse
 rsync -aHS src/ one/; diff -r --no-dereference src/a one/a && echo same; stat -c '%a %Y %h' one/a/b/2 one/a/b/3 one/a/hard | cut -d' ' -f1,3; stat -c %Y one/a/b/3; stat -c %b one/sparse
-echo changed >> src/a/b/9; rm src/a/b/10; rsync -ai --delete --exclude fifo src/ one/ | sort
+echo changed >> src/a/b/9; rm src/a/b/10; touch -d 2002-02-02 src/a/b/9 src/a/b; rsync -ai --delete --exclude fifo src/ one/ | sort
 rsync -ac --link-dest=/tmp/one src/a/ two/; find two -type f -links +1 | wc -l
 printf 'use chroot = no\nuid = root\ngid = root\npid file = /tmp/rsync.pid\n[m]\npath = /tmp/src\nread only = no\nlist = yes\n' > rsyncd.conf
 rsync --daemon --config=rsyncd.conf --address=127.0.0.1 --port=8730; for i in $(seq 50); do rsync rsync://127.0.0.1:8730/ > /dev/null 2>&1 && break; sleep 0.1; done
