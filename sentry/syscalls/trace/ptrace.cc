@@ -15,7 +15,7 @@
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
 #include "sentry/syscalls/handlers.h"
-#include "sentry/syscalls/ptrace_regs.h"
+#include "sentry/syscalls/trace/ptrace_regs.h"
 
 namespace sentry {
 

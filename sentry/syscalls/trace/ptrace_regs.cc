@@ -1,4 +1,4 @@
-#include "sentry/syscalls/ptrace_regs.h"
+#include "sentry/syscalls/trace/ptrace_regs.h"
 
 #include <elf.h>
 #include <sys/user.h>
@@ -24,8 +24,7 @@ constexpr uint64_t kTracerFlags = 0x44dd5 | 0x10000;
 constexpr uint64_t kTrapFlag = 0x100;
 // The kernel's struct user has two words more than that of <sys/user.h>.
 constexpr uint64_t kUserSize = sizeof(user) + 2 * sizeof(uint64_t);
-constexpr size_t kLegacySize = 512, kHeaderSize = 64, kSoftwareOffset = 464, kMxcsrOffset = 24,
-                 kMxcsrMaskOffset = 28;
+constexpr size_t kLegacySize = 512, kSoftwareOffset = 464, kMxcsrOffset = 24, kMxcsrMaskOffset = 28;
 constexpr uint64_t kFeaturesFpSse = 3;
 
 // The software's words in an image of the FPU (struct _fpx_sw_bytes).
