@@ -21,7 +21,7 @@
 namespace sentry {
 namespace {
 
-class EmptySandbox : public Sandbox {
+class EmptyContainer : public Container {
  public:
   base::Status Start(std::string* why) override {
     *why = "container is running already";
@@ -39,12 +39,26 @@ class EmptySandbox : public Sandbox {
   base::Status Signal(int32_t /*pid*/, int /*signo*/) override { return base::Ok(); }
   base::Status SignalAll(int /*signo*/) override { return base::Ok(); }
   std::vector<ProcessInfo> Processes() override { return {ProcessInfo{.command = "\xff"}}; }
-  std::string SyscallTimes() override { return "{}"; }
   base::Status SetWindowSize(int32_t /*pid*/, uint16_t /*rows*/, uint16_t /*cols*/) override {
     return base::Error(ENOTTY);
   }
   void SetLimits(int64_t /*pids*/, int64_t /*memory*/) override {}
+  void SetFrozen(bool /*frozen*/) override {}
+  void End(int /*exit_code*/) override {}
+};
+
+class EmptySandbox : public Sandbox {
+ public:
+  std::shared_ptr<Container> first() override { return first_; }
+  base::Result<std::shared_ptr<Container>> Join(const ContainerSpec& /*spec*/, ContainerFds /*fds*/,
+                                                std::string* /*why*/) override {
+    return std::shared_ptr<Container>(std::make_shared<EmptyContainer>());
+  }
+  std::string SyscallTimes() override { return "{}"; }
   void Destroy() override {}
+
+ private:
+  const std::shared_ptr<Container> first_ = std::make_shared<EmptyContainer>();
 };
 
 // A server in a thread, reached through an abstract socket.
@@ -58,10 +72,12 @@ class Server {
     if (bind(listener.get(), Address(), length_) != 0 || listen(listener.get(), 8) != 0) abort();
     length_ = sizeof(address_);
     if (getsockname(listener.get(), Address(), &length_) != 0) abort();
-    server_ = std::make_unique<ControlServer>(&sandbox_, std::move(listener),
-                                              [](const ucred&) { return true; });
+    server_ = std::make_unique<ControlServer>(&sandbox_, [](const ucred&) { return true; });
+    server_->set_on_join([](ControlServer::Joined) { return base::Ok(); });
     if (!server_->Init().ok()) abort();
-    server_->SetInitStatus(7);
+    auto served = server_->Serve(sandbox_.first(), std::move(listener), 0);
+    if (!served.ok()) abort();
+    server_->SetInitStatus(*served, 7);
     std::thread([this] { server_->Run(); }).detach();
   }
 

@@ -50,7 +50,9 @@ class ModelContext : public platform::Context {
   base::Status FlushWrites() override { return base::Ok(); }
   void Exit() override {}
   // Nobody sleeps in a script: futex(2), the one call that comes here, finds another value.
-  void AnswerInLane(int /*nr*/, int64_t /*remaining_ns*/) override { in_lane_ = true; }
+  void AnswerInLane(int /*nr*/, int64_t /*remaining_ns*/, bool /*then_trap*/) override {
+    in_lane_ = true;
+  }
   void Publish(const Identity& /*identity*/) override {}
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
@@ -86,12 +88,6 @@ class ModelAddressSpace : public platform::AddressSpace {
     return std::unique_ptr<platform::AddressSpace>(std::move(child));
   }
   std::unique_ptr<platform::Context> TakeMainContext() override { return std::move(main_); }
-  base::Result<size_t> ForcedRead(uint64_t addr, std::span<std::byte> dst) override {
-    return memory.Read(addr, dst);
-  }
-  base::Result<size_t> ForcedWrite(uint64_t addr, std::span<const std::byte> src) override {
-    return memory.Write(addr, src);
-  }
   int64_t ResidentBytes() const override { return -1; }
   int host_pid() const override { return 0; }
   void Kill() override { gone.store(true); }
