@@ -27,6 +27,8 @@ bool Inside(uint64_t addr, uint64_t length) {
 
 class ModelAddressSpace;
 
+constexpr size_t kFpuSize = 832;
+
 class ModelContext : public platform::Context {
  public:
   ModelContext(ModelPlatform& platform, ModelAddressSpace& as) : platform_(platform), as_(as) {}
@@ -44,7 +46,12 @@ class ModelContext : public platform::Context {
   void Resume(platform::ResumeMode mode) override;
   void Interrupt() override { interrupted_.store(true); }
   bool WaitsInFutex() const override { return false; }
-  size_t fpu_frame_size() const override { return 832; }
+  size_t fpu_frame_size() const override { return kFpuSize; }
+  void RereadCall() override {}  // call() does each time
+  std::span<const std::byte> saved_fpu() const override {
+    static constexpr std::byte kInitial[kFpuSize] = {};
+    return kInitial;
+  }
   int64_t CpuTimeNs() const override { return 0; }
   int host_tid() const override { return 0; }
   base::Status FlushWrites() override { return base::Ok(); }
