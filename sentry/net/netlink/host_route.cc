@@ -18,7 +18,7 @@ constexpr size_t kDatagram = 3584;
 
 // Passes a message of the host's on.
 void Pass(const RouteRequest& r, const HostNetwork::RouteMessage& m) {
-  if (r.out.size() > 0 && r.out.size() + m.payload.size() > kDatagram) {
+  if (!r.out.empty() && r.out.size() + m.payload.size() > kDatagram) {
     r.answers.push_back(r.out.Take());
   }
   nlmsghdr header = r.Header(m.type);
