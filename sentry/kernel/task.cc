@@ -192,15 +192,15 @@ int64_t Task::CpuTimeNs() const {
 }
 
 namespace {
-// Where the host does not tell, what is mapped bounds what is resident.
-int64_t ResidentKb(const MemoryManager& mm) {
+// Where the host does not tell, what was mapped at most bounds what was resident.
+int64_t PeakKb(const MemoryManager& mm) {
   int64_t resident = mm.ResidentBytes();
-  return (resident >= 0 ? resident : static_cast<int64_t>(mm.stats().total_vm)) / 1024;
+  return (resident >= 0 ? resident : static_cast<int64_t>(mm.stats().peak_vm)) / 1024;
 }
 }  // namespace
 
 void Task::NoteResident() {
-  if (mm_) max_rss_kb_.store(std::max(max_rss_kb_.load(), ResidentKb(*mm_)));
+  if (mm_) max_rss_kb_.store(std::max(max_rss_kb_.load(), PeakKb(*mm_)));
 }
 
 Usage Task::usage() const {
@@ -214,8 +214,7 @@ Usage Task::usage() const {
     if (fiber_) u.voluntary_switches = fiber_->waits();
   }
   u.max_rss_kb = max_rss_kb_.load(std::memory_order_relaxed);
-  if (base::Ref<MemoryManager> mm = mm_ref())
-    u.max_rss_kb = std::max(u.max_rss_kb, ResidentKb(*mm));
+  if (base::Ref<MemoryManager> mm = mm_ref()) u.max_rss_kb = std::max(u.max_rss_kb, PeakKb(*mm));
   return u;
 }
 
