@@ -128,7 +128,7 @@ class ThreadContext final : public Context {
   // poller must not see together with an old request.
   void StartRound();
   struct Batch;
-  base::Result<uint32_t> SendFds(const Batch& batch);
+  base::Result<uint32_t> Announce(Batch* batch);
   bool Encode(const Order& order, Batch* batch);
   bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
   static bool EncodePlain(const Order& order, OrderEntry* entry);

@@ -107,11 +107,7 @@ void ThreadContext::StartRound() {
     if (patch_wanted_) AddPatch(&batch);
     flags = EntryFlags();
   }
-  if (!batch.calls.empty()) {
-    expects_calls_ = true;
-    process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
-  }
-  base::Result<uint32_t> ticket = SendFds(batch);
+  base::Result<uint32_t> ticket = Announce(&batch);
   // A stub that does not take what it is sent, or too many descriptors under way in the host.
   if (!ticket.ok()) {
     ForgetCalls();
@@ -121,11 +117,16 @@ void ThreadContext::StartRound() {
   Answer({flags, batch.count, *ticket, batch.fd_count});
 }
 
-// Returns the batch's turn; 0 without descriptors.
-base::Result<uint32_t> ThreadContext::SendFds(const Batch& batch) {
-  if (batch.fd_count == 0) return uint32_t{0};
+// Tells the gate which calls the batch takes, and sends its descriptors. Returns its turn; 0
+// without descriptors.
+base::Result<uint32_t> ThreadContext::Announce(Batch* batch) {
+  if (!batch->calls.empty()) {
+    expects_calls_ = true;
+    process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch->calls));
+  }
+  if (batch->fd_count == 0) return uint32_t{0};
   if (process_->platform().strict()) return process_->TakeBatchTurn();
-  return process_->SendBatchFds(std::span(batch.fds, batch.fd_count));
+  return process_->SendBatchFds(std::span(batch->fds, batch->fd_count));
 }
 
 bool ThreadContext::ChangeWindows() {
@@ -153,17 +154,14 @@ bool ThreadContext::ChangeWindows() {
       size_t n = 1;
       while (i + n < changed_windows_.size() && changed_windows_[i + n] == changed_windows_[i] + n)
         n++;
-      // What is left over by a full round comes with the next one that has room.
-      if (batch.count < kMaxOrders) add(OrderOp::kMunmap, changed_windows_[i], n, nullptr);
+      // There is room for all of them, however they lie.
+      static_assert(kMaxCopies + kFileWindows / 2 <= kMaxOrders);
+      add(OrderOp::kMunmap, changed_windows_[i], n, nullptr);
       i += n;
     }
   }
   if (batch.count == 0) return false;
-  if (!batch.calls.empty()) {
-    expects_calls_ = true;
-    process_->platform().gate().Expect(tid_, process_->pid(), std::move(batch.calls));
-  }
-  base::Result<uint32_t> ticket = SendFds(batch);
+  base::Result<uint32_t> ticket = Announce(&batch);
   if (!ticket.ok()) {
     // The copies are made without windows, then: the stub will say that it cannot read them.
     ForgetCalls();

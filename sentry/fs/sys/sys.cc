@@ -3,7 +3,6 @@
 #include <cpuid.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
-#include <sys/sysinfo.h>
 
 #include <algorithm>
 #include <functional>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "sentry/fs/proc/host_snapshot.h"
+#include "sentry/fs/proc/proc.h"
 #include "sentry/fs/pseudo/pseudo.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
@@ -195,11 +195,8 @@ void AddNodes(Builder dir, Kernel& kernel) {
   Kernel* k = &kernel;
   // libnuma, and so ps and a JVM, want the first two (drivers/base/node.c:node_read_meminfo()).
   node.Read("meminfo", [k] {
-    struct sysinfo info = {};
-    (void)sysinfo(&info);
-    const uint64_t total = k->CurrentCgroup()->total_memory() / 1024;
-    const uint64_t free =
-        std::min(info.freeram * std::max<uint64_t>(info.mem_unit, 1) / 1024, total);
+    const SystemMemory memory = SystemMemoryOf(*k);
+    const uint64_t total = memory.total / 1024, free = memory.free / 1024;
     return fmt::format(
         "Node 0 MemTotal:       {:8} kB\nNode 0 MemFree:        {:8} kB\n"
         "Node 0 MemUsed:        {:8} kB\n",
