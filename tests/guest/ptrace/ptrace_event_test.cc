@@ -125,8 +125,13 @@ TEST(PtraceEvent, VforkAndDone) {
 }
 
 TEST(PtraceEvent, CloneOfThread) {
-  Child child = Child::Stopped([] {
+  // What ends while the whole process does has the process's status, so this waits to be let go on.
+  int fds[2];
+  pipe(fds);
+  Child child = Child::Stopped([&] {
     std::thread([] { syscall(SYS_getppid); }).join();
+    char c;
+    read(fds[0], &c, 1);
     return 4;
   });
   SetOptions(child, PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXIT);
@@ -145,6 +150,7 @@ TEST(PtraceEvent, CloneOfThread) {
   Resume(PTRACE_CONT, thread);
   ASSERT_EQ(thread, waitpid(thread, &status, __WALL));
   EXPECT_EQ(Child::Exited(0), status);
+  write(fds[1], "x", 1);
   ASSERT_EQ(Child::W(SIGTRAP, PTRACE_EVENT_EXIT), child.Wait());
   EXPECT_EQ(static_cast<uint64_t>(Child::Exited(4)), Message(child));
   Resume(PTRACE_CONT, child);
