@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "platform/stream_lane.h"
+
 namespace platform {
 
 // ---- Where things stand in a stub's address space -------------------------------------------
@@ -38,6 +40,10 @@ inline constexpr uint32_t kFileWindows = 32;
 inline constexpr uint64_t kFileWindowsEnd = kFileWindowBase + kFileWindows * kFileWindowSize;
 inline constexpr uint64_t kMailboxBase = kRegionBase + 0x4000'0000;
 static_assert(kFileWindowsEnd <= kMailboxBase);
+
+// Streams that processes like this one share (stream_lane.h).
+inline constexpr uint64_t kLaneBase = kRegionBase + 0x8000'0000;
+static_assert(kLaneBase + kLaneArenaSize <= kRegionEnd);
 
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
@@ -132,6 +138,7 @@ enum RequestFlag : uint8_t {
   kRequestDirect = 1,            // from a patched site: kModeDirect
   kRequestFutexInterrupted = 2,  // a wait answered here was interrupted; remaining_ns tells
   kRequestMaskChanged = 4,       // sigmask is not what the sentry has set
+  kRequestLaneDone = 8,          // the call was answered by a stream lane, which is to be told of it
 };
 
 // The first word of a request.
@@ -201,6 +208,9 @@ inline constexpr uint32_t kCopyOutSize = 8192;
 // be.
 inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
                                      107, 108, 110, 186, 201, 228, 309};
+
+// What is answered by stream lanes, which threads that a filter or a tracer looks at do not have.
+inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45};
 
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
@@ -287,6 +297,11 @@ struct Slot {
   // The guest's signal mask with kMaskOpen, if it may be changed here; else 0. Changed by
   // compare-and-exchange, since the sentry may close it at any moment.
   uint64_t sigmask;
+  // Of kRequestLaneDone: what the call returns, and which lane it was.
+  int64_t lane_result;
+  uint64_t lane_name;
+  uint32_t lane_wrote;  // it was written to
+  uint32_t lane_done;   // what kRequestLaneDone will say
 
   // From here: identity, written by the sentry. Forging it deceives only the forger.
   alignas(64) int32_t pid;
@@ -296,6 +311,8 @@ struct Slot {
   uint32_t lanes_off;  // 1: every call but futex(2) is to reach the sentry; 2: every call
   uint32_t stamp;      // the next trap is to be stamped: when it came, and when its answer did
   uint64_t trapped_at, resumed_at;
+  // With what this thread locks stream lanes; 0: it has none. The descriptors in the header are its.
+  uint32_t lane_owner;
 
   // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
   // a bit that tells in which of the two tables its action stands. The other is written before the
@@ -323,6 +340,11 @@ static_assert(offsetof(Slot, orders) == kPageSize);
 
 inline constexpr uint32_t kReadyWords = kMaxSlots / 64;
 
+struct LaneFd {
+  uint64_t in, out;  // what it reads from and writes to
+};
+inline constexpr uint32_t kLaneFds = 1024;
+
 struct MailboxHeader {
   alignas(64) uint64_t ready[kReadyWords];  // a bit per slot: has handed off
   alignas(64) uint32_t fd_turn;             // whose turn it is at the socket
@@ -332,6 +354,8 @@ struct MailboxHeader {
   alignas(64) uint64_t nonce[2];
   alignas(64) uint64_t patching;  // address whose first byte is int3 for a moment
   alignas(kPageSize) Site sites[kMaxSites];
+  // The stream lanes that descriptors lead to, by LaneName; changed by the sentry at any time.
+  alignas(kPageSize) LaneFd lane_fds[kLaneFds];
 };
 static_assert(sizeof(MailboxHeader) <= kHeaderSlots * kSlotSize);
 inline constexpr uint64_t kSitesAddress = kMailboxBase + offsetof(MailboxHeader, sites);

@@ -54,6 +54,12 @@ struct Trap {
   // was left of a relative timeout, -1 without one.
   bool futex_interrupted = false;
   int64_t remaining_ns = -1;
+  // kSyscall: a stream lane has answered the call, with lane_result, and somebody may wait for what
+  // it did to the lane of this name. The guest may lie.
+  bool lane_done = false;
+  bool lane_wrote = false;
+  int64_t lane_result = 0;
+  uint64_t lane_name = 0;
   // kOrdersDone: results of the orders, in order (mremap: the address; CompareExchange: the word;
   // else 0).
   std::vector<uint64_t> results;
@@ -240,6 +246,8 @@ class Context : public base::UserMemory {
   // time; holds for calls that begin later.
   enum class Lanes : uint32_t { kAll, kFutex, kNone };
   virtual void SetLanes(Lanes /*lanes*/) {}
+  // With which number the thread locks stream lanes; 0: it uses none.
+  virtual void SetLaneOwner(uint32_t /*owner*/) {}
   // After a kSyscall trap: the next Resume(kGuest) has call `nr` with the arguments in regs()
   // (which must not have changed) answered without the kernel after all. If that cannot be, or the
   // wait is interrupted, it traps with the call again. `remaining_ns` >= 0: timeout of a relative
@@ -315,6 +323,17 @@ class AddressSpace : public base::UserMemory {
   // Credentials have changed: what the platform has mapped for Context::WriteFromFile goes, since
   // the process might not open those files any more.
   virtual void DropFileWindows() {}
+
+  // Stream lanes (platform/stream_lane.h), which the platform answers reads and writes by without
+  // the kernel. The memory of `arena` is mapped on the way of one of this space's threads into the
+  // guest. False: it will not be, since another one is there or for good; HasLanes: it is.
+  virtual bool MapLanes(const base::Ref<base::HostFd>& /*arena*/) { return false; }
+  virtual bool HasLanes(const base::Ref<base::HostFd>& /*arena*/) const { return false; }
+  // It goes again, in the same way: the process is no longer the equal of those that share it.
+  virtual void DropLanes() {}
+  // Descriptor `fd` of the threads that have lanes (Context::SetLaneOwner) reads from and writes to
+  // the lanes of these names; 0: none.
+  virtual void SetLaneOfFd(int /*fd*/, uint64_t /*in*/, uint64_t /*out*/) {}
 };
 
 struct Options {
@@ -322,6 +341,7 @@ struct Options {
   // host cannot put calls to the sentry, the platform does not start then.
   bool strict = false;
   bool patch = true;     // patch system call sites
+  bool lanes = true;     // AddressSpace::MapLanes
   int64_t spin_ns = -1;  // -1: learned; 0: never spin
   int pool_size = 2;     // stubs kept ready
 };

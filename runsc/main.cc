@@ -14,6 +14,7 @@ base::Result<std::unique_ptr<platform::Platform>> CreatePlatform(const sentry::B
   platform::Options options;
   options.strict = spec.strict;
   options.spin_ns = spec.spin_ns;
+  options.lanes = spec.lanes;
   return platform::Create(spec.platform, options, why);
 }
 

@@ -241,10 +241,16 @@ constexpr uint32_t kLaneCount = 320;
 struct LaneTable {
   Lane lane[kLaneCount] = {};
   constexpr LaneTable() {
+    lane[0] = StreamRead;
+    lane[1] = StreamWrite;
     lane[13] = RtSigaction;
     lane[14] = RtSigprocmask;
+    lane[19] = StreamReadv;
+    lane[20] = StreamWritev;
     lane[24] = SchedYield;
     lane[39] = GetPid;
+    lane[44] = StreamSendto;
+    lane[45] = StreamRecvfrom;
     lane[96] = GetTimeOfDay;
     lane[102] = GetUid;
     lane[104] = GetGid;
@@ -264,11 +270,12 @@ constexpr bool OnlyNamedLanes() {
   for (int nr = 0; nr < static_cast<int>(kLaneCount); nr++) {
     bool named = nr == kFutexNr;
     for (int call : kLaneCalls) named |= call == nr;
+    for (int call : kStreamCalls) named |= call == nr;
     if (named != (kLanes.lane[nr] != nullptr)) return false;
   }
   return true;
 }
-static_assert(OnlyNamedLanes(), "kLaneCalls in mailbox.h tells which calls have a lane");
+static_assert(OnlyNamedLanes(), "kLaneCalls and kStreamCalls in mailbox.h tell which calls have a lane");
 
 }  // namespace
 

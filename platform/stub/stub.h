@@ -111,6 +111,17 @@ bool TryLane(Slot* slot);
 // platform::Context::AnswerInLane.
 bool RunLane(Slot* slot, int64_t remaining_ns);
 
+// ---- streams.cc: calls answered by stream lanes ----
+
+// As the handlers of lanes.cc. What was done and is to be told to the sentry is declined with
+// lane_done set.
+bool StreamRead(Slot* slot);
+bool StreamWrite(Slot* slot);
+bool StreamReadv(Slot* slot);
+bool StreamWritev(Slot* slot);
+bool StreamSendto(Slot* slot);
+bool StreamRecvfrom(Slot* slot);
+
 // ---- copy_in.cc ----
 
 // Copies what the call's arguments point to into the slot, as far as its shape tells and room

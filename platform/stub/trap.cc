@@ -168,6 +168,8 @@ void WriteRequest(Slot* s, uint32_t seq, RequestKind kind) {
   if (s->mode == kModeDirect && !s->traced_call) flags |= kRequestDirect;
   if (s->futex_interrupted) flags |= kRequestFutexInterrupted;
   if (s->mask_changed) flags |= kRequestMaskChanged;
+  if (s->lane_done) flags |= kRequestLaneDone;
+  s->lane_done = 0;
   RequestHead head{seq, kind, static_cast<uint8_t>(flags), static_cast<uint16_t>(s->copied_in)};
   if (kind == RequestKind::kSyscall) {
     s->call_nr = s->rax;

@@ -35,8 +35,20 @@ base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
   base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
   child->windows().InheritFrom(process_->windows());
+  child->lanes().InheritFrom(process_->lanes());
   return std::unique_ptr<AddressSpace>(
       std::make_unique<SystrapAddressSpace>(std::move(child), limits_));
+}
+
+bool SystrapAddressSpace::MapLanes(const base::Ref<base::HostFd>& arena) {
+  return process_->platform().lanes() && process_->lanes().Want(arena);
+}
+
+void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {
+  if (fd < 0 || static_cast<uint32_t>(fd) >= kLaneFds) return;
+  LaneFd& entry = process_->header()->lane_fds[fd];
+  __atomic_store_n(&entry.in, in, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&entry.out, out, __ATOMIC_SEQ_CST);
 }
 
 base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {

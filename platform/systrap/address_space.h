@@ -28,6 +28,12 @@ class SystrapAddressSpace final : public AddressSpace {
   void Kill() override { process_->Kill(); }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override;
   void DropFileWindows() override { process_->windows().DropAll(); }
+  bool MapLanes(const base::Ref<base::HostFd>& arena) override;
+  bool HasLanes(const base::Ref<base::HostFd>& arena) const override {
+    return process_->lanes().Has(arena);
+  }
+  void DropLanes() override { process_->lanes().Drop(); }
+  void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 

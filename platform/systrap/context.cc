@@ -364,6 +364,12 @@ void ThreadContext::TakeCall(const RequestHead& head) {
   }
   trap_.futex_interrupted = (head.flags & kRequestFutexInterrupted) != 0;
   if (trap_.futex_interrupted) trap_.remaining_ns = slot_->remaining_ns;
+  trap_.lane_done = (head.flags & kRequestLaneDone) != 0;
+  if (trap_.lane_done) {
+    trap_.lane_wrote = slot_->lane_wrote != 0;
+    trap_.lane_result = slot_->lane_result;
+    trap_.lane_name = slot_->lane_name;
+  }
 }
 
 bool ThreadContext::Take() {
@@ -375,7 +381,7 @@ bool ThreadContext::Take() {
   ForgetCalls();
   if (changes_windows_) {
     // Its own business, done or not.
-    EndWindowRound();
+    EndWindowRound(head.kind == RequestKind::kOrdersDone);
     seq_++;
     StartRound();
     return false;

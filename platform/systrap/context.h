@@ -50,6 +50,9 @@ class ThreadContext final : public Context {
   void SetLanes(Lanes lanes) override {
     __atomic_store_n(&slot_->lanes_off, static_cast<uint32_t>(lanes), __ATOMIC_SEQ_CST);
   }
+  void SetLaneOwner(uint32_t owner) override {
+    __atomic_store_n(&slot_->lane_owner, owner, __ATOMIC_SEQ_CST);
+  }
   void AnswerInLane(int nr, int64_t remaining_ns, bool then_trap) override {
     regs_.rax = static_cast<uint64_t>(nr);
     in_lane_ = true;
@@ -138,12 +141,13 @@ class ThreadContext final : public Context {
   // Publishes the round's answer with what is to be copied out.
   void Answer(const AnswerHead& head);
   // Has the stub map the windows that the next copies need, and unmap those that nobody does, in a
-  // round before all others. False if there is nothing to do.
+  // round before all others, and what there is to do about lanes. False if there is nothing to do.
   bool ChangeWindows();
+  void ChangeLanes(Batch* batch);
   // The round that had copies from windows has been answered. `failed`: by that they could not all
   // be made; they are left for FlushWrites.
   void ReleaseWindows(bool failed);
-  void EndWindowRound();
+  void EndWindowRound(bool good);
   void UnpinCopies();
   struct FileCopy;
   base::Status CopyFromFile(const CopyEntry& entry, const FileCopy& file);
@@ -237,6 +241,7 @@ class ThreadContext final : public Context {
   std::vector<CopyEntry> sent_copies_;
   std::vector<uint32_t> changed_windows_;  // pinned during the round that unmaps them
   bool changes_windows_ = false;           // that round, or one that maps, is under way
+  bool changes_lanes_ = false;             // and maps or unmaps the lanes
 
   ThreadContext* fork_parent_ = nullptr;  // told when this child reports
   uint32_t forks_pending_ = 0;

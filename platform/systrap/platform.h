@@ -59,6 +59,7 @@ class SystrapPlatform final : public Platform {
   // Sites are patched. (Without FSGSBASE an island cannot tell whose GS it meets.)
   CallGate& gate() { return gate_; }
   bool strict() const { return options_.strict; }
+  bool lanes() const { return options_.lanes; }
   // Slots from here on can get no descriptors in strict mode: the host's limit is too low.
   uint32_t ordered_fds() const { return ordered_fds_; }
   TextCache& texts() { return texts_; }

@@ -155,17 +155,18 @@ bool ThreadContext::ChangeWindows() {
       while (i + n < changed_windows_.size() && changed_windows_[i + n] == changed_windows_[i] + n)
         n++;
       // There is room for all of them, however they lie.
-      static_assert(kMaxCopies + kFileWindows / 2 <= kMaxOrders);
+      static_assert(kMaxCopies + kFileWindows / 2 + 1 <= kMaxOrders);
       add(OrderOp::kMunmap, changed_windows_[i], n, nullptr);
       i += n;
     }
   }
+  ChangeLanes(&batch);
   if (batch.count == 0) return false;
   base::Result<uint32_t> ticket = Announce(&batch);
   if (!ticket.ok()) {
     // The copies are made without windows, then: the stub will say that it cannot read them.
     ForgetCalls();
-    EndWindowRound();
+    EndWindowRound(/*good=*/false);
     return false;
   }
   changes_windows_ = true;
@@ -173,10 +174,27 @@ bool ThreadContext::ChangeWindows() {
   return true;
 }
 
+void ThreadContext::ChangeLanes(Batch* batch) {
+  LaneMap& lanes = process_->lanes();
+  if (!lanes.WantsChange()) return;
+  std::optional<LaneMap::Change> change = lanes.Take();
+  if (!change) return;
+  changes_lanes_ = true;
+  OrderEntry e{};
+  e.op = OrderOp::kMmap;
+  e.a = kLaneBase;
+  e.b = kLaneArenaSize;
+  e.c = PROT_READ | PROT_WRITE;
+  e.fd = change->arena ? batch->AddFile(change->arena) : -1;
+  e.d = MAP_FIXED | (change->arena ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  AddEntry(batch, e, change->arena);
+}
+
 // Whether the changes could be made or not: a window that is not there is found out by who reads
 // it.
-void ThreadContext::EndWindowRound() {
+void ThreadContext::EndWindowRound(bool good) {
   changes_windows_ = false;
+  if (std::exchange(changes_lanes_, false)) process_->lanes().Made(good);
   FileWindows& windows = process_->windows();
   for (uint32_t window : std::exchange(changed_windows_, {})) windows.Unpin(window);
   for (const FileCopy& file : file_copies_) windows.Mapped(file.window);

@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "platform/mailbox.h"
 #include "platform/systrap/file_windows.h"
+#include "platform/systrap/lane_map.h"
 #include "platform/systrap/patcher.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
@@ -129,6 +130,7 @@ class StubProcess : public base::RefCounted {
 
   Patcher& patcher() { return patcher_; }
   FileWindows& windows() { return windows_; }
+  LaneMap& lanes() { return lanes_; }
 
   // Whether contexts may be running: the poller looks into the mailbox only then. A context says so
   // after it has begun to run; the poller takes it back and looks at the contexts after that.
@@ -158,6 +160,7 @@ class StubProcess : public base::RefCounted {
   uint32_t context_count_ = 0;
   Patcher patcher_;
   FileWindows windows_;
+  LaneMap lanes_;
 
   // Held shared while a pid or tid is used, exclusively while the process is reaped, so that no
   // call can reach a later process of the same number.

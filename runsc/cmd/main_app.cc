@@ -144,6 +144,10 @@ void AddGlobals(CLI::App& app, Globals& g) {
   app.add_flag("--strict", g.flags.strict,
                "have the sentry confirm each memory call and clone that the host is to do for the "
                "application's processes; slower, and refused where the host cannot");
+  app.add_option("--lanes", g.flags.lanes,
+                 "let processes that may trace one another move the bytes of their streams "
+                 "themselves: 'on' or 'off' (default: \"on\")")
+      ->transform(CLI::Transformer(std::map<std::string, std::string>{{"on", "1"}, {"off", "0"}}));
   app.add_option("--debug-log", g.debug_log,
                  "log of each process; %ID%, %COMMAND%, %TIMESTAMP% and %PID% are replaced, a "
                  "path that ends with '/' is a directory");

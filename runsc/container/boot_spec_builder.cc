@@ -210,6 +210,7 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   sandbox.allow_no_seccomp = flags.allow_no_seccomp;
   sandbox.debug = flags.debug;
   sandbox.spin_ns = flags.spin_ns;
+  sandbox.lanes = flags.lanes;
   return setup;
 }
 

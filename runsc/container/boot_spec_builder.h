@@ -23,6 +23,7 @@ struct SandboxFlags {
   bool allow_no_seccomp = false;
   bool debug = false;
   int64_t spin_ns = -1;
+  bool lanes = true;
 };
 
 struct SandboxSetup {

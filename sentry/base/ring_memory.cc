@@ -47,7 +47,7 @@ Result<std::unique_ptr<RingMemory>> RingMemory::New(size_t size, size_t charge) 
     Pool& pool = ThePool();
     absl::MutexLock lock(&pool.mutex);
     for (size_t i = pool.entries.size(); i-- > 0;) {
-      if (pool.entries[i].size != size || pool.entries[i].charge != charge) continue;
+      if (pool.entries[i].size != size) continue;
       Pooled p = std::move(pool.entries[i]);
       pool.entries.erase(pool.entries.begin() + static_cast<ptrdiff_t>(i));
       return std::unique_ptr<RingMemory>(

@@ -129,6 +129,7 @@ struct BootSpec {
   bool allow_no_seccomp = false;
   bool debug = false;
   int64_t spin_ns = -1;  // platform::Options::spin_ns
+  bool lanes = true;     // platform::Options::lanes
 };
 
 }  // namespace sentry

@@ -132,6 +132,7 @@ void Fields(A& a, In<A, BootSpec>& s) {
   a("allowNoSeccomp", s.allow_no_seccomp);
   a("debug", s.debug);
   a("spinNs", s.spin_ns);
+  a("lanes", s.lanes);
 }
 
 template <typename T>

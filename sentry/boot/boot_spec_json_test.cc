@@ -29,6 +29,7 @@ BootSpec Example() {
   s.container.network_sysctls = {{"c", "d"}};
   s.container.cpu_limit = 0.5;
   s.spin_ns = 1000;
+  s.lanes = false;
   s.platform = "ptrace";
   s.allow_no_seccomp = true;
   return s;

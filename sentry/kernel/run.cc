@@ -149,6 +149,7 @@ void Task::HandleTrap() {
 }
 
 void Task::HandleSyscall() {
+  if (context_->trap().lane_done) return FinishLaneCall();
   int nr = static_cast<int>(context_->call().nr);
   syscall_nr_.store(nr, std::memory_order_relaxed);
   restart_code_ = 0;

@@ -46,7 +46,7 @@ void Task::SetCredentials(base::Ref<const Credentials> creds) {
     std::swap(user_count_, count);
   }
   if (count) count->processes.fetch_sub(1, std::memory_order_relaxed);
-  if (mm_) mm_->address_space().DropFileWindows();
+  if (mm_) mm_->DropLanes();
   PublishIdentity();
 }
 base::Ref<Pid> Task::pid_ref() const {
@@ -86,10 +86,12 @@ void Task::SetFsContext(base::Ref<FsContext> fs) {
   std::swap(fs_, fs);
 }
 void Task::SetFdTable(base::Ref<FdTable> fds) {
+  if (context_) context_->SetLaneOwner(0);
   absl::MutexLock l(&mutex_);
   std::swap(fds_, fds);
 }
 void Task::SetMountNamespace(base::Ref<MountNamespace> ns) {
+  if (mm_) mm_->DropLanes();  // of the domain of the old one
   absl::MutexLock l(&mutex_);
   std::swap(mount_ns_, ns);
 }

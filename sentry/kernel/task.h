@@ -234,6 +234,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // To be returned by the handler of such a call, with its arguments in regs(): the guest's thread
   // carries it out on its way back. See platform::Context::AnswerInLane.
   base::Result<uint64_t> AnswerInLane(int nr, int64_t remaining_ns = -1);
+  // Has the platform answer the next reads and writes of descriptor `fd`, which is `file`, by lanes,
+  // if both may have some (lanes.cc).
+  void ConsiderLanes(int fd, FileDescription& file);
 
   // --- state for /proc, getrusage and others ---
   TaskState state() const { return state_.load(std::memory_order_relaxed); }  // [any] see StateChar
@@ -310,6 +313,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void RunOnlyOrders(std::vector<platform::Order> orders);
   void HandleTrap();
   void HandleSyscall();
+  std::string LaneDomain() const;
+  void FinishLaneCall();
   bool EnterWithWork(int* nr, base::Result<uint64_t>* result);
   void FinishSyscall(const base::Result<uint64_t>& result);
   void HandleFault();

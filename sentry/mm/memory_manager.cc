@@ -73,7 +73,37 @@ MemoryManager::Impl::Impl(MemoryManager* owner, platform::AddressSpace* space)
 MemoryManager::MemoryManager(std::unique_ptr<platform::AddressSpace> as)
     : as_(std::move(as)), impl_(std::make_unique<Impl>(this, as_.get())) {}
 
-MemoryManager::~MemoryManager() { StopExecuting(executable()); }
+MemoryManager::~MemoryManager() {
+  StopExecuting(executable());
+  if (base::Ref<LaneBinding> lanes = TakeLanes()) lanes->Unbind();
+}
+
+base::Ref<LaneBinding> MemoryManager::TakeLanes() {
+  absl::MutexLock lock(&lanes_mutex_);
+  return std::move(lanes_);
+}
+
+base::Ref<LaneBinding> MemoryManager::lanes() {
+  absl::MutexLock lock(&lanes_mutex_);
+  return lanes_;
+}
+
+base::Ref<LaneBinding> MemoryManager::BindLanes(const std::string& domain) {
+  absl::MutexLock lock(&lanes_mutex_);
+  if (lanes_ != nullptr) return lanes_;
+  auto arena = LaneArena::OfDomain(domain);
+  if (!arena.ok()) return nullptr;
+  lanes_ = base::MakeRef<LaneBinding>(as_.get(), *std::move(arena));
+  return lanes_;
+}
+
+void MemoryManager::DropLanes() {
+  as_->DropFileWindows();
+  base::Ref<LaneBinding> lanes = TakeLanes();
+  if (lanes == nullptr) return;
+  as_->DropLanes();
+  lanes->Unbind();
+}
 
 base::Result<base::Ref<MemoryManager>> MemoryManager::New(platform::Platform& platform) {
   return NewOn(TRY(platform.NewAddressSpace()));
@@ -303,6 +333,7 @@ int MemoryManager::dumpable() const {
 }
 
 void MemoryManager::SetDumpable(int value) {
+  if (value != 1) DropLanes();  // it cannot be traced any more
   absl::MutexLock lock(&impl_->meta_mutex);
   impl_->dumpable = value;
 }

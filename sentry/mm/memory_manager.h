@@ -9,9 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "platform/platform.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/lanes/arena.h"
+#include "sentry/lanes/binding.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -184,6 +188,16 @@ class MemoryManager : public base::RefCounted {
   int dumpable() const;
   void SetDumpable(int value);
 
+  // --- stream lanes (sentry/lanes) ---
+  // Those of a process of this domain; made if there are none. Null: there is no memory for them.
+  base::Ref<LaneBinding> BindLanes(const std::string& domain);
+  base::Ref<LaneBinding> lanes();  // null: it has none
+  // With which number its threads lock lanes.
+  uint32_t lane_owner() const { return lane_owner_.number(); }
+  // The process is no longer the equal of others that have lanes: it gives its own up, and those of
+  // files that were mapped for its reads.
+  void DropLanes();
+
   // --- for the loader, on a fresh address space ---
   // Chooses where mappings go (Linux: arch_pick_mmap_layout): `stack_limit` is RLIMIT_STACK,
   // `personality` that of the new program.
@@ -204,8 +218,12 @@ class MemoryManager : public base::RefCounted {
   ~MemoryManager() override;
   template <typename T, typename... Args>
   friend base::Ref<T> base::MakeRef(Args&&...);
+  base::Ref<LaneBinding> TakeLanes();
   std::unique_ptr<platform::AddressSpace> as_;
   std::unique_ptr<Impl> impl_;
+  const LaneOwner lane_owner_;
+  absl::Mutex lanes_mutex_;
+  base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(lanes_mutex_);
 };
 
 }  // namespace sentry

@@ -162,6 +162,7 @@ Result<size_t> Socket::Send(IoSource&, SendArgs) { return Error(EOPNOTSUPP); }
 Result<size_t> Socket::Receive(IoDest&, RecvArgs*) { return Error(EOPNOTSUPP); }
 
 Result<size_t> Socket::Read(IoDest& dst, bool nonblock) {
+  if (dst.remaining() == 0) return size_t{0};  // unlike recv(2), which waits (sock_read_iter)
   RecvArgs args;
   args.nonblock = nonblock;
   return Receive(dst, &args);

@@ -16,6 +16,7 @@ base::Ref<FdTable> FdTable::Fork() const {
   absl::ReaderMutexLock l(&mutex_);
   absl::MutexLock l2(&copy->mutex_);
   copy->entries_ = entries_;
+  for (Entry& e : copy->entries_) e.has_lanes = false;
   copy->next_free_ = next_free_;
   return copy;
 }
@@ -55,6 +56,7 @@ base::Status FdTable::InstallAt(int fd, base::Ref<FileDescription> file, bool cl
     absl::MutexLock l(&mutex_);
     const size_t n = static_cast<size_t>(fd);
     if (n >= entries_.size()) entries_.resize(n + 1);
+    ForgetLanes(n);
     old = std::move(entries_[n].file);
     entries_[n] = {std::move(file), cloexec};
     version_.fetch_add(1, std::memory_order_acq_rel);
@@ -66,6 +68,7 @@ base::Status FdTable::InstallAt(int fd, base::Ref<FileDescription> file, bool cl
 base::Ref<FileDescription> FdTable::Remove(int fd) {
   absl::MutexLock l(&mutex_);
   if (fd < 0 || static_cast<size_t>(fd) >= entries_.size()) return nullptr;
+  ForgetLanes(static_cast<size_t>(fd));
   base::Ref<FileDescription> file = std::move(entries_[fd].file);
   if (!file) return nullptr;
   entries_[fd].cloexec = false;
@@ -106,6 +109,7 @@ std::vector<base::Ref<FileDescription>> FdTable::TakeLocked(size_t first, size_t
   for (size_t fd = first; fd < entries_.size() && fd <= last; fd++) {
     Entry& e = entries_[fd];
     if (!e.file || (cloexec_only && !e.cloexec)) continue;
+    ForgetLanes(fd);
     taken.push_back(std::move(e.file));
     e.cloexec = false;
     next_free_ = std::min(next_free_, fd);
@@ -131,6 +135,28 @@ void FdTable::SetCloexecRange(uint32_t first, uint32_t last) {
     if (entries_[fd].file) entries_[fd].cloexec = true;
   }
   version_.fetch_add(1, std::memory_order_acq_rel);
+}
+
+bool FdTable::SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
+                       uint64_t in, uint64_t out) {
+  absl::MutexLock l(&mutex_);
+  const size_t n = static_cast<size_t>(fd);
+  if (fd < 0 || n >= entries_.size() || entries_[n].file.get() != file) return true;
+  if (lanes_ != binding) {
+    if (lanes_ != nullptr && lanes_->live()) return false;
+    if (!binding->Claim(this)) return false;
+    for (Entry& e : entries_) e.has_lanes = false;
+    lanes_ = binding;
+  }
+  entries_[n].has_lanes = true;
+  lanes_->Set(fd, in, out);
+  return true;
+}
+
+void FdTable::ForgetLanes(size_t fd) {
+  if (!entries_[fd].has_lanes) return;
+  entries_[fd].has_lanes = false;
+  lanes_->Set(static_cast<int>(fd), 0, 0);
 }
 
 std::vector<int> FdTable::List() const {

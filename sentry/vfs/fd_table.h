@@ -9,6 +9,7 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/lanes/binding.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -41,6 +42,10 @@ class FdTable : public base::RefCounted {
   // Open descriptors in order.
   std::vector<int> List() const;
   size_t size() const;  // one past the highest open descriptor
+  // Descriptor `fd`, if it is still `file`'s, leads to the lanes of these names, as long as it is.
+  // False: another address space than that of `binding` has the lanes of this table.
+  bool SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
+                uint64_t in, uint64_t out);
   // Changes with every install, remove or flag change; for publication to express lanes.
   uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
@@ -48,11 +53,14 @@ class FdTable : public base::RefCounted {
   struct Entry {
     base::Ref<FileDescription> file;
     bool cloexec = false;
+    bool has_lanes = false;
   };
   ~FdTable() override;  // closes all
   std::vector<base::Ref<FileDescription>> TakeLocked(size_t first, size_t last, bool cloexec_only)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetLanes(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   mutable absl::Mutex mutex_;
+  base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(mutex_);
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mutex_);
   size_t next_free_ ABSL_GUARDED_BY(mutex_) = 0;  // none is free below
   std::atomic<uint64_t> version_{0};

@@ -19,6 +19,7 @@
 #include "sentry/base/user_memory.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/wait_queue.h"
+#include "sentry/lanes/arena.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/mount.h"
 #include "sentry/vfs/types.h"
@@ -102,6 +103,23 @@ class FileDescription : public base::RefCounted {
   virtual bool CanPoll() const { return true; }
   // Null: readiness never changes. The queue lives as long as this.
   virtual fiber::WaitQueue* wait_queue();
+  // Whoever waits for what comes from now on is to be told of it although something is there now:
+  // for edge-triggered watches, before they look at Readiness.
+  virtual void WatchEdges() {}
+
+  // --- stream lanes (sentry/lanes) ---
+  // A read or write was made by the sentry: true, now and then, if lanes might do the next ones.
+  bool WantsLanes() {
+    if (!may_have_lanes_) return false;
+    const uint32_t n = sentry_calls_.fetch_add(1, std::memory_order_relaxed) + 1;
+    return n >= kCallsBeforeLanes && (n & (n - 1)) == 0;
+  }
+  // Moves its streams into lanes of `arena`, if it can, and says which it reads from and writes to;
+  // 0: none.
+  struct LaneNames {
+    uint64_t in = 0, out = 0;
+  };
+  virtual LaneNames EnterLanes(LaneArena& /*arena*/) { return {}; }
 
   // F_GETPIPE_SZ, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS and whatever else a kind of file answers;
   // EINVAL.
@@ -130,6 +148,8 @@ class FileDescription : public base::RefCounted {
   ~FileDescription() override;  // releases write access and locks of the description
   // set_async_owner has named another one.
   virtual void OnAsyncOwner() {}
+  // EnterLanes may find some.
+  void MayHaveLanes() { may_have_lanes_ = true; }
   // For seekable files: the position and its lock (Linux: f_pos_lock).
   fiber::Mutex pos_mutex_;
   uint64_t pos_ = 0;
@@ -138,6 +158,9 @@ class FileDescription : public base::RefCounted {
   const Path path_;
   std::atomic<uint32_t> flags_;
   std::atomic<ReleaseHook> release_hook_{nullptr};
+  static constexpr uint32_t kCallsBeforeLanes = 16;
+  bool may_have_lanes_ = false;
+  std::atomic<uint32_t> sentry_calls_{0};
   const bool path_only_;
   const bool readable_, writable_;
   bool holds_write_access_ = false;

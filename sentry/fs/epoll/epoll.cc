@@ -48,11 +48,17 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     OnEvent(what);
     return owner->queue_.HasWaiters();
   }
+  void WatchEdges() {
+    fiber::MutexLock lock(&mutex);
+    if (file != nullptr) file->WatchEdges();
+  }
   // What of the wanted events is true.
   uint32_t Ready() {
     fiber::MutexLock lock(&mutex);
     if (file == nullptr) return 0;
-    return file->Readiness() & events.load(std::memory_order_acquire);
+    const uint32_t wanted = events.load(std::memory_order_acquire);
+    if (wanted & EPOLLET) file->WatchEdges();
+    return file->Readiness() & wanted;
   }
   // After it returns the file is not touched again. Idempotent.
   void Detach() {
@@ -263,6 +269,11 @@ uint32_t EventPoll::Readiness() {
     return EPOLLIN | EPOLLRDNORM;
   }
   return 0;
+}
+
+void EventPoll::WatchEdges() {
+  fiber::MutexLock lock(&mutex_);
+  for (auto& [key, item] : items_) item->WatchEdges();
 }
 
 // --- the interest list ---

@@ -47,6 +47,7 @@ class EventPoll : public AnonFile {
 
   uint32_t Readiness() override;
   fiber::WaitQueue* wait_queue() override { return &queue_; }
+  void WatchEdges() override;
   std::string FdInfo() const override;
 
  private:

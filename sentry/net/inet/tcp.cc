@@ -447,8 +447,10 @@ void TcpEndpoint::Leave(bool reset, Garbage* garbage) {
   TcpEndpoint& peer = *connection->sides[static_cast<size_t>(connection->PeerOf(side))].end;
   // A writer that does not see this has written before, and what it wrote is seen here.
   mine.gone.store(true, std::memory_order_seq_cst);
+  CloseLanes(*connection);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  bool unread = in(*connection, side)->Used() > 0;
+  Count(mine.out);
+  bool unread = in(*connection, side)->bytes.Used() > 0;
   int now = state();
   if (now != TCP_CLOSE) {
     if (reset || unread) {
@@ -509,6 +511,7 @@ Status TcpEndpoint::Shutdown(int how) {
   } else {
     if (now == TCP_CLOSE) status = Error(ENOTCONN);
     shutdown_ |= mode;
+    CloseLanes();
     if (mode & kSendShut) SendFin();
   }
   WakeAll();

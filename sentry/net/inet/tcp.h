@@ -16,7 +16,7 @@
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/timer.h"
 #include "sentry/net/inet/endpoint.h"
-#include "sentry/net/ring_buffer.h"
+#include "sentry/net/byte_stream.h"
 
 namespace sentry {
 
@@ -26,38 +26,39 @@ class TcpEndpoint;
 // ended. Before port tables and wait queues; never held while bytes are copied.
 extern absl::Mutex g_tcp_mutex;
 
-// One direction of a connection. Positions count the bytes of its life.
-struct TcpStream {
+class TcpConnection;
+
+// One direction of a connection.
+struct TcpStream final : public LaneUser {
   // Writers and readers; neither is held across a park.
   fiber::Mutex write_mutex, read_mutex;
-  RingBuffer ring;  // valid to a reader once written > read
-  std::atomic<uint64_t> written{0}, read{0};
-  // Bytes that may be on their way: what the buffers of both ends allow.
-  std::atomic<size_t> limit{RingBuffer::kSize};
-  std::atomic<size_t> window{RingBuffer::kSize};  // of them, those that the receiver has taken
-  std::atomic<bool> want_room{false};             // a writer waits or polls for room
+  // Its limit is what the buffers of both ends allow; a writer that waits or polls wants room.
+  ByteStream bytes;
+  std::atomic<size_t> window{ByteStream::kSize};  // of the limit, what the receiver has taken
+  std::atomic<uint64_t> counted{0};               // bytes that NetCounters know of
   // The urgent byte (MSG_OOB).
   std::atomic<bool> urgent{false};  // there is one ahead, or not yet read
   absl::Mutex urgent_mutex;         // leaf
   uint64_t urgent_at ABSL_GUARDED_BY(urgent_mutex) = 0;
   bool urgent_unread ABSL_GUARDED_BY(urgent_mutex) = false;
   std::byte urgent_byte ABSL_GUARDED_BY(urgent_mutex){};
+  // Whose it is: constant.
+  TcpConnection* connection = nullptr;
+  int side = 0;  // that writes
 
-  size_t Used() const {
-    return static_cast<size_t>(written.load(std::memory_order_acquire) -
-                               read.load(std::memory_order_acquire));
-  }
-  size_t Room() const {
-    size_t used = Used(), most = limit.load(std::memory_order_relaxed);
-    return used < most ? most - used : 0;
-  }
-  // sk_stream_is_writeable(): a third is free.
-  bool Writable() const { return Room() * 2 >= Used() && Room() > 0; }
+  void LaneWritten() override;
+  void LaneRead() override;
 };
 
 // What two ends share. Ends are kept until both have given the connection up.
 class TcpConnection : public base::RefCounted {
  public:
+  TcpConnection() {
+    for (size_t i = 0; i < 2; ++i) {
+      sides[i].out.connection = this;
+      sides[i].out.side = static_cast<int>(i);
+    }
+  }
   struct Side {
     base::Ref<TcpEndpoint> end;     // set before anybody sees the connection
     std::atomic<bool> gone{false};  // closed, reset, or connected to something else
@@ -105,11 +106,17 @@ class TcpEndpoint : public InetEndpoint {
   base::Result<size_t> Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
   base::Result<size_t> ReceiveUrgent(IoDest& dst, RecvArgs* args);
   uint32_t Readiness();
+  // FileDescription::WatchEdges.
+  void WatchEdges();
   int TakeError() { return error_.exchange(0); }
   // SIOCINQ, SIOCOUTQ, SIOCATMARK; EINVAL of a listener.
   base::Result<int> BytesReadable();
   base::Result<int> BytesUnsent();
   bool AtMark();
+
+  // --- lanes ---
+  // FileDescription::EnterLanes: of an established connection without urgent data and the like.
+  FileDescription::LaneNames EnterLanes(LaneArena& arena);
 
   // --- options and state ---
   TcpOptions& tcp_options() { return tcp_options_; }
@@ -132,6 +139,7 @@ class TcpEndpoint : public InetEndpoint {
 
  private:
   friend class TcpConnection;
+  friend struct TcpStream;
   using Conn = base::Ref<TcpConnection>;
   static constexpr int kReceiveShut = 1, kSendShut = 2, kBothShut = 3;
 
@@ -163,7 +171,16 @@ class TcpEndpoint : public InetEndpoint {
   void Leave(bool reset, Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
   // Ends everything, as close(2) does.
   void End(Garbage* garbage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
-  void SetState(int state) { state_.store(state, std::memory_order_release); }
+  void SetState(int state) {
+    state_.store(state, std::memory_order_release);
+    if (state != TCP_ESTABLISHED) CloseLanes();
+  }
+  // What is read and written from now on is the sentry's business.
+  void CloseLanes();
+  static void CloseLanes(TcpConnection& c);
+  // Whether others than the sentry may move the bytes that `side` writes.
+  static bool MayOpenLane(TcpConnection& c, int side) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g_tcp_mutex);
+  static uint64_t EnterLane(TcpConnection& c, int side, LaneArena& arena);
   TcpEndpoint* Peer(int* side = nullptr);
   void WakeAll();
   base::Status WaitForConnect(bool nonblock, int64_t deadline_ns, int would_block);
@@ -175,6 +192,9 @@ class TcpEndpoint : public InetEndpoint {
   base::Status CheckSend();
   // Writes what fits; 0: there is no room.
   base::Result<size_t> SendSome(TcpConnection& c, int side, IoSource& src, bool urgent);
+  // What was written is the receiver's: it is counted, and told.
+  void SentSome(TcpConnection& c, int side, bool urgent);
+  void Count(TcpStream& stream);
   // One reader's progress over a stream.
   struct Reading {
     uint64_t position;  // of the next byte

@@ -55,15 +55,16 @@ void TcpEndpoint::UpdateLimits() {
     TcpStream& out = c->sides[static_cast<size_t>(i)].out;
     const SocketOptions& sender = c->sides[static_cast<size_t>(i)].end->options();
     const SocketOptions& receiver = c->sides[static_cast<size_t>(c->PeerOf(i))].end->options();
-    size_t most = RingBuffer::kSize;
+    size_t most = ByteStream::kSize;
     size_t window = receiver.receive_buffer_locked.load()
                         ? static_cast<size_t>(receiver.receive_buffer.load())
                         : most;
     size_t send =
         sender.send_buffer_locked.load() ? static_cast<size_t>(sender.send_buffer.load()) : most;
     out.window = std::min(window, most);
-    out.limit = std::min(window + send, most);
-    if (out.Writable() && out.want_room.exchange(false)) {
+    out.bytes.set_limit(std::min(window + send, most));
+    if (receiver.receive_low.load() > 1) out.bytes.OpenLane(false);
+    if (out.bytes.Writable() && out.bytes.TakeWantRoom()) {
       c->sides[static_cast<size_t>(i)].end->wait_queue().Wake(kOut);
     }
   }
@@ -81,50 +82,65 @@ Status TcpEndpoint::CheckSend() {
 }
 
 Result<size_t> TcpEndpoint::SendSome(TcpConnection& c, int side, IoSource& src, bool urgent) {
-  TcpConnection::Side& theirs = c.sides[static_cast<size_t>(c.PeerOf(side))];
   TcpStream& out = c.sides[static_cast<size_t>(side)].out;
-  TcpEndpoint& peer = *theirs.end;
   size_t n;
   {
     fiber::MutexLock lock(&out.write_mutex);
-    TRY(out.ring.Ensure());
-    size_t room = std::min(out.Room(), src.remaining());
+    ByteStream::WriterTurn turn(out.bytes);
+    TRY(out.bytes.Ensure());
+    size_t room = std::min(out.bytes.Room(), src.remaining());
     if (room == 0) return size_t{0};
     LastByte last(src);
-    n = TRY(out.ring.Fill(last, room));
+    n = TRY(out.bytes.Fill(last, room));
     if (n == 0) return Error(EFAULT);
-    uint64_t end = out.written.load(std::memory_order_relaxed) + n;
     if (urgent && src.remaining() == 0) {
+      // Who reads is to stop before it.
+      out.bytes.OpenLane(false);
       absl::MutexLock mark(&out.urgent_mutex);
-      out.urgent_at = end - 1;
+      out.urgent_at = out.bytes.written() + n - 1;
       out.urgent_byte = last.last();
       out.urgent_unread = true;
       out.urgent.store(true, std::memory_order_release);
     } else {
       urgent = false;
     }
-    out.ring.Produced(n);
-    out.written.store(end, std::memory_order_seq_cst);
+    out.bytes.Produced(n);
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  SentSome(c, side, urgent);
+  return n;
+}
+
+void TcpEndpoint::Count(TcpStream& stream) {
+  const uint64_t now = stream.bytes.written();
+  uint64_t before = stream.counted.load(std::memory_order_relaxed);
+  while (before < now && !stream.counted.compare_exchange_weak(before, now)) {
+  }
+  if (before >= now) return;
   NetCounters& counters = stack().counters;
   counters.packets.fetch_add(1, std::memory_order_relaxed);
-  counters.bytes.fetch_add(n, std::memory_order_relaxed);
+  counters.bytes.fetch_add(now - before, std::memory_order_relaxed);
+}
+
+void TcpEndpoint::SentSome(TcpConnection& c, int side, bool urgent) {
+  TcpConnection::Side& theirs = c.sides[static_cast<size_t>(c.PeerOf(side))];
+  TcpStream& out = c.sides[static_cast<size_t>(side)].out;
+  TcpEndpoint& peer = *theirs.end;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  Count(out);
   if (theirs.gone.load(std::memory_order_seq_cst)) {
     // It answers with a reset; what was sent counts as sent.
     absl::MutexLock lock(&g_tcp_mutex);
     ReceiveReset();
-    return n;
+    return;
   }
   if (peer.deferred_.load(std::memory_order_relaxed)) peer.EndDefer();
   int low = peer.options().receive_low.load(std::memory_order_relaxed);
   if (urgent) {
     peer.wait_queue().Wake(kIn | EPOLLPRI);
     peer.SendSigurg();
-  } else if (low <= 1 || out.Used() >= static_cast<size_t>(low) || out.Room() == 0) {
+  } else if (low <= 1 || out.bytes.Used() >= static_cast<size_t>(low) || out.bytes.Room() == 0) {
     peer.wait_queue().Wake(kIn);
   }
-  return n;
 }
 
 Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t deadline_ns) {
@@ -144,13 +160,13 @@ Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t de
     total += *n;
     if (*n > 0) continue;
     TcpStream& out = c->sides[static_cast<size_t>(side)].out;
-    out.want_room.store(true, std::memory_order_seq_cst);
-    if (out.Room() > 0) continue;  // made meanwhile
+    out.bytes.WantRoom();
+    if (out.bytes.Room() > 0) continue;  // made meanwhile
     if (args.nonblock) return total > 0 ? Result<size_t>(total) : Error(EAGAIN);
     auto ready = [&] {
-      if (out.Writable() || error_.load() != 0 || (shutdown_.load() & kSendShut)) return true;
-      out.want_room.store(true, std::memory_order_seq_cst);
-      return out.Writable();
+      if (out.bytes.Writable() || error_.load() != 0 || (shutdown_.load() & kSendShut)) return true;
+      out.bytes.WantRoom();
+      return out.bytes.Writable();
     };
     auto reason = fiber::WaitUntil(wait_queue(), EPOLLOUT, ready,
                                    {.interruptible = true, .deadline_ns = deadline_ns});
@@ -169,15 +185,13 @@ Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t de
 void TcpEndpoint::TellWriter(TcpConnection& c, int side) {
   TcpStream& stream = *in(c, side);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (!stream.want_room.load(std::memory_order_seq_cst) || !stream.Writable()) return;
-  if (!stream.want_room.exchange(false)) return;
+  if (!stream.bytes.wants_room() || !stream.bytes.Writable()) return;
+  if (!stream.bytes.TakeWantRoom()) return;
   c.sides[static_cast<size_t>(c.PeerOf(side))].end->wait_queue().Wake(kOut);
 }
 
 size_t TcpEndpoint::UpToMark(TcpStream& stream, Reading* r) {
-  auto available = [&] {
-    return static_cast<size_t>(stream.written.load(std::memory_order_acquire) - r->position);
-  };
+  auto available = [&] { return stream.bytes.UsedFrom(r->position); };
   if (available() == 0 || !stream.urgent.load(std::memory_order_acquire)) return available();
   bool in_line = options().flag(SO_OOBINLINE);
   absl::MutexLock lock(&stream.urgent_mutex);
@@ -197,8 +211,7 @@ size_t TcpEndpoint::UpToMark(TcpStream& stream, Reading* r) {
   if (in_line) return n;
   ++r->position;
   if (!r->peek) {
-    stream.ring.Consumed(1);
-    stream.read.store(r->position, std::memory_order_release);
+    stream.bytes.ConsumedTo(r->position);
   }
   return n - 1;
 }
@@ -206,25 +219,24 @@ size_t TcpEndpoint::UpToMark(TcpStream& stream, Reading* r) {
 Result<size_t> TcpEndpoint::ReceiveSome(TcpConnection& c, int side, IoDest& dst, Reading* r) {
   TcpStream& stream = *in(c, side);
   fiber::MutexLock lock(&stream.read_mutex);
-  uint64_t read = stream.read.load(std::memory_order_relaxed);
+  ByteStream::ReaderTurn turn(stream.bytes);
+  uint64_t read = stream.bytes.read();
   // Another reader may have taken what was looked at.
   r->position = r->peek ? std::max(r->position, read) : read;
   size_t n = std::min(UpToMark(stream, r), r->left);
   if (n == 0) return n;
   if (!r->discard) {
-    size_t skip = static_cast<size_t>(r->position - stream.read.load(std::memory_order_relaxed));
-    n = TRY(stream.ring.Copy(skip, n, dst));
+    n = TRY(stream.bytes.Copy(r->position, n, dst));
     if (n == 0) return Error(EFAULT);
   }
   r->position += n;
   r->total += n;
   r->left -= n;
   if (r->peek) return n;
-  stream.ring.Consumed(n);
-  stream.read.store(r->position, std::memory_order_seq_cst);
+  stream.bytes.ConsumedTo(r->position);
   // Back to the ring's beginning while it is empty: few pages are touched, and they stay cached.
-  if (stream.Used() == 0 && stream.write_mutex.TryLock()) {
-    if (stream.Used() == 0) stream.ring.Reset();
+  if (stream.bytes.Used() == 0 && stream.write_mutex.TryLock()) {
+    stream.bytes.Rewind();
     stream.write_mutex.Unlock();
   }
   return n;
@@ -241,8 +253,12 @@ Status TcpEndpoint::WaitReceive(TcpStream& stream, const Reading& r, const RecvA
                                 int64_t deadline_ns) {
   if (args.nonblock) return Error(EAGAIN);
   auto ready = [&] {
-    return stream.written.load(std::memory_order_acquire) > r.position || error_.load() != 0 ||
-           (shutdown_.load() & kReceiveShut) != 0;
+    if (stream.bytes.UsedFrom(r.position) > 0 || error_.load() != 0 ||
+        (shutdown_.load() & kReceiveShut) != 0) {
+      return true;
+    }
+    stream.bytes.WantData();
+    return stream.bytes.UsedFrom(r.position) > 0;
   };
   auto reason = fiber::WaitUntil(wait_queue(), EPOLLIN, ready,
                                  {.interruptible = true, .deadline_ns = deadline_ns});
@@ -261,7 +277,7 @@ Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadlin
   Conn c = connection(&side);
   if (c == nullptr) return ReceiveNothing();
   TcpStream& stream = *in(*c, side);
-  Reading r{.position = stream.read.load(),
+  Reading r{.position = stream.bytes.read(),
             .left = dst.remaining(),
             .peek = (args->flags & MSG_PEEK) != 0,
             .discard = (args->flags & MSG_TRUNC) != 0};
@@ -282,7 +298,7 @@ Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadlin
       if (!r.peek) TellWriter(*c, side);
       continue;
     }
-    if (r.at_mark || r.total >= target || (r.left == 0 && stream.Used() > 0)) break;
+    if (r.at_mark || r.total >= target || (r.left == 0 && stream.bytes.Used() > 0)) break;
     if (over) {
       if (r.total > 0) break;
       return ReceiveNothing();
@@ -342,13 +358,23 @@ uint32_t TcpEndpoint::Readiness() {
   if (stream.urgent.load()) {
     absl::MutexLock lock(&stream.urgent_mutex);
     if (stream.urgent_unread) mask |= EPOLLPRI;
-    if (stream.urgent_at == stream.read.load() && !options().flag(SO_OOBINLINE)) ++target;
+    if (stream.urgent_at == stream.bytes.read() && !options().flag(SO_OOBINLINE)) ++target;
   }
-  if (stream.Used() >= target || (stream.Room() == 0 && stream.Used() > 0)) mask |= kIn;
+  auto readable = [&] {
+    const size_t used = stream.bytes.Used();
+    return used >= target || (stream.bytes.Room() == 0 && used > 0);
+  };
+  if (!readable()) stream.bytes.WantData();
+  if (readable()) mask |= kIn;
   TcpStream& out = c->sides[static_cast<size_t>(side)].out;
-  if (shut & kSendShut || out.Writable()) return mask | kOut;
-  out.want_room.store(true, std::memory_order_seq_cst);
-  return out.Writable() ? mask | kOut : mask;
+  if (shut & kSendShut || out.bytes.Writable()) return mask | kOut;
+  out.bytes.WantRoom();
+  return out.bytes.Writable() ? mask | kOut : mask;
+}
+
+void TcpEndpoint::WatchEdges() {
+  int side;
+  if (Conn c = connection(&side)) in(*c, side)->bytes.WantData();
 }
 
 Result<int> TcpEndpoint::BytesReadable() {
@@ -357,10 +383,10 @@ Result<int> TcpEndpoint::BytesReadable() {
   Conn c = connection(&side);
   if (c == nullptr) return 0;
   TcpStream& stream = *in(*c, side);
-  size_t n = stream.Used();
+  size_t n = stream.bytes.Used();
   if (stream.urgent.load() && !options().flag(SO_OOBINLINE)) {
     absl::MutexLock lock(&stream.urgent_mutex);
-    uint64_t read = stream.read.load();
+    uint64_t read = stream.bytes.read();
     if (stream.urgent_at > read) {
       n = std::min<size_t>(n, stream.urgent_at - read);
     } else if (stream.urgent_at == read && n > 0) {
@@ -377,7 +403,7 @@ Result<int> TcpEndpoint::BytesUnsent() {
   Conn c = connection(&side);
   if (c == nullptr) return 0;
   TcpStream& out = c->sides[static_cast<size_t>(side)].out;
-  size_t used = out.Used(), window = out.window.load();
+  size_t used = out.bytes.Used(), window = out.window.load();
   return static_cast<int>(used > window ? used - window : 0);
 }
 
@@ -388,7 +414,7 @@ bool TcpEndpoint::AtMark() {
   TcpStream& stream = *in(*c, side);
   if (!stream.urgent.load()) return false;
   absl::MutexLock lock(&stream.urgent_mutex);
-  return stream.urgent_at == stream.read.load();
+  return stream.urgent_at == stream.bytes.read();
 }
 
 TcpEndpoint::Row TcpEndpoint::Describe() {
@@ -404,7 +430,7 @@ TcpEndpoint::Row TcpEndpoint::Describe() {
   }
   int side;
   if (Conn c = connection(&side)) {
-    row.unread = in(*c, side)->Used();
+    row.unread = in(*c, side)->bytes.Used();
     row.sent = static_cast<uint64_t>(BytesUnsent().value_or(0));
   }
   return row;

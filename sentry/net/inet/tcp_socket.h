@@ -9,7 +9,9 @@ class TcpSocket : public InetSocket {
  public:
   TcpSocket(Vfs& vfs, base::Ref<TcpEndpoint> endpoint, uint32_t flags)
       : InetSocket(vfs, *endpoint, SOCK_STREAM, IPPROTO_TCP, flags),
-        endpoint_(std::move(endpoint)) {}
+        endpoint_(std::move(endpoint)) {
+    MayHaveLanes();
+  }
 
   base::Status Bind(Task& t, const SockAddr& address) override;
   base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
@@ -24,6 +26,8 @@ class TcpSocket : public InetSocket {
   base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
   uint32_t Readiness() override { return endpoint_->Readiness(); }
+  void WatchEdges() override { endpoint_->WatchEdges(); }
+  LaneNames EnterLanes(LaneArena& arena) override { return endpoint_->EnterLanes(arena); }
 
  protected:
   int TakeError() override { return endpoint_->TakeError(); }

@@ -1,0 +1,144 @@
+// A lane: one direction of a byte stream, a ring in memory that the sentry and the stubs of processes
+// that may trace one another map. Whoever holds an end moves bytes without asking anybody; who waits
+// does so in the sentry, which is told when that is due. Compiled into both; freestanding.
+//
+// Positions count the bytes of the stream's life. Everything here may be changed by a hostile
+// process at any time: what is read is checked before it is used, and no value leads out of the ring.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace platform {
+
+inline constexpr uint64_t kLaneRing = 512 * 1024;  // a power of two
+inline constexpr uint64_t kLaneHeaderSize = 4096;
+inline constexpr uint64_t kLaneStride = kLaneHeaderSize + kLaneRing;
+inline constexpr uint32_t kLanes = 512;
+inline constexpr uint64_t kLaneArenaSize = kLanes * kLaneStride;
+// The most that one call moves: while it does, others are kept out.
+inline constexpr uint64_t kLaneMostBytes = 64 * 1024;
+
+// Followed, kLaneHeaderSize bytes after its beginning, by the ring.
+struct StreamLane {
+  // The writer's line. A lock holds the number of its owner, or 0.
+  alignas(64) uint32_t write_lock;
+  uint64_t written;
+  uint64_t base;  // the position whose byte is the ring's first; changed with both locks
+  // The reader's.
+  alignas(64) uint32_t read_lock;
+  uint64_t read;
+  // The sentry's, rarely changed.
+  alignas(64) uint32_t generation;  // which stream this lane serves: no two have had the same number
+  uint32_t open;                    // 0: only the sentry moves bytes
+  uint32_t want_data, want_room;    // it is to be told of the next bytes that come, or go
+  uint64_t limit;                   // bytes that may be on their way, at most kLaneRing
+};
+static_assert(sizeof(StreamLane) == 192);
+
+// Which lane a descriptor leads to: 0 is none.
+inline constexpr uint64_t LaneName(uint32_t index, uint32_t generation) {
+  return uint64_t{generation} << 32 | (index + 1);
+}
+inline constexpr uint32_t LaneIndex(uint64_t name) { return static_cast<uint32_t>(name) - 1; }
+inline constexpr uint32_t LaneGeneration(uint64_t name) { return static_cast<uint32_t>(name >> 32); }
+
+// Up to two pieces of a ring.
+struct LanePieces {
+  uint64_t first, first_length, second_length;  // the second begins at 0
+};
+inline LanePieces CutLane(uint64_t position, uint64_t base, uint64_t n) {
+  const uint64_t at = (position - base) & (kLaneRing - 1);
+  const uint64_t first = n < kLaneRing - at ? n : kLaneRing - at;
+  return {at, first, n - first};
+}
+
+template <typename T>
+inline T LaneLoad(const T* word) {
+  return __atomic_load_n(word, __ATOMIC_SEQ_CST);
+}
+
+inline bool TryLockLane(uint32_t* lock, uint32_t owner) {
+  uint32_t free = 0;
+  return __atomic_compare_exchange_n(lock, &free, owner, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+// A full barrier: what is looked at afterwards is looked at after the change is visible.
+inline void UnlockLane(uint32_t* lock) { __atomic_exchange_n(lock, 0u, __ATOMIC_SEQ_CST); }
+
+// Bytes in the ring; more than kLaneRing if the positions make no sense.
+inline uint64_t LaneUsed(const StreamLane* lane) {
+  const uint64_t read = __atomic_load_n(&lane->read, __ATOMIC_ACQUIRE);
+  return __atomic_load_n(&lane->written, __ATOMIC_ACQUIRE) - read;
+}
+
+enum class LaneOutcome {
+  kDeclined,  // nothing was done
+  kDone,
+  kTell,  // done, and the sentry is to be told
+};
+
+inline bool LaneServes(const StreamLane* lane, uint32_t generation) {
+  return LaneLoad(&lane->generation) == generation && LaneLoad(&lane->open) != 0;
+}
+
+inline LaneOutcome TellIfWanted(const StreamLane* lane, uint32_t* want) {
+  if (LaneLoad(&lane->open) == 0) return LaneOutcome::kTell;
+  const bool tell = LaneLoad(want) != 0 && __atomic_exchange_n(want, 0u, __ATOMIC_SEQ_CST) != 0;
+  return tell ? LaneOutcome::kTell : LaneOutcome::kDone;
+}
+
+// Writes `n` bytes, all or none. `copy(at, n)` stores the next n bytes at place `at` of the ring, or
+// returns false.
+template <typename Copy>
+inline LaneOutcome WriteLane(StreamLane* lane, uint32_t generation, uint32_t owner, uint64_t n,
+                             Copy copy) {
+  if (n == 0 || n > kLaneMostBytes || !TryLockLane(&lane->write_lock, owner)) {
+    return LaneOutcome::kDeclined;
+  }
+  bool done = false;
+  const uint64_t used = LaneUsed(lane), limit = LaneLoad(&lane->limit);
+  if (LaneServes(lane, generation) && limit <= kLaneRing && used <= limit && n <= limit - used) {
+    const uint64_t written = __atomic_load_n(&lane->written, __ATOMIC_RELAXED);
+    const LanePieces p = CutLane(written, LaneLoad(&lane->base), n);
+    done = copy(p.first, p.first_length) && (p.second_length == 0 || copy(0, p.second_length)) &&
+           LaneServes(lane, generation);
+    if (done) __atomic_store_n(&lane->written, written + n, __ATOMIC_RELEASE);
+  }
+  UnlockLane(&lane->write_lock);
+  return done ? TellIfWanted(lane, &lane->want_data) : LaneOutcome::kDeclined;
+}
+
+// Back to the ring's beginning while it is empty: few pages are touched, and they stay cached. With
+// the read lock held.
+inline void RewindLane(StreamLane* lane, uint32_t owner) {
+  const uint64_t read = __atomic_load_n(&lane->read, __ATOMIC_RELAXED);
+  if (LaneLoad(&lane->written) != read || !TryLockLane(&lane->write_lock, owner)) return;
+  if (LaneLoad(&lane->written) == read) __atomic_store_n(&lane->base, read, __ATOMIC_SEQ_CST);
+  UnlockLane(&lane->write_lock);
+}
+
+// Reads what there is, at most `*n` bytes, which becomes what was read. Declines if there is nothing.
+// `copy(at, n)` takes the next n bytes from place `at` of the ring, or returns false.
+template <typename Copy>
+inline LaneOutcome ReadLane(StreamLane* lane, uint32_t generation, uint32_t owner, uint64_t* n,
+                            Copy copy) {
+  if (*n == 0 || !TryLockLane(&lane->read_lock, owner)) return LaneOutcome::kDeclined;
+  bool done = false;
+  const uint64_t used = LaneUsed(lane);
+  if (LaneServes(lane, generation) && used != 0 && used <= kLaneRing) {
+    uint64_t most = used < kLaneMostBytes ? used : kLaneMostBytes;
+    if (*n > most) *n = most;
+    const uint64_t read = __atomic_load_n(&lane->read, __ATOMIC_RELAXED);
+    const LanePieces p = CutLane(read, LaneLoad(&lane->base), *n);
+    done = copy(p.first, p.first_length) && (p.second_length == 0 || copy(0, p.second_length)) &&
+           LaneServes(lane, generation);
+    if (done) {
+      __atomic_store_n(&lane->read, read + *n, __ATOMIC_SEQ_CST);
+      if (*n == used) RewindLane(lane, owner);
+    }
+  }
+  UnlockLane(&lane->read_lock);
+  return done ? TellIfWanted(lane, &lane->want_room) : LaneOutcome::kDeclined;
+}
+
+}  // namespace platform

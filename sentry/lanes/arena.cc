@@ -1,0 +1,185 @@
+#include "sentry/lanes/arena.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "sentry/base/kernel_memory.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using platform::kLanes;
+using platform::StreamLane;
+
+constexpr size_t kMaxDomains = 16;
+// What a lane counts for in the sentry's memory. Its ring has more pages only while a reader is far
+// behind, which the container's own limit counts.
+constexpr size_t kCharge = 64 * 1024;
+
+// Unique in the sandbox, so that a name that is read half old, half new matches nothing.
+std::atomic<uint32_t> g_generation{1}, g_owner{1};
+
+uint32_t Next(std::atomic<uint32_t>& counter) {
+  uint32_t n;
+  do {
+    n = counter.fetch_add(1, std::memory_order_relaxed);
+  } while (n == 0 || n == LaneArena::kSentryOwner);
+  return n;
+}
+
+struct Domains {
+  absl::Mutex mutex;
+  absl::flat_hash_map<std::string, base::Ref<LaneArena>> arenas ABSL_GUARDED_BY(mutex);
+};
+
+Domains& TheDomains() {
+  static Domains* domains = new Domains;
+  return *domains;
+}
+
+struct Owners {
+  absl::Mutex mutex;
+  absl::flat_hash_set<uint32_t> numbers ABSL_GUARDED_BY(mutex);
+};
+
+Owners& TheOwners() {
+  static Owners* owners = new Owners;
+  return *owners;
+}
+
+}  // namespace
+
+LaneOwner::LaneOwner() : number_(Next(g_owner)) {
+  absl::MutexLock lock(&TheOwners().mutex);
+  TheOwners().numbers.insert(number_);
+}
+
+LaneOwner::~LaneOwner() {
+  absl::MutexLock lock(&TheOwners().mutex);
+  TheOwners().numbers.erase(number_);
+}
+
+bool LaneOwner::Lives(uint32_t number) {
+  absl::MutexLock lock(&TheOwners().mutex);
+  return TheOwners().numbers.contains(number);
+}
+
+Result<base::Ref<LaneArena>> LaneArena::OfDomain(const std::string& name) {
+  Domains& domains = TheDomains();
+  absl::MutexLock lock(&domains.mutex);
+  auto it = domains.arenas.find(name);
+  if (it != domains.arenas.end()) return it->second;
+  if (domains.arenas.size() >= kMaxDomains) {
+    absl::erase_if(domains.arenas, [](const auto& entry) { return entry.second->ref_count() == 1; });
+    if (domains.arenas.size() >= kMaxDomains) return Error(ENOSPC);
+  }
+  auto memory = TRY(base::RingMemory::New(platform::kLaneArenaSize, 0));
+  auto arena = base::MakeRef<LaneArena>(std::move(memory));
+  domains.arenas[name] = arena;
+  return arena;
+}
+
+StreamLane* LaneArena::lane(uint32_t index) const {
+  return reinterpret_cast<StreamLane*>(memory_->data() + index * platform::kLaneStride);
+}
+
+std::byte* LaneArena::ring(uint32_t index) const {
+  return memory_->data() + index * platform::kLaneStride + platform::kLaneHeaderSize;
+}
+
+uint64_t LaneArena::NameOf(uint32_t index) const {
+  absl::MutexLock lock(&mutex_);
+  return platform::LaneName(index, uses_[index].generation);
+}
+
+Result<uint32_t> LaneArena::Allocate(base::RefCounted& holder, LaneUser& user) {
+  if (base::KernelMemory::Full()) return Error(ENOSPC);
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (uses_[i].user != nullptr) continue;
+    }
+    // Who was at work when it was last given up may still be.
+    StreamLane* l = lane(i);
+    if (!TryLock(&l->write_lock)) continue;
+    if (TryLock(&l->read_lock)) {
+      absl::MutexLock lock(&mutex_);
+      if (uses_[i].user == nullptr) {
+        uses_[i] = {&holder, &user, Next(g_generation)};
+        *l = StreamLane{};
+        l->write_lock = l->read_lock = kSentryOwner;
+        l->want_data = l->want_room = 1;
+        __atomic_store_n(&l->generation, uses_[i].generation, __ATOMIC_SEQ_CST);
+        platform::UnlockLane(&l->read_lock);
+        platform::UnlockLane(&l->write_lock);
+        base::KernelMemory::Charge(kCharge);
+        return i;
+      }
+      platform::UnlockLane(&l->read_lock);
+    }
+    platform::UnlockLane(&l->write_lock);
+  }
+  return Error(ENOSPC);
+}
+
+void LaneArena::Free(uint32_t index) {
+  StreamLane* l = lane(index);
+  __atomic_store_n(&l->open, 0u, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&l->generation, 0u, __ATOMIC_SEQ_CST);
+  absl::MutexLock lock(&mutex_);
+  uses_[index] = Use{};
+  base::KernelMemory::Uncharge(kCharge);
+}
+
+LaneUser* LaneArena::Hold(uint32_t index, base::Ref<base::RefCounted>* holder) {
+  const Use& use = uses_[index];
+  if (use.user == nullptr || !use.holder->TryIncRef()) return nullptr;
+  *holder = base::Ref<base::RefCounted>::Adopt(use.holder);
+  return use.user;
+}
+
+void LaneArena::Tell(uint64_t name, bool wrote) {
+  const uint32_t index = platform::LaneIndex(name);
+  if (index >= kLanes) return;
+  base::Ref<base::RefCounted> holder;
+  LaneUser* user;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (uses_[index].generation != platform::LaneGeneration(name)) return;
+    user = Hold(index, &holder);
+  }
+  if (user == nullptr) return;
+  wrote ? user->LaneWritten() : user->LaneRead();
+}
+
+void LaneArena::TellAll() {
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    base::Ref<base::RefCounted> holder;
+    LaneUser* user;
+    {
+      absl::MutexLock lock(&mutex_);
+      user = Hold(i, &holder);
+    }
+    if (user == nullptr) continue;
+    user->LaneWritten();
+    user->LaneRead();
+  }
+}
+
+bool LaneArena::TryLock(uint32_t* lock) {
+  if (platform::TryLockLane(lock, kSentryOwner)) return true;
+  uint32_t owner = platform::LaneLoad(lock);
+  if (owner == 0 || owner == kSentryOwner || LaneOwner::Lives(owner)) return false;
+  return __atomic_compare_exchange_n(lock, &owner, kSentryOwner, false, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_SEQ_CST);
+}
+
+}  // namespace sentry

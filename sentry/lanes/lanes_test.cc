@@ -1,0 +1,215 @@
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "platform/stream_lane.h"
+#include "sentry/lanes/arena.h"
+
+namespace sentry {
+namespace {
+
+using platform::kLaneRing;
+using platform::LaneOutcome;
+using platform::StreamLane;
+
+constexpr uint32_t kGeneration = 7, kOwner = 3, kOther = 4;
+
+// A lane as a stub sees it.
+class StreamLaneTest : public testing::Test {
+ protected:
+  StreamLaneTest() : memory_(platform::kLaneStride) {
+    lane_->generation = kGeneration;
+    lane_->open = 1;
+    lane_->limit = kLaneRing;
+  }
+
+  LaneOutcome Write(const std::string& text, uint32_t generation = kGeneration) {
+    const char* from = text.data();
+    return WriteLane(lane_, generation, kOwner, text.size(), [&](uint64_t at, uint64_t n) {
+      EXPECT_LE(at + n, kLaneRing);
+      memcpy(ring_ + at, from, n);
+      from += n;
+      return true;
+    });
+  }
+  LaneOutcome Read(std::string* text, uint64_t most) {
+    text->clear();
+    LaneOutcome outcome = ReadLane(lane_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
+      EXPECT_LE(at + n, kLaneRing);
+      text->append(ring_ + at, n);
+      return true;
+    });
+    if (outcome == LaneOutcome::kDeclined) text->clear();
+    return outcome;
+  }
+
+  std::vector<char> memory_;
+  StreamLane* lane_ = reinterpret_cast<StreamLane*>(memory_.data());
+  char* ring_ = memory_.data() + platform::kLaneHeaderSize;
+  std::string text_;
+};
+
+TEST_F(StreamLaneTest, WhatIsWrittenIsRead) {
+  EXPECT_EQ(LaneOutcome::kDeclined, Read(&text_, 100));
+  EXPECT_EQ(LaneOutcome::kDone, Write("hello "));
+  EXPECT_EQ(LaneOutcome::kDone, Write("world"));
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 7));
+  EXPECT_EQ("hello w", text_);
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
+  EXPECT_EQ("orld", text_);
+  // Empty: the next bytes stand at the beginning again.
+  EXPECT_EQ(lane_->base, lane_->written);
+}
+
+TEST_F(StreamLaneTest, WhoWantsToBeToldIs) {
+  lane_->want_data = 1;
+  EXPECT_EQ(LaneOutcome::kTell, Write("a"));
+  EXPECT_EQ(LaneOutcome::kDone, Write("b"));
+  lane_->want_room = 1;
+  EXPECT_EQ(LaneOutcome::kTell, Read(&text_, 1));
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 1));
+}
+
+TEST_F(StreamLaneTest, AllOrNothingIsWritten) {
+  lane_->limit = 10;
+  EXPECT_EQ(LaneOutcome::kDone, Write("12345678"));
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("901"));
+  EXPECT_EQ(LaneOutcome::kDone, Write("90"));
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("1"));
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
+  EXPECT_EQ("1234567890", text_);
+}
+
+TEST_F(StreamLaneTest, OthersAreKeptOut) {
+  lane_->write_lock = kOther;
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("a"));
+  lane_->write_lock = 0;
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("a", kGeneration + 1));
+  lane_->open = 0;
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("a"));
+  EXPECT_EQ(0u, lane_->write_lock);
+  EXPECT_EQ(0u, lane_->written);
+}
+
+TEST_F(StreamLaneTest, AFaultChangesNothing) {
+  ASSERT_EQ(LaneOutcome::kDone, Write("abc"));
+  EXPECT_EQ(LaneOutcome::kDeclined,
+            WriteLane(lane_, kGeneration, kOwner, 3, [](uint64_t, uint64_t) { return false; }));
+  uint64_t n = 3;
+  EXPECT_EQ(LaneOutcome::kDeclined,
+            ReadLane(lane_, kGeneration, kOwner, &n, [](uint64_t, uint64_t) { return false; }));
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
+  EXPECT_EQ("abc", text_);
+}
+
+TEST_F(StreamLaneTest, LongStreamsWrap) {
+  std::minstd_rand random(1);
+  uint64_t sent = 0, received = 0;
+  auto byte = [](uint64_t position) { return static_cast<char>(position * 31 >> 3); };
+  for (int i = 0; i < 5000; ++i) {
+    std::string part(1 + random() % 3000, '\0');
+    for (char& c : part) c = byte(sent + static_cast<uint64_t>(&c - part.data()));
+    if (Write(part) == LaneOutcome::kDone) sent += part.size();
+    Read(&text_, random() % 2900);
+    for (char c : text_) ASSERT_EQ(byte(received++), c);
+  }
+  EXPECT_GT(sent, kLaneRing * 4);
+}
+
+// Whatever stands in a lane, nothing is touched outside of the ring (LE checks in Write and Read),
+// and it ends.
+TEST_F(StreamLaneTest, Nonsense) {
+  std::mt19937_64 random(2);
+  for (int i = 0; i < 20000; ++i) {
+    lane_->written = random() >> (random() % 64);
+    lane_->read = random() % 2 ? lane_->written - random() % (2 * kLaneRing) : random();
+    lane_->base = random();
+    lane_->limit = random() >> (random() % 64);
+    Write(std::string(random() % 5000, 'x'));
+    Read(&text_, random() % 5000);
+  }
+}
+
+TEST_F(StreamLaneTest, TwoAtOnce) {
+  constexpr uint64_t kTotal = 3'000'000;
+  std::thread writer([&] {
+    std::string part;
+    for (uint64_t sent = 0; sent < kTotal;) {
+      part.assign(1 + sent % 777, static_cast<char>(sent));
+      if (Write(part) == LaneOutcome::kDone) sent += part.size();
+    }
+  });
+  uint64_t received = 0;
+  std::string text;
+  while (received < kTotal) {
+    Read(&text, 1000);
+    received += text.size();
+  }
+  writer.join();
+  EXPECT_EQ(lane_->written, received);
+}
+
+class Holder : public base::RefCounted, public LaneUser {
+ public:
+  void LaneWritten() override { ++written; }
+  void LaneRead() override { ++read; }
+  int written = 0, read = 0;
+};
+
+TEST(LaneArenaTest, LanesAreNamedOnce) {
+  auto arena = LaneArena::OfDomain("a");
+  ASSERT_TRUE(arena.ok());
+  EXPECT_EQ(arena->get(), LaneArena::OfDomain("a")->get());
+  EXPECT_NE(arena->get(), LaneArena::OfDomain("b")->get());
+  auto holder = base::MakeRef<Holder>();
+  auto index = (*arena)->Allocate(*holder, *holder);
+  ASSERT_TRUE(index.ok());
+  uint64_t name = (*arena)->NameOf(*index);
+  (*arena)->Tell(name, true);
+  (*arena)->Tell(name, false);
+  (*arena)->Tell(name + (uint64_t{1} << 32), true);
+  (*arena)->Tell(~uint64_t{0}, true);
+  EXPECT_EQ(1, holder->written);
+  EXPECT_EQ(1, holder->read);
+  (*arena)->Free(*index);
+  (*arena)->Tell(name, true);
+  EXPECT_EQ(1, holder->written);
+  // Somebody is still at work in it: another is taken.
+  (*arena)->lane(*index)->write_lock = LaneOwner().number();
+  {
+    LaneOwner lives;
+    (*arena)->lane(*index)->write_lock = lives.number();
+    auto other = (*arena)->Allocate(*holder, *holder);
+    ASSERT_TRUE(other.ok());
+    EXPECT_NE(*index, *other);
+    (*arena)->Free(*other);
+  }
+  auto again = (*arena)->Allocate(*holder, *holder);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(*index, *again);
+  EXPECT_NE(name, (*arena)->NameOf(*again));
+  (*arena)->Free(*again);
+}
+
+TEST(LaneArenaTest, ThereAreSoMany) {
+  auto arena = LaneArena::OfDomain("many");
+  ASSERT_TRUE(arena.ok());
+  auto holder = base::MakeRef<Holder>();
+  std::vector<uint32_t> taken;
+  while (true) {
+    auto index = (*arena)->Allocate(*holder, *holder);
+    if (!index.ok()) break;
+    taken.push_back(*index);
+  }
+  EXPECT_EQ(platform::kLanes, taken.size());
+  for (uint32_t index : taken) (*arena)->Free(index);
+}
+
+}  // namespace
+}  // namespace sentry

@@ -1,0 +1,146 @@
+#include "sentry/net/byte_stream.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "sentry/base/kernel_memory.h"
+#include "sentry/base/time.h"
+#include "sentry/fiber/fiber.h"
+
+namespace sentry {
+namespace {
+
+using base::Error;
+using base::Result;
+using base::Status;
+using platform::StreamLane;
+
+// A call of a stub's that has the lock takes microseconds, unless its core is taken away.
+constexpr int kLooks = 200;
+constexpr int64_t kWaitNs = 50'000;
+// After so long its owner is not what we know: the lane is taken from it.
+constexpr int64_t kGiveUpNs = 5'000'000'000;
+// What is moved into a lane at most.
+constexpr size_t kMostMoved = 64 * 1024;
+
+}  // namespace
+
+ByteStream::~ByteStream() {
+  if (arena_ != nullptr) arena_->Free(index_);
+}
+
+size_t ByteStream::limit() const {
+  return std::min<uint64_t>(platform::LaneLoad(&lane()->limit), kSize);
+}
+
+void ByteStream::set_limit(size_t bytes) {
+  __atomic_store_n(&lane()->limit, uint64_t{bytes}, __ATOMIC_SEQ_CST);
+}
+
+size_t ByteStream::Room() const {
+  const uint64_t used = platform::LaneUsed(lane()), most = limit();
+  return used < most ? most - used : 0;
+}
+
+void ByteStream::Lock(uint32_t StreamLane::* lock) {
+  if (!in_lane()) return;
+  uint32_t* word = &(lane()->*lock);
+  for (int i = 0; i < kLooks; ++i) {
+    if (arena_->TryLock(word)) return;
+    __builtin_ia32_pause();
+  }
+  const int64_t give_up = base::MonotonicNs() + kGiveUpNs;
+  while (!arena_->TryLock(word)) {
+    const int64_t now = base::MonotonicNs();
+    if (now >= give_up) {
+      __atomic_store_n(word, LaneArena::kSentryOwner, __ATOMIC_SEQ_CST);
+      return;
+    }
+    fiber::SleepUntil(now + kWaitNs, /*interruptible=*/false);
+  }
+}
+
+Status ByteStream::Ensure() {
+  if (data_ != nullptr) {
+    // What is left of the sentry's memory is not for queues to grow.
+    if (base::KernelMemory::Full() && Used() > 0) return Error(ENOBUFS);
+    return base::Ok();
+  }
+  // Few are ever filled: it counts as far as it is (Produced).
+  auto memory = base::RingMemory::New(kSize, 0);
+  if (!memory.ok()) return Error(ENOBUFS);
+  memory_ = *std::move(memory);
+  data_ = memory_->data();
+  return base::Ok();
+}
+
+Result<size_t> ByteStream::Fill(IoSource& src, size_t n) {
+  const platform::LanePieces p =
+      platform::CutLane(written(), platform::LaneLoad(&lane()->base), std::min(n, kSize));
+  size_t total = TRY(src.Get(std::span(data_ + p.first, p.first_length)));
+  if (total < p.first_length || p.second_length == 0) return total;
+  Result<size_t> more = src.Get(std::span(data_, p.second_length));
+  return more.ok() ? total + *more : total;
+}
+
+void ByteStream::Produced(size_t n) {
+  const uint64_t end = written() + n;
+  if (memory_ != nullptr) {
+    memory_->Touch(std::min<uint64_t>(end - platform::LaneLoad(&lane()->base), kSize));
+  }
+  __atomic_store_n(&lane()->written, end, __ATOMIC_SEQ_CST);
+}
+
+Result<size_t> ByteStream::Copy(uint64_t position, size_t n, IoDest& dst) const {
+  if (n == 0) return size_t{0};
+  const platform::LanePieces p =
+      platform::CutLane(position, platform::LaneLoad(&lane()->base), std::min(n, kSize));
+  size_t total = TRY(dst.Put(std::span(data_ + p.first, p.first_length)));
+  if (total < p.first_length || p.second_length == 0) return total;
+  Result<size_t> more = dst.Put(std::span(data_, p.second_length));
+  return more.ok() ? total + *more : total;
+}
+
+void ByteStream::ConsumedTo(uint64_t position) {
+  __atomic_store_n(&lane()->read, position, __ATOMIC_SEQ_CST);
+}
+
+void ByteStream::Rewind() {
+  if (in_lane()) return platform::RewindLane(lane(), LaneArena::kSentryOwner);
+  const uint64_t at = read();
+  if (written() == at) __atomic_store_n(&lane()->base, at, __ATOMIC_SEQ_CST);
+}
+
+bool ByteStream::EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser& user) {
+  if (in_lane()) return arena_.get() == &arena;
+  const size_t used = Used();
+  if (used > kMostMoved) return false;
+  auto index = arena.Allocate(holder, user);
+  if (!index.ok()) return false;
+  StreamLane* to = arena.lane(*index);
+  to->base = to->read = read();
+  to->written = written();
+  to->limit = limit();
+  std::byte* ring = arena.ring(*index);
+  if (used > 0) {
+    const platform::LanePieces p =
+        platform::CutLane(read(), platform::LaneLoad(&lane()->base), used);
+    memcpy(ring, data_ + p.first, p.first_length);
+    memcpy(ring + p.first_length, data_, p.second_length);
+  }
+  arena_ = base::Ref<LaneArena>(&arena);
+  index_ = *index;
+  data_ = ring;
+  memory_.reset();
+  // Who waits has said so in the old place: a lane begins with both wishes.
+  lane_.store(to, std::memory_order_seq_cst);
+  return true;
+}
+
+uint64_t ByteStream::LaneName() const {
+  if (!in_lane() || platform::LaneLoad(&lane()->open) == 0) return 0;
+  return arena_->NameOf(index_);
+}
+
+}  // namespace sentry

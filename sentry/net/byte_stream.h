@@ -1,0 +1,114 @@
+// One direction of a stream of bytes: a ring in memory of the sentry's own, or in a lane that
+// processes move bytes in without the sentry (sentry/lanes).
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "platform/stream_lane.h"
+#include "sentry/base/ref.h"
+#include "sentry/base/result.h"
+#include "sentry/base/ring_memory.h"
+#include "sentry/fiber/mutex.h"
+#include "sentry/lanes/arena.h"
+#include "sentry/vfs/types.h"
+
+namespace sentry {
+
+// Positions count the bytes of its life. What others may have written into a lane is checked: a ring
+// that makes no sense is empty and has no room.
+class ByteStream {
+ public:
+  static constexpr size_t kSize = platform::kLaneRing;
+
+  // A turn at one end, in which the bytes are filled in or taken out: only one at a time, of the
+  // sentry's or of others. Under the owner's own lock of that end.
+  class WriterTurn {
+   public:
+    explicit WriterTurn(ByteStream& stream) : stream_(stream) {
+      stream_.Lock(&platform::StreamLane::write_lock);
+    }
+    ~WriterTurn() { stream_.Unlock(&platform::StreamLane::write_lock); }
+
+   private:
+    ByteStream& stream_;
+  };
+  class ReaderTurn {
+   public:
+    explicit ReaderTurn(ByteStream& stream) : stream_(stream) {
+      stream_.Lock(&platform::StreamLane::read_lock);
+    }
+    ~ReaderTurn() { stream_.Unlock(&platform::StreamLane::read_lock); }
+
+   private:
+    ByteStream& stream_;
+  };
+
+  ByteStream() { own_.limit = kSize; }
+  ~ByteStream();
+  ByteStream(const ByteStream&) = delete;
+  ByteStream& operator=(const ByteStream&) = delete;
+
+  // --- at any time ---
+  uint64_t written() const { return __atomic_load_n(&lane()->written, __ATOMIC_ACQUIRE); }
+  uint64_t read() const { return __atomic_load_n(&lane()->read, __ATOMIC_ACQUIRE); }
+  // Bytes in it, and from `position` on.
+  size_t Used() const { return Sane(platform::LaneUsed(lane())); }
+  size_t UsedFrom(uint64_t position) const { return Sane(written() - position); }
+  // Bytes that may be added.
+  size_t Room() const;
+  // sk_stream_is_writeable(): a third is free.
+  bool Writable() const { return Room() * 2 >= Used() && Room() > 0; }
+  size_t limit() const;
+  void set_limit(size_t bytes);
+  // Whoever waits is to be told of the next bytes that come, or go. Look again after it.
+  void WantData() { __atomic_store_n(&lane()->want_data, 1u, __ATOMIC_SEQ_CST); }
+  void WantRoom() { __atomic_store_n(&lane()->want_room, 1u, __ATOMIC_SEQ_CST); }
+  bool wants_room() const { return platform::LaneLoad(&lane()->want_room) != 0; }
+  // True once for each WantRoom.
+  bool TakeWantRoom() { return __atomic_exchange_n(&lane()->want_room, 0u, __ATOMIC_SEQ_CST) != 0; }
+
+  // --- in a writer's turn ---
+  // Makes the ring if there is none. ENOBUFS.
+  base::Status Ensure();
+  // Copies up to `n` bytes of `src` behind what it holds; they become a part of it by Produced.
+  // Precondition: n <= Room(). Fewer at a fault, EFAULT if none.
+  base::Result<size_t> Fill(IoSource& src, size_t n);
+  void Produced(size_t n);
+
+  // --- in a reader's turn ---
+  // Copies `n` bytes from `position` on, which are there.
+  base::Result<size_t> Copy(uint64_t position, size_t n, IoDest& dst) const;
+  void ConsumedTo(uint64_t position);
+  // Back to the ring's beginning, if it is empty. With the owner's lock of the writer's end too.
+  void Rewind();
+
+  // --- lanes ---
+  // With the owner's locks of both ends, and no turn: moves into a lane of `arena`, closed at first.
+  // `user` is a part of `holder`, and owns this. False if it cannot, or is in one of another arena.
+  bool EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser& user);
+  // The lane's name; 0: it is in none, or only the sentry moves its bytes.
+  uint64_t LaneName() const;
+  // From now on others move bytes, or no longer do (one who is doing it finishes).
+  void OpenLane(bool open) { __atomic_store_n(&lane()->open, open ? 1u : 0u, __ATOMIC_SEQ_CST); }
+  bool in_lane() const { return lane() != &own_; }
+
+ private:
+  platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
+  static size_t Sane(uint64_t bytes) { return bytes <= kSize ? bytes : 0; }
+  void Lock(uint32_t platform::StreamLane::* lock);
+  void Unlock(uint32_t platform::StreamLane::* lock) {
+    if (in_lane()) platform::UnlockLane(&(lane()->*lock));
+  }
+
+  mutable platform::StreamLane own_{};
+  std::atomic<platform::StreamLane*> lane_{&own_};
+  std::unique_ptr<base::RingMemory> memory_;  // without a lane
+  std::byte* data_ = nullptr;                 // the ring; changed with both ends locked
+  base::Ref<LaneArena> arena_;
+  uint32_t index_ = 0;  // in the arena
+};
+
+}  // namespace sentry

@@ -1,0 +1,71 @@
+// TCP connections whose bytes are moved by lanes (sentry/lanes).
+#include <sys/epoll.h>
+
+#include "sentry/net/inet/tcp.h"
+
+namespace sentry {
+
+void TcpStream::LaneWritten() {
+  connection->sides[static_cast<size_t>(side)].end->SentSome(*connection, side, /*urgent=*/false);
+}
+
+void TcpStream::LaneRead() {
+  const int reader = connection->PeerOf(side);
+  // Who has read has taken the wish back, though there may not be room enough yet.
+  bytes.WantRoom();
+  connection->sides[static_cast<size_t>(reader)].end->TellWriter(*connection, reader);
+}
+
+void TcpEndpoint::CloseLanes() {
+  absl::MutexLock lock(&connection_mutex_);
+  if (connection_ != nullptr) CloseLanes(*connection_);
+}
+
+void TcpEndpoint::CloseLanes(TcpConnection& c) {
+  for (TcpConnection::Side& side : c.sides) side.out.bytes.OpenLane(false);
+}
+
+bool TcpEndpoint::MayOpenLane(TcpConnection& c, int side) {
+  if (c.self) return false;
+  for (TcpConnection::Side& s : c.sides) {
+    const TcpEndpoint& end = *s.end;
+    if (s.gone.load() || end.state() != TCP_ESTABLISHED || end.shutdown_.load() != 0 ||
+        end.error_.load() != 0 || end.deferred_.load()) {
+      return false;
+    }
+  }
+  TcpEndpoint& reader = *c.sides[static_cast<size_t>(c.PeerOf(side))].end;
+  return reader.options().receive_low.load() <= 1 &&
+         !c.sides[static_cast<size_t>(side)].out.urgent.load();
+}
+
+uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
+  TcpStream& stream = c.sides[static_cast<size_t>(side)].out;
+  {
+    fiber::MutexLock write(&stream.write_mutex);
+    fiber::MutexLock read(&stream.read_mutex);
+    if (!stream.bytes.EnterLane(arena, c, stream)) return 0;
+  }
+  {
+    absl::MutexLock lock(&g_tcp_mutex);
+    if (!MayOpenLane(c, side)) return 0;
+    stream.bytes.OpenLane(true);
+  }
+  // Who has begun to wait before it was in the lane looks again.
+  c.sides[static_cast<size_t>(side)].end->wait_queue().Wake(EPOLLOUT | EPOLLWRNORM);
+  c.sides[static_cast<size_t>(c.PeerOf(side))].end->wait_queue().Wake(EPOLLIN | EPOLLRDNORM);
+  return stream.bytes.LaneName();
+}
+
+FileDescription::LaneNames TcpEndpoint::EnterLanes(LaneArena& arena) {
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr || c->self) return {};
+  {
+    absl::MutexLock lock(&g_tcp_mutex);
+    if (!MayOpenLane(*c, side) || !MayOpenLane(*c, c->PeerOf(side))) return {};
+  }
+  return {.in = EnterLane(*c, c->PeerOf(side), arena), .out = EnterLane(*c, side, arena)};
+}
+
+}  // namespace sentry
