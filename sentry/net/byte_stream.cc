@@ -19,8 +19,8 @@ using platform::StreamLane;
 // A call of a stub's that has the lock takes microseconds, unless its core is taken away.
 constexpr int kLooks = 200;
 constexpr int64_t kWaitNs = 50'000;
-// After so long its owner is not what we know: the lane is taken from it.
-constexpr int64_t kGiveUpNs = 5'000'000'000;
+// After so long its owner is not what we know: from then on the lock counts for nothing.
+constexpr int64_t kGiveUpNs = 2'000'000'000;
 // What is moved into a lane at most.
 constexpr size_t kMostMoved = 64 * 1024;
 
@@ -44,7 +44,7 @@ size_t ByteStream::Room() const {
 }
 
 void ByteStream::Lock(uint32_t StreamLane::* lock) {
-  if (!in_lane()) return;
+  if (!in_lane() || lawless_.load(std::memory_order_relaxed)) return;
   uint32_t* word = &(lane()->*lock);
   for (int i = 0; i < kLooks; ++i) {
     if (arena_->TryLock(word)) return;
@@ -54,7 +54,8 @@ void ByteStream::Lock(uint32_t StreamLane::* lock) {
   while (!arena_->TryLock(word)) {
     const int64_t now = base::MonotonicNs();
     if (now >= give_up) {
-      __atomic_store_n(word, LaneArena::kSentryOwner, __ATOMIC_SEQ_CST);
+      OpenLane(false);
+      lawless_ = true;
       return;
     }
     fiber::SleepUntil(now + kWaitNs, /*interruptible=*/false);

@@ -109,6 +109,7 @@ class ByteStream {
   std::byte* data_ = nullptr;                 // the ring; changed with both ends locked
   base::Ref<LaneArena> arena_;
   uint32_t index_ = 0;  // in the arena
+  std::atomic<bool> lawless_{false};  // somebody has kept a lock of the lane
 };
 
 }  // namespace sentry

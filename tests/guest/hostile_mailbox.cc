@@ -7,13 +7,17 @@
 // tries to write into them through mappings. `HOSTILE_SECRET`: what must not be seen in the
 // runtime's memory, with each bit inverted, in hexadecimal. Prints "rounds N deaths D stolen S
 // written W seen X stuck T".
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -109,6 +113,62 @@ void Scribble() {
     uint64_t where = Random() % 4 == 0 ? kMailboxBase + Random() % 8192
                                        : SlotAddress(static_cast<uint32_t>(Random() % kSlots)) +
                                              Random() % (Random() % 2 ? 1024 : kPageSize * 6);
+    uint64_t value = Random() % 3 ? Random() : Random() % 16;
+    *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
+  }
+}
+
+// --- the memory of streams, which a process may write in ---
+
+int g_stream[2];
+
+void* StreamCalls(void*) {
+  char buffer[3000];
+  for (;;) {
+    int n;
+    pollfd p{g_stream[1], POLLIN | POLLOUT, 0};
+    poll(&p, 1, 0);
+    ioctl(g_stream[1], FIONREAD, &n);
+    send(g_stream[0], buffer, Random() % sizeof buffer, MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE);
+    recv(g_stream[1], buffer, Random() % sizeof buffer, MSG_DONTWAIT | MSG_PEEK);
+    iovec part{buffer, Random() % sizeof buffer};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    recvmsg(g_stream[1], &message, MSG_DONTWAIT);
+    send(g_stream[1], buffer, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    read(g_stream[0], buffer, 1);
+  }
+}
+
+void ScribbleLanes() {
+  int listener = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof address;
+  auto* name = reinterpret_cast<sockaddr*>(&address);
+  bind(listener, name, length);
+  listen(listener, 1);
+  getsockname(listener, name, &length);
+  g_stream[0] = socket(AF_INET, SOCK_STREAM, 0);
+  connect(g_stream[0], name, length);
+  g_stream[1] = accept(listener, nullptr, nullptr);
+  char c = 0;
+  for (int i = 0; i < 200; i++) {
+    for (int side : {0, 1}) {
+      write(g_stream[side], &c, 1);
+      read(g_stream[1 - side], &c, 1);
+    }
+  }
+  // The descriptors of a thread lead to any lane.
+  Spawn(StreamCalls);
+  Spawn(StreamCalls);
+  for (;;) {
+    uint64_t where = kLaneBase + Random() % 6 * kLaneStride + Random() % sizeof(StreamLane);
+    if (Random() % 64 == 0) {
+      where = kMailboxBase + offsetof(MailboxHeader, lane_fds) + Random() % (16 * sizeof(LaneFd));
+    }
     uint64_t value = Random() % 3 ? Random() : Random() % 16;
     *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
   }
@@ -341,6 +401,7 @@ void Look() {
 }
 
 constexpr void (*kAttacks[])() = {Scribble,
+                                  ScribbleLanes,
                                   AnswerEarly,
                                   LieAboutClones,
                                   Ring,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "sentry/base/time.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/net/inet/tcp.h"
 
@@ -20,6 +21,23 @@ constexpr uint32_t kOut = EPOLLOUT | EPOLLWRNORM;
 Error Interrupted(int64_t deadline_ns) {
   return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
 }
+
+// Rounds of one call in which nothing moved although something should have. Who writes nonsense into
+// a lane can make many; after a few the call sleeps in between, so that it takes little time and can
+// be interrupted.
+class VainRounds {
+ public:
+  // False: the call was interrupted.
+  bool Note() {
+    if (++count_ < kMany) return true;
+    return fiber::SleepUntil(base::MonotonicNs() + kPauseNs) != fiber::WakeReason::kInterrupted;
+  }
+
+ private:
+  static constexpr int kMany = 64;
+  static constexpr int64_t kPauseNs = 1'000'000;
+  int count_ = 0;
+};
 
 // Keeps the last byte that went through it: the urgent one.
 class LastByte : public IoSource {
@@ -146,6 +164,7 @@ void TcpEndpoint::SentSome(TcpConnection& c, int side, bool urgent) {
 Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t deadline_ns) {
   bool urgent = (args.flags & MSG_OOB) != 0;
   size_t total = 0;
+  VainRounds vain;
   if (state() == TCP_SYN_SENT) {
     TRY(WaitForConnect(args.nonblock, deadline_ns, EAGAIN));
   }
@@ -159,6 +178,7 @@ Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t de
     if (!n.ok()) return total > 0 ? Result<size_t>(total) : n;
     total += *n;
     if (*n > 0) continue;
+    if (!vain.Note()) return total > 0 ? Result<size_t>(total) : Interrupted(deadline_ns);
     TcpStream& out = c->sides[static_cast<size_t>(side)].out;
     out.bytes.WantRoom();
     if (out.bytes.Room() > 0) continue;  // made meanwhile
@@ -287,6 +307,7 @@ Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadlin
   }
   target = std::max<size_t>(target, 1);  // sock_rcvlowat(): a receive of nothing waits as well
   Status status;
+  VainRounds vain;
   do {
     bool over = state() == TCP_CLOSE || error_.load() != 0 || (shutdown_.load() & kReceiveShut);
     Result<size_t> n = ReceiveSome(*c, side, dst, &r);
@@ -303,7 +324,7 @@ Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadlin
       if (r.total > 0) break;
       return ReceiveNothing();
     }
-    status = WaitReceive(stream, r, *args, deadline_ns);
+    status = vain.Note() ? WaitReceive(stream, r, *args, deadline_ns) : Interrupted(deadline_ns);
     if (!status.ok()) break;
   } while (r.left > 0 || r.total == 0);
   if (r.total > 0 || status.ok()) return r.total;
