@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "platform/lane_epoll.h"
 #include "platform/stream_lane.h"
 
 namespace platform {
@@ -48,7 +49,7 @@ static_assert(kLaneBase + kLaneArenaSize <= kRegionEnd);
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
 inline constexpr uint64_t kSlotStackEnd = kSlotSize - 64;  // where a thread's stack begins
-inline constexpr uint32_t kHeaderSlots = 2;                // places of slots that the header takes
+inline constexpr uint32_t kHeaderSlots = 4;                // places of slots that the header takes
 inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
 inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
 static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
@@ -210,7 +211,7 @@ inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
                                      107, 108, 110, 186, 201, 228, 309};
 
 // What is answered by stream lanes, which threads that a filter or a tracer looks at do not have.
-inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45};
+inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45, 232, 233, 281};
 
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
@@ -356,6 +357,7 @@ struct MailboxHeader {
   alignas(kPageSize) Site sites[kMaxSites];
   // The stream lanes that descriptors lead to, by LaneName; changed by the sentry at any time.
   alignas(kPageSize) LaneFd lane_fds[kLaneFds];
+  alignas(kPageSize) LaneEpoll lane_epolls[kLaneEpolls];
 };
 static_assert(sizeof(MailboxHeader) <= kHeaderSlots * kSlotSize);
 inline constexpr uint64_t kSitesAddress = kMailboxBase + offsetof(MailboxHeader, sites);

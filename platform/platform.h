@@ -67,6 +67,7 @@ struct Trap {
 
 class Context;
 class AddressSpace;
+struct LaneEpoll;
 
 // The file a text mapping comes from, by which a patched copy is shared between processes.
 struct FileIdentity {
@@ -332,8 +333,11 @@ class AddressSpace : public base::UserMemory {
   // It goes again, in the same way: the process is no longer the equal of those that share it.
   virtual void DropLanes() {}
   // Descriptor `fd` of the threads that have lanes (Context::SetLaneOwner) reads from and writes to
-  // the lanes of these names; 0: none.
+  // the lanes of these names; 0: none. It is no epoll instance's any more.
   virtual void SetLaneOfFd(int /*fd*/, uint64_t /*in*/, uint64_t /*out*/) {}
+  // Place `index` (below kLaneEpolls) for an epoll instance that the platform answers calls about
+  // (platform/lane_epoll.h), which the guest may write in. Null: there are none.
+  virtual LaneEpoll* LaneEpollAt(uint32_t /*index*/) { return nullptr; }
 };
 
 struct Options {

@@ -261,6 +261,9 @@ struct LaneTable {
     lane[201] = Time;
     lane[202] = Futex;
     lane[228] = ClockGettime;
+    lane[232] = StreamEpollWait;
+    lane[233] = StreamEpollCtl;
+    lane[281] = StreamEpollPwait;
     lane[309] = GetCpu;
   }
 };

@@ -122,6 +122,11 @@ bool StreamWritev(Slot* slot);
 bool StreamSendto(Slot* slot);
 bool StreamRecvfrom(Slot* slot);
 
+// ---- epoll.cc: calls on epoll instances that watch such streams ----
+bool StreamEpollCtl(Slot* slot);
+bool StreamEpollWait(Slot* slot);
+bool StreamEpollPwait(Slot* slot);
+
 // ---- copy_in.cc ----
 
 // Copies what the call's arguments point to into the slot, as far as its shape tells and room

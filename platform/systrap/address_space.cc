@@ -46,6 +46,11 @@ bool SystrapAddressSpace::MapLanes(const base::Ref<base::HostFd>& arena) {
 
 void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {
   if (fd < 0 || static_cast<uint32_t>(fd) >= kLaneFds) return;
+  for (LaneEpoll& epoll : process_->header()->lane_epolls) {
+    uint32_t same = static_cast<uint32_t>(fd) + 1;
+    __atomic_compare_exchange_n(&epoll.fd_plus_one, &same, 0u, false, __ATOMIC_SEQ_CST,
+                                __ATOMIC_SEQ_CST);
+  }
   LaneFd& entry = process_->header()->lane_fds[fd];
   __atomic_store_n(&entry.in, in, __ATOMIC_SEQ_CST);
   __atomic_store_n(&entry.out, out, __ATOMIC_SEQ_CST);

@@ -34,6 +34,9 @@ class SystrapAddressSpace final : public AddressSpace {
   }
   void DropLanes() override { process_->lanes().Drop(); }
   void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
+  LaneEpoll* LaneEpollAt(uint32_t index) override {
+    return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;
+  }
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 

@@ -31,6 +31,9 @@ void Task::ConsiderLanes(int fd, FileDescription& file) {
   LaneArena& arena = binding->arena();
   platform::AddressSpace& space = mm_->address_space();
   if (!space.MapLanes(arena.file()) || !space.HasLanes(arena.file())) return;
+  if (binding->table().get() == fds_.get() && file.BindWatches(fd, binding)) {
+    return context_->SetLaneOwner(mm_->lane_owner());
+  }
   const FileDescription::LaneNames lanes = file.EnterLanes(arena);
   if (lanes.in == 0 && lanes.out == 0) return;
   if (fds_->SetLanes(fd, &file, binding, lanes.in, lanes.out)) {

@@ -1,16 +1,28 @@
 // The stream lanes that one address space has.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "platform/lane_epoll.h"
 #include "platform/platform.h"
 #include "sentry/base/ref.h"
 #include "sentry/lanes/arena.h"
 
 namespace sentry {
+
+// An epoll instance that processes change without the sentry (platform/lane_epoll.h).
+class LaneWatcher {
+ public:
+  // Takes over what they have changed. May park.
+  virtual void TakeLaneChanges() = 0;
+
+ protected:
+  ~LaneWatcher() = default;
+};
 
 // Joins an address space, one table of descriptors, and the arena of the process's domain, until the
 // space goes or the process stops being the equal of the others. Thread-safe; the lock is a leaf.
@@ -22,10 +34,26 @@ class LaneBinding : public base::RefCounted {
 
   LaneArena& arena() const { return *arena_; }
   bool live() const;
-  // `table` (never followed) is the one whose descriptors are meant. False: another is.
-  bool Claim(const void* table);
+  // `table` is the one whose descriptors are meant. False: another is. It says when it goes.
+  bool Claim(base::RefCounted* table);
+  void Leave(base::RefCounted* table);
+  base::Ref<base::RefCounted> table();  // null: there is none any more
   // Descriptor `fd` leads to the lanes of these names; 0: to none.
   void Set(int fd, uint64_t in, uint64_t out);
+  // A place for the instance at descriptor `fd`, which is none yet; `watcher` is a part of `holder`,
+  // and calls RemoveWatcher before it goes. -1: there is none.
+  int AddWatcher(base::RefCounted& holder, LaneWatcher& watcher);
+  void RemoveWatcher(int place);
+  // Calls f(platform::LaneEpoll&) of a place with the lock held, so it must be short. False: the
+  // space is gone.
+  template <typename F>
+  bool WithEpoll(int place, F f) {
+    absl::MutexLock lock(&mutex_);
+    if (space_ == nullptr) return false;
+    f(*space_->LaneEpollAt(static_cast<uint32_t>(place)));
+    return true;
+  }
+
   // No descriptor leads to a lane any more, and who waits for what a thread of the space has done to
   // one looks again. Idempotent. Not with locks held.
   void Unbind();
@@ -38,7 +66,12 @@ class LaneBinding : public base::RefCounted {
   const base::Ref<LaneArena> arena_;
   mutable absl::Mutex mutex_;
   platform::AddressSpace* space_ ABSL_GUARDED_BY(mutex_);
-  const void* table_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  base::RefCounted* table_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  struct Watcher {
+    base::RefCounted* holder = nullptr;
+    LaneWatcher* watcher = nullptr;
+  };
+  std::array<Watcher, platform::kLaneEpolls> watchers_ ABSL_GUARDED_BY(mutex_);
   std::vector<bool> set_ ABSL_GUARDED_BY(mutex_);
 };
 

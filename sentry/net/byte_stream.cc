@@ -140,8 +140,7 @@ bool ByteStream::EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser&
 }
 
 uint64_t ByteStream::LaneName() const {
-  if (!in_lane() || platform::LaneLoad(&lane()->open) == 0) return 0;
-  return arena_->NameOf(index_);
+  return lane_open() ? arena_->NameOf(index_) : 0;
 }
 
 }  // namespace sentry

@@ -94,6 +94,7 @@ class ByteStream {
   // From now on others move bytes, or no longer do (one who is doing it finishes).
   void OpenLane(bool open) { __atomic_store_n(&lane()->open, open ? 1u : 0u, __ATOMIC_SEQ_CST); }
   bool in_lane() const { return lane() != &own_; }
+  bool lane_open() const { return in_lane() && platform::LaneLoad(&lane()->open) != 0; }
 
  private:
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }

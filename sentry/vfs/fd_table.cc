@@ -9,6 +9,7 @@ namespace sentry {
 
 FdTable::~FdTable() {
   for (const auto& file : RemoveRange(0, UINT32_MAX)) (void)Finish(file);
+  if (lanes_ != nullptr) lanes_->Leave(this);
 }
 
 base::Ref<FdTable> FdTable::Fork() const {
@@ -146,11 +147,18 @@ bool FdTable::SetLanes(int fd, const FileDescription* file, const base::Ref<Lane
     if (lanes_ != nullptr && lanes_->live()) return false;
     if (!binding->Claim(this)) return false;
     for (Entry& e : entries_) e.has_lanes = false;
+    if (lanes_ != nullptr) lanes_->Leave(this);
     lanes_ = binding;
   }
   entries_[n].has_lanes = true;
   lanes_->Set(fd, in, out);
   return true;
+}
+
+bool FdTable::HasLanes(int fd, const FileDescription* file) const {
+  absl::ReaderMutexLock l(&mutex_);
+  const size_t n = static_cast<size_t>(fd);
+  return fd >= 0 && n < entries_.size() && entries_[n].file.get() == file && entries_[n].has_lanes;
 }
 
 void FdTable::ForgetLanes(size_t fd) {

@@ -46,6 +46,8 @@ class FdTable : public base::RefCounted {
   // False: another address space than that of `binding` has the lanes of this table.
   bool SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
                 uint64_t in, uint64_t out);
+  // Descriptor `fd` is `file`'s, and leads to lanes.
+  bool HasLanes(int fd, const FileDescription* file) const;
   // Changes with every install, remove or flag change; for publication to express lanes.
   uint64_t version() const { return version_.load(std::memory_order_acquire); }
 

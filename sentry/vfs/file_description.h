@@ -20,6 +20,7 @@
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/lanes/arena.h"
+#include "sentry/lanes/binding.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/mount.h"
 #include "sentry/vfs/types.h"
@@ -120,6 +121,11 @@ class FileDescription : public base::RefCounted {
     uint64_t in = 0, out = 0;
   };
   virtual LaneNames EnterLanes(LaneArena& /*arena*/) { return {}; }
+  // It has entered some, and others than the sentry may use them now.
+  virtual bool HasOpenLanes() { return false; }
+  // An epoll instance: what descriptor `fd` of the space of `binding` asks of it is answered without
+  // the sentry, as far as it is about files with lanes. False: it is none, or it cannot be.
+  virtual bool BindWatches(int /*fd*/, const base::Ref<LaneBinding>& /*binding*/) { return false; }
 
   // F_GETPIPE_SZ, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS and whatever else a kind of file answers;
   // EINVAL.

@@ -9,19 +9,16 @@
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
+#include "sentry/fs/epoll/epoll_impl.h"
 #include "sentry/vfs/inode.h"
 
 namespace sentry {
 namespace {
 
-constexpr uint32_t kPrivateBits = EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE;
 constexpr uint32_t kExclusiveOk =
     EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
 constexpr int kMaxNests = 4;              // EP_MAX_NESTS
 constexpr int kMaxWatches = 1024 * 1024;  // fs.epoll.max_user_watches
-
-std::atomic<int> g_watches{0};
 
 // Serialises what makes epoll instances watch one another, so that no loop appears.
 fiber::Mutex& NestMutex() {
@@ -31,111 +28,10 @@ fiber::Mutex& NestMutex() {
 
 }  // namespace
 
-// A file in an interest list. Referenced by the list and by the registry.
-class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
- public:
-  Item(EventPoll* owner, int fd, FileDescription* file, const EpollEvent& event)
-      : owner(owner), fd(fd), file(file), events(event.events), data(event.data) {
-    g_watches.fetch_add(1, std::memory_order_relaxed);
-  }
-
-  void OnEvent(uint32_t what) override {
-    uint32_t wanted = events.load(std::memory_order_acquire);
-    if ((wanted & ~kPrivateBits) == 0 || (what != 0 && (what & wanted) == 0)) return;
-    owner->MarkReady(*this);
-  }
-  bool TryEvent(uint32_t what) override {
-    OnEvent(what);
-    return owner->queue_.HasWaiters();
-  }
-  void WatchEdges() {
-    fiber::MutexLock lock(&mutex);
-    if (file != nullptr) file->WatchEdges();
-  }
-  // What of the wanted events is true.
-  uint32_t Ready() {
-    fiber::MutexLock lock(&mutex);
-    if (file == nullptr) return 0;
-    const uint32_t wanted = events.load(std::memory_order_acquire);
-    if (wanted & EPOLLET) file->WatchEdges();
-    return file->Readiness() & wanted;
-  }
-  // After it returns the file is not touched again. Idempotent.
-  void Detach() {
-    fiber::MutexLock lock(&mutex);
-    if (file == nullptr) return;
-    if (wait_queue != nullptr) wait_queue->Unregister(this);
-    file = nullptr;
-  }
-
-  EventPoll* const owner;  // valid while in its list or, under the registry's lock, in the registry
-  const int fd;
-  fiber::Mutex mutex;  // after the owner's, before the file's
-  FileDescription* file ABSL_GUARDED_BY(mutex);
-  fiber::WaitQueue* wait_queue ABSL_GUARDED_BY(mutex) = nullptr;
-  std::atomic<uint32_t> events;
-  std::atomic<uint64_t> data;
-  // Guarded by the owner's ready_mutex_.
-  Item* ready_prev = nullptr;
-  Item* ready_next = nullptr;
-  bool queued = false;
-
- private:
-  ~Item() override { g_watches.fetch_sub(1, std::memory_order_relaxed); }
-};
-
-// Which items watch a file.
-class EventPoll::Registry {
- public:
-  static Registry& Get() {
-    static Registry* registry = new Registry;
-    return *registry;
-  }
-  void Add(FileDescription* file, base::Ref<Item> item) {
-    absl::MutexLock lock(&mutex_);
-    items_[file].push_back(std::move(item));
-  }
-  void Remove(FileDescription* file, const Item* item) {
-    base::Ref<Item> dropped;
-    absl::MutexLock lock(&mutex_);
-    auto it = items_.find(file);
-    if (it == items_.end()) return;
-    auto& list = it->second;
-    for (auto& entry : list) {
-      if (entry.get() != item) continue;
-      dropped = std::move(entry);
-      entry = std::move(list.back());
-      list.pop_back();
-      break;
-    }
-    if (list.empty()) items_.erase(it);
-  }
-  // The watchers of a file with their instances, where those still live.
-  struct Watch {
-    base::Ref<Item> item;
-    base::Ref<EventPoll> owner;
-  };
-  std::vector<Watch> Find(FileDescription* file) {
-    std::vector<Watch> found;
-    absl::MutexLock lock(&mutex_);
-    auto it = items_.find(file);
-    if (it == items_.end()) return found;
-    for (auto& item : it->second) {
-      Watch watch{item, nullptr};
-      if (item->owner->TryIncRef()) watch.owner = base::Ref<EventPoll>::Adopt(item->owner);
-      found.push_back(std::move(watch));
-    }
-    return found;
-  }
-
- private:
-  absl::Mutex mutex_;
-  absl::flat_hash_map<FileDescription*, std::vector<base::Ref<Item>>> items_
-      ABSL_GUARDED_BY(mutex_);
-};
-
 EventPoll::EventPoll(Vfs& vfs, uint32_t flags)
-    : AnonFile(vfs, "[eventpoll]", O_RDWR | (flags & O_NONBLOCK)) {}
+    : AnonFile(vfs, "[eventpoll]", O_RDWR | (flags & O_NONBLOCK)) {
+  MayHaveLanes();
+}
 
 void EventPoll::OnZeroRefs() {
   {
@@ -161,6 +57,7 @@ void EventPoll::Erase(Key key) {
   items_.erase(it);
   item->Detach();
   DropReady(*item);
+  NoteErased(*item);
   Registry::Get().Remove(key.file, item.get());
 }
 
@@ -168,6 +65,10 @@ void EventPoll::Erase(Key key) {
 
 void EventPoll::PushReady(Item& item) {
   absl::MutexLock lock(&ready_mutex_);
+  LaneWatches* lanes = lanes_.load(std::memory_order_acquire);
+  if (lanes != nullptr && !item.in_lane.load(std::memory_order_relaxed)) {
+    lanes->SetSentryReady(true);
+  }
   if (item.queued) return;
   item.queued = true;
   item.ready_prev = ready_tail_;
@@ -231,7 +132,7 @@ base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
       uint32_t wanted = item->events.load();
       events.push_back({ready, item->data.load()});
       taken.push_back({item, wanted, (wanted & (EPOLLET | EPOLLONESHOT)) == 0});
-      if (wanted & EPOLLONESHOT) item->events.store(wanted & kPrivateBits);
+      if (wanted & EPOLLONESHOT) item->events.store(wanted & kEpollPrivateBits);
     }
     if (!events.empty()) {
       base::Status copied = emit(events);
@@ -248,7 +149,10 @@ base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
 }
 
 base::Result<size_t> EventPoll::Wait(size_t max, int64_t deadline_ns, const Emit& emit) {
+  // Meanwhile the process itself does not look.
+  LaneWait wait(*this);
   while (true) {
+    LookAtLanes();
     size_t n = TRY(Collect(max, emit));
     if (n > 0 || deadline_ns == 0) return n;
     auto reason = fiber::WaitUntil(
@@ -260,6 +164,7 @@ base::Result<size_t> EventPoll::Wait(size_t max, int64_t deadline_ns, const Emit
 }
 
 uint32_t EventPoll::Readiness() {
+  LookAtLanes();
   fiber::MutexLock lock(&mutex_);
   for (size_t budget = ready_count(); budget > 0; --budget) {
     Item* item = PopReady();
@@ -318,16 +223,18 @@ base::Status EventPoll::Add(int fd, const base::Ref<FileDescription>& file,
   }
   if (!file->CanPoll()) return base::Error(EPERM);
   fiber::WaitQueue* queue = file->wait_queue();  // null: what it is ready for never changes
-  if (g_watches.load() >= kMaxWatches) return base::Error(ENOSPC);
+  if (Item::count.load() >= kMaxWatches) return base::Error(ENOSPC);
   auto add = [&]() -> base::Status {
     base::Ref<Item> item;
     fiber::MutexLock lock(&mutex_);
+    SyncLanes();
     Key key{file.get(), fd};
     if (items_.contains(key)) return base::Error(EEXIST);
     EpollEvent e = event;
     e.events |= EPOLLERR | EPOLLHUP;
     item = base::MakeRef<Item>(this, fd, file.get(), e);
     items_[key] = item;
+    NoteAdded(*item);
     Registry::Get().Add(file.get(), item);
     file->WatchRelease(&OnFileRelease);
     {
@@ -349,12 +256,14 @@ base::Status EventPoll::Add(int fd, const base::Ref<FileDescription>& file,
 base::Status EventPoll::Modify(int fd, FileDescription& file, const EpollEvent& event) {
   if (&file == this || (event.events & EPOLLEXCLUSIVE)) return base::Error(EINVAL);
   fiber::MutexLock lock(&mutex_);
+  SyncLanes();
   auto it = items_.find({&file, fd});
   if (it == items_.end()) return base::Error(ENOENT);
   Item& item = *it->second;
   if (item.events.load() & EPOLLEXCLUSIVE) return base::Error(EINVAL);
   item.data.store(event.data);
   item.events.store(event.events | EPOLLERR | EPOLLHUP);
+  NoteModified(item);
   if (item.Ready() != 0) MarkReady(item);
   return base::Ok();
 }
@@ -362,6 +271,7 @@ base::Status EventPoll::Modify(int fd, FileDescription& file, const EpollEvent& 
 base::Status EventPoll::Remove(int fd, FileDescription& file) {
   if (&file == this) return base::Error(EINVAL);
   fiber::MutexLock lock(&mutex_);
+  SyncLanes();
   if (!items_.contains({&file, fd})) return base::Error(ENOENT);
   Erase({&file, fd});
   return base::Ok();

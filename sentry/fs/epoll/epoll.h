@@ -3,10 +3,12 @@
 
 #include <sys/epoll.h>
 
+#include <atomic>
 #include <compare>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -16,6 +18,8 @@
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/fs/anon/anon.h"
+#include "sentry/fs/epoll/lane_watches.h"
+#include "sentry/vfs/fd_table.h"
 
 namespace sentry {
 
@@ -28,7 +32,7 @@ static_assert(sizeof(EpollEvent) == 12);
 
 // An epoll instance. It holds no references to the files it watches; FileDescription::WatchRelease
 // tells it when one goes.
-class EventPoll : public AnonFile {
+class EventPoll : public AnonFile, public LaneWatcher {
  public:
   EventPoll(Vfs& vfs, uint32_t flags);
   static EventPoll* From(FileDescription& file) { return dynamic_cast<EventPoll*>(&file); }
@@ -46,8 +50,13 @@ class EventPoll : public AnonFile {
   base::Result<size_t> Wait(size_t max, int64_t deadline_ns, const Emit& emit);
 
   uint32_t Readiness() override;
-  fiber::WaitQueue* wait_queue() override { return &queue_; }
+  fiber::WaitQueue* wait_queue() override {
+    CloseLanes();  // who waits there is to be told of everything
+    return &queue_;
+  }
   void WatchEdges() override;
+  bool BindWatches(int fd, const base::Ref<LaneBinding>& binding) override;
+  void TakeLaneChanges() override;
   std::string FdInfo() const override;
 
  private:
@@ -77,6 +86,36 @@ class EventPoll : public AnonFile {
   // Longest chain of instances that watch this one.
   int DepthAbove(int depth);
 
+
+  // --- epoll_lanes.cc ---
+  // A wait that is under way: nobody but the sentry looks.
+  class LaneWait {
+   public:
+    explicit LaneWait(EventPoll& poll);
+    ~LaneWait();
+
+   private:
+    EventPoll& poll_;
+  };
+  // Takes over what the process has changed.
+  void SyncLanes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Apply(const LaneWatches::Change& change, FdTable* table)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddFromLane(const LaneWatches::Change& change, base::Ref<FileDescription> file, bool in_lane)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Finds out which of the items that the process looks after are ready, and has the sentry told of
+  // the others' next events; and which items each of them looks after.
+  void LookAtLanes();
+  bool ServedByLane(const Item& item, FdTable* table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Promote(FdTable* table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetInLane(Item& item, bool in_lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NoteAdded(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NoteModified(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NoteErased(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UpdateSentryReady();
+  // For good.
+  void CloseLanes();
+
   mutable fiber::Mutex mutex_;  // the interest list
   std::map<Key, base::Ref<Item>> items_ ABSL_GUARDED_BY(mutex_);
   mutable absl::Mutex ready_mutex_;  // taken in wait queue callbacks: a leaf
@@ -85,6 +124,14 @@ class EventPoll : public AnonFile {
   Item* ready_tail_ ABSL_GUARDED_BY(ready_mutex_) = nullptr;
   size_t ready_count_ ABSL_GUARDED_BY(ready_mutex_) = 0;
   fiber::WaitQueue queue_;
+
+  // What the process at whose descriptor this is does by itself. Once there, it stays.
+  std::unique_ptr<LaneWatches> lane_watches_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<LaneWatches*> lanes_{nullptr};
+  std::map<int, Item*> lane_items_ ABSL_GUARDED_BY(mutex_);  // those that are in_lane, by descriptor
+  uint32_t looks_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::atomic<int> waits_{0};
+  std::atomic<bool> lanes_closed_{false};
 };
 
 }  // namespace sentry

@@ -117,6 +117,7 @@ class TcpEndpoint : public InetEndpoint {
   // --- lanes ---
   // FileDescription::EnterLanes: of an established connection without urgent data and the like.
   FileDescription::LaneNames EnterLanes(LaneArena& arena);
+  bool HasOpenLanes();
 
   // --- options and state ---
   TcpOptions& tcp_options() { return tcp_options_; }

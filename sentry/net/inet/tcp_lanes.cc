@@ -57,6 +57,12 @@ uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
   return stream.bytes.LaneName();
 }
 
+bool TcpEndpoint::HasOpenLanes() {
+  int side;
+  Conn c = connection(&side);
+  return c != nullptr && c->sides[0].out.bytes.lane_open() && c->sides[1].out.bytes.lane_open();
+}
+
 FileDescription::LaneNames TcpEndpoint::EnterLanes(LaneArena& arena) {
   int side;
   Conn c = connection(&side);

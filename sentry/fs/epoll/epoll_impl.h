@@ -1,0 +1,132 @@
+// What the sources of EventPoll share.
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <atomic>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/fs/epoll/epoll.h"
+
+namespace sentry {
+
+inline constexpr uint32_t kEpollPrivateBits =
+    EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE;
+
+// A file in an interest list. Referenced by the list and by the registry.
+class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
+ public:
+  Item(EventPoll* owner, int fd, FileDescription* file, const EpollEvent& event)
+      : owner(owner),
+        fd(fd),
+        file_key(file),
+        file(file),
+        events(event.events),
+        data(event.data) {
+    count.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  void OnEvent(uint32_t what) override {
+    uint32_t wanted = events.load(std::memory_order_acquire);
+    if ((wanted & ~kEpollPrivateBits) == 0 || (what != 0 && (what & wanted) == 0)) return;
+    owner->MarkReady(*this);
+  }
+  bool TryEvent(uint32_t what) override {
+    OnEvent(what);
+    return owner->queue_.HasWaiters();
+  }
+  void WatchEdges() {
+    fiber::MutexLock lock(&mutex);
+    if (file != nullptr) file->WatchEdges();
+  }
+  // What of the wanted events is true.
+  uint32_t Ready() {
+    fiber::MutexLock lock(&mutex);
+    if (file == nullptr) return 0;
+    const uint32_t wanted = events.load(std::memory_order_acquire);
+    if (wanted & EPOLLET) file->WatchEdges();
+    return file->Readiness() & wanted;
+  }
+  // After it returns the file is not touched again. Idempotent.
+  void Detach() {
+    fiber::MutexLock lock(&mutex);
+    if (file == nullptr) return;
+    if (wait_queue != nullptr) wait_queue->Unregister(this);
+    file = nullptr;
+  }
+
+  static inline std::atomic<int> count{0};
+  EventPoll* const owner;  // valid while in its list or, under the registry's lock, in the registry
+  const int fd;
+  FileDescription* const file_key;  // alive while the item is in its owner's list
+  fiber::Mutex mutex;  // after the owner's, before the file's
+  FileDescription* file ABSL_GUARDED_BY(mutex);
+  fiber::WaitQueue* wait_queue ABSL_GUARDED_BY(mutex) = nullptr;
+  std::atomic<uint32_t> events;
+  std::atomic<uint64_t> data;
+  std::atomic<bool> in_lane{false};  // the process looks at it by itself; written under the owner's
+  // Guarded by the owner's ready_mutex_.
+  Item* ready_prev = nullptr;
+  Item* ready_next = nullptr;
+  bool queued = false;
+
+ private:
+  ~Item() override { count.fetch_sub(1, std::memory_order_relaxed); }
+};
+
+// Which items watch a file.
+class EventPoll::Registry {
+ public:
+  static Registry& Get() {
+    static Registry* registry = new Registry;
+    return *registry;
+  }
+  void Add(FileDescription* file, base::Ref<Item> item) {
+    absl::MutexLock lock(&mutex_);
+    items_[file].push_back(std::move(item));
+  }
+  void Remove(FileDescription* file, const Item* item) {
+    base::Ref<Item> dropped;
+    absl::MutexLock lock(&mutex_);
+    auto it = items_.find(file);
+    if (it == items_.end()) return;
+    auto& list = it->second;
+    for (auto& entry : list) {
+      if (entry.get() != item) continue;
+      dropped = std::move(entry);
+      entry = std::move(list.back());
+      list.pop_back();
+      break;
+    }
+    if (list.empty()) items_.erase(it);
+  }
+  // The watchers of a file with their instances, where those still live.
+  struct Watch {
+    base::Ref<Item> item;
+    base::Ref<EventPoll> owner;
+  };
+  std::vector<Watch> Find(FileDescription* file) {
+    std::vector<Watch> found;
+    absl::MutexLock lock(&mutex_);
+    auto it = items_.find(file);
+    if (it == items_.end()) return found;
+    for (auto& item : it->second) {
+      Watch watch{item, nullptr};
+      if (item->owner->TryIncRef()) watch.owner = base::Ref<EventPoll>::Adopt(item->owner);
+      found.push_back(std::move(watch));
+    }
+    return found;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  absl::flat_hash_map<FileDescription*, std::vector<base::Ref<Item>>> items_
+      ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace sentry

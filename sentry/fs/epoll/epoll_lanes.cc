@@ -1,0 +1,178 @@
+// Epoll instances that a process changes and looks at by itself, as far as they watch files with
+// lanes (sentry/lanes).
+#include <utility>
+#include <vector>
+
+#include "sentry/fs/epoll/epoll_impl.h"
+
+namespace sentry {
+namespace {
+
+// Looks after which it is seen to whether more items could be the process's business.
+constexpr uint32_t kLooksPerPromotion = 16;
+
+FdTable* TableOf(const base::Ref<base::RefCounted>& table) {
+  return static_cast<FdTable*>(table.get());
+}
+
+}  // namespace
+
+EventPoll::LaneWait::LaneWait(EventPoll& poll) : poll_(poll) {
+  poll_.waits_.fetch_add(1);
+  if (LaneWatches* lanes = poll_.lanes_.load(std::memory_order_acquire)) lanes->SetBusy(true);
+}
+
+EventPoll::LaneWait::~LaneWait() {
+  LaneWatches* lanes = poll_.lanes_.load(std::memory_order_acquire);
+  if (lanes != nullptr) poll_.UpdateSentryReady();
+  if (poll_.waits_.fetch_sub(1) == 1 && lanes != nullptr) {
+    lanes->SetBusy(poll_.lanes_closed_.load());
+    // Another wait may have begun between the two.
+    if (poll_.waits_.load() > 0) lanes->SetBusy(true);
+  }
+}
+
+void EventPoll::CloseLanes() {
+  lanes_closed_.store(true);
+  if (LaneWatches* lanes = lanes_.load(std::memory_order_acquire)) lanes->SetBusy(true);
+}
+
+bool EventPoll::BindWatches(int fd, const base::Ref<LaneBinding>& binding) {
+  fiber::MutexLock lock(&mutex_);
+  if (lanes_closed_.load() || queue_.HasWaiters()) return false;
+  if (lane_watches_ != nullptr) return &lane_watches_->binding() == binding.get();
+  base::Ref<base::RefCounted> table = binding->table();
+  if (table == nullptr || TableOf(table)->Get(fd).get() != this) return false;
+  lane_watches_ = LaneWatches::New(fd, binding, *this, *this);
+  if (lane_watches_ == nullptr) return false;
+  // From now on everything is noted there.
+  for (auto& [key, item] : items_) lane_watches_->Set(key.fd, platform::kWatchSentry);
+  lanes_.store(lane_watches_.get(), std::memory_order_release);
+  Promote(TableOf(table));
+  UpdateSentryReady();
+  TableOf(table)->SetLanes(fd, this, binding, 0, 0);
+  lane_watches_->Open();
+  if (waits_.load() > 0 || lanes_closed_.load()) lane_watches_->SetBusy(true);
+  return true;
+}
+
+void EventPoll::TakeLaneChanges() {
+  fiber::MutexLock lock(&mutex_);
+  SyncLanes();
+}
+
+void EventPoll::SyncLanes() {
+  if (lane_watches_ == nullptr) return;
+  std::vector<LaneWatches::Change> changes = lane_watches_->Take();
+  if (changes.empty()) return;
+  base::Ref<base::RefCounted> table = lane_watches_->binding().table();
+  for (const LaneWatches::Change& change : changes) Apply(change, TableOf(table));
+}
+
+void EventPoll::Apply(const LaneWatches::Change& change, FdTable* table) {
+  auto it = lane_items_.find(change.fd);
+  if (it != lane_items_.end()) {
+    Item& item = *it->second;
+    if (!change.watched) return Erase({item.file_key, item.fd});
+    item.data.store(change.data);
+    item.events.store(change.events | EPOLLERR | EPOLLHUP);
+    return;
+  }
+  if (!change.watched) return;
+  base::Ref<FileDescription> file = table != nullptr ? table->Get(change.fd) : nullptr;
+  // Its descriptor has been closed since, and with it the watch.
+  if (file == nullptr || !file->CanPoll() || From(*file) != nullptr) {
+    return lane_watches_->Set(change.fd, platform::kWatchNone);
+  }
+  const bool in_lane = file->HasOpenLanes() && table->HasLanes(change.fd, file.get());
+  AddFromLane(change, std::move(file), in_lane);
+}
+
+void EventPoll::AddFromLane(const LaneWatches::Change& change, base::Ref<FileDescription> file,
+                            bool in_lane) {
+  const Key key{file.get(), change.fd};
+  if (items_.contains(key)) return;
+  EpollEvent event{change.events | EPOLLERR | EPOLLHUP, change.data};
+  base::Ref<Item> item = base::MakeRef<Item>(this, change.fd, file.get(), event);
+  items_[key] = item;
+  Registry::Get().Add(file.get(), item);
+  file->WatchRelease(&OnFileRelease);
+  {
+    fiber::MutexLock item_lock(&item->mutex);
+    item->wait_queue = file->wait_queue();
+    if (item->wait_queue != nullptr) item->wait_queue->Register(item.get(), ~0u, false);
+  }
+  SetInLane(*item, in_lane);
+  if (item->Ready() != 0) MarkReady(*item);
+}
+
+bool EventPoll::ServedByLane(const Item& item, FdTable* table) {
+  return table != nullptr && (item.events.load() & ~platform::kLaneEpollEvents) == 0 &&
+         item.file_key->HasOpenLanes() && table->HasLanes(item.fd, item.file_key);
+}
+
+void EventPoll::SetInLane(Item& item, bool in_lane) {
+  item.in_lane.store(in_lane);
+  if (in_lane) {
+    lane_items_[item.fd] = &item;
+    lane_watches_->Set(item.fd, platform::kWatchLane, item.events.load(), item.data.load());
+  } else {
+    lane_items_.erase(item.fd);
+    lane_watches_->Set(item.fd, platform::kWatchSentry);
+  }
+}
+
+void EventPoll::Promote(FdTable* table) {
+  for (auto& [key, item] : items_) {
+    if (item->in_lane.load() || lane_items_.contains(key.fd)) continue;
+    if (static_cast<uint32_t>(key.fd) >= platform::kLaneEpollFds) continue;
+    if (ServedByLane(*item, table)) SetInLane(*item, true);
+  }
+}
+
+void EventPoll::LookAtLanes() {
+  if (lanes_.load(std::memory_order_acquire) == nullptr) return;
+  fiber::MutexLock lock(&mutex_);
+  SyncLanes();
+  base::Ref<base::RefCounted> table = lane_watches_->binding().table();
+  for (auto it = lane_items_.begin(); it != lane_items_.end();) {
+    Item& item = *(it++)->second;
+    if (!ServedByLane(item, TableOf(table))) SetInLane(item, false);
+    if (item.Ready() != 0) PushReady(item);
+  }
+  if (looks_++ % kLooksPerPromotion == 0) Promote(TableOf(table));
+}
+
+void EventPoll::NoteAdded(Item& item) {
+  if (lane_watches_ == nullptr || lane_items_.contains(item.fd)) return;
+  lane_watches_->Set(item.fd, platform::kWatchSentry);
+}
+
+void EventPoll::NoteModified(Item& item) {
+  if (!item.in_lane.load()) return;
+  const bool plain = (item.events.load() & ~platform::kLaneEpollEvents) == 0;
+  SetInLane(item, plain);
+}
+
+void EventPoll::NoteErased(Item& item) {
+  if (lane_watches_ == nullptr) return;
+  if (item.in_lane.exchange(false)) {
+    lane_items_.erase(item.fd);
+  } else if (lane_items_.contains(item.fd)) {
+    return;  // another file has that descriptor now
+  }
+  lane_watches_->Set(item.fd, platform::kWatchNone);
+}
+
+void EventPoll::UpdateSentryReady() {
+  LaneWatches* lanes = lanes_.load(std::memory_order_acquire);
+  if (lanes == nullptr) return;
+  absl::MutexLock lock(&ready_mutex_);
+  bool ready = false;
+  for (Item* item = ready_head_; item != nullptr && !ready; item = item->ready_next) {
+    ready = !item->in_lane.load(std::memory_order_relaxed);
+  }
+  lanes->SetSentryReady(ready);
+}
+
+}  // namespace sentry

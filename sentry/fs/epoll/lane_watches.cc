@@ -1,0 +1,104 @@
+#include "sentry/fs/epoll/lane_watches.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "sentry/base/time.h"
+#include "sentry/fiber/fiber.h"
+
+namespace sentry {
+namespace {
+
+using platform::kLaneEpollFds;
+using platform::LaneEpoll;
+using platform::LaneWatch;
+
+// A thread of the process holds the lock for less than a microsecond, unless its core is taken away.
+constexpr int kLooks = 200;
+constexpr int64_t kWaitNs = 50'000;
+constexpr int64_t kGiveUpNs = 2'000'000'000;
+
+bool HasPlace(int fd) { return fd >= 0 && static_cast<uint32_t>(fd) < kLaneEpollFds; }
+
+void Store(uint32_t* word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
+
+}  // namespace
+
+std::unique_ptr<LaneWatches> LaneWatches::New(int fd, base::Ref<LaneBinding> binding,
+                                              base::RefCounted& holder, LaneWatcher& watcher) {
+  std::unique_ptr<LaneWatches> watches(new LaneWatches(fd, std::move(binding)));
+  const int place = watches->binding_->AddWatcher(holder, watcher);
+  if (place < 0) return nullptr;
+  watches->place_ = place;
+  watches->binding_->WithEpoll(place, [](LaneEpoll& e) { memset(&e, 0, sizeof(e)); });
+  return watches;
+}
+
+void LaneWatches::Open() {
+  binding_->WithEpoll(
+      place_, [&](LaneEpoll& e) { Store(&e.fd_plus_one, static_cast<uint32_t>(fd_) + 1); });
+}
+
+template <typename F>
+void LaneWatches::WithLock(F f) {
+  const int64_t give_up = base::MonotonicNs() + kGiveUpNs;
+  for (int i = 0;; ++i) {
+    bool done = false;
+    const bool forced = i > kLooks && base::MonotonicNs() >= give_up;
+    const bool there = binding_->WithEpoll(place_, [&](LaneEpoll& e) {
+      if (!binding_->arena().TryLock(&e.lock) && !forced) return;
+      f(e);
+      // Who has kept the lock so long is not what we know.
+      if (forced) Store(&e.fd_plus_one, 0);
+      platform::UnlockLane(&e.lock);
+      done = true;
+    });
+    if (done || !there) return;
+    if (i > kLooks) fiber::SleepUntil(base::MonotonicNs() + kWaitNs, /*interruptible=*/false);
+  }
+}
+
+std::vector<LaneWatches::Change> LaneWatches::Take() {
+  std::vector<Change> changes;
+  bool any = false;
+  binding_->WithEpoll(place_,
+                      [&](LaneEpoll& e) { any = platform::LaneLoad(&e.change_count) != 0; });
+  if (!any) return changes;
+  WithLock([&](LaneEpoll& e) {
+    const uint32_t count = std::min(platform::LaneLoad(&e.change_count), kLaneEpollFds);
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint16_t fd = __atomic_load_n(&e.changes[i], __ATOMIC_RELAXED);
+      if (fd >= kLaneEpollFds) continue;
+      LaneWatch watch;
+      memcpy(&watch, &e.watches[fd], sizeof(watch));
+      e.watches[fd].changed = 0;
+      changes.push_back({fd, watch.state == platform::kWatchLane,
+                         watch.events & platform::kLaneEpollEvents, watch.data});
+    }
+    Store(&e.change_count, 0);
+  });
+  return changes;
+}
+
+void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, uint64_t data) {
+  if (!HasPlace(fd)) return;
+  WithLock([&](LaneEpoll& e) {
+    LaneWatch& watch = e.watches[fd];
+    // What the process has changed meanwhile is newer.
+    if (watch.changed) return;
+    watch.events = events;
+    watch.data = data;
+    watch.state = static_cast<uint16_t>(state);
+    if (e.end <= static_cast<uint32_t>(fd)) e.end = static_cast<uint32_t>(fd) + 1;
+  });
+}
+
+void LaneWatches::SetBusy(bool busy) {
+  binding_->WithEpoll(place_, [&](LaneEpoll& e) { Store(&e.busy, busy ? 1 : 0); });
+}
+
+void LaneWatches::SetSentryReady(bool ready) {
+  binding_->WithEpoll(place_, [&](LaneEpoll& e) { Store(&e.sentry_ready, ready ? 1 : 0); });
+}
+
+}  // namespace sentry

@@ -1,0 +1,57 @@
+// The sentry's side of an epoll instance that a process changes and looks at by itself
+// (platform/lane_epoll.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "platform/lane_epoll.h"
+#include "sentry/base/ref.h"
+#include "sentry/lanes/binding.h"
+
+namespace sentry {
+
+// Thread-safe but where said. What stands in the process's memory is read once and checked.
+class LaneWatches {
+ public:
+  // For the instance at descriptor `fd` of the space of `binding`; null: there is no place. It is not
+  // seen by the process before Open.
+  static std::unique_ptr<LaneWatches> New(int fd, base::Ref<LaneBinding> binding,
+                                          base::RefCounted& holder, LaneWatcher& watcher);
+  ~LaneWatches() {
+    if (place_ >= 0) binding_->RemoveWatcher(place_);
+  }
+  LaneWatches(const LaneWatches&) = delete;
+  LaneWatches& operator=(const LaneWatches&) = delete;
+
+  LaneBinding& binding() const { return *binding_; }
+  void Open();
+
+  // Descriptors whose watch the process has changed: to this, or to none. May park.
+  struct Change {
+    int fd;
+    bool watched;
+    uint32_t events;
+    uint64_t data;
+  };
+  std::vector<Change> Take();
+  // What the process is to know of descriptor `fd`, if it is one that there is a place for. May park.
+  void Set(int fd, platform::LaneWatchState state, uint32_t events = 0, uint64_t data = 0);
+
+  // Only the sentry serves, or no longer; something is ready that only it knows of.
+  void SetBusy(bool busy);
+  void SetSentryReady(bool ready);
+
+ private:
+  LaneWatches(int fd, base::Ref<LaneBinding> binding) : fd_(fd), binding_(std::move(binding)) {}
+  // Calls f(LaneEpoll&) with the process kept out; not if its space is gone.
+  template <typename F>
+  void WithLock(F f);
+
+  const int fd_;
+  const base::Ref<LaneBinding> binding_;
+  int place_ = -1;
+};
+
+}  // namespace sentry
