@@ -15,9 +15,17 @@ inline constexpr uint64_t kLaneRing = 512 * 1024;  // a power of two
 inline constexpr uint64_t kLaneHeaderSize = 4096;
 inline constexpr uint64_t kLaneStride = kLaneHeaderSize + kLaneRing;
 inline constexpr uint32_t kLanes = 512;
-inline constexpr uint64_t kLaneArenaSize = kLanes * kLaneStride;
+// Behind the lanes: words of sleepers, each of whom watches many lanes.
+inline constexpr uint32_t kLaneSleepers = 1024;
+inline constexpr uint64_t kLaneSleepersAt = kLanes * kLaneStride;
+inline constexpr uint64_t kLaneArenaSize = kLaneSleepersAt + kLaneSleepers * sizeof(uint32_t);
 // The most that one call moves: while it does, others are kept out.
 inline constexpr uint64_t kLaneMostBytes = 64 * 1024;
+
+// Who is to be told of the next bytes that come, or go: nobody; the sentry, at once; or the sentry, if
+// the word of sleeper `wish - kFirstSleeper` is not 0. Who tells takes the wish, or the word, back.
+using LaneWish = uint32_t;
+inline constexpr LaneWish kNoWish = 0, kWish = 1, kFirstSleeper = 2;
 
 // Followed, kLaneHeaderSize bytes after its beginning, by the ring.
 struct StreamLane {
@@ -31,7 +39,7 @@ struct StreamLane {
   // The sentry's, rarely changed.
   alignas(64) uint32_t generation;  // which stream this lane serves: no two have had the same number
   uint32_t open;                    // 0: only the sentry moves bytes
-  uint32_t want_data, want_room;    // it is to be told of the next bytes that come, or go
+  LaneWish want_data, want_room;
   uint64_t limit;                   // bytes that may be on their way, at most kLaneRing
 };
 static_assert(sizeof(StreamLane) == 192);
@@ -81,17 +89,23 @@ inline bool LaneServes(const StreamLane* lane, uint32_t generation) {
   return LaneLoad(&lane->generation) == generation && LaneLoad(&lane->open) != 0;
 }
 
-inline LaneOutcome TellIfWanted(const StreamLane* lane, uint32_t* want) {
+inline LaneOutcome TellIfWanted(const StreamLane* lane, LaneWish* wish, uint32_t* sleepers) {
   if (LaneLoad(&lane->open) == 0) return LaneOutcome::kTell;
-  const bool tell = LaneLoad(want) != 0 && __atomic_exchange_n(want, 0u, __ATOMIC_SEQ_CST) != 0;
+  const LaneWish w = LaneLoad(wish);
+  uint32_t* word = wish;
+  if (w >= kFirstSleeper) {
+    if (w - kFirstSleeper >= kLaneSleepers) return LaneOutcome::kTell;
+    word = &sleepers[w - kFirstSleeper];
+  }
+  const bool tell = LaneLoad(word) != 0 && __atomic_exchange_n(word, 0u, __ATOMIC_SEQ_CST) != 0;
   return tell ? LaneOutcome::kTell : LaneOutcome::kDone;
 }
 
 // Writes `n` bytes, all or none. `copy(at, n)` stores the next n bytes at place `at` of the ring, or
-// returns false.
+// returns false. `sleepers`: the words of the arena.
 template <typename Copy>
-inline LaneOutcome WriteLane(StreamLane* lane, uint32_t generation, uint32_t owner, uint64_t n,
-                             Copy copy) {
+inline LaneOutcome WriteLane(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
+                             uint32_t owner, uint64_t n, Copy copy) {
   if (n == 0 || n > kLaneMostBytes || !TryLockLane(&lane->write_lock, owner)) {
     return LaneOutcome::kDeclined;
   }
@@ -105,7 +119,7 @@ inline LaneOutcome WriteLane(StreamLane* lane, uint32_t generation, uint32_t own
     if (done) __atomic_store_n(&lane->written, written + n, __ATOMIC_RELEASE);
   }
   UnlockLane(&lane->write_lock);
-  return done ? TellIfWanted(lane, &lane->want_data) : LaneOutcome::kDeclined;
+  return done ? TellIfWanted(lane, &lane->want_data, sleepers) : LaneOutcome::kDeclined;
 }
 
 // Back to the ring's beginning while it is empty: few pages are touched, and they stay cached. With
@@ -120,8 +134,8 @@ inline void RewindLane(StreamLane* lane, uint32_t owner) {
 // Reads what there is, at most `*n` bytes, which becomes what was read. Declines if there is nothing.
 // `copy(at, n)` takes the next n bytes from place `at` of the ring, or returns false.
 template <typename Copy>
-inline LaneOutcome ReadLane(StreamLane* lane, uint32_t generation, uint32_t owner, uint64_t* n,
-                            Copy copy) {
+inline LaneOutcome ReadLane(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
+                            uint32_t owner, uint64_t* n, Copy copy) {
   if (*n == 0 || !TryLockLane(&lane->read_lock, owner)) return LaneOutcome::kDeclined;
   bool done = false;
   const uint64_t used = LaneUsed(lane);
@@ -138,7 +152,7 @@ inline LaneOutcome ReadLane(StreamLane* lane, uint32_t generation, uint32_t owne
     }
   }
   UnlockLane(&lane->read_lock);
-  return done ? TellIfWanted(lane, &lane->want_room) : LaneOutcome::kDeclined;
+  return done ? TellIfWanted(lane, &lane->want_room, sleepers) : LaneOutcome::kDeclined;
 }
 
 }  // namespace platform

@@ -74,6 +74,8 @@ unsigned char* RingOf(StreamLane* lane, uint64_t at) {
   return reinterpret_cast<unsigned char*>(lane) + kLaneHeaderSize + at;
 }
 
+uint32_t* Sleepers() { return reinterpret_cast<uint32_t*>(kLaneBase + kLaneSleepersAt); }
+
 bool Finish(Slot* s, LaneOutcome outcome, bool wrote, uint64_t name, uint64_t n) {
   if (outcome == LaneOutcome::kDone) {
     s->rax = n;
@@ -93,7 +95,7 @@ bool Read(Slot* s, Buffers* buffers) {
   StreamLane* lane = LaneOf(s, /*out=*/false, &name);
   if (lane == nullptr) return false;
   uint64_t n = buffers->total();
-  LaneOutcome outcome = ReadLane(lane, LaneGeneration(name), s->lane_owner, &n,
+  LaneOutcome outcome = ReadLane(lane, Sleepers(), LaneGeneration(name), s->lane_owner, &n,
                                  [&](uint64_t at, uint64_t length) {
                                    return buffers->Move<true>(RingOf(lane, at), length);
                                  });
@@ -105,7 +107,7 @@ bool Write(Slot* s, Buffers* buffers) {
   StreamLane* lane = LaneOf(s, /*out=*/true, &name);
   if (lane == nullptr) return false;
   const uint64_t n = buffers->total();
-  LaneOutcome outcome = WriteLane(lane, LaneGeneration(name), s->lane_owner, n,
+  LaneOutcome outcome = WriteLane(lane, Sleepers(), LaneGeneration(name), s->lane_owner, n,
                                   [&](uint64_t at, uint64_t length) {
                                     return buffers->Move<false>(RingOf(lane, at), length);
                                   });

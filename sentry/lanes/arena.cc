@@ -139,6 +139,27 @@ void LaneArena::Free(uint32_t index) {
   base::KernelMemory::Uncharge(kCharge);
 }
 
+int LaneArena::AllocateSleeper() {
+  absl::MutexLock lock(&mutex_);
+  for (size_t i = 0; i < sleepers_.size(); ++i) {
+    if (sleepers_[i]) continue;
+    sleepers_[i] = true;
+    return static_cast<int>(i);
+  }
+  return -1;
+}
+
+void LaneArena::FreeSleeper(int sleeper) {
+  SetSleeping(sleeper, false);
+  absl::MutexLock lock(&mutex_);
+  sleepers_[static_cast<size_t>(sleeper)] = false;
+}
+
+void LaneArena::SetSleeping(int sleeper, bool sleeps) {
+  auto* words = reinterpret_cast<uint32_t*>(memory_->data() + platform::kLaneSleepersAt);
+  __atomic_store_n(&words[sleeper], sleeps ? 1u : 0u, __ATOMIC_SEQ_CST);
+}
+
 LaneUser* LaneArena::Hold(uint32_t index, base::Ref<base::RefCounted>* holder) {
   const Use& use = uses_[index];
   if (use.user == nullptr || !use.holder->TryIncRef()) return nullptr;

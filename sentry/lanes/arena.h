@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -63,6 +64,11 @@ class LaneArena : public base::RefCounted {
   std::byte* ring(uint32_t index) const;
   uint64_t NameOf(uint32_t index) const;
 
+  // A word of a sleeper of its own, 0 at first; -1: there is none.
+  int AllocateSleeper();
+  void FreeSleeper(int sleeper);
+  void SetSleeping(int sleeper, bool sleeps);
+
   // The users of the lane of this name, or of all, look after who waits.
   void Tell(uint64_t name, bool wrote);
   void TellAll();
@@ -88,6 +94,7 @@ class LaneArena : public base::RefCounted {
   const std::unique_ptr<base::RingMemory> memory_;
   mutable absl::Mutex mutex_;  // a leaf
   std::array<Use, platform::kLanes> uses_ ABSL_GUARDED_BY(mutex_);
+  std::bitset<platform::kLaneSleepers> sleepers_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace sentry

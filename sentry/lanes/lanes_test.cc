@@ -31,7 +31,7 @@ class StreamLaneTest : public testing::Test {
 
   LaneOutcome Write(const std::string& text, uint32_t generation = kGeneration) {
     const char* from = text.data();
-    return WriteLane(lane_, generation, kOwner, text.size(), [&](uint64_t at, uint64_t n) {
+    return WriteLane(lane_, sleepers_, generation, kOwner, text.size(), [&](uint64_t at, uint64_t n) {
       EXPECT_LE(at + n, kLaneRing);
       memcpy(ring_ + at, from, n);
       from += n;
@@ -40,7 +40,7 @@ class StreamLaneTest : public testing::Test {
   }
   LaneOutcome Read(std::string* text, uint64_t most) {
     text->clear();
-    LaneOutcome outcome = ReadLane(lane_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
+    LaneOutcome outcome = ReadLane(lane_, sleepers_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
       EXPECT_LE(at + n, kLaneRing);
       text->append(ring_ + at, n);
       return true;
@@ -52,6 +52,7 @@ class StreamLaneTest : public testing::Test {
   std::vector<char> memory_;
   StreamLane* lane_ = reinterpret_cast<StreamLane*>(memory_.data());
   char* ring_ = memory_.data() + platform::kLaneHeaderSize;
+  uint32_t sleepers_[platform::kLaneSleepers] = {};
   std::string text_;
 };
 
@@ -74,6 +75,16 @@ TEST_F(StreamLaneTest, WhoWantsToBeToldIs) {
   lane_->want_room = 1;
   EXPECT_EQ(LaneOutcome::kTell, Read(&text_, 1));
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 1));
+}
+
+TEST_F(StreamLaneTest, WhoSleepsIsToldOnce) {
+  lane_->want_data = platform::kFirstSleeper + 5;
+  EXPECT_EQ(LaneOutcome::kDone, Write("a"));
+  sleepers_[5] = 1;
+  EXPECT_EQ(LaneOutcome::kTell, Write("b"));
+  EXPECT_EQ(LaneOutcome::kDone, Write("c"));
+  EXPECT_EQ(platform::kFirstSleeper + 5, lane_->want_data);
+  EXPECT_EQ(0u, sleepers_[5]);
 }
 
 TEST_F(StreamLaneTest, AllOrNothingIsWritten) {
@@ -100,10 +111,10 @@ TEST_F(StreamLaneTest, OthersAreKeptOut) {
 TEST_F(StreamLaneTest, AFaultChangesNothing) {
   ASSERT_EQ(LaneOutcome::kDone, Write("abc"));
   EXPECT_EQ(LaneOutcome::kDeclined,
-            WriteLane(lane_, kGeneration, kOwner, 3, [](uint64_t, uint64_t) { return false; }));
+            WriteLane(lane_, sleepers_, kGeneration, kOwner, 3, [](uint64_t, uint64_t) { return false; }));
   uint64_t n = 3;
   EXPECT_EQ(LaneOutcome::kDeclined,
-            ReadLane(lane_, kGeneration, kOwner, &n, [](uint64_t, uint64_t) { return false; }));
+            ReadLane(lane_, sleepers_, kGeneration, kOwner, &n, [](uint64_t, uint64_t) { return false; }));
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
   EXPECT_EQ("abc", text_);
 }

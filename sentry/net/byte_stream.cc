@@ -43,6 +43,15 @@ size_t ByteStream::Room() const {
   return used < most ? most - used : 0;
 }
 
+// There is room for one wish: that of a single sleeper, or one for all.
+void ByteStream::Wish(platform::LaneWish* word, platform::LaneWish wish) {
+  platform::LaneWish now = platform::LaneLoad(word), next;
+  do {
+    next = now == platform::kNoWish || now == wish ? wish : platform::kWish;
+  } while (!__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST));
+}
+
 void ByteStream::Lock(uint32_t StreamLane::* lock) {
   if (!in_lane() || lawless_.load(std::memory_order_relaxed)) return;
   uint32_t* word = &(lane()->*lock);

@@ -64,8 +64,8 @@ class ByteStream {
   size_t limit() const;
   void set_limit(size_t bytes);
   // Whoever waits is to be told of the next bytes that come, or go. Look again after it.
-  void WantData() { __atomic_store_n(&lane()->want_data, 1u, __ATOMIC_SEQ_CST); }
-  void WantRoom() { __atomic_store_n(&lane()->want_room, 1u, __ATOMIC_SEQ_CST); }
+  void WantData(platform::LaneWish wish = platform::kWish) { Wish(&lane()->want_data, wish); }
+  void WantRoom(platform::LaneWish wish = platform::kWish) { Wish(&lane()->want_room, wish); }
   bool wants_room() const { return platform::LaneLoad(&lane()->want_room) != 0; }
   // True once for each WantRoom.
   bool TakeWantRoom() { return __atomic_exchange_n(&lane()->want_room, 0u, __ATOMIC_SEQ_CST) != 0; }
@@ -98,6 +98,7 @@ class ByteStream {
 
  private:
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
+  static void Wish(platform::LaneWish* word, platform::LaneWish wish);
   static size_t Sane(uint64_t bytes) { return bytes <= kSize ? bytes : 0; }
   void Lock(uint32_t platform::StreamLane::* lock);
   void Unlock(uint32_t platform::StreamLane::* lock) {

@@ -127,7 +127,7 @@ base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
     for (size_t budget = ready_count(); budget > 0 && events.size() < max; --budget) {
       Item* item = PopReady();
       if (item == nullptr) break;
-      uint32_t ready = item->Ready();
+      uint32_t ready = ReadinessOf(*item);
       if (ready == 0) continue;
       uint32_t wanted = item->events.load();
       events.push_back({ready, item->data.load()});
@@ -152,6 +152,7 @@ base::Result<size_t> EventPoll::Wait(size_t max, int64_t deadline_ns, const Emit
   // Meanwhile the process itself does not look.
   LaneWait wait(*this);
   while (true) {
+    wait.Arm();
     LookAtLanes();
     size_t n = TRY(Collect(max, emit));
     if (n > 0 || deadline_ns == 0) return n;

@@ -93,6 +93,8 @@ class EventPoll : public AnonFile, public LaneWatcher {
    public:
     explicit LaneWait(EventPoll& poll);
     ~LaneWait();
+    // What comes from now on wakes who waits.
+    void Arm();
 
    private:
     EventPoll& poll_;
@@ -106,6 +108,7 @@ class EventPoll : public AnonFile, public LaneWatcher {
   // Finds out which of the items that the process looks after are ready, and has the sentry told of
   // the others' next events; and which items each of them looks after.
   void LookAtLanes();
+  uint32_t ReadinessOf(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool ServedByLane(const Item& item, FdTable* table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Promote(FdTable* table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetInLane(Item& item, bool in_lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -44,6 +44,11 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     fiber::MutexLock lock(&mutex);
     if (file != nullptr) file->WatchEdges();
   }
+  // The same for an item that is in_lane.
+  uint32_t ReadyFor(uint32_t wish) {
+    fiber::MutexLock lock(&mutex);
+    return file != nullptr ? file->ReadinessFor(wish) & events.load() : 0;
+  }
   // What of the wanted events is true.
   uint32_t Ready() {
     fiber::MutexLock lock(&mutex);

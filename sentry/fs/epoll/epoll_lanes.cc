@@ -22,13 +22,21 @@ EventPoll::LaneWait::LaneWait(EventPoll& poll) : poll_(poll) {
   if (LaneWatches* lanes = poll_.lanes_.load(std::memory_order_acquire)) lanes->SetBusy(true);
 }
 
+void EventPoll::LaneWait::Arm() {
+  if (LaneWatches* lanes = poll_.lanes_.load(std::memory_order_acquire)) lanes->SetSleeping(true);
+}
+
 EventPoll::LaneWait::~LaneWait() {
   LaneWatches* lanes = poll_.lanes_.load(std::memory_order_acquire);
   if (lanes != nullptr) poll_.UpdateSentryReady();
   if (poll_.waits_.fetch_sub(1) == 1 && lanes != nullptr) {
+    lanes->SetSleeping(false);
     lanes->SetBusy(poll_.lanes_closed_.load());
     // Another wait may have begun between the two.
-    if (poll_.waits_.load() > 0) lanes->SetBusy(true);
+    if (poll_.waits_.load() > 0) {
+      lanes->SetBusy(true);
+      lanes->SetSleeping(true);
+    }
   }
 }
 
@@ -138,9 +146,13 @@ void EventPoll::LookAtLanes() {
   for (auto it = lane_items_.begin(); it != lane_items_.end();) {
     Item& item = *(it++)->second;
     if (!ServedByLane(item, TableOf(table))) SetInLane(item, false);
-    if (item.Ready() != 0) PushReady(item);
+    if (ReadinessOf(item) != 0) PushReady(item);
   }
   if (looks_++ % kLooksPerPromotion == 0) Promote(TableOf(table));
+}
+
+uint32_t EventPoll::ReadinessOf(Item& item) {
+  return item.in_lane.load() ? item.ReadyFor(lane_watches_->wish()) : item.Ready();
 }
 
 void EventPoll::NoteAdded(Item& item) {

@@ -27,6 +27,8 @@ void Store(uint32_t* word, uint32_t value) { __atomic_store_n(word, value, __ATO
 std::unique_ptr<LaneWatches> LaneWatches::New(int fd, base::Ref<LaneBinding> binding,
                                               base::RefCounted& holder, LaneWatcher& watcher) {
   std::unique_ptr<LaneWatches> watches(new LaneWatches(fd, std::move(binding)));
+  watches->sleeper_ = watches->binding_->arena().AllocateSleeper();
+  if (watches->sleeper_ < 0) return nullptr;
   const int place = watches->binding_->AddWatcher(holder, watcher);
   if (place < 0) return nullptr;
   watches->place_ = place;

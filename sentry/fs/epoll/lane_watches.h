@@ -21,6 +21,7 @@ class LaneWatches {
                                           base::RefCounted& holder, LaneWatcher& watcher);
   ~LaneWatches() {
     if (place_ >= 0) binding_->RemoveWatcher(place_);
+    if (sleeper_ >= 0) binding_->arena().FreeSleeper(sleeper_);
   }
   LaneWatches(const LaneWatches&) = delete;
   LaneWatches& operator=(const LaneWatches&) = delete;
@@ -42,6 +43,11 @@ class LaneWatches {
   // Only the sentry serves, or no longer; something is ready that only it knows of.
   void SetBusy(bool busy);
   void SetSentryReady(bool ready);
+  // Somebody waits for what comes by lanes that have wish(): the next that does is told.
+  void SetSleeping(bool sleeps) { binding_->arena().SetSleeping(sleeper_, sleeps); }
+  platform::LaneWish wish() const {
+    return platform::kFirstSleeper + static_cast<platform::LaneWish>(sleeper_);
+  }
 
  private:
   LaneWatches(int fd, base::Ref<LaneBinding> binding) : fd_(fd), binding_(std::move(binding)) {}
@@ -52,6 +58,7 @@ class LaneWatches {
   const int fd_;
   const base::Ref<LaneBinding> binding_;
   int place_ = -1;
+  int sleeper_ = -1;
 };
 
 }  // namespace sentry

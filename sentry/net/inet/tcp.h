@@ -105,7 +105,8 @@ class TcpEndpoint : public InetEndpoint {
   base::Result<size_t> Send(IoSource& src, const SendArgs& args, int64_t deadline_ns);
   base::Result<size_t> Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
   base::Result<size_t> ReceiveUrgent(IoDest& dst, RecvArgs* args);
-  uint32_t Readiness();
+  // `wish`: FileDescription::ReadinessFor.
+  uint32_t Readiness(platform::LaneWish wish = platform::kWish);
   // FileDescription::WatchEdges.
   void WatchEdges();
   int TakeError() { return error_.exchange(0); }

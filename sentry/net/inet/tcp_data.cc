@@ -359,7 +359,7 @@ Result<size_t> TcpEndpoint::ReceiveUrgent(IoDest& dst, RecvArgs* args) {
 
 // --- looking ---
 
-uint32_t TcpEndpoint::Readiness() {
+uint32_t TcpEndpoint::Readiness(platform::LaneWish wish) {
   int now = state();
   if (now == TCP_LISTEN) {
     absl::MutexLock lock(&g_tcp_mutex);
@@ -385,11 +385,11 @@ uint32_t TcpEndpoint::Readiness() {
     const size_t used = stream.bytes.Used();
     return used >= target || (stream.bytes.Room() == 0 && used > 0);
   };
-  if (!readable()) stream.bytes.WantData();
+  if (!readable()) stream.bytes.WantData(wish);
   if (readable()) mask |= kIn;
   TcpStream& out = c->sides[static_cast<size_t>(side)].out;
   if (shut & kSendShut || out.bytes.Writable()) return mask | kOut;
-  out.bytes.WantRoom();
+  out.bytes.WantRoom(wish);
   return out.bytes.Writable() ? mask | kOut : mask;
 }
 

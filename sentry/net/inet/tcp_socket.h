@@ -28,6 +28,7 @@ class TcpSocket : public InetSocket {
   uint32_t Readiness() override { return endpoint_->Readiness(); }
   void WatchEdges() override { endpoint_->WatchEdges(); }
   LaneNames EnterLanes(LaneArena& arena) override { return endpoint_->EnterLanes(arena); }
+  uint32_t ReadinessFor(uint32_t wish) override { return endpoint_->Readiness(wish); }
   bool HasOpenLanes() override { return endpoint_->HasOpenLanes(); }
 
  protected:
