@@ -279,6 +279,7 @@ base::Status EventPoll::Remove(int fd, FileDescription& file) {
 }
 
 std::string EventPoll::FdInfo() const {
+  const_cast<EventPoll*>(this)->TakeLaneChanges();  // NOLINT: what it knows is not what it watches
   std::string text;
   fiber::MutexLock lock(&mutex_);
   for (const auto& [key, item] : items_) {

@@ -7,41 +7,11 @@
 #include <thread>
 #include <vector>
 
-#include "inet_util.h"
+#include "lanes/lane_util.h"
 
 namespace {
 
 constexpr int kManyTimes = 100;
-
-std::string ReadAll(int fd, size_t n) {
-  std::string text(n, '\0');
-  size_t got = 0;
-  while (got < n) {
-    ssize_t r = read(fd, text.data() + got, n - got);
-    if (r <= 0) break;
-    got += static_cast<size_t>(r);
-  }
-  text.resize(got);
-  return text;
-}
-
-void Exchange(int a, int b, int times = kManyTimes) {
-  for (int i = 0; i < times; ++i) {
-    std::string message = "message " + std::to_string(i);
-    ASSERT_EQ(static_cast<ssize_t>(message.size()), write(a, message.data(), message.size()));
-    ASSERT_EQ(message, ReadAll(b, message.size()));
-    ASSERT_EQ(static_cast<ssize_t>(message.size()), write(b, message.data(), message.size()));
-    ASSERT_EQ(message, ReadAll(a, message.size()));
-  }
-}
-
-// A connection that has been in use.
-struct BusyPair : TcpPair {
-  explicit BusyPair(int family = AF_INET) : TcpPair(family) {
-    for (int fd : {client, server}) EXPECT_OK(SetInt(fd, IPPROTO_TCP, TCP_NODELAY, 1));
-    Exchange(client, server);
-  }
-};
 
 TEST(TcpLane, BothFamilies) {
   for (int family : {AF_INET, AF_INET6}) {

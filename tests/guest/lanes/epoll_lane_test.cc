@@ -1,0 +1,271 @@
+// Epoll instances that watch busy connections: whatever way a kernel finds to be quick about them, each
+// call has its effect when it returns.
+#include <sys/eventfd.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "lanes/lane_util.h"
+
+namespace {
+
+constexpr int kPairs = 8;
+
+class EpollLane : public testing::Test {
+ protected:
+  void SetUp() override {
+    epoll_ = epoll_create1(0);
+    for (int i = 0; i < kPairs; ++i) {
+      pairs_.push_back(std::make_unique<BusyPair>());
+      ASSERT_OK(Control(EPOLL_CTL_ADD, i, EPOLLIN));
+    }
+    // Many calls, as a server makes them.
+    for (int round = 0; round < 60; ++round) {
+      const int i = round % kPairs;
+      write(client(i), "x", 1);
+      ASSERT_EQ((std::map<int, uint32_t>{{i, EPOLLIN}}), Wait(1000));
+      ReadAll(server(i), 1);
+    }
+  }
+  void TearDown() override { close(epoll_); }
+
+  int client(int i) { return pairs_[static_cast<size_t>(i)]->client; }
+  int server(int i) { return pairs_[static_cast<size_t>(i)]->server; }
+  int Control(int op, int i, uint32_t events) {
+    epoll_event e{events, {.u32 = static_cast<uint32_t>(i)}};
+    return epoll_ctl(epoll_, op, server(i), &e);
+  }
+  // What is ready, by number.
+  std::map<int, uint32_t> Wait(int timeout_ms, int epoll = -1, int most = 64) {
+    epoll_event events[64];
+    std::map<int, uint32_t> ready;
+    int n = epoll_wait(epoll >= 0 ? epoll : epoll_, events, most, timeout_ms);
+    EXPECT_OK(n);
+    for (int i = 0; i < n; ++i) ready[static_cast<int>(events[i].data.u32)] = events[i].events;
+    return ready;
+  }
+  using Ready = std::map<int, uint32_t>;
+
+  int epoll_;
+  std::vector<std::unique_ptr<BusyPair>> pairs_;
+};
+
+TEST_F(EpollLane, EachChangeCountsAtOnce) {
+  for (int round = 0; round < 50; ++round) {
+    ASSERT_EQ(Ready{}, Wait(0));
+    ASSERT_OK(Control(EPOLL_CTL_MOD, 1, EPOLLOUT));
+    ASSERT_EQ((Ready{{1, EPOLLOUT}}), Wait(0));
+    write(client(1), "x", 1);
+    ASSERT_EQ((Ready{{1, EPOLLOUT}}), Wait(0));
+    ASSERT_OK(Control(EPOLL_CTL_MOD, 1, EPOLLIN | EPOLLOUT));
+    ASSERT_EQ((Ready{{1, EPOLLIN | EPOLLOUT}}), Wait(0));
+    ASSERT_OK(Control(EPOLL_CTL_MOD, 1, 0));
+    ASSERT_EQ(Ready{}, Wait(0));
+    ASSERT_OK(Control(EPOLL_CTL_DEL, 1, 0));
+    ASSERT_EQ(Ready{}, Wait(0));
+    EXPECT_ERRNO(Control(EPOLL_CTL_DEL, 1, 0), ENOENT);
+    EXPECT_ERRNO(Control(EPOLL_CTL_MOD, 1, EPOLLIN), ENOENT);
+    ASSERT_OK(Control(EPOLL_CTL_ADD, 1, EPOLLIN));
+    EXPECT_ERRNO(Control(EPOLL_CTL_ADD, 1, EPOLLIN), EEXIST);
+    ASSERT_EQ((Ready{{1, EPOLLIN}}), Wait(0));
+    ReadAll(server(1), 1);
+  }
+}
+
+TEST_F(EpollLane, BadArguments) {
+  epoll_event event{EPOLLIN, {}};
+  EXPECT_ERRNO(epoll_ctl(epoll_, 77, server(0), &event), EINVAL);
+  EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_MOD, server(0), nullptr), EFAULT);
+  EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_ADD, epoll_, &event), EINVAL);
+  EXPECT_ERRNO(epoll_ctl(server(0), EPOLL_CTL_ADD, server(1), &event), EINVAL);
+  EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_ADD, 9999, &event), EBADF);
+  EXPECT_ERRNO(epoll_wait(epoll_, &event, 0, 0), EINVAL);
+  EXPECT_ERRNO(epoll_wait(epoll_, &event, -1, 0), EINVAL);
+  write(client(0), "x", 1);
+  EXPECT_ERRNO(epoll_wait(epoll_, nullptr, 1, 0), EFAULT);
+  EXPECT_EQ((Ready{{0, EPOLLIN}}), Wait(0));
+}
+
+TEST_F(EpollLane, AllAreServedInTurn) {
+  for (int i = 0; i < kPairs; ++i) write(client(i), "x", 1);
+  EXPECT_EQ(static_cast<size_t>(kPairs), Wait(0).size());
+  Ready seen;
+  for (int i = 0; i < 3 * kPairs; ++i) {
+    for (auto& entry : Wait(0, -1, 1)) seen.insert(entry);
+  }
+  EXPECT_EQ(static_cast<size_t>(kPairs), seen.size());
+}
+
+TEST_F(EpollLane, WhoWaitsIsWokenByEach) {
+  for (int round = 0; round < 100; ++round) {
+    const int i = round % kPairs;
+    std::thread writer([&] {
+      if (round % 3 != 0) SleepMs(1);
+      write(client(i), "x", 1);
+    });
+    ASSERT_EQ((Ready{{i, EPOLLIN}}), Wait(10'000));
+    writer.join();
+    ReadAll(server(i), 1);
+  }
+}
+
+TEST_F(EpollLane, AnotherProcessWrites) {
+  fflush(nullptr);
+  pid_t child = fork();
+  if (child == 0) {
+    for (int round = 0; round < 400; ++round) {
+      const int i = round % kPairs;
+      write(client(i), "ping", 4);
+      if (ReadAll(client(i), 4) != "pong") _exit(1);
+    }
+    _exit(0);
+  }
+  int served = 0;
+  while (served < 400) {
+    Ready ready = Wait(10'000);
+    ASSERT_FALSE(ready.empty());
+    for (auto [i, events] : ready) {
+      ASSERT_EQ("ping", ReadAll(server(i), 4));
+      write(server(i), "pong", 4);
+      ++served;
+    }
+  }
+  int status;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(0, status);
+}
+
+TEST_F(EpollLane, OtherFilesToo) {
+  int event = eventfd(0, EFD_NONBLOCK);
+  epoll_event e{EPOLLIN, {.u32 = 100}};
+  ASSERT_OK(epoll_ctl(epoll_, EPOLL_CTL_ADD, event, &e));
+  const uint64_t one = 1;
+  uint64_t value;
+  for (int round = 0; round < 50; ++round) {
+    ASSERT_EQ(Ready{}, Wait(0));
+    write(event, &one, sizeof one);
+    ASSERT_EQ((Ready{{100, EPOLLIN}}), Wait(1000));
+    write(client(2), "x", 1);
+    ASSERT_EQ((Ready{{2, EPOLLIN}, {100, EPOLLIN}}), Wait(1000));
+    read(event, &value, sizeof value);
+    ASSERT_EQ((Ready{{2, EPOLLIN}}), Wait(1000));
+    ReadAll(server(2), 1);
+    std::thread writer([&] {
+      SleepMs(1);
+      write(event, &one, sizeof one);
+    });
+    ASSERT_EQ((Ready{{100, EPOLLIN}}), Wait(10'000));
+    writer.join();
+    read(event, &value, sizeof value);
+  }
+  close(event);
+}
+
+TEST_F(EpollLane, ClosedDescriptors) {
+  write(client(3), "x", 1);
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 4, EPOLLIN | EPOLLOUT));
+  int number = server(3);
+  pairs_[3]->CloseServer();
+  pairs_[4]->CloseServer();
+  EXPECT_EQ(Ready{}, Wait(0));
+  // The number is another file's now, which nobody watches.
+  int null = open("/dev/null", O_RDONLY);
+  ASSERT_OK(dup2(null, number));
+  EXPECT_EQ(Ready{}, Wait(0));
+  epoll_event e{EPOLLIN, {}};
+  EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_MOD, number, &e), EPERM);
+  EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_ADD, number, &e), EPERM);
+  close(null);
+  close(number);
+}
+
+TEST_F(EpollLane, TheOtherEndGoes) {
+  pairs_[5]->CloseClient();
+  EXPECT_EQ((Ready{{5, EPOLLIN}}), Wait(1000));
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 5, EPOLLIN | EPOLLRDHUP));
+  EXPECT_EQ((Ready{{5, EPOLLIN | EPOLLRDHUP}}), Wait(1000));
+  ASSERT_OK(Control(EPOLL_CTL_DEL, 5, 0));
+  EXPECT_EQ(Ready{}, Wait(0));
+  write(client(6), "x", 1);
+  EXPECT_EQ((Ready{{6, EPOLLIN}}), Wait(1000));
+}
+
+TEST_F(EpollLane, SharedByProcesses) {
+  // What was changed before the fork is known in the child, and what the child changes, here.
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLOUT));
+  ASSERT_OK(Control(EPOLL_CTL_DEL, 1, 0));
+  EXPECT_EQ(0, ExitStatus([&] {
+              if (Wait(0) != Ready{{0, EPOLLOUT}}) return 1;
+              if (Control(EPOLL_CTL_MOD, 0, EPOLLIN) != 0) return 2;
+              if (Control(EPOLL_CTL_ADD, 1, EPOLLOUT) != 0) return 3;
+              return 0;
+            }));
+  EXPECT_EQ((Ready{{1, EPOLLOUT}}), Wait(0));
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 1, EPOLLIN));
+  write(client(0), "x", 1);
+  EXPECT_EQ((Ready{{0, EPOLLIN}}), Wait(0));
+}
+
+TEST_F(EpollLane, WatchedItself) {
+  int outer = epoll_create1(0);
+  epoll_event e{EPOLLIN, {.u32 = 7}};
+  ASSERT_OK(epoll_ctl(outer, EPOLL_CTL_ADD, epoll_, &e));
+  for (int round = 0; round < 40; ++round) {
+    ASSERT_EQ(Ready{}, Wait(0, outer));
+    write(client(2), "x", 1);
+    ASSERT_EQ((Ready{{7, EPOLLIN}}), Wait(1000, outer));
+    ASSERT_EQ(POLLIN, Poll(epoll_, POLLIN));
+    ReadAll(server(2), 1);
+  }
+  close(outer);
+}
+
+TEST_F(EpollLane, ThreadsThatWaitAndChange) {
+  ASSERT_OK(Control(EPOLL_CTL_DEL, 2, 0));
+  write(client(2), "x", 1);
+  for (int round = 0; round < 30; ++round) {
+    std::thread waiter([&] { ASSERT_EQ((Ready{{2, EPOLLIN}}), Wait(10'000)); });
+    if (round % 2) SleepMs(2);
+    ASSERT_OK(Control(EPOLL_CTL_ADD, 2, EPOLLIN));
+    waiter.join();
+    ASSERT_OK(Control(EPOLL_CTL_DEL, 2, 0));
+  }
+}
+
+TEST_F(EpollLane, EdgesAmongLevels) {
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLET));
+  for (int round = 0; round < 40; ++round) {
+    write(client(0), "x", 1);
+    ASSERT_EQ((Ready{{0, EPOLLIN}}), Wait(1000)) << round;
+    ASSERT_EQ(Ready{}, Wait(0)) << round;
+    write(client(1), "x", 1);
+    ASSERT_EQ((Ready{{1, EPOLLIN}}), Wait(1000)) << round;
+    ReadAll(server(1), 1);
+    if (round % 2) ReadAll(server(0), 2);
+  }
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLONESHOT));
+  write(client(0), "x", 1);
+  EXPECT_EQ((Ready{{0, EPOLLIN}}), Wait(1000));
+  EXPECT_EQ(Ready{}, Wait(0));
+}
+
+TEST_F(EpollLane, FdInfoKnowsEach) {
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLOUT | EPOLLRDHUP));
+  ASSERT_OK(Control(EPOLL_CTL_DEL, 1, 0));
+  std::string path = "/proc/self/fdinfo/" + std::to_string(epoll_), text(8192, '\0');
+  int fd = open(path.c_str(), O_RDONLY);
+  ASSERT_OK(fd);
+  text.resize(static_cast<size_t>(read(fd, text.data(), text.size())));
+  close(fd);
+  char first[64], second[64];
+  snprintf(first, sizeof first, "tfd: %8d events: %8x", server(0),
+           EPOLLOUT | EPOLLRDHUP | EPOLLERR | EPOLLHUP);
+  snprintf(second, sizeof second, "tfd: %8d ", server(1));
+  EXPECT_NE(std::string::npos, text.find(first)) << text;
+  EXPECT_EQ(std::string::npos, text.find(second)) << text;
+}
+
+}  // namespace
