@@ -9,6 +9,7 @@ namespace platform {
 SystrapAddressSpace::~SystrapAddressSpace() {
   main_.reset();
   SystrapPlatform& platform = process_->platform();
+  if (!IsCurrent()) return;
   platform.chores().Kill(std::move(process_));
 }
 
@@ -32,6 +33,16 @@ base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
   return std::unique_ptr<Context>(std::move(context));
 }
 
+std::unique_ptr<AddressSpace> SystrapAddressSpace::PrepareExec() {
+  if (!process_->MayExecute()) return nullptr;
+  return std::unique_ptr<AddressSpace>(new SystrapAddressSpace(process_, limits_, kNotYet));
+}
+
+void SystrapAddressSpace::TakeThread(Context& thread) {
+  static_cast<ThreadContext&>(thread).MoveTo(this);
+  program_ = process_->BeginProgram();
+}
+
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
   base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
   child->windows().InheritFrom(process_->windows());
@@ -40,12 +51,12 @@ base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
 }
 
 base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
-  return process_->ReadMemory(addr, dst);
+  return process_->ReadMemory(addr, dst, program_);
 }
 
 base::Result<size_t> SystrapAddressSpace::WritePartial(uint64_t addr,
                                                        std::span<const std::byte> src) {
-  return process_->WriteMemory(addr, src);
+  return process_->WriteMemory(addr, src, program_);
 }
 
 std::vector<std::pair<uint64_t, uint64_t>> SystrapAddressSpace::ReservedRanges() const {

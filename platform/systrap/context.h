@@ -47,6 +47,8 @@ class ThreadContext final : public Context {
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
   void Exit() override;
+  // While stopped: goes to another address space of the same process, where nothing is mapped.
+  void MoveTo(AddressSpace* space);
   void SetLanes(Lanes lanes) override {
     __atomic_store_n(&slot_->lanes_off, static_cast<uint32_t>(lanes), __ATOMIC_SEQ_CST);
   }
@@ -131,7 +133,7 @@ class ThreadContext final : public Context {
   base::Result<uint32_t> Announce(Batch* batch);
   bool Encode(const Order& order, Batch* batch);
   bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
-  static bool EncodePlain(const Order& order, OrderEntry* entry);
+  bool EncodePlain(const Order& order, OrderEntry* entry) const;
   base::Status Check(const Order& order) const;
   struct AnswerHead;
   uint32_t EntryFlags();
@@ -179,7 +181,7 @@ class ThreadContext final : public Context {
   void Post();
 
   const base::Ref<StubProcess> process_;
-  AddressSpace* const space_;
+  AddressSpace* space_;
   const uint32_t index_;
   Slot* const slot_;
   TrapListener* listener_ = nullptr;  // changed under the poll lock

@@ -434,6 +434,7 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess*
   process.patcher().CopyFrom(parent->patcher());
   // Again: other threads may have mapped more until it was made.
   process.windows().InheritFrom(parent->windows());
+  process.InheritFrom(*parent);
   AddContextLocked(child->MakeMain());
   return {};
 }

@@ -342,7 +342,7 @@ base::Status ThreadContext::Check(const Order& order) const {
 }
 
 // Orders that need nothing but their own arguments. False if it is none.
-bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
+bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) const {
   if (const auto* o = std::get_if<order::Munmap>(&order)) {
     e->op = OrderOp::kMunmap;
     e->a = o->addr;
@@ -380,6 +380,7 @@ bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
     e->c = o->flags;
     e->d = o->signature;
   } else if (const auto* o = std::get_if<order::Membarrier>(&order)) {
+    process_->NoteBarriers();
     e->op = OrderOp::kMembarrier;
     e->a = static_cast<uint64_t>(o->command);
     e->b = o->flags;
@@ -475,6 +476,16 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   }
   AddEntry(batch, e, std::move(file));
   return true;
+}
+
+void ThreadContext::MoveTo(AddressSpace* space) {
+  UnpinCopies();
+  copy_out_.clear();
+  out_used_ = 0;
+  copy_in_.clear();
+  copy_in_loaded_ = true;
+  patch_wanted_ = false;
+  space_ = space;
 }
 
 void ThreadContext::Exit() {

@@ -150,9 +150,25 @@ void StubProcess::Reap() {
   }
 }
 
-base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst) {
+uint32_t StubProcess::BeginProgram() {
+  windows_.DropAll();
+  patcher_.Reset();
+  absl::MutexLock lock(&pid_mu_);
+  return program_.fetch_add(1, std::memory_order_acq_rel) + 1;
+}
+
+bool StubProcess::MayExecute() {
+  return !platform_->strict() && !dead() && !had_threads_.load(std::memory_order_relaxed) &&
+         !barriers_.load(std::memory_order_relaxed) && !others_.load(std::memory_order_relaxed) &&
+         doubt.load(std::memory_order_relaxed) == 0 &&
+         patcher_.enabled() == platform_->patching();
+}
+
+base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst,
+                                             uint32_t program) {
   if (dst.empty()) return size_t{0};
   absl::ReaderMutexLock lock(&pid_mu_);
+  if (program != 0 && program != this->program()) return base::Error(EFAULT);
   iovec local{dst.data(), dst.size()};
   iovec remote{reinterpret_cast<void*>(addr), dst.size()};
   for (int tid : tids_) {
@@ -164,9 +180,11 @@ base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte>
   return base::Error(EFAULT);
 }
 
-base::Result<size_t> StubProcess::WriteMemory(uint64_t addr, std::span<const std::byte> src) {
+base::Result<size_t> StubProcess::WriteMemory(uint64_t addr, std::span<const std::byte> src,
+                                              uint32_t program) {
   if (src.empty()) return size_t{0};
   absl::ReaderMutexLock lock(&pid_mu_);
+  if (program != 0 && program != this->program()) return base::Error(EFAULT);
   iovec local{const_cast<std::byte*>(src.data()), src.size()};
   iovec remote{reinterpret_cast<void*>(addr), src.size()};
   for (int tid : tids_) {
@@ -222,6 +240,7 @@ uint32_t StubProcess::TakeBatchTurn() {
 }
 
 base::Result<uint32_t> StubProcess::AllocateSlot() {
+  had_threads_.store(true, std::memory_order_relaxed);
   absl::MutexLock lock(&slot_mu_);
   for (size_t i = 0; i < zombie_slots_.size();) {
     if (__atomic_load_n(&slot(zombie_slots_[i])->host_tid, __ATOMIC_ACQUIRE) == 0) {

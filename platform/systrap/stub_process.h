@@ -88,9 +88,32 @@ class StubProcess : public base::RefCounted {
   // By the keeper: the process has ended; reaps it.
   void Reap();
 
-  // Guest memory by process_vm_readv/writev; as base::UserMemory's *Partial.
-  base::Result<size_t> ReadMemory(uint64_t addr, std::span<std::byte> dst);
-  base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src);
+  // Guest memory by process_vm_readv/writev; as base::UserMemory's *Partial. `program`: EFAULT if
+  // the process executes another one; 0: whichever it is.
+  base::Result<size_t> ReadMemory(uint64_t addr, std::span<std::byte> dst, uint32_t program = 0);
+  base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src,
+                                   uint32_t program = 0);
+
+  // ---- Programs that the process executes one behind the other ----
+
+  // The one that it executes, counted from 1.
+  uint32_t program() const { return program_.load(std::memory_order_acquire); }
+  // The next one begins, whose number is returned: nothing of the one before is in reach any more.
+  uint32_t BeginProgram();
+  // Whether its only thread may execute another program here. Not where anything about the process
+  // is, or may be, other than when it began: once there were more threads or other credentials, it
+  // has registered for barriers, its text was given up for a tracer or the jump table for the
+  // guest, or there are forks that nobody has explained; nor in strict mode.
+  bool MayExecute();
+  // It has registered for membarrier(2), which the host remembers as long as it lives.
+  void NoteBarriers() { barriers_.store(true, std::memory_order_relaxed); }
+  // Who runs here is not the same any more.
+  void NoteOtherCredentials() { others_.store(true, std::memory_order_relaxed); }
+  // Of the process that has forked this one, which may reach into this one's mailbox.
+  void InheritFrom(const StubProcess& parent) {
+    if (parent.barriers_.load(std::memory_order_relaxed)) NoteBarriers();
+    if (parent.others_.load(std::memory_order_relaxed)) NoteOtherCredentials();
+  }
   // Sends the interrupt signal. ESRCH if the thread is gone.
   base::Status Signal(int tid);
   // Keeps thread `tid` from running on processor `cpu` as long as it sleeps or runs elsewhere; -1:
@@ -153,6 +176,10 @@ class StubProcess : public base::RefCounted {
   std::atomic<int> death_signal_{0};
   std::atomic<bool> may_run_{false};
   std::atomic<bool> hold_forks_{false};
+  std::atomic<bool> had_threads_{false};  // besides the first
+  std::atomic<bool> barriers_{false};
+  std::atomic<bool> others_{false};
+  std::atomic<uint32_t> program_{1};  // changed under pid_mu_
   std::atomic<uint32_t> slot_limit_{0};
   std::vector<ThreadContext*> contexts_;
   uint32_t context_count_ = 0;

@@ -7,6 +7,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
+#include "sentry/kernel/exec.h"
 #include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
@@ -18,7 +19,6 @@ namespace sentry {
 
 namespace {
 constexpr int kRobustListLimit = 2048;   // ROBUST_LIST_LIMIT
-constexpr uint32_t kRseqUnregister = 1;  // RSEQ_FLAG_UNREGISTER
 constexpr int64_t kClockTick = base::kNsPerSec / 100;
 }  // namespace
 
