@@ -278,6 +278,7 @@ struct Slot {
   uint32_t spin_misses;
   uint32_t woke_elsewhere;  // waits until it is believed again that the poller wakes where it slept
   uint32_t step;            // a single-step trap is owed to the guest
+  uint32_t forked;          // a child that was made a moment ago waits for a core
   uint32_t restore_all;     // the last answer has changed more than rax
   uint32_t saved_flags;     // of a patched call: OF in al, the others in ah
   uint32_t site_form;

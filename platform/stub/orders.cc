@@ -111,6 +111,7 @@ long RunFork(Slot* s, const int* fds) {
   do {
     pid = StubFork(s, fds[0], socket, Header()->socket);
   } while (pid == -kEintr);
+  s->forked = 1;
   return pid;
 }
 

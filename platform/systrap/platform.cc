@@ -439,11 +439,6 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess*
   return {};
 }
 
-void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bool good) {
-  child->Stop();
-  if (parent->ForkDone(good)) DeliverLocked(parent);
-}
-
 // ---- Polling ------------------------------------------------------------------------------------
 
 size_t SystrapPlatform::Poll() {
@@ -534,7 +529,7 @@ void SystrapPlatform::ScanLocked(bool full) {
   if (overflow_.exchange(false)) {
     for (auto& hot : hot_) {
       ThreadContext* context = hot.load(std::memory_order_acquire);
-      if (context && !context->running()) hot.compare_exchange_strong(context, nullptr);
+      if (context && !context->expected()) hot.compare_exchange_strong(context, nullptr);
     }
     if (delivered_ != before) overflow_.store(true);
   }

@@ -78,7 +78,7 @@ struct ThreadContext::Batch {
 };
 
 void ThreadContext::StartRound() {
-  if (process_->dead() || exited_) {
+  if (process_->dead() || exited_ || stillborn_) {
     trap_ = Trap{TrapKind::kGone};
     return Post();
   }

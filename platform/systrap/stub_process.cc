@@ -289,7 +289,7 @@ void StubProcess::set_context(uint32_t index, ThreadContext* context) {
 void StubProcess::RefreshMayRun() {
   may_run_.store(false, std::memory_order_seq_cst);
   for (ThreadContext* context : contexts_) {
-    if (context && context->running()) return NoteRunning();
+    if (context && context->expected()) return NoteRunning();
   }
 }
 
