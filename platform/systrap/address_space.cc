@@ -15,6 +15,7 @@ SystrapAddressSpace::~SystrapAddressSpace() {
 
 void SystrapAddressSpace::PrepareMain(uint32_t index) {
   main_index_ = index;
+  process_->ClearSlot(index);
   process_->slot(index)->answer_seq = 1;
 }
 
@@ -44,7 +45,7 @@ void SystrapAddressSpace::TakeThread(Context& thread) {
 }
 
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
-  base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
+  base::Ref<StubProcess> child = TRY(process_->CreateChild());
   child->windows().InheritFrom(process_->windows());
   return std::unique_ptr<AddressSpace>(
       std::make_unique<SystrapAddressSpace>(std::move(child), limits_));

@@ -145,6 +145,8 @@ class SystrapPlatform final : public Platform {
   Shared* shared_ = nullptr;
 
   Chores chores_{this};  // outlives what it buries
+  // Of stubs that the zygote has made, which keeps nothing of them.
+  const base::Ref<SpareShells> spare_shells_ = base::MakeRef<SpareShells>();
 
   std::thread keeper_;
   base::UniqueFd epoll_fd_, kick_fd_;
