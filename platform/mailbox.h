@@ -147,7 +147,7 @@ static_assert(sizeof(RequestHead) == sizeof(uint64_t));
 enum AnswerFlag : uint32_t {
   kAnswerRegs = 1,        // load every register from the slot; else only rax, from answer_rax
   kAnswerOrdersOnly = 2,  // report kOrdersDone and do not enter the guest
-  kAnswerExit = 4,        // the thread ends
+  kAnswerExit = 4,        // the thread ends once it has carried out the orders
   kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
   kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
   kAnswerLaneTraps = 32,  // with it: kInterrupt is reported when the call is answered

@@ -214,6 +214,10 @@ bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
   return ok;
 }
 
+void RunLastOrders(Slot* s, uint32_t count) {
+  for (uint32_t i = 0; i < count && i < kMaxOrders; i++) RunOrder(s, s->orders[i], nullptr, 0);
+}
+
 int RunCopyOut(Slot* s, uint32_t count) {
   if (count > kMaxCopies) count = kMaxCopies;
   for (uint32_t i = 0; i < count; i++) {

@@ -128,6 +128,7 @@ bool Answered(Slot* s, uint32_t seq) {
 uint32_t HandleAnswer(Slot* s) {
   uint32_t flags = s->answer_flags;
   if (flags & kAnswerExit) {
+    RunLastOrders(s, s->order_count);
     for (;;) Syscall(kSysExit, 0);
   }
   if (flags & kAnswerRegs) {

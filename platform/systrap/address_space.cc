@@ -10,6 +10,7 @@ SystrapAddressSpace::~SystrapAddressSpace() {
   main_.reset();
   SystrapPlatform& platform = process_->platform();
   if (!IsCurrent()) return;
+  process_->Abandon();
   platform.chores().Kill(std::move(process_));
 }
 

@@ -47,6 +47,7 @@ class ThreadContext final : public Context {
   int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
+  // The thread carries out what was queued first, if it takes no descriptors; nobody is told how.
   void Exit() override;
   // While stopped: goes to another address space of the same process, where nothing is mapped.
   void MoveTo(AddressSpace* space);
@@ -136,6 +137,7 @@ class ThreadContext final : public Context {
   struct Batch;
   base::Result<uint32_t> Announce(Batch* batch);
   bool Encode(const Order& order, Batch* batch);
+  uint32_t EncodeLast();
   bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
   bool EncodePlain(const Order& order, OrderEntry* entry) const;
   base::Status Check(const Order& order) const;

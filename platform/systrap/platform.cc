@@ -257,13 +257,12 @@ base::Status SystrapPlatform::Adopt(const base::Ref<StubProcess>& process, int p
     absl::MutexLock lock(&watch_mu_);
     watched_.push_back(process);
   }
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = process.get()}};
+  epoll_event event{.events = EPOLLIN | EPOLLONESHOT, .data = {.ptr = process.get()}};
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, process->pidfd(), &event);
   return {};
 }
 
 void SystrapPlatform::ReapOne(StubProcess* process) {
-  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, process->pidfd(), nullptr);
   process->KillGroup();
   gate_.ForgetProcess(process->pid());
   process->Reap();
@@ -278,6 +277,7 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
     absl::MutexLock lock(&pool_mu_);
     pool_.erase(std::remove(pool_.begin(), pool_.end(), ref), pool_.end());
   }
+  if (ref->abandoned()) return;
   {
     absl::MutexLock lock(&posted_mu_);
     died_.push_back(std::move(ref));

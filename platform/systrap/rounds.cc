@@ -488,6 +488,15 @@ void ThreadContext::MoveTo(AddressSpace* space) {
   space_ = space;
 }
 
+// The orders with which the thread ends, as far as they fit.
+uint32_t ThreadContext::EncodeLast() {
+  Batch batch;
+  for (const Order& order : orders_) {
+    if (!Check(order).ok() || !Encode(order, &batch)) break;
+  }
+  return batch.count;
+}
+
 void ThreadContext::Exit() {
   if (exited_) return;
   static_cast<void>(FlushWrites());  // a fault here has nobody to be told
@@ -497,7 +506,7 @@ void ThreadContext::Exit() {
     process_->RemoveThread(tid);
     seq_++;
     // The last one ends with the process, which nobody needs any more.
-    if (process_->thread_count() != 0) SendAnswer({kAnswerExit}, 0);
+    if (process_->thread_count() != 0) SendAnswer({kAnswerExit, EncodeLast()}, 0);
   }
   process_->ReleaseSlot(index_, tid > 0);
 }

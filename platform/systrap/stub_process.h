@@ -89,6 +89,9 @@ class StubProcess : public base::RefCounted {
   bool dead() const { return dead_.load(std::memory_order_seq_cst); }
   // The signal that has ended it, once it is reaped; 0: none, or not known yet.
   int death_signal() const { return death_signal_.load(std::memory_order_relaxed); }
+  // No context is left that would have to be told of the process's end.
+  void Abandon() { abandoned_.store(true, std::memory_order_release); }
+  bool abandoned() const { return abandoned_.load(std::memory_order_acquire); }
   // SIGKILL.
   void Kill();
   // By the keeper: the process has ended; reaps it.
@@ -187,6 +190,7 @@ class StubProcess : public base::RefCounted {
   uint64_t nonce_[2] = {};
   std::atomic<int> pid_{0};
   std::atomic<bool> dead_{false};
+  std::atomic<bool> abandoned_{false};
   std::atomic<int> death_signal_{0};
   std::atomic<bool> may_run_{false};
   std::atomic<bool> hold_forks_{false};
