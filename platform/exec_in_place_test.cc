@@ -106,8 +106,7 @@ TEST_F(ExecInPlaceTest, AForkOfAProgramInPlace) {
   c.QueueOrder(test::CodeFile());
   std::unique_ptr<AddressSpace> child = *guest_.space->PrepareFork();
   c.QueueOrder(order::Fork{child.get()});
-  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind,
-            TrapKind::kOrdersDone);
+  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   Thread t;
   t.context = child->TakeMainContext();
   t.context->set_listener(&t);
@@ -134,30 +133,26 @@ TEST_F(ExecInPlaceTest, NotOnceThereWereOtherCredentials) {
   EXPECT_FALSE(Prepare(*guest_.space));
   std::unique_ptr<AddressSpace> child = *guest_.space->PrepareFork();
   guest_.main.context->QueueOrder(order::Fork{child.get()});
-  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind,
-            TrapKind::kOrdersDone);
+  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   EXPECT_FALSE(Prepare(*child));
 }
 
 TEST_F(ExecInPlaceTest, NotWhenTheTextWasGivenUp) {
   guest_.main.context->QueueOrder(order::LeaveText{});
-  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind,
-            TrapKind::kOrdersDone);
+  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   EXPECT_FALSE(Prepare(*guest_.space));
 }
 
 TEST_F(ExecInPlaceTest, NotWhenTheGuestHasTheJumpTablesPlace) {
   guest_.main.context->QueueOrder(test::Anonymous(kJumpTable, kPageSize, PROT_READ));
-  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind,
-            TrapKind::kOrdersDone);
+  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   EXPECT_FALSE(Prepare(*guest_.space));
 }
 
 TEST_F(ExecInPlaceTest, NotWhenTheHostRemembersBarriers) {
   guest_.main.context->QueueOrder(
       order::Membarrier{MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0});
-  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind,
-            TrapKind::kOrdersDone);
+  ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   EXPECT_FALSE(Prepare(*guest_.space));
 }
 

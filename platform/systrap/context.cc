@@ -116,9 +116,8 @@ void ThreadContext::Resume(ResumeMode mode) {
   mode_ = mode;
   if (state_.load(std::memory_order_acquire) & kUnborn) {
     bool waits = false;
-    process_->platform().UnderPollLock([&] {
-      waits = resumed_unborn_ = (state_.load(std::memory_order_acquire) & kUnborn) != 0;
-    });
+    process_->platform().UnderPollLock(
+        [&] { waits = resumed_unborn_ = (state_.load(std::memory_order_acquire) & kUnborn) != 0; });
     if (waits) return;
   }
   BeginRounds();

@@ -231,7 +231,8 @@ void SystrapPlatform::FillPool() {
 }
 
 base::Result<base::Ref<StubProcess>> SystrapPlatform::MakeProcess() {
-  base::Ref<StubProcess> process = TRY(StubProcess::Create(this, strict() ? nullptr : spare_shells_));
+  base::Ref<StubProcess> process =
+      TRY(StubProcess::Create(this, strict() ? nullptr : spare_shells_));
   if (strict()) gate_.ExpectBirth(zygote_.pid(), kNewMailboxFd);
   base::Result<int> pid = zygote_.MakeStub(process->mailbox_fd(), process->stub_socket());
   if (!pid.ok()) {

@@ -40,8 +40,8 @@ StubProcess::StubProcess(SystrapPlatform* platform, StubShell shell, base::Ref<S
 base::Result<base::Ref<StubProcess>> StubProcess::CreateIn(SystrapPlatform* platform,
                                                            StubShell shell,
                                                            base::Ref<SpareShells> home) {
-  auto p = base::Ref<StubProcess>::Adopt(
-      new StubProcess(platform, std::move(shell), std::move(home)));
+  auto p =
+      base::Ref<StubProcess>::Adopt(new StubProcess(platform, std::move(shell), std::move(home)));
   if (getrandom(p->nonce_, sizeof(p->nonce_), 0) != sizeof(p->nonce_)) return base::Error(EIO);
   memcpy(p->header()->nonce, p->nonce_, sizeof(p->nonce_));
   return p;
@@ -192,8 +192,7 @@ uint32_t StubProcess::BeginProgram() {
 bool StubProcess::MayExecute() {
   return !platform_->strict() && !dead() && !had_threads_.load(std::memory_order_relaxed) &&
          !barriers_.load(std::memory_order_relaxed) && !others_.load(std::memory_order_relaxed) &&
-         doubt.load(std::memory_order_relaxed) == 0 &&
-         patcher_.enabled() == platform_->patching();
+         doubt.load(std::memory_order_relaxed) == 0 && patcher_.enabled() == platform_->patching();
 }
 
 base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst,

@@ -35,7 +35,9 @@ class StubProcess : public base::RefCounted {
   ~StubProcess() override;
 
   SystrapPlatform& platform() const { return *platform_; }
-  Slot* slot(uint32_t index) const { return reinterpret_cast<Slot*>(shell_.mailbox() + SlotOffset(index)); }
+  Slot* slot(uint32_t index) const {
+    return reinterpret_cast<Slot*>(shell_.mailbox() + SlotOffset(index));
+  }
   MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(shell_.mailbox()); }
   const base::Ref<base::HostFd>& mailbox_file() const { return shell_.mailbox_file(); }
   int mailbox_fd() const { return mailbox_file() ? mailbox_file()->get() : -1; }

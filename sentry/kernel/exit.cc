@@ -18,7 +18,7 @@
 namespace sentry {
 
 namespace {
-constexpr int kRobustListLimit = 2048;   // ROBUST_LIST_LIMIT
+constexpr int kRobustListLimit = 2048;  // ROBUST_LIST_LIMIT
 constexpr int64_t kClockTick = base::kNsPerSec / 100;
 
 // What others that share the memory of an ending thread may wait for (Linux: mm_release).
