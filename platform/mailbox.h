@@ -28,9 +28,11 @@ inline constexpr uint64_t kRegionEnd = 0x7fff'ffff'f000;
 inline constexpr uint64_t kStubBase = kRegionBase;  // the stub's own image
 inline constexpr uint64_t kStubTextMax = 0x4'0000;  // its text lies in the first 256 KiB
 inline constexpr uint64_t kStubMax = 0x10'0000;
-inline constexpr uint64_t kSharedBase = kRegionBase + 0x100'0000;  // struct Shared, read-only
-inline constexpr uint64_t kVvarBase = kRegionBase + 0x200'0000;    // vvar pages, then the vDSO
-inline constexpr uint64_t kVvarMax = 0x10'0000;
+// In the same 2 MiB as the image, so that one page of the page table serves all.
+inline constexpr uint64_t kSharedBase = kRegionBase + 0x18'0000;  // struct Shared, read-only
+inline constexpr uint64_t kVvarBase = kRegionBase + 0x19'0000;    // vvar pages, then the vDSO
+inline constexpr uint64_t kVvarMax = 0x2'0000;
+static_assert(kVvarBase + kVvarMax <= kRegionBase + 0x20'0000);
 // Pieces of files that the stub copies from when the guest reads them.
 inline constexpr uint64_t kFileWindowBase = kRegionBase + 0x1000'0000;
 inline constexpr uint64_t kFileWindowSize = 0x80'0000;
