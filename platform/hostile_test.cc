@@ -487,11 +487,18 @@ TEST_F(ForgerTest, AForkThatIsNotReportedEndsWithItsParent) {
 TEST_F(ForgerTest, AChildThatDoesNotReportEndsWithItsAddressSpace) {
   int pid = ForkAndReport(RequestKind::kOrdersDone, 0);
   ASSERT_GT(pid, 0);
+  // Its parent goes on, and what it is asked to do waits.
+  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kOrdersDone);
+  std::unique_ptr<Context> context = child_->TakeMainContext();
+  ASSERT_TRUE(context);
+  context->Resume(ResumeMode::kOrdersOnly);
+  context->Interrupt();
   for (int i = 0; i < 20; i++) test::PollOnce(*platform_, 1'000'000);
   EXPECT_TRUE(Exists(pid));
   guest_.space->Kill();
-  EXPECT_EQ(test::Await(*platform_, guest_.main).kind, TrapKind::kGone);
+  EXPECT_EQ(RunGuest(*platform_, guest_.main).kind, TrapKind::kGone);
   EXPECT_TRUE(Exists(pid));
+  context.reset();
   guest_.main.context.reset();
   child_.reset();
   ExpectGone(pid);

@@ -31,9 +31,11 @@ inline constexpr uint64_t kRegionEnd = 0x7fff'ffff'f000;
 inline constexpr uint64_t kStubBase = kRegionBase;  // the stub's own image
 inline constexpr uint64_t kStubTextMax = 0x4'0000;  // its text lies in the first 256 KiB
 inline constexpr uint64_t kStubMax = 0x10'0000;
-inline constexpr uint64_t kSharedBase = kRegionBase + 0x100'0000;  // struct Shared, read-only
-inline constexpr uint64_t kVvarBase = kRegionBase + 0x200'0000;    // vvar pages, then the vDSO
-inline constexpr uint64_t kVvarMax = 0x10'0000;
+// In the same 2 MiB as the image, so that one page of the page table serves all.
+inline constexpr uint64_t kSharedBase = kRegionBase + 0x18'0000;  // struct Shared, read-only
+inline constexpr uint64_t kVvarBase = kRegionBase + 0x19'0000;    // vvar pages, then the vDSO
+inline constexpr uint64_t kVvarMax = 0x2'0000;
+static_assert(kVvarBase + kVvarMax <= kRegionBase + 0x20'0000);
 // Pieces of files that the stub copies from when the guest reads them.
 inline constexpr uint64_t kFileWindowBase = kRegionBase + 0x1000'0000;
 inline constexpr uint64_t kFileWindowSize = 0x80'0000;
@@ -155,7 +157,7 @@ static_assert(sizeof(RequestHead) == sizeof(uint64_t));
 enum AnswerFlag : uint32_t {
   kAnswerRegs = 1,        // load every register from the slot; else only rax, from answer_rax
   kAnswerOrdersOnly = 2,  // report kOrdersDone and do not enter the guest
-  kAnswerExit = 4,        // the thread ends
+  kAnswerExit = 4,        // the thread ends once it has carried out the orders
   kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
   kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
   kAnswerLaneTraps = 32,  // with it: kInterrupt is reported when the call is answered
@@ -289,6 +291,7 @@ struct Slot {
   uint32_t spin_misses;
   uint32_t woke_elsewhere;  // waits until it is believed again that the poller wakes where it slept
   uint32_t step;            // a single-step trap is owed to the guest
+  uint32_t forked;          // a child that was made a moment ago waits for a core
   uint32_t restore_all;     // the last answer has changed more than rax
   uint32_t saved_flags;     // of a patched call: OF in al, the others in ah
   uint32_t site_form;

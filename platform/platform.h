@@ -330,6 +330,8 @@ class AddressSpace : public base::UserMemory {
   // guest. False: it will not be, since another one is there or for good; HasLanes: it is.
   virtual bool MapLanes(const base::Ref<base::HostFd>& /*arena*/) { return false; }
   virtual bool HasLanes(const base::Ref<base::HostFd>& /*arena*/) const { return false; }
+  // No descriptor leads to a lane, and no epoll instance is known.
+  virtual void ClearLanes() {}
   // It goes again, in the same way: the process is no longer the equal of those that share it.
   virtual void DropLanes() {}
   // Descriptor `fd` of the threads that have lanes (Context::SetLaneOwner) reads from and writes to

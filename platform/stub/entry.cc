@@ -185,6 +185,10 @@ NAKED long StubFork(Slot*, int, int, int) {
       "syscall\n\t"
       "test %%rax, %%rax\n\t"
       "js 2f\n\t"
+      // What is in the file of the header and the slot comes with the first read; a write would
+      // bring one page.
+      "mov (%%rdi), %%eax\n\t"
+      "mov (%%rbx), %%eax\n\t"
       "lea %c[stack_end](%%rbx), %%rsp\n\t"
       "xor %%ebp, %%ebp\n\t"
       "mov %%rbx, %%rdi\n\t"

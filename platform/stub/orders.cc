@@ -111,6 +111,7 @@ long RunFork(Slot* s, const int* fds) {
   do {
     pid = StubFork(s, fds[0], socket, Header()->socket);
   } while (pid == -kEintr);
+  s->forked = 1;
   return pid;
 }
 
@@ -211,6 +212,10 @@ bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
     EndTurn(ticket);
   }
   return ok;
+}
+
+void RunLastOrders(Slot* s, uint32_t count) {
+  for (uint32_t i = 0; i < count && i < kMaxOrders; i++) RunOrder(s, s->orders[i], nullptr, 0);
 }
 
 int RunCopyOut(Slot* s, uint32_t count) {

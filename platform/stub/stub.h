@@ -138,6 +138,8 @@ void CopyIn(Slot* slot);
 // Carries out the answer's orders. Returns false after one that failed (index and error in the
 // slot).
 bool RunOrders(Slot* slot, uint32_t count, uint32_t fd_count);
+// Carries out those with which a thread ends, whether they fail or not; they take no descriptors.
+void RunLastOrders(Slot* slot, uint32_t count);
 // Copies the answer's pending writes out to the guest. 0; EFAULT, or EIO if a file's window could
 // not be read.
 int RunCopyOut(Slot* slot, uint32_t count);

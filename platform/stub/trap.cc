@@ -128,6 +128,7 @@ bool Answered(Slot* s, uint32_t seq) {
 uint32_t HandleAnswer(Slot* s) {
   uint32_t flags = s->answer_flags;
   if (flags & kAnswerExit) {
+    RunLastOrders(s, s->order_count);
     for (;;) Syscall(kSysExit, 0);
   }
   if (flags & kAnswerRegs) {
@@ -290,6 +291,11 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
     budget = 0;  // a call more would cost much: the tracer rings when it sees us wait
   }
   bool in_its_way = rung != Rung::kNobody && InPollersWay(s);
+  if (s->forked) {
+    // The host has put the child on our core, unless another one was free.
+    s->forked = 0;
+    budget = 0;
+  }
   if (budget != 0 && !in_its_way &&
       (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
     // The quickest answers come before it is worth to look at the clock.

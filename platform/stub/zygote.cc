@@ -10,7 +10,7 @@ constexpr int kSocket = 0;
 constexpr int kSharedFd = 1;
 constexpr uint64_t kAtSysinfoEhdr = 33;
 constexpr uint64_t kTemporary = 0x10'0000;  // where the vDSO waits while the region is cleared
-constexpr uint64_t kMaxVdsoPages = 32;
+constexpr uint64_t kMaxVdsoPages = kVvarMax / kPageSize;
 
 alignas(64) unsigned char g_stack[16384];
 

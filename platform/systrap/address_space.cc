@@ -1,5 +1,6 @@
 #include "platform/systrap/address_space.h"
 
+#include <cstring>
 #include <utility>
 
 #include "platform/systrap/platform.h"
@@ -9,11 +10,14 @@ namespace platform {
 SystrapAddressSpace::~SystrapAddressSpace() {
   main_.reset();
   SystrapPlatform& platform = process_->platform();
+  if (!IsCurrent()) return;
+  process_->Abandon();
   platform.chores().Kill(std::move(process_));
 }
 
 void SystrapAddressSpace::PrepareMain(uint32_t index) {
   main_index_ = index;
+  process_->ClearSlot(index);
   process_->slot(index)->answer_seq = 1;
 }
 
@@ -32,8 +36,18 @@ base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
   return std::unique_ptr<Context>(std::move(context));
 }
 
+std::unique_ptr<AddressSpace> SystrapAddressSpace::PrepareExec() {
+  if (!process_->MayExecute()) return nullptr;
+  return std::unique_ptr<AddressSpace>(new SystrapAddressSpace(process_, limits_, kNotYet));
+}
+
+void SystrapAddressSpace::TakeThread(Context& thread) {
+  static_cast<ThreadContext&>(thread).MoveTo(this);
+  program_ = process_->BeginProgram();
+}
+
 base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
-  base::Ref<StubProcess> child = TRY(process_->platform().chores().TakeMailbox());
+  base::Ref<StubProcess> child = TRY(process_->CreateChild());
   child->windows().InheritFrom(process_->windows());
   child->lanes().InheritFrom(process_->lanes());
   return std::unique_ptr<AddressSpace>(
@@ -42,6 +56,12 @@ base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
 
 bool SystrapAddressSpace::MapLanes(const base::Ref<base::HostFd>& arena) {
   return process_->platform().lanes() && process_->lanes().Want(arena);
+}
+
+void SystrapAddressSpace::ClearLanes() {
+  MailboxHeader* header = process_->header();
+  memset(header->lane_fds, 0, sizeof(header->lane_fds));
+  memset(header->lane_epolls, 0, sizeof(header->lane_epolls));
 }
 
 void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {
@@ -57,12 +77,12 @@ void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {
 }
 
 base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
-  return process_->ReadMemory(addr, dst);
+  return process_->ReadMemory(addr, dst, program_);
 }
 
 base::Result<size_t> SystrapAddressSpace::WritePartial(uint64_t addr,
                                                        std::span<const std::byte> src) {
-  return process_->WriteMemory(addr, src);
+  return process_->WriteMemory(addr, src, program_);
 }
 
 std::vector<std::pair<uint64_t, uint64_t>> SystrapAddressSpace::ReservedRanges() const {

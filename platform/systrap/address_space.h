@@ -1,9 +1,11 @@
 // A guest address space of the systrap platform.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <span>
 
+#include "platform/exec_in_place.h"
 #include "platform/platform.h"
 #include "platform/systrap/context.h"
 #include "platform/systrap/stub_process.h"
@@ -11,11 +13,11 @@
 
 namespace platform {
 
-class SystrapAddressSpace final : public AddressSpace {
+class SystrapAddressSpace final : public AddressSpace, public ExecInPlace {
  public:
   // `process` has a host process already, with its first thread in slot 0, or gets one by a fork.
   SystrapAddressSpace(base::Ref<StubProcess> process, const Limits& limits)
-      : process_(std::move(process)), limits_(limits) {}
+      : SystrapAddressSpace(std::move(process), limits, 1) {}
   ~SystrapAddressSpace() override;
 
   const Limits& limits() const override { return limits_; }
@@ -23,15 +25,23 @@ class SystrapAddressSpace final : public AddressSpace {
   base::Result<std::unique_ptr<AddressSpace>> PrepareFork() override;
   std::unique_ptr<Context> TakeMainContext() override { return std::move(main_); }
   void LeaveText() override { process_->patcher().Disable(); }
+  std::unique_ptr<AddressSpace> PrepareExec() override;
   int64_t ResidentBytes() const override;
   int host_pid() const override { return process_->pid(); }
-  void Kill() override { process_->Kill(); }
+  void Kill() override {
+    if (IsCurrent()) process_->Kill();
+  }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override;
-  void DropFileWindows() override { process_->windows().DropAll(); }
+  void DropFileWindows() override {
+    process_->NoteOtherCredentials();
+    process_->windows().DropAll();
+  }
+  void TakeThread(Context& thread) override;
   bool MapLanes(const base::Ref<base::HostFd>& arena) override;
   bool HasLanes(const base::Ref<base::HostFd>& arena) const override {
     return process_->lanes().Has(arena);
   }
+  void ClearLanes() override;
   void DropLanes() override { process_->lanes().Drop(); }
   void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
   LaneEpoll* LaneEpollAt(uint32_t index) override {
@@ -49,7 +59,15 @@ class SystrapAddressSpace final : public AddressSpace {
   StubProcess& process() const { return *process_; }
 
  private:
-  const base::Ref<StubProcess> process_;
+  static constexpr uint32_t kNotYet = ~0u;
+  SystrapAddressSpace(base::Ref<StubProcess> process, const Limits& limits, uint32_t program)
+      : process_(std::move(process)), program_(program), limits_(limits) {}
+  // The process has not gone on to another program, and is with this one already.
+  bool IsCurrent() const { return program_ == process_->program(); }
+
+  base::Ref<StubProcess> process_;
+  // Which of those that the process executes one behind the other is here.
+  std::atomic<uint32_t> program_;
   const Limits limits_;
   uint32_t main_index_ = 0;
   std::unique_ptr<ThreadContext> main_;

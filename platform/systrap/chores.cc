@@ -1,7 +1,5 @@
 #include "platform/systrap/chores.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -9,13 +7,6 @@
 #include "platform/systrap/stub_process.h"
 
 namespace platform {
-namespace {
-
-void BuryNow(Chores::Remains remains) {
-  if (remains.mailbox) munmap(remains.mailbox, kMailboxSize);
-}
-
-}  // namespace
 
 Chores::~Chores() {
   {
@@ -71,7 +62,7 @@ base::Result<base::Ref<StubProcess>> Chores::TakeMailbox() {
     pending_.fetch_add(wanted_, std::memory_order_relaxed);
     if (process) return process;
   }
-  return StubProcess::Create(platform_);
+  return StubProcess::Create(platform_, nullptr);
 }
 
 void Chores::DoOldestBeyondLimit() {
@@ -110,14 +101,13 @@ bool Chores::DoOne() {
       platform_->KickKeeper();
       break;
     case kMake:
-      if (auto made = StubProcess::Create(platform_); made.ok()) {
+      if (auto made = StubProcess::Create(platform_, nullptr); made.ok()) {
         absl::MutexLock lock(&mu_);
         ready_.push_back(std::move(*made));
       }
       break;
     case kBury:
-      BuryNow(std::move(remains));
-      break;
+      break;  // by the end of `remains`
   }
   return true;
 }

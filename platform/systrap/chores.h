@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "platform/systrap/stub_process.h"
+#include "platform/systrap/stub_shell.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
@@ -29,8 +30,8 @@ class Chores {
 
   // What is left of a process that has been reaped, or never began.
   struct Remains {
-    unsigned char* mailbox = nullptr;  // its mapping of kMailboxSize, or null
-    base::UniqueFd socket, pidfd;
+    StubShell shell;
+    base::UniqueFd pidfd;
   };
   void Kill(base::Ref<StubProcess> process);
   void Bury(Remains remains);

@@ -114,6 +114,16 @@ bool ThreadContext::CloseSignalActions(std::span<SignalAction, kSignals> actions
 
 void ThreadContext::Resume(ResumeMode mode) {
   mode_ = mode;
+  if (state_.load(std::memory_order_acquire) & kUnborn) {
+    bool waits = false;
+    process_->platform().UnderPollLock(
+        [&] { waits = resumed_unborn_ = (state_.load(std::memory_order_acquire) & kUnborn) != 0; });
+    if (waits) return;
+  }
+  BeginRounds();
+}
+
+void ThreadContext::BeginRounds() {
   results_.clear();
   batch_begin_ = batch_end_ = 0;
   refused_ = 0;
@@ -273,21 +283,7 @@ bool ThreadContext::OrdersFinished() {
                 std::holds_alternative<order::CompareExchange>(orders_[i]);
     results_.push_back(told ? result : 0);
   }
-  if (!FinishClones()) return true;
-  if (forks_pending_ != 0) {
-    seq_++;  // this request has been taken; it goes on when the child has reported
-    return false;
-  }
-  return ContinueOrders();
-}
-
-bool ThreadContext::ForkDone(bool good) {
-  forks_pending_--;
-  if (good) return ContinueOrders();
-  trap_ = Trap{TrapKind::kOrderFailed};
-  trap_.order_index = fork_order_;
-  trap_.error = EAGAIN;
-  return true;
+  return !FinishClones() || ContinueOrders();
 }
 
 bool ThreadContext::ContinueOrders() {
@@ -331,20 +327,37 @@ bool ThreadContext::FinishClones() {
         trap_.error = EAGAIN;
         return false;
       }
-      fork_order_ = i;
       child->main()->regs_ = regs();
-      child->main()->AwaitFork(this);
+      child->main()->AwaitBirth();
     }
   }
   return true;
 }
 
-void ThreadContext::AwaitFork(ThreadContext* parent) {
-  fork_parent_ = parent;
-  parent->forks_pending_++;
+void ThreadContext::AwaitBirth() {
   // The stub reports round 1, which PrepareMain has written into its slot.
   seq_ = 1;
-  BeginRunning();
+  state_.fetch_or(kUnborn);
+  process_->NoteRunning();
+  process_->platform().NoteResume(this);
+}
+
+// The child's stub has said that it is ready, or something else, or has died. Begins what Resume
+// has asked for since. True, with the trap set, if the listener is to be told.
+bool ThreadContext::EndBirth(bool good) {
+  stillborn_ = !good || !process_->OwnsMailbox();
+  state_.fetch_and(~static_cast<uint32_t>(kUnborn));
+  if (stillborn_) process_->Kill();
+  if (!std::exchange(resumed_unborn_, false)) {
+    if (stillborn_) NoteDeath();
+    return false;
+  }
+  if (stillborn_) {
+    trap_ = Trap{TrapKind::kGone};
+    return true;
+  }
+  BeginRounds();
+  return false;
 }
 
 void ThreadContext::TakeCall(const RequestHead& head) {
@@ -376,6 +389,7 @@ bool ThreadContext::Take() {
   process_->platform().AssertPolling();
   RequestHead head;  // read once
   __atomic_load(&slot_->request, &head, __ATOMIC_RELAXED);
+  if (!running()) return EndBirth(head.kind == RequestKind::kReady);
   direct_call_ = false;
   mask_changed_ = (head.flags & kRequestMaskChanged) != 0;
   ForgetCalls();
@@ -436,12 +450,8 @@ bool ThreadContext::Take() {
       }
       return true;
     }
-    case RequestKind::kReady: {
-      ThreadContext* parent = std::exchange(fork_parent_, nullptr);
-      if (!parent) break;
-      process_->platform().FinishFork(this, parent, process_->OwnsMailbox());
-      return false;
-    }
+    case RequestKind::kReady:
+      break;
   }
   return !Distrust("a request of no kind");
 }
@@ -456,9 +466,10 @@ bool ThreadContext::Distrust(const char* why) {
 
 bool ThreadContext::TakeDeath() {
   process_->platform().AssertPolling();
-  if (!running()) return false;
-  if (ThreadContext* parent = std::exchange(fork_parent_, nullptr)) {
-    process_->platform().FinishFork(this, parent, false);
+  if (state_.load(std::memory_order_acquire) & kUnborn) {
+    state_.fetch_and(~static_cast<uint32_t>(kUnborn));
+    if (!std::exchange(resumed_unborn_, false)) return false;
+  } else if (!running()) {
     return false;
   }
   ForgetCalls();

@@ -19,7 +19,8 @@ class SystrapAddressSpace;
 
 // States: stopped, or running from Resume's end until its trap is taken by the poller. The owner
 // uses the object while it is stopped, the poller while it is running; Interrupt alone comes from
-// anywhere.
+// anywhere. A forked child is unborn at first, which for its owner is stopped: until its stub has
+// reported that it has its own mailbox, nothing is sent to it, and Resume waits for that.
 class ThreadContext final : public Context {
  public:
   // Takes over slot `index`, which the caller has allocated.
@@ -46,7 +47,10 @@ class ThreadContext final : public Context {
   int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
+  // The thread carries out what was queued first, if it takes no descriptors; nobody is told how.
   void Exit() override;
+  // While stopped: goes to another address space of the same process, where nothing is mapped.
+  void MoveTo(AddressSpace* space);
   void SetLanes(Lanes lanes) override {
     __atomic_store_n(&slot_->lanes_off, static_cast<uint32_t>(lanes), __ATOMIC_SEQ_CST);
   }
@@ -86,9 +90,13 @@ class ThreadContext final : public Context {
   // ---- For the platform, under its poll lock ----
 
   bool running() const { return (state_.load(std::memory_order_acquire) & kRunning) != 0; }
+  // Something is to come from the stub.
+  bool expected() const {
+    return (state_.load(std::memory_order_acquire) & (kRunning | kUnborn)) != 0;
+  }
   // The stub has answered the round that is under way.
   bool HasRequest() const {
-    return running() && __atomic_load_n(&slot_->request.seq, __ATOMIC_ACQUIRE) == seq_;
+    return expected() && __atomic_load_n(&slot_->request.seq, __ATOMIC_ACQUIRE) == seq_;
   }
   // While running: ticks at `now` since the poller first saw the round that is under way.
   uint64_t RunsSince(uint64_t now) {
@@ -111,11 +119,8 @@ class ThreadContext final : public Context {
   StubProcess& process() const { return *process_; }
   // The host thread exists (first thread of a process, or a clone).
   void Start(int tid);
-  // A forked child: waits for its stub to report before `parent` is told of its order's success.
-  void AwaitFork(ThreadContext* parent);
-  // The child that this one's order has forked has reported, or will not. True if the listener is
-  // to be told.
-  bool ForkDone(bool good);
+  // A forked child is unborn from here on.
+  void AwaitBirth();
   // Ends the running state without telling the listener.
   void Stop();
   bool posted() const { return posted_; }
@@ -125,16 +130,19 @@ class ThreadContext final : public Context {
 
  private:
   friend class SystrapPlatform;
-  enum State : uint32_t { kStopped = 0, kRunning = 1, kInterrupted = 2 };
+  enum State : uint32_t { kStopped = 0, kRunning = 1, kInterrupted = 2, kUnborn = 4 };
 
+  // The first round after Resume.
+  void BeginRounds();
   // Encodes the next orders that fit and publishes the answer. Goes with a new seq_, which the
   // poller must not see together with an old request.
   void StartRound();
   struct Batch;
   base::Result<uint32_t> Announce(Batch* batch);
   bool Encode(const Order& order, Batch* batch);
+  uint32_t EncodeLast();
   bool EncodeFpu(const Order& order, Batch* batch, OrderEntry* entry);
-  static bool EncodePlain(const Order& order, OrderEntry* entry);
+  bool EncodePlain(const Order& order, OrderEntry* entry) const;
   base::Status Check(const Order& order) const;
   struct AnswerHead;
   uint32_t EntryFlags();
@@ -174,6 +182,7 @@ class ThreadContext final : public Context {
   uint64_t OrderResult(size_t order) const;
   bool OrdersFinished();
   bool ContinueOrders();
+  bool EndBirth(bool good);
   bool FinishClones();
   void ForgetCalls();
   void EndForks(bool claimed);
@@ -183,7 +192,7 @@ class ThreadContext final : public Context {
   void Post();
 
   const base::Ref<StubProcess> process_;
-  AddressSpace* const space_;
+  AddressSpace* space_;
   const uint32_t index_;
   Slot* const slot_;
   TrapListener* listener_ = nullptr;  // changed under the poll lock
@@ -243,10 +252,10 @@ class ThreadContext final : public Context {
   bool changes_windows_ = false;           // that round, or one that maps, is under way
   bool changes_lanes_ = false;             // and maps or unmaps the lanes
 
-  ThreadContext* fork_parent_ = nullptr;  // told when this child reports
-  uint32_t forks_pending_ = 0;
+  // Of an unborn child, under the poll lock: it has been resumed.
+  bool resumed_unborn_ = false;
+  bool stillborn_ = false;      // its process is not what it should be
   bool expects_calls_ = false;  // the gate lets the stub make calls of the round under way
-  size_t fork_order_ = 0;
 };
 
 }  // namespace platform

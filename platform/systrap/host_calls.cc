@@ -80,6 +80,10 @@ std::vector<Rule> Rules() {
        {SCMP_A0(SCMP_CMP_EQ, AF_UNIX), SCMP_A1(SCMP_CMP_EQ, SOCK_SEQPACKET | SOCK_CLOEXEC),
         SCMP_A2(SCMP_CMP_EQ, 0)}},
       {SCMP_SYS(getrandom), {SCMP_A2(SCMP_CMP_EQ, 0)}},
+      // Those of a stub that has ended, for the next one: how much is in the one, and what is left
+      // in the other.
+      {SCMP_SYS(newfstatat), {SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH)}},
+      {SCMP_SYS(recvmsg), {SCMP_A2(SCMP_CMP_EQ, MSG_DONTWAIT)}},
       // Descriptors to the zygote and to stubs, which alone are at the other ends; the zygote's
       // answers.
       {SCMP_SYS(sendmsg), {SCMP_A2(SCMP_CMP_EQ, MSG_NOSIGNAL | MSG_DONTWAIT)}},

@@ -297,7 +297,18 @@ void Patcher::SetSite(uint32_t index, const Site& site) {
   process_->header()->sites[index] = site;
 }
 
-bool Patcher::ReservesTable() {
+void Patcher::Reset() {
+  absl::MutexLock lock(&mu_);
+  text_.clear();
+  hits_.clear();
+  sites_.clear();
+  table_.clear();
+  next_mov_ = 0;
+  next_compare_ = kFirstCompareSite;
+  compares_ = 0;
+}
+
+bool Patcher::enabled() {
   absl::MutexLock lock(&mu_);
   return enabled_;
 }

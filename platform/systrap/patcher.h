@@ -59,8 +59,13 @@ class Patcher {
   // A fork has happened: the child has the parent's text.
   void CopyFrom(Patcher& parent);
 
+  // All text is about to be unmapped.
+  void Reset();
+
   // The jump table's range, unless something else stands there by now.
-  bool ReservesTable();
+  bool ReservesTable() { return enabled(); }
+  // Sites are patched here.
+  bool enabled();
 
  private:
   struct Range {

@@ -231,7 +231,8 @@ void SystrapPlatform::FillPool() {
 }
 
 base::Result<base::Ref<StubProcess>> SystrapPlatform::MakeProcess() {
-  base::Ref<StubProcess> process = TRY(StubProcess::Create(this));
+  base::Ref<StubProcess> process =
+      TRY(StubProcess::Create(this, strict() ? nullptr : spare_shells_));
   if (strict()) gate_.ExpectBirth(zygote_.pid(), kNewMailboxFd);
   base::Result<int> pid = zygote_.MakeStub(process->mailbox_fd(), process->stub_socket());
   if (!pid.ok()) {
@@ -257,13 +258,12 @@ base::Status SystrapPlatform::Adopt(const base::Ref<StubProcess>& process, int p
     absl::MutexLock lock(&watch_mu_);
     watched_.push_back(process);
   }
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = process.get()}};
+  epoll_event event{.events = EPOLLIN | EPOLLONESHOT, .data = {.ptr = process.get()}};
   epoll_ctl(epoll_fd_.get(), EPOLL_CTL_ADD, process->pidfd(), &event);
   return {};
 }
 
 void SystrapPlatform::ReapOne(StubProcess* process) {
-  epoll_ctl(epoll_fd_.get(), EPOLL_CTL_DEL, process->pidfd(), nullptr);
   process->KillGroup();
   gate_.ForgetProcess(process->pid());
   process->Reap();
@@ -278,6 +278,7 @@ void SystrapPlatform::ReapOne(StubProcess* process) {
     absl::MutexLock lock(&pool_mu_);
     pool_.erase(std::remove(pool_.begin(), pool_.end(), ref), pool_.end());
   }
+  if (ref->abandoned()) return;
   {
     absl::MutexLock lock(&posted_mu_);
     died_.push_back(std::move(ref));
@@ -435,13 +436,9 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess*
   // Again: other threads may have mapped more until it was made.
   process.windows().InheritFrom(parent->windows());
   process.lanes().InheritFrom(parent->lanes());
+  process.InheritFrom(*parent);
   AddContextLocked(child->MakeMain());
   return {};
-}
-
-void SystrapPlatform::FinishFork(ThreadContext* child, ThreadContext* parent, bool good) {
-  child->Stop();
-  if (parent->ForkDone(good)) DeliverLocked(parent);
 }
 
 // ---- Polling ------------------------------------------------------------------------------------
@@ -534,7 +531,7 @@ void SystrapPlatform::ScanLocked(bool full) {
   if (overflow_.exchange(false)) {
     for (auto& hot : hot_) {
       ThreadContext* context = hot.load(std::memory_order_acquire);
-      if (context && !context->running()) hot.compare_exchange_strong(context, nullptr);
+      if (context && !context->expected()) hot.compare_exchange_strong(context, nullptr);
     }
     if (delivered_ != before) overflow_.store(true);
   }

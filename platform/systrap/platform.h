@@ -78,10 +78,6 @@ class SystrapPlatform final : public Platform {
   // The process `pid`, forked from `parent`, belongs to `child`.
   base::Status AdoptFork(SystrapAddressSpace* child, StubProcess* parent, int pid)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
-  // The forked child's stub has reported (or died, or is not what it should be). Under the poll
-  // lock.
-  void FinishFork(ThreadContext* child, ThreadContext* parent, bool good)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(poll_mu_);
   // A fork ordered of `process` has ended without a child that could be claimed. The keeper looks
   // in a while whether there is one nevertheless. `doubt`: see StubProcess::doubt.
   void Suspect(StubProcess* process, uint32_t doubt);
@@ -150,6 +146,8 @@ class SystrapPlatform final : public Platform {
   Shared* shared_ = nullptr;
 
   Chores chores_{this};  // outlives what it buries
+  // Of stubs that the zygote has made, which keeps nothing of them.
+  const base::Ref<SpareShells> spare_shells_ = base::MakeRef<SpareShells>();
 
   std::thread keeper_;
   base::UniqueFd epoll_fd_, kick_fd_;

@@ -21,11 +21,14 @@ bool ReapEnded(idtype_t type, id_t id, siginfo_t* info) {
   if (info->si_pid == 0) return true;
   if (HasEnded(*info)) {
     // Of several, exactly this one.
-    base::UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, info->si_pid, 0)));
+    base::UniqueFd opened;
+    if (type != static_cast<idtype_t>(P_PIDFD)) {
+      opened.reset(static_cast<int>(syscall(SYS_pidfd_open, info->si_pid, 0)));
+      id = static_cast<id_t>(opened.get());
+    }
     info->si_pid = 0;
-    if (pidfd.valid()) {
-      waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd.get()), info,
-             WEXITED | WNOHANG);
+    if (static_cast<int>(id) >= 0) {
+      waitid(static_cast<idtype_t>(P_PIDFD), id, info, WEXITED | WNOHANG);
     }
   } else {
     info->si_pid = 0;

@@ -78,7 +78,7 @@ struct ThreadContext::Batch {
 };
 
 void ThreadContext::StartRound() {
-  if (process_->dead() || exited_) {
+  if (process_->dead() || exited_ || stillborn_) {
     trap_ = Trap{TrapKind::kGone};
     return Post();
   }
@@ -360,7 +360,7 @@ base::Status ThreadContext::Check(const Order& order) const {
 }
 
 // Orders that need nothing but their own arguments. False if it is none.
-bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
+bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) const {
   if (const auto* o = std::get_if<order::Munmap>(&order)) {
     e->op = OrderOp::kMunmap;
     e->a = o->addr;
@@ -398,6 +398,7 @@ bool ThreadContext::EncodePlain(const Order& order, OrderEntry* e) {
     e->c = o->flags;
     e->d = o->signature;
   } else if (const auto* o = std::get_if<order::Membarrier>(&order)) {
+    process_->NoteBarriers();
     e->op = OrderOp::kMembarrier;
     e->a = static_cast<uint64_t>(o->command);
     e->b = o->flags;
@@ -495,6 +496,25 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
   return true;
 }
 
+void ThreadContext::MoveTo(AddressSpace* space) {
+  UnpinCopies();
+  copy_out_.clear();
+  out_used_ = 0;
+  copy_in_.clear();
+  copy_in_loaded_ = true;
+  patch_wanted_ = false;
+  space_ = space;
+}
+
+// The orders with which the thread ends, as far as they fit.
+uint32_t ThreadContext::EncodeLast() {
+  Batch batch;
+  for (const Order& order : orders_) {
+    if (!Check(order).ok() || !Encode(order, &batch)) break;
+  }
+  return batch.count;
+}
+
 void ThreadContext::Exit() {
   if (exited_) return;
   static_cast<void>(FlushWrites());  // a fault here has nobody to be told
@@ -504,7 +524,7 @@ void ThreadContext::Exit() {
     process_->RemoveThread(tid);
     seq_++;
     // The last one ends with the process, which nobody needs any more.
-    if (process_->thread_count() != 0) SendAnswer({kAnswerExit}, 0);
+    if (process_->thread_count() != 0) SendAnswer({kAnswerExit, EncodeLast()}, 0);
   }
   process_->ReleaseSlot(index_, tid > 0);
 }

@@ -31,7 +31,7 @@ SystrapPlatform::Load SystrapPlatform::CountRunning(uint64_t now, size_t* delive
   *delivered = delivered_;
   for (auto& hot : hot_) {
     ThreadContext* context = hot.load(std::memory_order_acquire);
-    if (!context || !context->running() || context->WaitsInFutex()) continue;
+    if (!context || !context->expected() || context->WaitsInFutex()) continue;
     const uint64_t since = context->RunsSince(now);
     if (since > kComputesUs * machine_.ticks_per_us) {
       load.computing++;

@@ -31,38 +31,66 @@ clockid_t ProcessCpuClock(int pid) {
 
 }  // namespace
 
-base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platform) {
-  auto p = base::Ref<StubProcess>::Adopt(new StubProcess(platform));
-  int fd = memfd_create("runsc-mailbox", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return base::LastError();
-  p->mailbox_file_ = base::MakeRef<base::HostFd>(fd);
-  if (ftruncate(fd, static_cast<off_t>(kMailboxSize)) != 0) return base::LastError();
-  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
-    return base::LastError();
-  }
-  void* map = mmap(nullptr, kMailboxSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (map == MAP_FAILED) return base::LastError();
-  p->mailbox_ = static_cast<unsigned char*>(map);
-  int pair[2];
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return base::LastError();
-  p->socket_.reset(pair[0]);
-  p->stub_socket_.reset(pair[1]);
+StubProcess::StubProcess(SystrapPlatform* platform, StubShell shell, base::Ref<SpareShells> home)
+    : platform_(platform),
+      shell_(std::move(shell)),
+      home_(std::move(home)),
+      patcher_(this, &platform->texts(), platform->patching()) {}
+
+base::Result<base::Ref<StubProcess>> StubProcess::CreateIn(SystrapPlatform* platform,
+                                                           StubShell shell,
+                                                           base::Ref<SpareShells> home) {
+  auto p =
+      base::Ref<StubProcess>::Adopt(new StubProcess(platform, std::move(shell), std::move(home)));
   if (getrandom(p->nonce_, sizeof(p->nonce_), 0) != sizeof(p->nonce_)) return base::Error(EIO);
   memcpy(p->header()->nonce, p->nonce_, sizeof(p->nonce_));
   return p;
 }
 
-StubProcess::StubProcess(SystrapPlatform* platform)
-    : platform_(platform), patcher_(this, &platform->texts(), platform->patching()) {}
+base::Result<base::Ref<StubProcess>> StubProcess::Create(SystrapPlatform* platform,
+                                                         base::Ref<SpareShells> home) {
+  std::optional<StubShell> spare = home ? home->Take() : std::nullopt;
+  StubShell shell = spare ? *std::move(spare) : TRY(StubShell::Create());
+  return CreateIn(platform, std::move(shell), std::move(home));
+}
+
+base::Result<base::Ref<StubProcess>> StubProcess::CreateChild() {
+  base::Ref<SpareShells> home;
+  // In strict mode what a stub's descriptor stands for goes with the call that maps it.
+  if (!platform_->strict()) {
+    absl::MutexLock lock(&group_mu_);
+    if (!nursery_) nursery_ = base::MakeRef<SpareShells>();
+    home = nursery_;
+  }
+  if (std::optional<StubShell> spare = home ? home->Take() : std::nullopt) {
+    return CreateIn(platform_, *std::move(spare), std::move(home));
+  }
+  base::Ref<StubProcess> child = TRY(platform_->chores().TakeMailbox());
+  child->home_ = std::move(home);
+  return child;
+}
+
+bool StubProcess::MayPassOnShell() {
+  absl::MutexLock lock(&group_mu_);
+  return home_ && left_alone_ && !has_forked_;
+}
 
 StubProcess::~StubProcess() {
-  platform_->chores().Bury({mailbox_, std::move(socket_), std::move(pidfd_)});
+  base::Ref<SpareShells> nursery;
+  {
+    absl::MutexLock lock(&group_mu_);
+    nursery = std::move(nursery_);
+  }
+  if (nursery) {
+    for (StubShell& shell : nursery->Close()) platform_->chores().Bury({std::move(shell), {}});
+  }
+  if (MayPassOnShell() && shell_.Clean(slot_limit()) && home_->Put(&shell_)) return;
+  platform_->chores().Bury({std::move(shell_), std::move(pidfd_)});
 }
 
 base::Status StubProcess::Attach(int pid) {
   pid_.store(pid, std::memory_order_release);
-  mailbox_file_.reset();
-  stub_socket_.reset();
+  if (!home_) shell_.CloseStubsPart();
   pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd_.valid()) {
     base::Error error = base::LastError();
@@ -90,6 +118,7 @@ base::Status StubProcess::ClaimFork(int pid, uint32_t index) {
 void StubProcess::BeginFork() {
   absl::MutexLock lock(&group_mu_);
   forks_++;
+  has_forked_ = true;
 }
 
 void StubProcess::EndFork() {
@@ -118,7 +147,10 @@ bool StubProcess::ReapGroup() {
   absl::MutexLock lock(&group_mu_);
   for (;;) {
     siginfo_t info;
-    if (!ReapEnded(P_PGID, static_cast<id_t>(pid()), &info)) return true;
+    if (!ReapEnded(P_PGID, static_cast<id_t>(pid()), &info)) {
+      left_alone_ = true;
+      return true;
+    }
     if (info.si_pid == 0) return false;
   }
 }
@@ -150,9 +182,24 @@ void StubProcess::Reap() {
   }
 }
 
-base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst) {
+uint32_t StubProcess::BeginProgram() {
+  windows_.DropAll();
+  patcher_.Reset();
+  absl::MutexLock lock(&pid_mu_);
+  return program_.fetch_add(1, std::memory_order_acq_rel) + 1;
+}
+
+bool StubProcess::MayExecute() {
+  return !platform_->strict() && !dead() && !had_threads_.load(std::memory_order_relaxed) &&
+         !barriers_.load(std::memory_order_relaxed) && !others_.load(std::memory_order_relaxed) &&
+         doubt.load(std::memory_order_relaxed) == 0 && patcher_.enabled() == platform_->patching();
+}
+
+base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte> dst,
+                                             uint32_t program) {
   if (dst.empty()) return size_t{0};
   absl::ReaderMutexLock lock(&pid_mu_);
+  if (program != 0 && program != this->program()) return base::Error(EFAULT);
   iovec local{dst.data(), dst.size()};
   iovec remote{reinterpret_cast<void*>(addr), dst.size()};
   for (int tid : tids_) {
@@ -164,9 +211,11 @@ base::Result<size_t> StubProcess::ReadMemory(uint64_t addr, std::span<std::byte>
   return base::Error(EFAULT);
 }
 
-base::Result<size_t> StubProcess::WriteMemory(uint64_t addr, std::span<const std::byte> src) {
+base::Result<size_t> StubProcess::WriteMemory(uint64_t addr, std::span<const std::byte> src,
+                                              uint32_t program) {
   if (src.empty()) return size_t{0};
   absl::ReaderMutexLock lock(&pid_mu_);
+  if (program != 0 && program != this->program()) return base::Error(EFAULT);
   iovec local{const_cast<std::byte*>(src.data()), src.size()};
   iovec remote{reinterpret_cast<void*>(addr), src.size()};
   for (int tid : tids_) {
@@ -212,7 +261,7 @@ int64_t StubProcess::CpuTimeNs() const {
 base::Result<uint32_t> StubProcess::SendBatchFds(std::span<const int> fds) {
   absl::MutexLock lock(&fd_mu_);
   char byte = 0;
-  TRY(SendWithFds(socket_.get(), &byte, 1, fds));
+  TRY(SendWithFds(shell_.socket(), &byte, 1, fds));
   return next_ticket_++;
 }
 
@@ -222,6 +271,7 @@ uint32_t StubProcess::TakeBatchTurn() {
 }
 
 base::Result<uint32_t> StubProcess::AllocateSlot() {
+  had_threads_.store(true, std::memory_order_relaxed);
   absl::MutexLock lock(&slot_mu_);
   for (size_t i = 0; i < zombie_slots_.size();) {
     if (__atomic_load_n(&slot(zombie_slots_[i])->host_tid, __ATOMIC_ACQUIRE) == 0) {
@@ -239,6 +289,7 @@ base::Result<uint32_t> StubProcess::AllocateSlot() {
     memset(static_cast<void*>(slot(index)), 0, kPageSize);
   } else if (next_slot_ < kMaxSlots) {
     index = next_slot_++;
+    ClearSlot(index);
     slot_limit_.store(next_slot_, std::memory_order_release);
   } else {
     return base::Error(EAGAIN);
@@ -270,7 +321,7 @@ void StubProcess::set_context(uint32_t index, ThreadContext* context) {
 void StubProcess::RefreshMayRun() {
   may_run_.store(false, std::memory_order_seq_cst);
   for (ThreadContext* context : contexts_) {
-    if (context && context->running()) return NoteRunning();
+    if (context && context->expected()) return NoteRunning();
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "platform/systrap/file_windows.h"
 #include "platform/systrap/lane_map.h"
 #include "platform/systrap/patcher.h"
+#include "platform/systrap/stub_shell.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
@@ -25,16 +27,22 @@ class ThreadContext;
 // Counted: the address space, its contexts, the keeper and the poller share it.
 class StubProcess : public base::RefCounted {
  public:
-  // A mailbox and a socket, without a process so far.
-  static base::Result<base::Ref<StubProcess>> Create(SystrapPlatform* platform);
+  // A mailbox and a socket, without a process so far. In a shell of `home` if there is one, to
+  // which it goes back; null: none.
+  static base::Result<base::Ref<StubProcess>> Create(SystrapPlatform* platform,
+                                                     base::Ref<SpareShells> home);
+  // The same for a fork of this one.
+  base::Result<base::Ref<StubProcess>> CreateChild();
   ~StubProcess() override;
 
   SystrapPlatform& platform() const { return *platform_; }
-  Slot* slot(uint32_t index) const { return reinterpret_cast<Slot*>(mailbox_ + SlotOffset(index)); }
-  MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(mailbox_); }
-  const base::Ref<base::HostFd>& mailbox_file() const { return mailbox_file_; }
-  int mailbox_fd() const { return mailbox_file_ ? mailbox_file_->get() : -1; }
-  int stub_socket() const { return stub_socket_.get(); }
+  Slot* slot(uint32_t index) const {
+    return reinterpret_cast<Slot*>(shell_.mailbox() + SlotOffset(index));
+  }
+  MailboxHeader* header() const { return reinterpret_cast<MailboxHeader*>(shell_.mailbox()); }
+  const base::Ref<base::HostFd>& mailbox_file() const { return shell_.mailbox_file(); }
+  int mailbox_fd() const { return mailbox_file() ? mailbox_file()->get() : -1; }
+  int stub_socket() const { return shell_.stub_socket(); }
 
   // The process exists: `pid`, which has been claimed for this object. Opens its pidfd; without one
   // it is to be abandoned. Our copies of what was the stub's are closed.
@@ -84,14 +92,40 @@ class StubProcess : public base::RefCounted {
   bool dead() const { return dead_.load(std::memory_order_seq_cst); }
   // The signal that has ended it, once it is reaped; 0: none, or not known yet.
   int death_signal() const { return death_signal_.load(std::memory_order_relaxed); }
+  // No context is left that would have to be told of the process's end.
+  void Abandon() { abandoned_.store(true, std::memory_order_release); }
+  bool abandoned() const { return abandoned_.load(std::memory_order_acquire); }
   // SIGKILL.
   void Kill();
   // By the keeper: the process has ended; reaps it.
   void Reap();
 
-  // Guest memory by process_vm_readv/writev; as base::UserMemory's *Partial.
-  base::Result<size_t> ReadMemory(uint64_t addr, std::span<std::byte> dst);
-  base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src);
+  // Guest memory by process_vm_readv/writev; as base::UserMemory's *Partial. `program`: EFAULT if
+  // the process executes another one; 0: whichever it is.
+  base::Result<size_t> ReadMemory(uint64_t addr, std::span<std::byte> dst, uint32_t program = 0);
+  base::Result<size_t> WriteMemory(uint64_t addr, std::span<const std::byte> src,
+                                   uint32_t program = 0);
+
+  // ---- Programs that the process executes one behind the other ----
+
+  // The one that it executes, counted from 1.
+  uint32_t program() const { return program_.load(std::memory_order_acquire); }
+  // The next one begins, whose number is returned: nothing of the one before is in reach any more.
+  uint32_t BeginProgram();
+  // Whether its only thread may execute another program here. Not where anything about the process
+  // is, or may be, other than when it began: once there were more threads or other credentials, it
+  // has registered for barriers, its text was given up for a tracer or the jump table for the
+  // guest, or there are forks that nobody has explained; nor in strict mode.
+  bool MayExecute();
+  // It has registered for membarrier(2), which the host remembers as long as it lives.
+  void NoteBarriers() { barriers_.store(true, std::memory_order_relaxed); }
+  // Who runs here is not the same any more.
+  void NoteOtherCredentials() { others_.store(true, std::memory_order_relaxed); }
+  // Of the process that has forked this one, which may reach into this one's mailbox.
+  void InheritFrom(const StubProcess& parent) {
+    if (parent.barriers_.load(std::memory_order_relaxed)) NoteBarriers();
+    if (parent.others_.load(std::memory_order_relaxed)) NoteOtherCredentials();
+  }
   // Sends the interrupt signal. ESRCH if the thread is gone.
   base::Status Signal(int tid);
   // Keeps thread `tid` from running on processor `cpu` as long as it sleeps or runs elsewhere; -1:
@@ -108,6 +142,10 @@ class StubProcess : public base::RefCounted {
   // The turn alone: in strict mode, where descriptors come with the calls that need them.
   uint32_t TakeBatchTurn();
 
+  // A slot that no thread has had here begins with zeros, whoever has had the mailbox before.
+  void ClearSlot(uint32_t index) {
+    if (shell_.used()) memset(static_cast<void*>(slot(index)), 0, kPageSize);
+  }
   // A free slot, zeroed. EAGAIN if there is none.
   base::Result<uint32_t> AllocateSlot();
   void ReserveSlot(uint32_t index);
@@ -143,18 +181,28 @@ class StubProcess : public base::RefCounted {
  private:
   static constexpr uint32_t kMaxDoubt = 32 * kFailedFork;
 
-  explicit StubProcess(SystrapPlatform* platform);
+  StubProcess(SystrapPlatform* platform, StubShell shell, base::Ref<SpareShells> home);
+  static base::Result<base::Ref<StubProcess>> CreateIn(SystrapPlatform* platform, StubShell shell,
+                                                       base::Ref<SpareShells> home);
+  // Nobody has the shell any more, beside who had it before.
+  bool MayPassOnShell();
 
   SystrapPlatform* const platform_;
-  base::Ref<base::HostFd> mailbox_file_;  // until the stub has it
-  base::UniqueFd stub_socket_, socket_, pidfd_;
-  unsigned char* mailbox_ = nullptr;
+  StubShell shell_;
+  base::Ref<SpareShells> home_;  // where the shell came from and goes; null: nowhere
+  base::UniqueFd pidfd_;
   uint64_t nonce_[2] = {};
   std::atomic<int> pid_{0};
   std::atomic<bool> dead_{false};
+  std::atomic<bool> abandoned_{false};
   std::atomic<int> death_signal_{0};
   std::atomic<bool> may_run_{false};
   std::atomic<bool> hold_forks_{false};
+  std::atomic<bool> had_threads_{false};  // besides the first
+  std::atomic<bool> left_alone_{false};   // reaped, and nobody was in its group
+  std::atomic<bool> barriers_{false};
+  std::atomic<bool> others_{false};
+  std::atomic<uint32_t> program_{1};  // changed under pid_mu_
   std::atomic<uint32_t> slot_limit_{0};
   std::vector<ThreadContext*> contexts_;
   uint32_t context_count_ = 0;
@@ -171,6 +219,8 @@ class StubProcess : public base::RefCounted {
   // Held while the process or its children change groups.
   absl::Mutex group_mu_;
   uint32_t forks_ ABSL_GUARDED_BY(group_mu_) = 0;  // under way
+  bool has_forked_ ABSL_GUARDED_BY(group_mu_) = false;
+  base::Ref<SpareShells> nursery_ ABSL_GUARDED_BY(group_mu_);  // of its forks
 
   absl::Mutex fd_mu_;
   uint32_t next_ticket_ ABSL_GUARDED_BY(fd_mu_) = 0;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "sentry/base/log.h"
+#include "sentry/kernel/exec.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/posix_timers.h"
@@ -140,6 +141,7 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
     if (!child.context_) return base::Error(ENOMEM);
     pending = child.mm_->TakePendingOrders();
   }
+  if (!IsSameSubject(*child.creds_, *creds_)) child.mm_->address_space().DropFileWindows();
   child.context_->set_listener(&child);
   platform::Regs& r = child.context_->regs();
   r = regs();

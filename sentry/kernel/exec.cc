@@ -10,9 +10,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <optional>
+#include <tuple>
 #include <utility>
 
+#include "platform/exec_in_place.h"
 #include "sentry/base/log.h"
+#include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/kernel/ptrace/ptrace.h"
@@ -143,18 +148,70 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
   return creds;
 }
 
+namespace {
+
+// What is left of the old program in a host process that another one gets.
+void ClearMemory(const platform::AddressSpace& space, std::vector<platform::Order>& orders) {
+  uint64_t begin = space.limits().min_address;
+  for (auto [from, to] : space.ReservedRanges()) {
+    orders.push_back(platform::order::Munmap{begin, from - begin});
+    begin = to;
+  }
+  orders.push_back(platform::order::Munmap{begin, space.limits().max_address - begin});
+  orders.push_back(platform::order::RestoreFpu{0});
+}
+
+// Whether who may trace the old program may read the new one's file too, without which Linux makes
+// the new one undumpable (would_dump).
+bool IsReadable(const InodeAttr& attr, const Credentials& creds) {
+  constexpr uint32_t kAllRead = S_IRUSR | S_IRGRP | S_IROTH;
+  return (attr.mode & kAllRead) == kAllRead ||
+         (creds.fsuid == attr.uid && (attr.mode & S_IRUSR) != 0);
+}
+
+// An address space for the new program in the host process of the old one; null if it is to have a
+// fresh one. What the old program may have done to its host process, the new one meets: so it has
+// to be one that the old could trace, and be traced by.
+std::unique_ptr<platform::AddressSpace> InPlace(MemoryManager& old_mm, const Credentials& old,
+                                                const Credentials& creds,
+                                                const loader::ExecImage& image) {
+  const bool equal = IsSameSubject(creds, old) && old_mm.dumpable() == 1 &&
+                     IsReadable(image.attr, creds) && loader::FitsOrders(image);
+  auto* able = dynamic_cast<platform::ExecInPlace*>(&old_mm.address_space());
+  return equal && able ? able->PrepareExec() : nullptr;
+}
+
+}  // namespace
+
+bool IsSameSubject(const Credentials& a, const Credentials& b) {
+  auto all = [](const Credentials& c) {
+    return std::tie(c.ruid, c.euid, c.suid, c.fsuid, c.rgid, c.egid, c.sgid, c.fsgid, c.groups,
+                    c.permitted, c.effective, c.inheritable, c.bounding, c.ambient);
+  };
+  return a.user_ns == b.user_ns && all(a) == all(b);
+}
+
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, ExecUnsafe unsafe,
                                         uint32_t personality, const OrderRunner& limits, bool later,
-                                        bool* begun) {
+                                        bool* begun, MemoryManager* place) {
   LoadedProgram p;
   p.creds = TRY(CredentialsForExec(old, unsafe, kernel.vfs(), image.file.file()->path(), image.attr,
                                    &p.set_id, &p.id_changed));
-  p.mm = TRY(MemoryManager::New(kernel.platform()));
-  if (unsafe.traced) p.mm->address_space().LeaveText();
-  p.context = p.mm->address_space().TakeMainContext();
-  if (!p.context) return base::Error(ENOMEM);
-  ContextRunner runner(*p.context, limits, later);
+  std::unique_ptr<platform::AddressSpace> space;
+  if (place) space = InPlace(*place, old, *p.creds, image);
+  std::optional<ContextRunner> fresh;
+  OrderBatch queue(limits);
+  if (space) {
+    p.mm = MemoryManager::NewOn(std::move(space));
+  } else {
+    p.mm = TRY(MemoryManager::New(kernel.platform()));
+    if (unsafe.traced) p.mm->address_space().LeaveText();
+    p.context = p.mm->address_space().TakeMainContext();
+    if (!p.context) return base::Error(ENOMEM);
+    fresh.emplace(*p.context, limits, later);
+  }
+  OrderRunner& runner = fresh ? static_cast<OrderRunner&>(*fresh) : queue;
   const UserNamespace& ns = *p.creds->user_ns;
   loader::LoadArgs args{.image = image,
                         .identity = {.uid = ns.MapUidOut(p.creds->ruid),
@@ -168,16 +225,15 @@ base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image
   *begun = true;
   base::Result<loader::LoadResult> loaded = loader::LoadExec(args);
   if (!loaded.ok()) {
-    p.context->Exit();
+    if (p.context) p.context->Exit();
     return loaded.error();
   }
-  p.orders = runner.TakeQueued();
-  platform::Regs& r = p.context->regs();
-  r = platform::Regs{};
-  r.rip = loaded->rip;
-  r.rsp = loaded->rsp;
-  r.eflags = 0x202;
-  r.orig_rax = ~uint64_t{0};
+  p.orders = fresh ? fresh->TakeQueued() : std::move(queue.orders());
+  p.regs.rip = loaded->rip;
+  p.regs.rsp = loaded->rsp;
+  p.regs.eflags = 0x202;
+  p.regs.orig_rax = ~uint64_t{0};
+  if (p.context) p.context->regs() = p.regs;
   p.comm = image.comm;
   return p;
 }
@@ -237,22 +293,53 @@ void Task::BecomeLeader() {
 
 // Leaves the old memory for the new, and takes the new identity.
 void Task::Adopt(LoadedProgram program) {
-  ReleaseMemory(true);
+  const bool moves = program.context == nullptr;
+  std::vector<platform::Order> orders;
+  if (moves) {
+    NoteResident();
+    WalkRobustList();
+    if (rseq.addr != 0) {
+      orders.push_back(
+          platform::order::Rseq{rseq.addr, rseq.length, kRseqUnregister, rseq.signature});
+    }
+    robust_list = clear_child_tid = 0;
+    rseq = {};
+    aio.reset();
+    CompleteVfork();
+    PiFutexes::Get().OwnerExits(*this);
+  } else {
+    ReleaseMemory(true);
+    program.context->set_listener(this);
+  }
   queued_orders_.clear();
   queued_groups_.clear();
-  program.context->set_listener(this);
+  base::Ref<MemoryManager> old_mm;
   {
     absl::MutexLock l(&group_->signal_mutex());
     absl::MutexLock l2(&mutex_);
-    context_ = std::move(program.context);
-    mm_ = std::move(program.mm);
+    if (moves) {
+      CloseMaskLocked();
+      group_->handlers_->Close();
+    } else {
+      context_ = std::move(program.context);
+      gone_ = false;
+    }
+    old_mm = std::exchange(mm_, std::move(program.mm));
     mm_users_ = base::MakeRef<MmUsers>();
     aio = base::MakeRef<SharedPart>();
     comm_ = program.comm;
   }
-  gone_ = false;
-  if (!program.orders.empty()) {
-    QueueOrders(std::move(program.orders), [this](int error) {
+  if (old_mm != nullptr) old_mm->UnbindLanes();
+  if (moves) {
+    context_->SetLaneOwner(0);
+    dynamic_cast<platform::ExecInPlace&>(mm_->address_space()).TakeThread(*context_);
+    ClearMemory(mm_->address_space(), orders);
+    context_->regs() = program.regs;
+  }
+  orders.insert(orders.end(), std::make_move_iterator(program.orders.begin()),
+                std::make_move_iterator(program.orders.end()));
+  if (!orders.empty()) {
+    QueueOrders(std::move(orders), [this](int error) {
       LOG_INFO("[%d] %s cannot be loaded: %s", Tid(), comm().c_str(), strerror(error));
       group_->BeginExit(SIGSEGV);
       return int64_t{0};
@@ -292,6 +379,9 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
     }
     group_->handlers_->ResetForExec();
   };
+  // Alone in its host process, which the new program may have then.
+  const bool alone_here = mm_users_->tasks.load(std::memory_order_acquire) == 1 && is_leader() &&
+                          group_->thread_count() == 1 && !traced();
   bool begun = false;
   base::Result<LoadedProgram> loaded =
       LoadProgram(*kernel_, image, *creds_,
@@ -299,7 +389,7 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
                    .traced = traced(),
                    .weak_tracer = Ptrace::TracerIsWeak(*this, *creds_->user_ns)},
                   personality.load(), *this,
-                  /*later=*/true, &begun);
+                  /*later=*/true, &begun, alone_here ? mm_.get() : nullptr);
   if (!loaded.ok()) {
     if (begun) {  // bprm_execve's force_fatal_sig
       reset_handlers();
@@ -313,7 +403,7 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
   LoadedProgram program = *std::move(loaded);
   base::Status alone = KillOtherThreads();
   if (!alone.ok()) {
-    program.context->Exit();
+    if (program.context) program.context->Exit();
     return alone.error();
   }
   const uint64_t old_tid = traced() ? Ptrace::TidForTracer(*this) : 0;

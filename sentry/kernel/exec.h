@@ -40,10 +40,17 @@ class ContextRunner : public OrderRunner, private platform::TrapListener {
   base::Ref<fiber::Fiber> fiber_;
 };
 
-// A program in a fresh address space, and who it runs as.
+inline constexpr uint32_t kRseqUnregister = 1;  // RSEQ_FLAG_UNREGISTER
+
+// The same ids and capabilities in the same user namespace: either may do what the other may.
+bool IsSameSubject(const Credentials& a, const Credentials& b);
+
+// A program in an empty address space, and who it runs as.
 struct LoadedProgram {
   base::Ref<MemoryManager> mm;
+  // Null: the address space is that of the old program's thread, which has to move there.
   std::unique_ptr<platform::Context> context;
+  platform::Regs regs{};
   std::vector<platform::Order> orders;  // to be carried out before its first instruction
   base::Ref<Credentials> creds;
   std::string comm;
@@ -65,12 +72,13 @@ base::Result<base::Ref<Credentials>> CredentialsForExec(const Credentials& old, 
                                                         const InodeAttr& attr, bool* secure,
                                                         bool* id_changed);
 
-// Fills a fresh address space with `image`; with `later`, leaves that to LoadedProgram::orders,
+// Fills an empty address space with `image`; with `later`, leaves that to LoadedProgram::orders,
 // whose failure is the program's death, as in Linux. *begun becomes true where Linux gives up the
-// old program: an error after that ends the process.
+// old program: an error after that ends the process. `place`: the old program's address space, if
+// the new one may get its host process; that still depends on who it runs as.
 base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image,
                                         const Credentials& old, ExecUnsafe unsafe,
                                         uint32_t personality, const OrderRunner& limits, bool later,
-                                        bool* begun);
+                                        bool* begun, MemoryManager* place = nullptr);
 
 }  // namespace sentry

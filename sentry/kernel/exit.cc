@@ -7,6 +7,7 @@
 
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
+#include "sentry/kernel/exec.h"
 #include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/posix_timers.h"
@@ -17,9 +18,25 @@
 namespace sentry {
 
 namespace {
-constexpr int kRobustListLimit = 2048;   // ROBUST_LIST_LIMIT
-constexpr uint32_t kRseqUnregister = 1;  // RSEQ_FLAG_UNREGISTER
+constexpr int kRobustListLimit = 2048;  // ROBUST_LIST_LIMIT
 constexpr int64_t kClockTick = base::kNsPerSec / 100;
+
+// What others that share the memory of an ending thread may wait for (Linux: mm_release).
+std::vector<platform::Order> LastOrders(const Task::Rseq& rseq, uint64_t clear_child_tid) {
+  std::vector<platform::Order> orders;
+  // The host writes to the place as long as the thread runs; others may use it for something else
+  // once they know of the end.
+  if (rseq.addr != 0) {
+    orders.push_back(
+        platform::order::Rseq{rseq.addr, rseq.length, kRseqUnregister, rseq.signature});
+  }
+  if (clear_child_tid != 0) {
+    orders.push_back(platform::order::Write{clear_child_tid, std::vector<std::byte>(4)});
+    orders.push_back(platform::order::FutexWake{clear_child_tid, 1, false});
+  }
+  return orders;
+}
+
 }  // namespace
 
 void Task::Exit(int status) {
@@ -77,20 +94,14 @@ void Task::ReleaseMemory(bool last) {
     FlushQueuedOrders();
     WalkRobustList();
     robust_list = 0;
-    // The host writes to the place as long as the thread runs; others may use it for something else
-    // once they know of the end.
-    if (rseq.addr != 0 && !alone && !gone_) {
-      std::vector<platform::Order> orders;
-      orders.push_back(
-          platform::order::Rseq{rseq.addr, rseq.length, kRseqUnregister, rseq.signature});
-      (void)RunOrders(std::move(orders)).ok();
-    }
-    // Linux does this only while others share the memory.
-    if (clear_child_tid != 0 && !alone && !gone_) {
-      std::vector<platform::Order> orders;
-      orders.push_back(platform::order::Write{clear_child_tid, std::vector<std::byte>(4)});
-      orders.push_back(platform::order::FutexWake{clear_child_tid, 1, false});
-      (void)RunOrders(std::move(orders)).ok();
+    if (!alone && !gone_) {
+      std::vector<platform::Order> orders = LastOrders(rseq, clear_child_tid);
+      if (!vfork_) {
+        // The thread carries them out on its way out.
+        for (platform::Order& order : orders) context_->QueueOrder(std::move(order));
+      } else if (!orders.empty()) {
+        (void)RunOrders(std::move(orders)).ok();  // before its parent goes on
+      }
     }
   }
   clear_child_tid = 0;

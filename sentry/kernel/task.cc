@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "sentry/kernel/exec.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
@@ -46,7 +47,10 @@ void Task::SetCredentials(base::Ref<const Credentials> creds) {
     std::swap(user_count_, count);
   }
   if (count) count->processes.fetch_sub(1, std::memory_order_relaxed);
-  if (mm_) mm_->DropLanes();
+  if (mm_ && !IsSameSubject(*creds_, *creds)) {
+    mm_->address_space().DropFileWindows();
+    mm_->DropLanes();
+  }
   PublishIdentity();
 }
 base::Ref<Pid> Task::pid_ref() const {

@@ -33,7 +33,7 @@ InitialStack::InitialStack(const ExecImage& image, uint64_t top, uint64_t align_
   layout_.env_start = layout_.arg_end = p;
   for (const std::string& s : image.argv) p -= s.size() + 1;
   strings_ = layout_.arg_start = p;
-  p = (p - align_random) & ~uint64_t{15};
+  gap_ = p = (p - align_random) & ~uint64_t{15};
   platform_ = p -= sizeof(kPlatform);
   random_ = p -= at_random.size();
   p &= ~uint64_t{15};
@@ -45,6 +45,17 @@ InitialStack::InitialStack(const ExecImage& image, uint64_t top, uint64_t align_
   Put(exec_fn_, image.filename.c_str(), image.filename.size() + 1);
   Put(platform_, kPlatform, sizeof(kPlatform));
   Put(random_, at_random.data(), at_random.size());
+}
+
+size_t InitialStack::SizeFor(const ExecImage& image) {
+  constexpr size_t kOthers = 512;  // auxiliary vector, platform, random bytes, alignment
+  static_assert(kOthers >= (kAuxPairs * 2 + 1) * kWord + sizeof(kPlatform) + 16 + 4 * 16);
+  size_t size = kOthers + image.filename.size() + 1;
+  for (const auto* list : {&image.argv, &image.envp}) {
+    size += (list->size() + 2) * kWord;
+    for (const std::string& s : *list) size += s.size() + 1;
+  }
+  return size;
 }
 
 void InitialStack::Put(uint64_t addr, const void* data, size_t size) {

@@ -24,7 +24,14 @@ class InitialStack {
   InitialStack(const ExecImage& image, uint64_t top, uint64_t align_random,
                const std::array<std::byte, 16>& at_random);
 
+  // At most so many bytes come together, those left out aside.
+  static size_t SizeFor(const ExecImage& image);
+
   uint64_t sp() const { return sp_; }
+  // The bytes [gap_begin, gap_end) of those from sp() on are the ones left out: zero, as a stack is
+  // anyway.
+  size_t gap_begin() const { return gap_ - sp_; }
+  size_t gap_end() const { return strings_ - sp_; }
   // The bytes from sp() up to the top.
   std::vector<std::byte> Finish(const AuxFacts& facts);
   // Stack, argument, environment and auxv fields; after Finish.
@@ -35,7 +42,7 @@ class InitialStack {
   void PutWord(uint64_t addr, uint64_t value) { Put(addr, &value, sizeof(value)); }
 
   const ExecImage& image_;
-  uint64_t strings_ = 0, exec_fn_ = 0, platform_ = 0, random_ = 0, sp_ = 0;
+  uint64_t strings_ = 0, gap_ = 0, exec_fn_ = 0, platform_ = 0, random_ = 0, sp_ = 0;
   std::vector<std::byte> bytes_;
   MmLayout layout_;
 };

@@ -25,7 +25,7 @@ constexpr uint64_t kBrkRandom = uint64_t{1} << 30;
 constexpr uint64_t kStackExpand = 128 << 10;  // setup_arg_pages
 // Host memory that a stack has from the start; below it grows by faults.
 // An initial stack larger than this is written directly, not by orders.
-constexpr size_t kStackByOrders = 16 << 10;
+constexpr size_t kStackByOrders = 32 << 10;
 constexpr size_t kWriteOrderMax = 4096;
 
 constexpr uint64_t Down(uint64_t v) { return v & ~(kPage - 1); }
@@ -198,6 +198,16 @@ base::Status MapStack(MemoryManager& mm, OrderBatch& batch, uint64_t sp, uint64_
   return mm.MapStack(batch, low, top, host_low, prot);
 }
 
+// Has the bytes [begin, end) of `content` written, which stands at `addr` as a whole.
+void AddWrites(OrderBatch& batch, uint64_t addr, std::span<const std::byte> content, size_t begin,
+               size_t end) {
+  for (size_t at = begin; at < end; at += kWriteOrderMax) {
+    const auto part = content.subspan(at, std::min(kWriteOrderMax, end - at));
+    batch.orders().emplace_back(
+        platform::order::Write{addr + at, std::vector<std::byte>(part.begin(), part.end())});
+  }
+}
+
 uint64_t BrkStart(const ExecImage& image, const Mapper& program, const Random& random,
                   bool randomize) {
   const bool no_interpreter = !image.interpreter;
@@ -209,6 +219,8 @@ uint64_t BrkStart(const ExecImage& image, const Mapper& program, const Random& r
 }
 
 }  // namespace
+
+bool FitsOrders(const ExecImage& image) { return InitialStack::SizeFor(image) <= kStackByOrders; }
 
 base::Result<LoadResult> LoadExec(const LoadArgs& args) {
   ExecImage& image = args.image;
@@ -242,19 +254,17 @@ base::Result<LoadResult> LoadExec(const LoadArgs& args) {
   if (result.rip >= kTaskSize) return base::Error(EINVAL);
 
   const std::vector<std::byte> content = stack.Finish(facts);
-  if (content.size() <= kStackByOrders) {
-    for (size_t at = 0; at < content.size(); at += kWriteOrderMax) {
-      const size_t n = std::min(kWriteOrderMax, content.size() - at);
-      batch.orders().emplace_back(platform::order::Write{
-          stack.sp() + at, std::vector<std::byte>(content.begin() + at, content.begin() + at + n)});
-    }
+  const bool by_orders = FitsOrders(image);
+  if (by_orders) {
+    AddWrites(batch, stack.sp(), content, 0, stack.gap_begin());
+    AddWrites(batch, stack.sp(), content, stack.gap_end(), content.size());
   }
-  if (args.runner.CanQueue() && content.size() <= kStackByOrders) {
+  if (args.runner.CanQueue() && by_orders) {
     args.runner.QueueOrders(std::move(batch.orders()), nullptr);
   } else {
     TRY(args.runner.RunOrders(std::move(batch.orders())));
   }
-  if (content.size() > kStackByOrders) TRY(mm.address_space().Write(stack.sp(), content));
+  if (!by_orders) TRY(mm.address_space().Write(stack.sp(), content));
 
   MmLayout layout = stack.layout();
   layout.start_code = program.start_code;

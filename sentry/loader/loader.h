@@ -86,6 +86,10 @@ struct ExecIdentity {
   bool secure = false;
 };
 
+// Whether LoadExec leaves everything to orders. Else it has them run, and then writes to the
+// address space itself.
+bool FitsOrders(const ExecImage& image);
+
 struct LoadArgs {
   ExecImage& image;
   ExecIdentity identity;

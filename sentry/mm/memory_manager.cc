@@ -75,7 +75,7 @@ MemoryManager::MemoryManager(std::unique_ptr<platform::AddressSpace> as)
 
 MemoryManager::~MemoryManager() {
   StopExecuting(executable());
-  if (base::Ref<LaneBinding> lanes = TakeLanes()) lanes->Unbind();
+  UnbindLanes();
 }
 
 base::Ref<LaneBinding> MemoryManager::TakeLanes() {
@@ -93,16 +93,18 @@ base::Ref<LaneBinding> MemoryManager::BindLanes(const std::string& domain) {
   if (lanes_ != nullptr) return lanes_;
   auto arena = LaneArena::OfDomain(domain);
   if (!arena.ok()) return nullptr;
+  as_->ClearLanes();
   lanes_ = base::MakeRef<LaneBinding>(as_.get(), *std::move(arena));
   return lanes_;
 }
 
+void MemoryManager::UnbindLanes() {
+  if (base::Ref<LaneBinding> lanes = TakeLanes()) lanes->Unbind();
+}
+
 void MemoryManager::DropLanes() {
-  as_->DropFileWindows();
-  base::Ref<LaneBinding> lanes = TakeLanes();
-  if (lanes == nullptr) return;
   as_->DropLanes();
-  lanes->Unbind();
+  UnbindLanes();
 }
 
 base::Result<base::Ref<MemoryManager>> MemoryManager::New(platform::Platform& platform) {

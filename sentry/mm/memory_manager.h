@@ -194,8 +194,9 @@ class MemoryManager : public base::RefCounted {
   base::Ref<LaneBinding> lanes();  // null: it has none
   // With which number its threads lock lanes.
   uint32_t lane_owner() const { return lane_owner_.number(); }
-  // The process is no longer the equal of others that have lanes: it gives its own up, and those of
-  // files that were mapped for its reads.
+  // The program is over: no descriptor leads to a lane any more.
+  void UnbindLanes();
+  // The process is no longer the equal of others that have lanes, and gives its own up.
   void DropLanes();
 
   // --- for the loader, on a fresh address space ---

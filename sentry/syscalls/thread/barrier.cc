@@ -90,7 +90,12 @@ Result<uint64_t> SysRseq(Task& t, const SyscallArgs& a) {
   }
   std::vector<platform::Order> orders;
   orders.push_back(platform::order::Rseq{wanted.addr, wanted.length, flags, wanted.signature});
-  TRY(t.RunOrders(std::move(orders)));
+  // On the way back to the guest: it is the thread's own affair, and nothing but the result depends
+  // on it.
+  t.QueueOrders(std::move(orders), [&now, before = now](int error) {
+    now = before;
+    return -int64_t{error};
+  });
   now = (flags & kUnregister) ? Task::Rseq{} : wanted;
   return 0;
 }
