@@ -106,6 +106,35 @@ void GoferInode::WasRead() {
   MarkStale();
 }
 
+base::Ref<GoferContent> GoferInode::Content() {
+  const std::optional<uint64_t> version = DataVersion();
+  if (!version) return nullptr;
+  base::Ref<GoferContent> content;
+  {
+    absl::MutexLock l(&mutex_);
+    if (!content_ || content_->version() != *version) return nullptr;
+    content = content_;
+  }
+  if (ReadsChangeAtime()) return nullptr;
+  return content;
+}
+
+void GoferInode::KeepContent(uint64_t version, std::span<const std::byte> bytes) {
+  if (bytes.size() > GoferContent::kMax || lost_name()) return;
+  auto content = base::MakeRef<GoferContent>(version, bytes);
+  {
+    absl::MutexLock l(&mutex_);
+    std::swap(content_, content);  // the old one is freed after the lock
+  }
+  if (!gofer_fs().contents().Enter(this, bytes.size())) DropContent();
+}
+
+void GoferInode::DropContent() {
+  base::Ref<GoferContent> old;  // freed after the lock
+  absl::MutexLock l(&mutex_);
+  std::swap(content_, old);
+}
+
 base::Result<uint64_t> GoferInode::SizeNow(int fd) const {
   if (!stale_.load(std::memory_order_acquire)) {
     absl::MutexLock l(&mutex_);

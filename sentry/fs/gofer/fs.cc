@@ -125,6 +125,7 @@ void GoferFilesystem::Introduce(uint64_t dev,
 
 void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
   LeaveIdle(inode);
+  contents_.Leave(inode);
   {
     absl::MutexLock l(&idle_mutex_);
     if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);

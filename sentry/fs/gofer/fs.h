@@ -14,6 +14,8 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "sentry/fs/gofer/connection.h"
+#include "sentry/fs/gofer/content.h"
+#include "sentry/fs/gofer/direct_reads.h"
 #include "sentry/fs/gofer/gofer_fs.h"
 #include "sentry/vfs/inode.h"
 
@@ -53,6 +55,9 @@ class GoferFilesystem : public Filesystem {
   void EnterIdle(GoferInode* inode);
   void LeaveIdle(GoferInode* inode);
 
+  // Which inodes keep the bytes of their files.
+  GoferContents& contents() { return contents_; }
+
   // Directories that hold prefetched children: the oldest lose theirs.
   void EnterPrefetched(GoferInode* inode);
 
@@ -67,6 +72,8 @@ class GoferFilesystem : public Filesystem {
   // False once the host said that this file system knows no RWF_NOWAIT.
   bool nowait() const { return nowait_.load(std::memory_order_relaxed); }
   void set_no_nowait() { nowait_.store(false, std::memory_order_relaxed); }
+  // For when it does not.
+  DirectReads& direct_reads() { return direct_reads_; }
   // True if reading never waits for a disk.
   bool in_memory() const { return in_memory_; }
 
@@ -85,11 +92,14 @@ class GoferFilesystem : public Filesystem {
   bool readonly_ = false;
   bool in_memory_ = false;
   std::atomic<bool> nowait_{true};
+  DirectReads direct_reads_;
 
   absl::Mutex mutex_;  // before nothing
   absl::flat_hash_map<Key, GoferInode*> inodes_ ABSL_GUARDED_BY(mutex_);
   // Host devices below the mount, the root's first: inode numbers of the others are made distinct.
   std::vector<uint64_t> devices_ ABSL_GUARDED_BY(mutex_);
+
+  GoferContents contents_;
 
   absl::Mutex idle_mutex_;  // leaf
   std::list<GoferInode*> idle_ ABSL_GUARDED_BY(idle_mutex_);

@@ -239,51 +239,67 @@ bool GoferInode::EndsAt(uint64_t offset) const {
   return attr_.size == offset;
 }
 
+ssize_t GoferInode::ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags,
+                             bool* end) const {
+  size_t done = 0;
+  while (done < buffer.size()) {
+    const iovec iov = {buffer.data() + done, buffer.size() - done};
+    const ssize_t n = preadv2(fd, &iov, 1, static_cast<off_t>(offset + done), flags);
+    if (n < 0) return done > 0 ? static_cast<ssize_t>(done) : -static_cast<ssize_t>(errno);
+    done += static_cast<size_t>(n);
+    if (n == 0 || EndsAt(offset + done)) {
+      *end = true;
+      break;
+    }
+  }
+  return static_cast<ssize_t>(done);
+}
+
 // A read of what is in the host's page cache does not wait, and is tried first.
 base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint64_t offset,
                                         bool* end) {
   GoferFilesystem& fs = gofer_fs();
   size_t done = 0;
-  while (done < size && (fs.nowait() || fs.in_memory())) {
-    const iovec iov = {buffer + done, size - done};
+  bool ended = false;
+  const auto read = [&](int flags) {
+    const std::span<char> rest = std::span(buffer, size).subspan(done);
+    return ReadHere(fd, rest, offset + done, flags, &ended);
+  };
+  const auto timed = [&] {
+    const int64_t begin = base::MonotonicNs();
+    const ssize_t n = read(0);
+    return std::pair(n, base::MonotonicNs() - begin);
+  };
+  ssize_t n = -EAGAIN;
+  bool all = false;  // that there is
+  {
     const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
-    const ssize_t n =
-        preadv2(fd, &iov, 1, static_cast<off_t>(offset + done), fs.nowait() ? RWF_NOWAIT : 0);
-    if (n < 0) {
-      if (errno == EAGAIN) break;
-      if (fs.nowait() && (errno == EOPNOTSUPP || errno == EINVAL)) {
-        fs.set_no_nowait();
-        continue;
-      }
-      if (done > 0) return done;
-      return base::LastError();
+    if (fs.nowait()) {
+      n = read(RWF_NOWAIT);
+      if (n == -EOPNOTSUPP || n == -EINVAL) fs.set_no_nowait();
     }
-    done += static_cast<size_t>(n);
-    if (n == 0 || (done < size && EndsAt(offset + done))) {
-      *end = true;
-      return done;
+    if (!fs.nowait() && fs.in_memory()) {
+      n = read(0);
+      all = true;
+    } else if (!fs.nowait() && fs.direct_reads().TryBegin()) {
+      const auto [got, ns] = timed();
+      fs.direct_reads().End(ns);
+      n = got;
+      all = true;
     }
   }
-  if (done == size) return done;
-  const ssize_t n = fiber::BlockingCall([&] {
-    size_t more = 0;
-    while (done + more < size) {
-      const ssize_t r = pread(fd, buffer + done + more, size - done - more,
-                              static_cast<off_t>(offset + done + more));
-      if (r < 0) return more > 0 ? static_cast<ssize_t>(more) : -static_cast<ssize_t>(errno);
-      if (r == 0) {
-        *end = true;
-        break;
-      }
-      more += static_cast<size_t>(r);
-    }
-    return static_cast<ssize_t>(more);
-  });
-  if (n < 0) {
-    if (done > 0) return done;
-    return base::Error(static_cast<int>(-n));
+  if (n > 0) done = static_cast<size_t>(n);
+  if (!all && done < size && !ended && (n >= 0 || n == -EAGAIN || !fs.nowait())) {
+    n = fiber::BlockingCall([&] {
+      const auto [got, ns] = timed();
+      fs.direct_reads().Took(ns);
+      return got;
+    });
+    if (n > 0) done += static_cast<size_t>(n);
   }
-  return done + static_cast<size_t>(n);
+  if (n < 0 && done == 0) return base::Error(static_cast<int>(-n));
+  if (ended) *end = true;
+  return done;
 }
 
 }  // namespace sentry

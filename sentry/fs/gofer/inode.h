@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -116,6 +117,12 @@ class GoferInode : public Inode {
   base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
+  // All bytes of the file, if they are kept, are still what is in it, and a read of them would
+  // change nothing. May park.
+  base::Ref<GoferContent> Content();
+  // Keeps all bytes of the file, as they were at `version`.
+  void KeepContent(uint64_t version, std::span<const std::byte> bytes);
+  void DropContent();
   // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
   fiber::Mutex& data_mutex() { return data_mutex_; }
   // Counts open descriptions; the host's descriptors stay open a while after the last.
@@ -124,17 +131,18 @@ class GoferInode : public Inode {
   // Closes host descriptors unless a description is open.
   void CloseIdle();
   void DropPrefetch();
+  // A host descriptor for reading or for reading and writing; may park.
+  base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
 
  private:
   friend class GoferFilesystem;
+  friend class GoferContents;
   static constexpr int64_t kSharedNs = 200'000;
 
   ~GoferInode() override;
   gofer::Reply Call(gofer::Request request) const {
     return gofer_fs().connection().Call(std::move(request));
   }
-  // A host descriptor for reading or for reading and writing.
-  base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
   base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
   void AdoptFd(base::UniqueFd fd);
   bool HasFd() const;
@@ -151,6 +159,9 @@ class GoferInode : public Inode {
   // Opens this file, and those next to it in its directory, for reading, if that is likely to pay.
   void OpenWithSiblings();
   void Apply(const gofer::Attr& attr);
+  // Reads until the buffer is full or the file ends (*end): how many bytes, or -errno if there are
+  // none. May block.
+  ssize_t ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags, bool* end) const;
   // True if the file is known to end at `offset`.
   bool EndsAt(uint64_t offset) const;
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -203,6 +214,7 @@ class GoferInode : public Inode {
   base::Ref<base::HostFd> read_fd_ ABSL_GUARDED_BY(mutex_);
   base::Ref<base::HostFd> write_fd_ ABSL_GUARDED_BY(mutex_);  // O_RDWR
   base::Ref<base::FileSource> source_ ABSL_GUARDED_BY(mutex_);
+  base::Ref<GoferContent> content_ ABSL_GUARDED_BY(mutex_);
   uint64_t replaced_ ABSL_GUARDED_BY(mutex_) = 0;  // how often it was
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
@@ -218,6 +230,7 @@ class GoferInode : public Inode {
   // Of the filesystem's lists, under its mutex.
   std::optional<std::list<GoferInode*>::iterator> idle_at_;
   std::optional<std::list<GoferInode*>::iterator> prefetched_at_;
+  std::optional<size_t> content_at_;
 };
 
 }  // namespace sentry
