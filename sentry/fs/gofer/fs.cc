@@ -15,8 +15,7 @@ namespace {
 // part of what the gofer may have open, whose limit is the sentry's too.
 constexpr size_t kMaxIdle = 16 * 1024;
 constexpr size_t kIdlePart = 8;
-constexpr size_t kMaxPrefetched = 32;
-constexpr size_t kMaxPrefetch = 4096;  // children of one directory; each holds a handle
+constexpr size_t kMaxNamed = 32;
 // Entries of all listings that are kept.
 constexpr size_t kMaxListed = 32 * 1024;
 // How many files are looked for under one lock.
@@ -30,7 +29,7 @@ GoferFilesystem::GoferFilesystem(base::Ref<GoferConnection> connection, GoferCac
     : Filesystem("gofer", kGoferMagic),
       connection_(std::move(connection)),
       cache_(cache),
-      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 32)),
+      max_prefetch_(std::min<size_t>(kMaxNames, connection_->max_handles() / 32)),
       max_idle_(std::min<size_t>(kMaxIdle, connection_->max_handles() / kIdlePart)) {}
 
 GoferFilesystem::~GoferFilesystem() = default;
@@ -128,7 +127,7 @@ void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
   contents_.Leave(inode);
   {
     absl::MutexLock l(&idle_mutex_);
-    if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);
+    if (inode->named_at_) named_.erase(*inode->named_at_);
   }
   {
     absl::MutexLock l(&mutex_);
@@ -161,20 +160,20 @@ void GoferFilesystem::LeaveIdle(GoferInode* inode) {
   inode->idle_at_.reset();
 }
 
-void GoferFilesystem::EnterPrefetched(GoferInode* inode) {
+void GoferFilesystem::EnterNamed(GoferInode* inode) {
   base::Ref<GoferInode> victim;
   {
     absl::MutexLock l(&idle_mutex_);
-    if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);
-    prefetched_.push_back(inode);
-    inode->prefetched_at_ = std::prev(prefetched_.end());
-    if (prefetched_.size() <= kMaxPrefetched) return;
-    GoferInode* oldest = prefetched_.front();
-    prefetched_.pop_front();
-    oldest->prefetched_at_.reset();
+    if (inode->named_at_) named_.erase(*inode->named_at_);
+    named_.push_back(inode);
+    inode->named_at_ = std::prev(named_.end());
+    if (named_.size() <= kMaxNamed) return;
+    GoferInode* oldest = named_.front();
+    named_.pop_front();
+    oldest->named_at_.reset();
     if (oldest->TryIncRef()) victim = base::Ref<GoferInode>::Adopt(oldest);
   }
-  if (victim) victim->DropPrefetch();
+  if (victim) victim->DropNames();
 }
 
 void GoferFilesystem::KeepListing(std::shared_ptr<const GoferListing> listing) {
@@ -196,14 +195,14 @@ void GoferFilesystem::Reclaim() {
     base::Ref<GoferInode> inode;
     {
       absl::MutexLock l(&idle_mutex_);
-      if (prefetched_.empty()) break;
-      GoferInode* oldest = prefetched_.front();
-      prefetched_.pop_front();
-      oldest->prefetched_at_.reset();
+      if (named_.empty()) break;
+      GoferInode* oldest = named_.front();
+      named_.pop_front();
+      oldest->named_at_.reset();
       if (!oldest->TryIncRef()) continue;
       inode = base::Ref<GoferInode>::Adopt(oldest);
     }
-    inode->DropPrefetch();
+    inode->DropNames();
   }
   DentryCache::Get().DropUnused();
   connection_->FlushForgotten();

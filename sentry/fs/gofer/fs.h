@@ -58,8 +58,8 @@ class GoferFilesystem : public Filesystem {
   // Which inodes keep the bytes of their files.
   GoferContents& contents() { return contents_; }
 
-  // Directories that hold prefetched children: the oldest lose theirs.
-  void EnterPrefetched(GoferInode* inode);
+  // Directories of which all names are known: the oldest forget them.
+  void EnterNamed(GoferInode* inode);
 
   // Keeps a directory's listing, for the next reader or, if the filesystem is shared, for its
   // siblings alone; the oldest go.
@@ -68,6 +68,8 @@ class GoferFilesystem : public Filesystem {
   void Reclaim();
   // How many children of a directory may be looked up at once.
   size_t max_prefetch() const { return max_prefetch_; }
+  // How many names of one directory are kept.
+  static constexpr size_t kMaxNames = 4096;
 
   // False once the host said that this file system knows no RWF_NOWAIT.
   bool nowait() const { return nowait_.load(std::memory_order_relaxed); }
@@ -103,7 +105,7 @@ class GoferFilesystem : public Filesystem {
 
   absl::Mutex idle_mutex_;  // leaf
   std::list<GoferInode*> idle_ ABSL_GUARDED_BY(idle_mutex_);
-  std::list<GoferInode*> prefetched_ ABSL_GUARDED_BY(idle_mutex_);
+  std::list<GoferInode*> named_ ABSL_GUARDED_BY(idle_mutex_);
   std::deque<std::shared_ptr<const GoferListing>> listings_ ABSL_GUARDED_BY(idle_mutex_);
   size_t listed_entries_ ABSL_GUARDED_BY(idle_mutex_) = 0;
 };

@@ -43,8 +43,10 @@ struct GoferListing {
 
 class GoferInode;
 
-// All children of a directory of an exclusive filesystem, looked up at once. Immutable.
-struct GoferPrefetch {
+// All names in a directory of an exclusive filesystem: what is not among them is not there. Found
+// out at once, or known since the directory was made.
+struct GoferNames {
+  // Null: there is something, which the gofer is to be asked for.
   std::map<std::string, base::Ref<Inode>, std::less<>> children;
   std::shared_ptr<const GoferSiblings> siblings;
 };
@@ -130,7 +132,7 @@ class GoferInode : public Inode {
   void DropOpen();
   // Closes host descriptors unless a description is open.
   void CloseIdle();
-  void DropPrefetch();
+  void DropNames();
   // A host descriptor for reading or for reading and writing; may park.
   base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
 
@@ -170,16 +172,22 @@ class GoferInode : public Inode {
   void LostName();
   bool lost_name() const { return lost_name_.load(std::memory_order_relaxed); }
   void MarkStale() { stale_.store(true, std::memory_order_release); }
-  // The names in this directory have changed.
+  // The names in this directory have changed: what is known of them is adapted. Called with the
+  // directory's lock held exclusive, so that no lookup is under way.
+  void NameAdded(std::string_view name);
+  void NameGone(std::string_view name);
   void NamesChanged();
-  // What the prefetched children say about `name`: an inode, null (there is none), or nothing.
-  std::optional<base::Ref<Inode>> FindPrefetched(std::string_view name);
+  // It was just made, and is empty.
+  void SetNewDirectory();
+  // What is known of the names says about `name`: an inode, null (there is none), or nothing.
+  std::optional<base::Ref<Inode>> FindKnown(std::string_view name);
   // Counts a lookup that asked the gofer, and looks up all children when that is likely to pay.
   void CountLookup();
   void Prefetch();
-  // Sends a request that makes a node in this directory, again if the gofer was out of handles.
-  base::Result<base::Ref<Inode>> MakeNode(const gofer::Request& request, bool want_fd,
-                                          std::string link);
+  // Sends a request that makes the node `name` in this directory (empty: one without a name), again if
+  // the gofer was out of handles.
+  base::Result<base::Ref<Inode>> MakeNode(std::string_view name, const gofer::Request& request,
+                                          bool want_fd, std::string link);
   static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }
 
   const gofer::Handle handle_;
@@ -219,8 +227,7 @@ class GoferInode : public Inode {
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::shared_ptr<const GoferPrefetch> prefetch_ ABSL_GUARDED_BY(mutex_);
-  uint64_t prefetch_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::unique_ptr<GoferNames> names_ ABSL_GUARDED_BY(mutex_);  // null: not all are known
   // Of a regular file: those of the directory in which it was seen last, and its place there.
   std::weak_ptr<const GoferSiblings> siblings_ ABSL_GUARDED_BY(mutex_);
   size_t sibling_index_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -229,7 +236,7 @@ class GoferInode : public Inode {
 
   // Of the filesystem's lists, under its mutex.
   std::optional<std::list<GoferInode*>::iterator> idle_at_;
-  std::optional<std::list<GoferInode*>::iterator> prefetched_at_;
+  std::optional<std::list<GoferInode*>::iterator> named_at_;
   std::optional<size_t> content_at_;
 };
 
