@@ -110,7 +110,7 @@ class GoferFile : public SeekableFile {
   Mapped ReadMapped(IoDest& dst, uint64_t offset, int fd);
   // The bytes that are kept of the file, if it is them who answer a read.
   base::Ref<GoferContent> ContentFor(const IoDest& dst, uint64_t offset);
-  // The host's descriptor, which is opened when it is wanted first; may park.
+  // The host's descriptor for a use of it now; opened when it is wanted first. May park.
   base::Result<base::HostFd*> HostFile();
 
   GoferInode* const inode_;  // kept by path()
@@ -122,6 +122,7 @@ class GoferFile : public SeekableFile {
 };
 
 base::Result<base::HostFd*> GoferFile::HostFile() {
+  inode_->Settle();
   if (base::HostFd* fd = fd_.load(std::memory_order_acquire)) return fd;
   base::Ref<base::HostFd> fresh = TRY(inode_->EnsureFd(false));
   base::HostFd* expected = nullptr;

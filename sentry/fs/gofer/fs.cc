@@ -134,7 +134,10 @@ void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
     const auto it = inodes_.find(Key{inode->host_dev_, inode->host_ino_});
     if (it != inodes_.end() && it->second == inode) inodes_.erase(it);
   }
-  connection_->Forget(handle, /*now=*/inode->lost_name());
+  // When nothing is under way that needs it.
+  const auto use =
+      base::MakeRef<GoferLastUse>(connection_.get(), handle, /*now=*/inode->lost_name());
+  for (const auto& late : inode->TakeLateChanges()) late->Hold(use);
 }
 
 void GoferFilesystem::EnterIdle(GoferInode* inode) {
@@ -226,6 +229,7 @@ base::Result<struct statfs> GoferFilesystem::StatFs() {
 }
 
 base::Status GoferFilesystem::Sync() {
+  connection_->AwaitLateCalls();
   return gofer::ParseEmpty(connection_->Call(gofer::MakeOn(gofer::Op::kSyncFs, root_handle_)));
 }
 

@@ -86,6 +86,7 @@ void GoferInode::AttrChanged() {
 }
 
 base::Result<InodeAttr> GoferInode::GetAttr() {
+  Settle();
   const bool exclusive = gofer_fs().exclusive();
   base::Ref<base::HostFd> fd;
   {
@@ -116,6 +117,8 @@ base::Result<InodeAttr> GoferInode::GetAttr() {
     MarkStale();
     return attr.error();
   }
+  // Somebody has changed them meanwhile: it is not known which of the two the gofer served first.
+  if (unsettled_.load(std::memory_order_acquire)) return ToInodeAttr(*attr);
   Apply(*attr);
   return ToInodeAttr(*attr);
 }
@@ -135,13 +138,14 @@ base::Status GoferInode::SetAttr(const AttrChange& change) {
     r.mask |= change.mtime_now ? gofer::kSetMtimeNow : gofer::kSetMtime;
     if (!change.mtime_now) r.mtime = ToTime(change.mtime);
   }
-  if (r.mask == 0) return base::Ok();
+  if (r.mask == 0 || ChangeLate(r)) return base::Ok();
   Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
   return base::Ok();
 }
 
 base::Status GoferInode::Truncate(uint64_t size) {
   if (size > kMaxFileSize) return base::Error(EFBIG);
+  Settle();
   fiber::MutexLock data(&data_mutex_);
   base::Ref<base::HostFd> fd;
   {

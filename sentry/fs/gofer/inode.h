@@ -119,6 +119,11 @@ class GoferInode : public Inode {
   base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
+  // Parks until the gofer has made what changes of attributes were not waited for. Before any use
+  // of the host's file that shows them or changes them too.
+  void Settle() {
+    if (unsettled_.load(std::memory_order_acquire)) SettleSlow();
+  }
   // All bytes of the file, if they are kept, are still what is in it, and a read of them would
   // change nothing. May park.
   base::Ref<GoferContent> Content();
@@ -142,7 +147,8 @@ class GoferInode : public Inode {
   static constexpr int64_t kSharedNs = 200'000;
 
   ~GoferInode() override;
-  gofer::Reply Call(gofer::Request request) const {
+  gofer::Reply Call(gofer::Request request) {
+    Settle();
     return gofer_fs().connection().Call(std::move(request));
   }
   base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
@@ -161,6 +167,13 @@ class GoferInode : public Inode {
   // Opens this file, and those next to it in its directory, for reading, if that is likely to pay.
   void OpenWithSiblings();
   void Apply(const gofer::Attr& attr);
+  // Asks the gofer for a change of attributes and does not wait. False if it might fail, or does
+  // not commute with what is under way: then it must be waited for.
+  bool ChangeLate(const gofer::SetAttrRequest& request);
+  bool MayBeLate(const gofer::SetAttrRequest& request) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SettleSlow();
+  // Those that are not known to be done.
+  std::vector<base::Ref<GoferLateCall>> TakeLateChanges();
   // Reads until the buffer is full or the file ends (*end): how many bytes, or -errno if there are
   // none. May block.
   ssize_t ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags, bool* end) const;
@@ -204,6 +217,7 @@ class GoferInode : public Inode {
   std::atomic<bool> lost_name_{false};
   std::atomic<bool> never_linked_{false};  // made with O_TMPFILE | O_EXCL
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
+  std::atomic<bool> unsettled_{false};     // there are late changes
   std::atomic<uint64_t> names_version_{0};
   std::atomic<uint64_t> data_version_{0};  // of the bytes, the size included
   std::atomic<bool> listed_{false};
@@ -222,6 +236,8 @@ class GoferInode : public Inode {
   base::Ref<base::HostFd> read_fd_ ABSL_GUARDED_BY(mutex_);
   base::Ref<base::HostFd> write_fd_ ABSL_GUARDED_BY(mutex_);  // O_RDWR
   base::Ref<base::FileSource> source_ ABSL_GUARDED_BY(mutex_);
+  std::vector<base::Ref<GoferLateCall>> late_changes_ ABSL_GUARDED_BY(mutex_);
+  uint32_t late_mask_ ABSL_GUARDED_BY(mutex_) = 0;  // what they change: SetAttrMask
   base::Ref<GoferContent> content_ ABSL_GUARDED_BY(mutex_);
   uint64_t replaced_ ABSL_GUARDED_BY(mutex_) = 0;  // how often it was
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
