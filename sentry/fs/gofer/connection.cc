@@ -137,11 +137,11 @@ void GoferLateCall::Hold(base::Ref<GoferLastUse> use) {
   if (!done()) use_ = std::move(use);
 }
 
-void GoferLateCall::Finish(int error) {
+void GoferLateCall::Finish(gofer::Reply reply) {
   base::Ref<GoferLastUse> use;  // goes after the lock
   absl::MutexLock l(&mutex_);
   std::swap(use, use_);
-  error_ = error;
+  reply_ = std::move(reply);
   done_.store(true, std::memory_order_release);
 }
 
@@ -149,7 +149,7 @@ void GoferConnection::CallLate(const base::Ref<GoferLateCall>& late, gofer::Requ
   g_requests.Add();
   late_calls_.fetch_add(1, std::memory_order_acq_rel);
   client_.Submit(std::move(request), [this, late](gofer::Reply reply) {
-    late->Finish(reply.error);
+    late->Finish(std::move(reply));
     late_calls_.fetch_sub(1, std::memory_order_acq_rel);
     late_queue_.Wake(EPOLLIN);
   });

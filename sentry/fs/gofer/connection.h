@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -35,18 +36,19 @@ class GoferLastUse : public base::RefCounted {
 class GoferLateCall : public base::RefCounted {
  public:
   bool done() const { return done_.load(std::memory_order_acquire); }
-  // The answer's error; once it is there.
-  int error() const { return error_; }
+  // The answer, once it is there.
+  int error() const { return reply_.error; }
+  gofer::Reply TakeReply() { return std::move(reply_); }
   // Keeps `use` until the answer is there.
   void Hold(base::Ref<GoferLastUse> use);
 
  private:
   friend class GoferConnection;
-  void Finish(int error);
+  void Finish(gofer::Reply reply);
 
   absl::Mutex mutex_;  // leaf
   base::Ref<GoferLastUse> use_ ABSL_GUARDED_BY(mutex_);
-  int error_ = 0;
+  gofer::Reply reply_;  // written before done_
   std::atomic<bool> done_{false};
 };
 

@@ -179,6 +179,28 @@ void GoferFilesystem::EnterNamed(GoferInode* inode) {
   if (victim) victim->DropNames();
 }
 
+void GoferFilesystem::KeepOpening(const std::shared_ptr<const GoferSiblings>& siblings,
+                                  base::Ref<GoferOpening> opening) {
+  // What was kept before is freed, and its descriptors closed, after the lock.
+  absl::MutexLock l(&idle_mutex_);
+  std::swap(opening_, opening);
+  opening_of_ = siblings;
+}
+
+base::Ref<GoferOpening> GoferFilesystem::TakeOpening(
+    const std::shared_ptr<const GoferSiblings>& siblings) {
+  absl::MutexLock l(&idle_mutex_);
+  if (!opening_ || opening_of_.lock() != siblings) return nullptr;
+  return std::move(opening_);
+}
+
+bool GoferFilesystem::ExpectsTreeRead() {
+  const int left = tree_reads_.load(std::memory_order_relaxed);
+  if (left <= 0) return false;
+  tree_reads_.store(left - 1, std::memory_order_relaxed);
+  return true;
+}
+
 void GoferFilesystem::KeepListing(std::shared_ptr<const GoferListing> listing) {
   const size_t size = listing->items.size() + 1;
   if (size > kMaxListed / 4) return;

@@ -25,6 +25,18 @@ class GoferInode;
 struct GoferListing;
 struct GoferSiblings;
 
+// Files of one directory that the gofer is opening for reading.
+struct GoferOpening : base::RefCounted {
+  struct File {
+    uint64_t ino;  // on the host
+    gofer::Handle handle;
+    uint64_t replaced;  // GoferInode::replaced_ when it was asked for
+  };
+  std::vector<File> files;
+  size_t end = 0;  // where those behind them begin
+  base::Ref<GoferLateCall> call;
+};
+
 class GoferFilesystem : public Filesystem {
  public:
   GoferFilesystem(base::Ref<GoferConnection> connection, GoferCache cache);
@@ -61,6 +73,15 @@ class GoferFilesystem : public Filesystem {
   // Directories of which all names are known: the oldest forget them.
   void EnterNamed(GoferInode* inode);
 
+  // What is opened before it is asked for: of one directory at a time, so that few descriptors wait.
+  void KeepOpening(const std::shared_ptr<const GoferSiblings>& siblings,
+                   base::Ref<GoferOpening> opening);
+  base::Ref<GoferOpening> TakeOpening(const std::shared_ptr<const GoferSiblings>& siblings);
+  // Who opens files lately goes on from each to the next: true for some directories after that was
+  // seen in one.
+  void SawTreeRead() { tree_reads_.store(kTreeReads, std::memory_order_relaxed); }
+  bool ExpectsTreeRead();
+
   // Keeps a directory's listing, for the next reader or, if the filesystem is shared, for its
   // siblings alone; the oldest go.
   void KeepListing(std::shared_ptr<const GoferListing> listing);
@@ -80,6 +101,7 @@ class GoferFilesystem : public Filesystem {
   bool in_memory() const { return in_memory_; }
 
  private:
+  static constexpr int kTreeReads = 8;
   // Host device and inode number.
   using Key = std::pair<uint64_t, uint64_t>;
   ~GoferFilesystem() override;
@@ -95,6 +117,7 @@ class GoferFilesystem : public Filesystem {
   bool in_memory_ = false;
   std::atomic<bool> nowait_{true};
   DirectReads direct_reads_;
+  std::atomic<int> tree_reads_{0};
 
   absl::Mutex mutex_;  // before nothing
   absl::flat_hash_map<Key, GoferInode*> inodes_ ABSL_GUARDED_BY(mutex_);
@@ -108,6 +131,8 @@ class GoferFilesystem : public Filesystem {
   std::list<GoferInode*> named_ ABSL_GUARDED_BY(idle_mutex_);
   std::deque<std::shared_ptr<const GoferListing>> listings_ ABSL_GUARDED_BY(idle_mutex_);
   size_t listed_entries_ ABSL_GUARDED_BY(idle_mutex_) = 0;
+  std::weak_ptr<const GoferSiblings> opening_of_ ABSL_GUARDED_BY(idle_mutex_);
+  base::Ref<GoferOpening> opening_ ABSL_GUARDED_BY(idle_mutex_);
 };
 
 }  // namespace sentry

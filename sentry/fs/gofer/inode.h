@@ -159,13 +159,21 @@ class GoferInode : public Inode {
   // The host may have put another file in the place of this one (overlayfs, when it is first opened
   // for writing or cut): what was opened before is not used for new mappings and descriptions.
   void FileReplaced();
-  void KeepForReading(base::UniqueFd fd);
+  // Keeps it unless the file has been replaced since `replaced_` was that.
+  void KeepForReading(base::UniqueFd fd, uint64_t replaced);
   // The file that was asked for, and no other?
   bool IsOpenOn(const base::UniqueFd& fd) const;
   void SetSiblings(const std::shared_ptr<const GoferSiblings>& siblings, size_t index);
   bool IsAmong(const std::shared_ptr<const GoferSiblings>& siblings) const;
   // Opens this file, and those next to it in its directory, for reading, if that is likely to pay.
   void OpenWithSiblings();
+  // Asks the gofer for files from place `at` on that have no descriptor, and does not wait. Null if
+  // there is none.
+  base::Ref<GoferOpening> BeginOpening(const GoferSiblings& siblings, size_t at);
+  // As BeginOpening; they are there for the next that is opened.
+  void OpenAhead(const std::shared_ptr<const GoferSiblings>& siblings, size_t at);
+  // Waits for the descriptors and gives them to their inodes.
+  void Adopt(const GoferOpening& opening);
   void Apply(const gofer::Attr& attr);
   // Asks the gofer for a change of attributes and does not wait. False if it might fail, or does
   // not commute with what is under way: then it must be waited for.
