@@ -42,6 +42,7 @@ bool GoferInode::ChangeLate(const gofer::SetAttrRequest& r) {
     late_changes_.push_back(late);
     late_mask_ |= r.mask;
     unsettled_.store(true, std::memory_order_release);
+    atime_due_.store(true, std::memory_order_relaxed);  // the status changes, if not more
     if ((r.mask & gofer::kSetMode) != 0) {
       attr_.mode = (attr_.mode & S_IFMT) | r.mode;
       CachePerm(attr_.mode, attr_.uid, attr_.gid);

@@ -141,6 +141,17 @@ TEST_F(Reopen, ChangesTheAccessTimeAsTheFirstRead) {
     if (i == 0) first = changed;
     EXPECT_EQ(first, changed) << "read " << i;
   }
+  // The same while it is open for writing.
+  const int fd = open(path.c_str(), O_RDWR);
+  for (int i = 0; i < 5; i++) {
+    ASSERT_OK(futimens(fd, old));
+    ASSERT_EQ("text", ReadFile(path));
+    struct stat st;
+    ASSERT_OK(fstat(fd, &st));
+    EXPECT_EQ(2000, st.st_mtime);
+    EXPECT_EQ(first, st.st_atime != 1000) << "read " << i;
+  }
+  close(fd);
 }
 
 TEST_F(Reopen, EveryOffsetAndSize) {
