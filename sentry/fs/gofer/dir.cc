@@ -18,6 +18,8 @@ constexpr size_t kMaxListing = 2'000'000;
 constexpr uint32_t kListedLookups = 2;
 constexpr uint32_t kLookups = 4;
 constexpr uint64_t kBytesPerLookup = 1024;
+// What a file without names may keep from the host's disk until some more handles are given back.
+constexpr uint64_t kLittleRoom = 64 * 1024;
 
 }  // namespace
 
@@ -54,6 +56,12 @@ void GoferInode::SetNewDirectory() {
     names_ = std::make_unique<GoferNames>();
   }
   gofer_fs().EnterNamed(this);
+}
+
+bool GoferInode::HoldsRoom() const {
+  if (!lost_name()) return false;
+  absl::MutexLock l(&mutex_);
+  return std::max(reach_.load(std::memory_order_relaxed), attr_.size) > kLittleRoom;
 }
 
 void GoferInode::LostName() {

@@ -250,7 +250,7 @@ base::Result<size_t> GoferFile::PWrite(IoSource& src, uint64_t offset, bool nonb
   const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
   const size_t n = TRY(WriteChunks(src, fd, offset, false));
-  if (n > 0) inode_->Wrote();
+  if (n > 0) inode_->Wrote(offset + n);
   return n;
 }
 
@@ -263,7 +263,7 @@ base::Result<size_t> GoferFile::PWriteAppend(IoSource& src, uint64_t* offset, bo
   const off_t end = lseek(fd, 0, SEEK_CUR);
   if (end < 0) return base::LastError();
   *offset = static_cast<uint64_t>(end) - n;
-  inode_->Wrote();
+  inode_->Wrote(static_cast<uint64_t>(end));
   return n;
 }
 
@@ -287,7 +287,7 @@ base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
                : errno;
   });
   if (error != 0) return base::Error(error);
-  inode_->Wrote();
+  inode_->Wrote(offset + length);
   return base::Ok();
 }
 

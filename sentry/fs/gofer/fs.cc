@@ -136,7 +136,7 @@ void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
   }
   // When nothing is under way that needs it.
   const auto use =
-      base::MakeRef<GoferLastUse>(connection_.get(), handle, /*now=*/inode->lost_name());
+      base::MakeRef<GoferLastUse>(connection_.get(), handle, /*now=*/inode->HoldsRoom());
   for (const auto& late : inode->TakeLateChanges()) late->Hold(use);
 }
 

@@ -165,7 +165,7 @@ base::Status GoferInode::Truncate(uint64_t size) {
   const int error = fiber::BlockingCall(
       [&] { return ftruncate(fd->get(), static_cast<off_t>(size)) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
-  Wrote();
+  Wrote(size);
   return base::Ok();
 }
 

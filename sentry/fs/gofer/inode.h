@@ -96,8 +96,11 @@ class GoferInode : public Inode {
   // Reads from `fd` of this file at `offset` without blocking a worker. Fewer bytes at its end, and
   // `*end` is then true (it is not touched otherwise), or before an error.
   base::Result<size_t> ReadAt(int fd, char* buffer, size_t size, uint64_t offset, bool* end);
-  // After a write or a read: the host has changed size and times.
-  void Wrote() {
+  // After a write or a read: the host has changed size and times. `end`: how far it went.
+  void Wrote(uint64_t end) {
+    uint64_t reach = reach_.load(std::memory_order_relaxed);
+    while (reach < end && !reach_.compare_exchange_weak(reach, end, std::memory_order_relaxed)) {
+    }
     data_version_.fetch_add(1, std::memory_order_seq_cst);
     MarkStale();
   }
@@ -192,6 +195,9 @@ class GoferInode : public Inode {
   // A name of it was removed.
   void LostName();
   bool lost_name() const { return lost_name_.load(std::memory_order_relaxed); }
+  // Without its last name the file may hold so much room on the host's disk until the gofer lets go
+  // of it that this should be soon.
+  bool HoldsRoom() const;
   void MarkStale() { stale_.store(true, std::memory_order_release); }
   // The names in this directory have changed: what is known of them is adapted. Called with the
   // directory's lock held exclusive, so that no lookup is under way.
@@ -228,6 +234,7 @@ class GoferInode : public Inode {
   std::atomic<bool> unsettled_{false};     // there are late changes
   std::atomic<uint64_t> names_version_{0};
   std::atomic<uint64_t> data_version_{0};  // of the bytes, the size included
+  std::atomic<uint64_t> reach_{0};         // the end of the furthest write
   std::atomic<bool> listed_{false};
   std::atomic<uint32_t> lookups_{0};
 
