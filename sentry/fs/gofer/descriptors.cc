@@ -190,8 +190,7 @@ base::Ref<GoferOpening> GoferInode::BeginOpening(const GoferSiblings& siblings, 
   std::vector<gofer::Handle> handles;
   const size_t count = std::min(siblings.files.size() - at, kSiblingsLookedAt);
   opening->end = at;
-  for (auto& file :
-       gofer_fs().FindFiles(host_dev_, std::span(siblings.files).subspan(at, count))) {
+  for (auto& file : gofer_fs().FindFiles(host_dev_, std::span(siblings.files).subspan(at, count))) {
     if (handles.size() == gofer::kMaxOpenMany) break;
     opening->end++;
     if (!file) continue;

@@ -198,21 +198,21 @@ base::Result<base::Ref<Inode>> GoferInode::MakeNode(std::string_view name,
 
 base::Result<base::Ref<Inode>> GoferInode::Create(std::string_view name, const NewInode& args) {
   if (S_ISREG(args.mode)) {
-    return MakeNode(name, gofer::MakeMake(gofer::Op::kCreate, handle_, name, args.mode & 07777, args.uid,
+    return MakeNode(name,
+                    gofer::MakeMake(gofer::Op::kCreate, handle_, name, args.mode & 07777, args.uid,
                                     args.gid, O_RDWR),
                     true, "");
   }
   return MakeNode(
-      name, gofer::MakeMake(gofer::Op::kMknod, handle_, name, args.mode, args.uid, args.gid, 0), false,
-      "");
+      name, gofer::MakeMake(gofer::Op::kMknod, handle_, name, args.mode, args.uid, args.gid, 0),
+      false, "");
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Mkdir(std::string_view name, const NewInode& args) {
-  base::Ref<Inode> made =
-      TRY(MakeNode(name,
-                   gofer::MakeMake(gofer::Op::kMkdir, handle_, name, args.mode & 07777, args.uid,
-                                   args.gid, 0),
-                   false, ""));
+  base::Ref<Inode> made = TRY(MakeNode(
+      name,
+      gofer::MakeMake(gofer::Op::kMkdir, handle_, name, args.mode & 07777, args.uid, args.gid, 0),
+      false, ""));
   From(*made).SetNewDirectory();
   return made;
 }
@@ -225,7 +225,8 @@ base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::s
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Tmpfile(const NewInode& args) {
-  return MakeNode("", gofer::MakeMake(gofer::Op::kTmpfile, handle_, "", args.mode & 07777, args.uid,
+  return MakeNode("",
+                  gofer::MakeMake(gofer::Op::kTmpfile, handle_, "", args.mode & 07777, args.uid,
                                   args.gid, O_RDWR),
                   true, "");
 }

@@ -167,8 +167,7 @@ base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
   IoBuffer buffer(dst.remaining());
   if (done > 0) {
     // The rest is read.
-  } else if (auto known =
-                 block_.Read(*inode_, fd, buffer.data(), dst.remaining(), offset)) {
+  } else if (auto known = block_.Read(*inode_, fd, buffer.data(), dst.remaining(), offset)) {
     return *known == 0 ? 0 : dst.Put(std::as_bytes(std::span(buffer.data(), *known)));
   }
   bool kept = false;
@@ -183,7 +182,8 @@ base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
     }
     if (end && version) {
       block_.SetEnd(*version, offset + done + *n);
-      if (offset + done == 0) {
+      // Of a file that is longer or shorter than it says, nobody knows when it changes.
+      if (offset + done == 0 && inode_->EndsAt(*n)) {
         inode_->KeepContent(*version, std::as_bytes(std::span(buffer.data(), *n)));
         kept = true;
       }
@@ -269,8 +269,8 @@ base::Result<size_t> GoferFile::PWriteAppend(IoSource& src, uint64_t* offset, bo
 
 base::Status GoferFile::Sync(bool data_only) {
   const int fd = TRY(HostFile())->get();
-  const int error = fiber::BlockingCall(
-      [&] { return (data_only ? fdatasync(fd) : fsync(fd)) == 0 ? 0 : errno; });
+  const int error =
+      fiber::BlockingCall([&] { return (data_only ? fdatasync(fd) : fsync(fd)) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
   return base::Ok();
 }
@@ -282,9 +282,8 @@ base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
   const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
   const int error = fiber::BlockingCall([&] {
-    return fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0
-               ? 0
-               : errno;
+    return fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0 ? 0
+                                                                                            : errno;
   });
   if (error != 0) return base::Error(error);
   inode_->Wrote(offset + length);

@@ -194,6 +194,18 @@ base::Ref<GoferOpening> GoferFilesystem::TakeOpening(
   return std::move(opening_);
 }
 
+bool GoferFilesystem::CanChange(uint64_t dev, uint32_t uid, uint32_t mask) {
+  absl::MutexLock l(&changes_mutex_);
+  return changed_ == std::pair(dev, uid) && (mask & ~can_change_) == 0;
+}
+
+void GoferFilesystem::NoteChange(uint64_t dev, uint32_t uid, uint32_t mask, bool done) {
+  absl::MutexLock l(&changes_mutex_);
+  if (changed_ != std::pair(dev, uid)) can_change_ = 0;
+  changed_ = {dev, uid};
+  can_change_ = done ? can_change_ | mask : can_change_ & ~mask;
+}
+
 bool GoferFilesystem::ExpectsTreeRead() {
   const int left = tree_reads_.load(std::memory_order_relaxed);
   if (left <= 0) return false;

@@ -73,7 +73,8 @@ class GoferFilesystem : public Filesystem {
   // Directories of which all names are known: the oldest forget them.
   void EnterNamed(GoferInode* inode);
 
-  // What is opened before it is asked for: of one directory at a time, so that few descriptors wait.
+  // What is opened before it is asked for: of one directory at a time, so that few descriptors
+  // wait.
   void KeepOpening(const std::shared_ptr<const GoferSiblings>& siblings,
                    base::Ref<GoferOpening> opening);
   base::Ref<GoferOpening> TakeOpening(const std::shared_ptr<const GoferSiblings>& siblings);
@@ -81,6 +82,12 @@ class GoferFilesystem : public Filesystem {
   // seen in one.
   void SawTreeRead() { tree_reads_.store(kTreeReads, std::memory_order_relaxed); }
   bool ExpectsTreeRead();
+
+  // Whether the gofer could make such changes (SetAttrMask) of files of that owner on that device
+  // of the host the last time. Not so where it has no power over the owner's files, or the device
+  // has no place for permissions.
+  bool CanChange(uint64_t dev, uint32_t uid, uint32_t mask);
+  void NoteChange(uint64_t dev, uint32_t uid, uint32_t mask, bool done);
 
   // Keeps a directory's listing, for the next reader or, if the filesystem is shared, for its
   // siblings alone; the oldest go.
@@ -133,6 +140,10 @@ class GoferFilesystem : public Filesystem {
   size_t listed_entries_ ABSL_GUARDED_BY(idle_mutex_) = 0;
   std::weak_ptr<const GoferSiblings> opening_of_ ABSL_GUARDED_BY(idle_mutex_);
   base::Ref<GoferOpening> opening_ ABSL_GUARDED_BY(idle_mutex_);
+
+  absl::Mutex changes_mutex_;                                              // leaf
+  std::pair<uint64_t, uint32_t> changed_ ABSL_GUARDED_BY(changes_mutex_);  // device, owner
+  uint32_t can_change_ ABSL_GUARDED_BY(changes_mutex_) = 0;
 };
 
 }  // namespace sentry

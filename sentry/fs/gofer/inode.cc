@@ -139,7 +139,10 @@ base::Status GoferInode::SetAttr(const AttrChange& change) {
     if (!change.mtime_now) r.mtime = ToTime(change.mtime);
   }
   if (r.mask == 0 || ChangeLate(r)) return base::Ok();
-  Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
+  const auto attr = gofer::ParseAttr(Call(gofer::MakeSetAttr(r)));
+  if (gofer_fs().exclusive()) NoteChange(r.mask, attr.ok());
+  if (!attr.ok()) return attr.error();
+  Apply(*attr);
   return base::Ok();
 }
 

@@ -127,6 +127,8 @@ class GoferInode : public Inode {
   void Settle() {
     if (unsettled_.load(std::memory_order_acquire)) SettleSlow();
   }
+  // True if the file is known to end at `offset`.
+  bool EndsAt(uint64_t offset) const;
   // All bytes of the file, if they are kept, are still what is in it, and a read of them would
   // change nothing. May park.
   base::Ref<GoferContent> Content();
@@ -182,14 +184,14 @@ class GoferInode : public Inode {
   // not commute with what is under way: then it must be waited for.
   bool ChangeLate(const gofer::SetAttrRequest& request);
   bool MayBeLate(const gofer::SetAttrRequest& request) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tells the filesystem whether the gofer could change that of this file.
+  void NoteChange(uint32_t mask, bool done);
   void SettleSlow();
   // Those that are not known to be done.
   std::vector<base::Ref<GoferLateCall>> TakeLateChanges();
   // Reads until the buffer is full or the file ends (*end): how many bytes, or -errno if there are
   // none. May block.
   ssize_t ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags, bool* end) const;
-  // True if the file is known to end at `offset`.
-  bool EndsAt(uint64_t offset) const;
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
   // A name of it was removed.
@@ -211,8 +213,8 @@ class GoferInode : public Inode {
   // Counts a lookup that asked the gofer, and looks up all children when that is likely to pay.
   void CountLookup();
   void Prefetch();
-  // Sends a request that makes the node `name` in this directory (empty: one without a name), again if
-  // the gofer was out of handles.
+  // Sends a request that makes the node `name` in this directory (empty: one without a name), again
+  // if the gofer was out of handles.
   base::Result<base::Ref<Inode>> MakeNode(std::string_view name, const gofer::Request& request,
                                           bool want_fd, std::string link);
   static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }

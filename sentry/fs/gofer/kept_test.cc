@@ -1,5 +1,5 @@
-// What is kept of files and directories, so that the gofer and the host are not asked again, and what
-// the gofer is told without being waited for.
+// What is kept of files and directories, so that the gofer and the host are not asked again, and
+// what the gofer is told without being waited for.
 #include <sys/mman.h>
 
 #include "sentry/fs/gofer/test_support.h"

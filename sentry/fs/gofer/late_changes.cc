@@ -1,6 +1,6 @@
-// Changes of attributes that are not waited for. Who unpacks files (tar, dpkg, cp -p) sets times, owner
-// and permissions of each that it has just written: three exchanges with the gofer, of which the
-// guest needs to know nothing.
+// Changes of attributes that are not waited for. Who unpacks files (tar, dpkg, cp -p) sets times,
+// owner and permissions of each that it has just written: three exchanges with the gofer, of which
+// the guest needs to know nothing.
 #include <sys/stat.h>
 
 #include <utility>
@@ -19,15 +19,16 @@ constexpr uint32_t kLateMask =
 
 }  // namespace
 
-// The sentry has checked that the change is allowed, so the gofer's host call fails for want of room
-// or quota alone. It takes none where the file has been opened for writing (which also makes
-// overlayfs copy it) and does not get another owner.
+// The sentry has checked that the change is allowed, and the gofer could make such changes before.
+// So its host call fails for want of room or quota alone, and takes none where the file has been
+// opened for writing (which also makes overlayfs copy it) and does not get another owner.
 bool GoferInode::MayBeLate(const gofer::SetAttrRequest& r) const {
   if ((r.mask & ~kLateMask) != 0 || (r.mask & late_mask_) != 0) return false;
   if (opens_ == 0 || !write_fd_) return false;
   if ((r.mask & (gofer::kSetUid | gofer::kSetGid)) == 0) return true;
   // A change of owner, even to the same, may take set-id bits away.
-  return ((r.mask | late_mask_) & gofer::kSetMode) == 0 && (attr_.mode & (S_ISUID | S_ISGID)) == 0 &&
+  return ((r.mask | late_mask_) & gofer::kSetMode) == 0 &&
+         (attr_.mode & (S_ISUID | S_ISGID)) == 0 &&
          ((r.mask & gofer::kSetUid) == 0 || r.uid == attr_.uid) &&
          ((r.mask & gofer::kSetGid) == 0 || r.gid == attr_.gid);
 }
@@ -35,6 +36,12 @@ bool GoferInode::MayBeLate(const gofer::SetAttrRequest& r) const {
 bool GoferInode::ChangeLate(const gofer::SetAttrRequest& r) {
   GoferConnection& connection = gofer_fs().connection();
   if (!gofer_fs().exclusive() || !IsReg() || connection.late_calls() >= kMaxLate) return false;
+  uint32_t owner;
+  {
+    absl::MutexLock l(&mutex_);
+    owner = attr_.uid;
+  }
+  if (!gofer_fs().CanChange(host_dev_, owner, r.mask)) return false;
   auto late = base::MakeRef<GoferLateCall>();
   {
     absl::MutexLock l(&mutex_);
@@ -51,6 +58,15 @@ bool GoferInode::ChangeLate(const gofer::SetAttrRequest& r) {
   connection.CallLate(late, gofer::MakeSetAttr(r));
   MarkStale();
   return true;
+}
+
+void GoferInode::NoteChange(uint32_t mask, bool done) {
+  uint32_t owner;
+  {
+    absl::MutexLock l(&mutex_);
+    owner = attr_.uid;
+  }
+  gofer_fs().NoteChange(host_dev_, owner, mask, done);
 }
 
 void GoferInode::SettleSlow() {

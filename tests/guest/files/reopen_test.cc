@@ -84,7 +84,8 @@ TEST_F(Reopen, FollowsNames) {
   const std::string a = Make("a", "aa"), b = Make("b", "bbb");
   Expect(a, "aa");
   Expect(b, "bbb");
-  ASSERT_OK(syscall(SYS_renameat2, AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), 2));  // RENAME_EXCHANGE
+  ASSERT_OK(
+      syscall(SYS_renameat2, AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), 2));  // RENAME_EXCHANGE
   Expect(a, "bbb");
   Expect(b, "aa");
   ASSERT_OK(rename(a.c_str(), b.c_str()));

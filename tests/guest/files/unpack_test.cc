@@ -141,7 +141,8 @@ TEST_F(Unpack, ManyFilesInNewDirectories) {
               int wrong = 0;
               for (int d = 0; d < kDirs; d++) {
                 for (int f = 0; f < kFiles; f++) {
-                  std::string path = dir_.path() + "/d" + std::to_string(d) + "/" + std::to_string(f);
+                  std::string path =
+                      dir_.path() + "/d" + std::to_string(d) + "/" + std::to_string(f);
                   if (f % 8 == 1) path += "r";
                   struct stat st;
                   const bool there = lstat(path.c_str(), &st) == 0;
