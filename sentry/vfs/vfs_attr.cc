@@ -42,7 +42,8 @@ base::Status CheckXattr(const Credentials& creds, const Path& path, std::string_
 }
 
 // Linux: setattr_prepare for owner, group and mode; what set-id bits become.
-base::Status PrepareOwner(const Credentials& creds, const InodeAttr& attr, AttrChange* change) {
+base::Status PrepareOwner(const Credentials& creds, const InodePerm& attr, mode_t type,
+                          AttrChange* change) {
   const bool owner = creds.fsuid == attr.uid;
   if (change->set_uid && !(owner && change->uid == attr.uid) &&
       !CapableOver(creds, CAP_CHOWN, attr.uid, attr.gid)) {
@@ -58,7 +59,7 @@ base::Status PrepareOwner(const Credentials& creds, const InodeAttr& attr, AttrC
     if (!creds.InGroup(gid) && !CapableOver(creds, CAP_FSETID, attr.uid, gid)) {
       change->mode &= ~S_ISGID;
     }
-  } else if ((change->set_uid || change->set_gid) && !S_ISDIR(attr.mode)) {
+  } else if ((change->set_uid || change->set_gid) && !S_ISDIR(type)) {
     // chown(2) takes set-id bits away, from root too.
     mode_t mode = attr.mode & 07777 & ~S_ISUID;
     const bool drop_gid =
@@ -85,10 +86,10 @@ base::Status Vfs::SetAttr(const Credentials& creds, const Path& path, AttrChange
   Inode* inode = path.dentry->inode_ptr();
   if (inode == nullptr) return base::Error(ENOENT);
   if (path.mount->read_only()) return base::Error(EROFS);
-  const InodeAttr attr = TRY(inode->GetAttr());
-  if (S_ISLNK(attr.mode) && change.set_mode) return base::Error(EOPNOTSUPP);
+  const InodePerm attr = TRY(inode->GetPerm());
+  if (inode->IsSymlink() && change.set_mode) return base::Error(EOPNOTSUPP);
   change.mode &= 07777;
-  TRY(PrepareOwner(creds, attr, &change));
+  TRY(PrepareOwner(creds, attr, inode->type(), &change));
   if (change.set_atime || change.set_mtime) {
     const bool both_now =
         change.set_atime && change.atime_now && change.set_mtime && change.mtime_now;

@@ -68,6 +68,36 @@ base::Result<base::Ref<GoferConnection>> GoferConnection::Connect(base::UniqueFd
   return connection;
 }
 
+template <typename Done>
+bool GoferConnection::Spin(const Done& done) {
+  if (done()) return true;
+  if (spin_credit_.load(std::memory_order_relaxed) <= 0) {
+    if (spin_skipped_.fetch_add(1, std::memory_order_relaxed) < kSpinProbe) return false;
+    spin_skipped_.store(0, std::memory_order_relaxed);
+  }
+  const int64_t start = base::MonotonicNs();
+  const int64_t bound = spin_ns_.load(std::memory_order_relaxed);
+  int64_t spent = 0;
+  do {
+    client_.Receive();
+    if (done()) {
+      if (spin_credit_.load(std::memory_order_relaxed) < kSpinCreditMax) {
+        spin_credit_.fetch_add(1, std::memory_order_relaxed);
+      }
+      // An answer may take twice what they took lately.
+      const int64_t wanted = std::clamp(2 * (base::MonotonicNs() - start), kSpinMinNs, kSpinMaxNs);
+      spin_ns_.store((7 * bound + wanted) / 8, std::memory_order_relaxed);
+      return true;
+    }
+    for (int i = 0; i < 20; ++i) __builtin_ia32_pause();
+    spent = base::MonotonicNs() - start;
+  } while (spent < bound);
+  spin_credit_.store(std::max(0, spin_credit_.load(std::memory_order_relaxed) - kSpinMiss),
+                     std::memory_order_relaxed);
+  spin_ns_.store((7 * bound + kSpinMaxNs) / 8, std::memory_order_relaxed);
+  return false;
+}
+
 gofer::Reply GoferConnection::Call(gofer::Request request) {
   g_requests.Add();
   const fiber::ScopedPhase phase(fiber::Phase::kGofer);
@@ -89,7 +119,9 @@ gofer::Reply GoferConnection::Call(gofer::Request request) {
     }
     return std::move(call.reply);
   }
-  if (Spin(call.done)) return std::move(call.reply);
+  if (Spin([&call] { return call.done.load(std::memory_order_acquire); })) {
+    return std::move(call.reply);
+  }
   // Whoever parks arms the watch; it stays armed while somebody is parked.
   parked_.fetch_add(1, std::memory_order_seq_cst);
   (void)watch_.Rearm(EPOLLIN).ok();
@@ -98,33 +130,57 @@ gofer::Reply GoferConnection::Call(gofer::Request request) {
   return std::move(call.reply);
 }
 
-bool GoferConnection::Spin(const std::atomic<bool>& done) {
-  if (done.load(std::memory_order_acquire)) return true;
-  if (spin_credit_.load(std::memory_order_relaxed) <= 0) {
-    if (spin_skipped_.fetch_add(1, std::memory_order_relaxed) < kSpinProbe) return false;
-    spin_skipped_.store(0, std::memory_order_relaxed);
-  }
-  const int64_t start = base::MonotonicNs();
-  const int64_t bound = spin_ns_.load(std::memory_order_relaxed);
-  int64_t spent = 0;
-  do {
-    client_.Receive();
-    if (done.load(std::memory_order_acquire)) {
-      if (spin_credit_.load(std::memory_order_relaxed) < kSpinCreditMax) {
-        spin_credit_.fetch_add(1, std::memory_order_relaxed);
-      }
-      // An answer may take twice what they took lately.
-      const int64_t wanted = std::clamp(2 * (base::MonotonicNs() - start), kSpinMinNs, kSpinMaxNs);
-      spin_ns_.store((7 * bound + wanted) / 8, std::memory_order_relaxed);
-      return true;
+GoferLastUse::~GoferLastUse() { connection_->Forget(handle_, now_); }
+
+void GoferLateCall::Hold(base::Ref<GoferLastUse> use) {
+  absl::MutexLock l(&mutex_);
+  if (!done()) use_ = std::move(use);
+}
+
+void GoferLateCall::Finish(gofer::Reply reply) {
+  base::Ref<GoferLastUse> use;  // goes after the lock
+  absl::MutexLock l(&mutex_);
+  std::swap(use, use_);
+  reply_ = std::move(reply);
+  done_.store(true, std::memory_order_release);
+}
+
+void GoferConnection::CallLate(const base::Ref<GoferLateCall>& late, gofer::Request request) {
+  g_requests.Add();
+  late_calls_.fetch_add(1, std::memory_order_acq_rel);
+  client_.Submit(std::move(request), [this, late](gofer::Reply reply) {
+    late->Finish(std::move(reply));
+    late_calls_.fetch_sub(1, std::memory_order_acq_rel);
+    late_queue_.Wake(EPOLLIN);
+  });
+}
+
+void GoferConnection::Await(const GoferLateCall& late) {
+  AwaitLate([&] { return late.done(); });
+}
+
+void GoferConnection::AwaitLateCalls() {
+  AwaitLate([&] { return late_calls() == 0; });
+}
+
+template <typename Done>
+void GoferConnection::AwaitLate(const Done& done) {
+  if (!done()) client_.Receive();
+  if (done()) return;
+  if (fiber::Current() == nullptr) {
+    while (!done()) {
+      pollfd p = {client_.fd(), POLLIN, 0};
+      poll(&p, 1, 1);
+      client_.Receive();
     }
-    for (int i = 0; i < 20; ++i) __builtin_ia32_pause();
-    spent = base::MonotonicNs() - start;
-  } while (spent < bound);
-  spin_credit_.store(std::max(0, spin_credit_.load(std::memory_order_relaxed) - kSpinMiss),
-                     std::memory_order_relaxed);
-  spin_ns_.store((7 * bound + kSpinMaxNs) / 8, std::memory_order_relaxed);
-  return false;
+    return;
+  }
+  const fiber::ScopedPhase phase(fiber::Phase::kGofer);
+  if (Spin(done)) return;
+  parked_.fetch_add(1, std::memory_order_seq_cst);
+  (void)watch_.Rearm(EPOLLIN).ok();
+  fiber::WaitUntil(late_queue_, EPOLLIN, done);
+  parked_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 void GoferConnection::Forget(gofer::Handle handle, bool now) {

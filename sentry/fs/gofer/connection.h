@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -12,8 +13,44 @@
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/fiber/fd_watch.h"
+#include "sentry/fiber/wait_queue.h"
 
 namespace sentry {
+
+class GoferConnection;
+
+// Gives a handle back when the last reference goes.
+class GoferLastUse : public base::RefCounted {
+ public:
+  GoferLastUse(GoferConnection* connection, gofer::Handle handle, bool now)
+      : connection_(connection), handle_(handle), now_(now) {}
+
+ private:
+  ~GoferLastUse() override;
+  GoferConnection* const connection_;
+  const gofer::Handle handle_;
+  const bool now_;
+};
+
+// A request that is sent without waiting for its answer. Thread-safe.
+class GoferLateCall : public base::RefCounted {
+ public:
+  bool done() const { return done_.load(std::memory_order_acquire); }
+  // The answer, once it is there.
+  int error() const { return reply_.error; }
+  gofer::Reply TakeReply() { return std::move(reply_); }
+  // Keeps `use` until the answer is there.
+  void Hold(base::Ref<GoferLastUse> use);
+
+ private:
+  friend class GoferConnection;
+  void Finish(gofer::Reply reply);
+
+  absl::Mutex mutex_;  // leaf
+  base::Ref<GoferLastUse> use_ ABSL_GUARDED_BY(mutex_);
+  gofer::Reply reply_;  // written before done_
+  std::atomic<bool> done_{false};
+};
 
 // Thread-safe.
 class GoferConnection : public base::RefCounted {
@@ -24,6 +61,14 @@ class GoferConnection : public base::RefCounted {
   // Sends the request and parks the fiber until the reply is there (blocks a thread that is no
   // fiber). Not interruptible, as disk waits are not. EIO in the reply if the gofer has gone.
   gofer::Reply Call(gofer::Request request);
+
+  // Sends the request of `late` and returns at once. Requests are served in any order.
+  void CallLate(const base::Ref<GoferLateCall>& late, gofer::Request request);
+  // Parks until the answer is there.
+  void Await(const GoferLateCall& late);
+  // Parks until no late call is under way.
+  void AwaitLateCalls();
+  int late_calls() const { return late_calls_.load(std::memory_order_acquire); }
 
   // Gives a handle back: some time soon, or (`now`, for what may hold room on the host's disk) with
   // a request of its own. Never parks.
@@ -45,7 +90,10 @@ class GoferConnection : public base::RefCounted {
   ~GoferConnection() override;
 
   // Takes replies for a while, until `done`. False if it did not come: then park.
-  bool Spin(const std::atomic<bool>& done);
+  template <typename Done>
+  bool Spin(const Done& done);
+  template <typename Done>
+  void AwaitLate(const Done& done);
 
   gofer::Client client_;
   fiber::FdWatch watch_;  // armed while somebody is parked
@@ -54,6 +102,8 @@ class GoferConnection : public base::RefCounted {
   std::atomic<int> spin_credit_;
   std::atomic<int> spin_skipped_{0};
   std::atomic<int64_t> spin_ns_;  // bound of one spin: follows how long answers take
+  std::atomic<int> late_calls_{0};
+  fiber::WaitQueue late_queue_;  // woken when a late call is done
   gofer::HelloReply hello_ = {};
   absl::Mutex mutex_;  // leaf
   std::vector<gofer::Handle> forgotten_ ABSL_GUARDED_BY(mutex_);

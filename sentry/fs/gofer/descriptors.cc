@@ -106,6 +106,35 @@ void GoferInode::WasRead() {
   MarkStale();
 }
 
+base::Ref<GoferContent> GoferInode::Content() {
+  const std::optional<uint64_t> version = DataVersion();
+  if (!version) return nullptr;
+  base::Ref<GoferContent> content;
+  {
+    absl::MutexLock l(&mutex_);
+    if (!content_ || content_->version() != *version) return nullptr;
+    content = content_;
+  }
+  if (ReadsChangeAtime()) return nullptr;
+  return content;
+}
+
+void GoferInode::KeepContent(uint64_t version, std::span<const std::byte> bytes) {
+  if (bytes.size() > GoferContent::kMax || lost_name()) return;
+  auto content = base::MakeRef<GoferContent>(version, bytes);
+  {
+    absl::MutexLock l(&mutex_);
+    std::swap(content_, content);  // the old one is freed after the lock
+  }
+  if (!gofer_fs().contents().Enter(this, bytes.size())) DropContent();
+}
+
+void GoferInode::DropContent() {
+  base::Ref<GoferContent> old;  // freed after the lock
+  absl::MutexLock l(&mutex_);
+  std::swap(content_, old);
+}
+
 base::Result<uint64_t> GoferInode::SizeNow(int fd) const {
   if (!stale_.load(std::memory_order_acquire)) {
     absl::MutexLock l(&mutex_);
@@ -122,7 +151,8 @@ bool GoferInode::IsOpenOn(const base::UniqueFd& fd) const {
 }
 
 // Who reads a tree (grep -r, tar, a compiler's or interpreter's directory of modules) opens most of
-// what a directory holds. One exchange for many files costs little more than for one.
+// what a directory holds. One exchange for many files costs little more than for one, and the gofer
+// opens the next ones while those are read.
 void GoferInode::OpenWithSiblings() {
   std::shared_ptr<const GoferSiblings> siblings;
   size_t at;
@@ -131,25 +161,62 @@ void GoferInode::OpenWithSiblings() {
     siblings = siblings_.lock();
     at = sibling_index_;
   }
-  if (!siblings || siblings->opens.fetch_add(1, std::memory_order_relaxed) < kOpensBeforeMany) {
-    return;
+  if (!siblings) return;
+  GoferFilesystem& fs = gofer_fs();
+  if (const base::Ref<GoferOpening> ahead = fs.TakeOpening(siblings)) {
+    Adopt(*ahead);
+    if (HasFd()) {
+      fs.SawTreeRead();
+      OpenAhead(siblings, ahead->end);
+      return;
+    }
   }
-  std::vector<base::Ref<GoferInode>> files;
+  const uint32_t opens = siblings->opens.fetch_add(1, std::memory_order_relaxed);
+  if (opens < kOpensBeforeMany && !(opens == 0 && fs.ExpectsTreeRead())) return;
+  const base::Ref<GoferOpening> opening = BeginOpening(*siblings, at);
+  if (!opening) return;
+  Adopt(*opening);
+  OpenAhead(siblings, opening->end);
+}
+
+void GoferInode::OpenAhead(const std::shared_ptr<const GoferSiblings>& siblings, size_t at) {
+  if (base::Ref<GoferOpening> opening = BeginOpening(*siblings, at)) {
+    gofer_fs().KeepOpening(siblings, std::move(opening));
+  }
+}
+
+base::Ref<GoferOpening> GoferInode::BeginOpening(const GoferSiblings& siblings, size_t at) {
+  auto opening = base::MakeRef<GoferOpening>();
   std::vector<gofer::Handle> handles;
-  const size_t count = std::min(siblings->files.size() - at, kSiblingsLookedAt);
-  for (auto& file :
-       gofer_fs().FindFiles(host_dev_, std::span(siblings->files).subspan(at, count))) {
+  const size_t count = std::min(siblings.files.size() - at, kSiblingsLookedAt);
+  opening->end = at;
+  for (auto& file : gofer_fs().FindFiles(host_dev_, std::span(siblings.files).subspan(at, count))) {
     if (handles.size() == gofer::kMaxOpenMany) break;
-    if (!file || (file.get() != this && file->HasFd())) continue;
+    opening->end++;
+    if (!file) continue;
+    absl::MutexLock l(&file->mutex_);
+    const bool kept = file->content_ && file->content_->version() == file->data_version_;
+    if (file.get() != this && (file->read_fd_ || file->write_fd_ || kept)) continue;
     handles.push_back(file->handle_);
-    files.push_back(std::move(file));
+    opening->files.push_back({file->host_ino_, file->handle_, file->replaced_});
   }
-  if (files.empty()) return;
-  auto opened = gofer::ParseOpenMany(Call(gofer::MakeOpenMany(handles)), handles.size());
+  if (handles.empty()) return nullptr;
+  opening->call = base::MakeRef<GoferLateCall>();
+  gofer_fs().connection().CallLate(opening->call, gofer::MakeOpenMany(handles));
+  return opening;
+}
+
+void GoferInode::Adopt(const GoferOpening& opening) {
+  gofer_fs().connection().Await(*opening.call);
+  auto opened = gofer::ParseOpenMany(opening.call->TakeReply(), opening.files.size());
   if (!opened.ok()) return;
+  std::vector<uint64_t> inos;
+  for (const GoferOpening::File& file : opening.files) inos.push_back(file.ino);
+  const auto files = gofer_fs().FindFiles(host_dev_, inos);
   for (size_t i = 0; i < files.size(); ++i) {
     base::UniqueFd& fd = (*opened)[i];
-    if (fd.valid() && files[i]->IsOpenOn(fd)) files[i]->KeepForReading(std::move(fd));
+    if (!fd.valid() || !files[i] || files[i]->handle_ != opening.files[i].handle) continue;
+    if (files[i]->IsOpenOn(fd)) files[i]->KeepForReading(std::move(fd), opening.files[i].replaced);
   }
 }
 
@@ -169,11 +236,11 @@ bool GoferInode::HasFd() const {
   return read_fd_ || write_fd_;
 }
 
-void GoferInode::KeepForReading(base::UniqueFd fd) {
+void GoferInode::KeepForReading(base::UniqueFd fd, uint64_t replaced) {
   auto shared = base::MakeRef<base::HostFd>(fd.release());
   {
     absl::MutexLock l(&mutex_);
-    if (read_fd_) return;
+    if (read_fd_ || replaced_ != replaced) return;
     read_fd_ = std::move(shared);
     if (opens_ > 0) return;
   }

@@ -18,13 +18,50 @@ constexpr size_t kMaxListing = 2'000'000;
 constexpr uint32_t kListedLookups = 2;
 constexpr uint32_t kLookups = 4;
 constexpr uint64_t kBytesPerLookup = 1024;
+// What a file without names may keep from the host's disk until some more handles are given back.
+constexpr uint64_t kLittleRoom = 64 * 1024;
 
 }  // namespace
 
 void GoferInode::NamesChanged() {
   names_version_.fetch_add(1, std::memory_order_acq_rel);
-  DropPrefetch();
   MarkStale();
+}
+
+void GoferInode::NameAdded(std::string_view name) {
+  NamesChanged();
+  std::unique_ptr<GoferNames> too_many;  // freed after the lock
+  base::Ref<Inode> old;
+  absl::MutexLock l(&mutex_);
+  if (!names_ || name.empty()) return;  // O_TMPFILE
+  std::swap(old, names_->children[std::string(name)]);
+  if (names_->children.size() > GoferFilesystem::kMaxNames) too_many.swap(names_);
+}
+
+void GoferInode::NameGone(std::string_view name) {
+  NamesChanged();
+  base::Ref<Inode> old;  // freed after the lock
+  absl::MutexLock l(&mutex_);
+  if (!names_) return;
+  const auto it = names_->children.find(name);
+  if (it == names_->children.end()) return;
+  std::swap(old, it->second);
+  names_->children.erase(it);
+}
+
+void GoferInode::SetNewDirectory() {
+  if (!gofer_fs().exclusive()) return;
+  {
+    absl::MutexLock l(&mutex_);
+    names_ = std::make_unique<GoferNames>();
+  }
+  gofer_fs().EnterNamed(this);
+}
+
+bool GoferInode::HoldsRoom() const {
+  if (!lost_name()) return false;
+  absl::MutexLock l(&mutex_);
+  return std::max(reach_.load(std::memory_order_relaxed), attr_.size) > kLittleRoom;
 }
 
 void GoferInode::LostName() {
@@ -33,23 +70,19 @@ void GoferInode::LostName() {
   CloseIdle();  // if that was the last name, the host is to have the room back
 }
 
-void GoferInode::DropPrefetch() {
-  std::shared_ptr<const GoferPrefetch> old;  // freed after the lock
+void GoferInode::DropNames() {
+  std::unique_ptr<GoferNames> old;  // freed after the lock
   absl::MutexLock l(&mutex_);
-  old.swap(prefetch_);
+  old.swap(names_);
 }
 
-std::optional<base::Ref<Inode>> GoferInode::FindPrefetched(std::string_view name) {
-  std::shared_ptr<const GoferPrefetch> prefetch;
-  {
-    absl::MutexLock l(&mutex_);
-    if (!prefetch_ || prefetch_version_ != names_version_.load(std::memory_order_acquire)) {
-      return std::nullopt;
-    }
-    prefetch = prefetch_;
-  }
-  const auto it = prefetch->children.find(name);
-  return it == prefetch->children.end() ? nullptr : it->second;
+std::optional<base::Ref<Inode>> GoferInode::FindKnown(std::string_view name) {
+  absl::MutexLock l(&mutex_);
+  if (!names_) return std::nullopt;
+  const auto it = names_->children.find(name);
+  if (it == names_->children.end()) return nullptr;
+  if (!it->second) return std::nullopt;
+  return it->second;
 }
 
 // Walking a tree (find, ls -lR, git status) lists a directory and looks at each name; or it looks
@@ -70,7 +103,7 @@ void GoferInode::CountLookup() {
 
 void GoferInode::Prefetch() {
   const uint64_t version = names_version_.load(std::memory_order_acquire);
-  auto prefetch = std::make_shared<GoferPrefetch>();
+  auto names = std::make_unique<GoferNames>();
   auto siblings = std::make_shared<GoferSiblings>();
   uint64_t cursor = 0;
   for (bool eof = false; !eof;) {
@@ -81,21 +114,20 @@ void GoferInode::Prefetch() {
       if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
       auto child = gofer_fs().Obtain(e.node, "");
       if (child->IsReg()) siblings->files.push_back(child->host_ino_);
-      prefetch->children.emplace(std::move(e.name), std::move(child));
+      names->children.emplace(std::move(e.name), std::move(child));
     }
-    if (prefetch->children.size() > gofer_fs().max_prefetch()) return;
+    if (names->children.size() > gofer_fs().max_prefetch()) return;
     eof = page->eof;
     cursor = page->next;
   }
-  prefetch->siblings = std::move(siblings);
-  gofer_fs().Introduce(host_dev_, prefetch->siblings);
-  std::shared_ptr<const GoferPrefetch> result = std::move(prefetch);
+  names->siblings = std::move(siblings);
+  gofer_fs().Introduce(host_dev_, names->siblings);
   {
     absl::MutexLock l(&mutex_);
-    prefetch_.swap(result);
-    prefetch_version_ = version;
+    if (version != names_version_.load(std::memory_order_acquire)) return;
+    names_.swap(names);  // what was known before is freed after the lock
   }
-  gofer_fs().EnterPrefetched(this);
+  gofer_fs().EnterNamed(this);
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Lookup(std::string_view name) {
@@ -110,10 +142,10 @@ base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
   if (!IsDir()) return base::Error(ENOTDIR);
   std::vector<base::Ref<Inode>> result;
   if (gofer_fs().exclusive()) {
-    auto known = FindPrefetched(names[0]);
+    auto known = FindKnown(names[0]);
     if (!known && names.size() == 1) {
       CountLookup();
-      known = FindPrefetched(names[0]);
+      known = FindKnown(names[0]);
     }
     if (known) {
       result.push_back(*std::move(known));
@@ -142,7 +174,8 @@ base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
   return result;
 }
 
-base::Result<base::Ref<Inode>> GoferInode::MakeNode(const gofer::Request& request, bool want_fd,
+base::Result<base::Ref<Inode>> GoferInode::MakeNode(std::string_view name,
+                                                    const gofer::Request& request, bool want_fd,
                                                     std::string link) {
   if (!IsDir()) return base::Error(ENOTDIR);
   auto made = gofer::ParseNode(Call(request), want_fd);
@@ -154,7 +187,7 @@ base::Result<base::Ref<Inode>> GoferInode::MakeNode(const gofer::Request& reques
     made = gofer::ParseNode(Call(request), want_fd);
   }
   if (!made.ok()) return made.error();
-  NamesChanged();
+  NameAdded(name);
   base::Ref<GoferInode> inode = gofer_fs().Obtain(made->node, std::move(link));
   if (made->fd.valid()) {
     inode->AdoptFd(std::move(made->fd));
@@ -165,30 +198,35 @@ base::Result<base::Ref<Inode>> GoferInode::MakeNode(const gofer::Request& reques
 
 base::Result<base::Ref<Inode>> GoferInode::Create(std::string_view name, const NewInode& args) {
   if (S_ISREG(args.mode)) {
-    return MakeNode(gofer::MakeMake(gofer::Op::kCreate, handle_, name, args.mode & 07777, args.uid,
+    return MakeNode(name,
+                    gofer::MakeMake(gofer::Op::kCreate, handle_, name, args.mode & 07777, args.uid,
                                     args.gid, O_RDWR),
                     true, "");
   }
   return MakeNode(
-      gofer::MakeMake(gofer::Op::kMknod, handle_, name, args.mode, args.uid, args.gid, 0), false,
-      "");
+      name, gofer::MakeMake(gofer::Op::kMknod, handle_, name, args.mode, args.uid, args.gid, 0),
+      false, "");
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Mkdir(std::string_view name, const NewInode& args) {
-  return MakeNode(
+  base::Ref<Inode> made = TRY(MakeNode(
+      name,
       gofer::MakeMake(gofer::Op::kMkdir, handle_, name, args.mode & 07777, args.uid, args.gid, 0),
-      false, "");
+      false, ""));
+  From(*made).SetNewDirectory();
+  return made;
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Symlink(std::string_view name, std::string_view target,
                                                    const NewInode& args) {
   if (target.size() > gofer::kMaxLink) return base::Error(ENAMETOOLONG);
-  return MakeNode(gofer::MakeSymlink(handle_, name, target, args.uid, args.gid), false,
+  return MakeNode(name, gofer::MakeSymlink(handle_, name, target, args.uid, args.gid), false,
                   std::string(target));
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Tmpfile(const NewInode& args) {
-  return MakeNode(gofer::MakeMake(gofer::Op::kTmpfile, handle_, "", args.mode & 07777, args.uid,
+  return MakeNode("",
+                  gofer::MakeMake(gofer::Op::kTmpfile, handle_, "", args.mode & 07777, args.uid,
                                   args.gid, O_RDWR),
                   true, "");
 }
@@ -198,21 +236,21 @@ base::Status GoferInode::Link(std::string_view name, Inode& target) {
   GoferInode& to = From(target);
   if (to.never_linked_.load(std::memory_order_relaxed)) return base::Error(ENOENT);
   const gofer::Attr attr = TRY(gofer::ParseAttr(Call(gofer::MakeLink(to.handle_, handle_, name))));
-  NamesChanged();
+  NameAdded(name);
   to.Apply(attr);
   return base::Ok();
 }
 
 base::Status GoferInode::Unlink(std::string_view name, Inode& victim) {
   TRY(gofer::ParseEmpty(Call(gofer::MakeUnlink(handle_, name, false))));
-  NamesChanged();
+  NameGone(name);
   From(victim).LostName();
   return base::Ok();
 }
 
 base::Status GoferInode::Rmdir(std::string_view name, Inode& victim) {
   TRY(gofer::ParseEmpty(Call(gofer::MakeUnlink(handle_, name, true))));
-  NamesChanged();
+  NameGone(name);
   From(victim).LostName();
   return base::Ok();
 }
@@ -224,8 +262,12 @@ base::Status GoferInode::Rename(std::string_view name, Inode& moved, Inode& new_
   }
   GoferInode& to = From(new_dir);
   TRY(gofer::ParseEmpty(Call(gofer::MakeRename(handle_, name, to.handle_, new_name, flags))));
-  NamesChanged();
-  if (&to != this) to.NamesChanged();
+  if ((flags & RENAME_EXCHANGE) != 0) {
+    NameAdded(name);
+  } else {
+    NameGone(name);
+  }
+  to.NameAdded(new_name);
   From(moved).MarkStale();
   if (replaced != nullptr) {
     // An exchange only gives it another name.

@@ -7,11 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 
 #include "sentry/fiber/blocking.h"
 #include "sentry/fiber/phase.h"
+#include "sentry/fs/gofer/content.h"
 #include "sentry/fs/gofer/inode.h"
 #include "sentry/fs/gofer/read_block.h"
 #include "sentry/vfs/dentry.h"
@@ -27,6 +29,8 @@ constexpr size_t kSmall = 4096;
 constexpr size_t kLarge = 128 * 1024;
 // Larger reads are better made by the stub, from a mapping of its own.
 constexpr size_t kMapped = 512;
+// So many of them are answered with bytes that are kept before.
+constexpr uint32_t kContentReads = 4;
 
 class LargeBuffers {
  public:
@@ -74,8 +78,9 @@ class IoBuffer {
 
 class GoferFile : public SeekableFile {
  public:
+  // `fd`: null if it need not be open yet, which is so for reading alone.
   GoferFile(Path path, uint32_t flags, GoferInode* inode, base::Ref<base::HostFd> fd)
-      : SeekableFile(std::move(path), flags), inode_(inode), fd_(std::move(fd)) {
+      : SeekableFile(std::move(path), flags), inode_(inode), fd_(fd.release()) {
     inode_->AddOpen();
   }
 
@@ -88,28 +93,57 @@ class GoferFile : public SeekableFile {
   base::Result<HostMapping> Mmap(uint64_t offset, uint64_t length, int prot, bool shared) override;
 
  protected:
-  ~GoferFile() override { inode_->DropOpen(); }
+  ~GoferFile() override {
+    if (base::HostFd* fd = fd_.load(std::memory_order_acquire)) fd->DecRef();
+    inode_->DropOpen();
+  }
   base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data) override;
 
  private:
-  base::Result<size_t> WriteChunks(IoSource& src, uint64_t offset, bool append);
+  base::Result<size_t> WriteChunks(IoSource& src, int fd, uint64_t offset, bool append);
   // What the reader is to copy from its own mapping of the file: so many bytes, and whether these
   // are all that a read gets.
   struct Mapped {
     size_t n = 0;
     bool all = false;
   };
-  Mapped ReadMapped(IoDest& dst, uint64_t offset);
+  Mapped ReadMapped(IoDest& dst, uint64_t offset, int fd);
+  // The bytes that are kept of the file, if it is them who answer a read.
+  base::Ref<GoferContent> ContentFor(const IoDest& dst, uint64_t offset);
+  // The host's descriptor for a use of it now; opened when it is wanted first. May park.
+  base::Result<base::HostFd*> HostFile();
 
-  GoferInode* const inode_;           // kept by path()
-  const base::Ref<base::HostFd> fd_;  // for reading, or for reading and writing
+  GoferInode* const inode_;  // kept by path()
+  // For reading, or for reading and writing. Null until there is one; then for good, with a
+  // reference.
+  std::atomic<base::HostFd*> fd_;
+  std::atomic<uint32_t> content_reads_{0};  // large ones
   GoferReadBlock block_;
 };
 
-GoferFile::Mapped GoferFile::ReadMapped(IoDest& dst, uint64_t offset) {
+base::Result<base::HostFd*> GoferFile::HostFile() {
+  inode_->Settle();
+  if (base::HostFd* fd = fd_.load(std::memory_order_acquire)) return fd;
+  base::Ref<base::HostFd> fresh = TRY(inode_->EnsureFd(false));
+  base::HostFd* expected = nullptr;
+  if (!fd_.compare_exchange_strong(expected, fresh.get(), std::memory_order_acq_rel)) {
+    return expected;
+  }
+  return fresh.release();
+}
+
+base::Ref<GoferContent> GoferFile::ContentFor(const IoDest& dst, uint64_t offset) {
+  base::Ref<GoferContent> content = inode_->Content();
+  if (!content || std::min(dst.remaining(), content->From(offset).size()) < kMapped) return content;
+  // Who reads it over and over has it mapped.
+  if (content_reads_.fetch_add(1, std::memory_order_relaxed) >= kContentReads) return nullptr;
+  return content;
+}
+
+GoferFile::Mapped GoferFile::ReadMapped(IoDest& dst, uint64_t offset, int fd) {
   const base::Ref<base::FileSource> source = inode_->MappedSource();
   if (!source) return {};
-  const base::Result<uint64_t> size = inode_->SizeNow(fd_->get());
+  const base::Result<uint64_t> size = inode_->SizeNow(fd);
   if (!size.ok()) return {};
   if (offset >= *size) return {.all = true};
   const size_t want = std::min(dst.remaining(), *size - offset);
@@ -119,29 +153,41 @@ GoferFile::Mapped GoferFile::ReadMapped(IoDest& dst, uint64_t offset) {
 
 base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
   if (offset > kMaxFileSize) return base::Error(EINVAL);
+  if (const base::Ref<GoferContent> content = ContentFor(dst, offset)) {
+    const std::span<const std::byte> bytes = content->From(offset);
+    return dst.Put(bytes.first(std::min(bytes.size(), dst.remaining())));
+  }
+  const int fd = TRY(HostFile())->get();
   size_t done = 0;
   if (dst.remaining() >= kMapped) {
-    const Mapped mapped = ReadMapped(dst, offset);
+    const Mapped mapped = ReadMapped(dst, offset, fd);
     if (mapped.all) return mapped.n;
     done = mapped.n;
   }
   IoBuffer buffer(dst.remaining());
   if (done > 0) {
     // The rest is read.
-  } else if (auto known =
-                 block_.Read(*inode_, fd_->get(), buffer.data(), dst.remaining(), offset)) {
+  } else if (auto known = block_.Read(*inode_, fd, buffer.data(), dst.remaining(), offset)) {
     return *known == 0 ? 0 : dst.Put(std::as_bytes(std::span(buffer.data(), *known)));
   }
+  bool kept = false;
   while (dst.remaining() > 0) {
     const size_t want = std::min(dst.remaining(), buffer.size());
     const std::optional<uint64_t> version = inode_->DataVersion();
     bool end = false;
-    auto n = inode_->ReadAt(fd_->get(), buffer.data(), want, offset + done, &end);
+    auto n = inode_->ReadAt(fd, buffer.data(), want, offset + done, &end);
     if (!n.ok()) {
       if (done > 0) return done;
       return n.error();
     }
-    if (end && version) block_.SetEnd(*version, offset + done + *n);
+    if (end && version) {
+      block_.SetEnd(*version, offset + done + *n);
+      // Of a file that is longer or shorter than it says, nobody knows when it changes.
+      if (offset + done == 0 && inode_->EndsAt(*n)) {
+        inode_->KeepContent(*version, std::as_bytes(std::span(buffer.data(), *n)));
+        kept = true;
+      }
+    }
     if (*n == 0) break;
     auto put = dst.Put(std::as_bytes(std::span(buffer.data(), *n)));
     if (!put.ok()) {
@@ -152,10 +198,13 @@ base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
     if (*put < *n || *n < want) break;
   }
   if (done > 0) inode_->WasRead();
+  // What was kept is of use once it is known whether that changed the access time; now the host
+  // tells by one call.
+  if (kept) (void)inode_->GetAttr();
   return done;
 }
 
-base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool append) {
+base::Result<size_t> GoferFile::WriteChunks(IoSource& src, int fd, uint64_t offset, bool append) {
   const uint32_t sync = flags() & O_SYNC;
   const int rwf = (append ? RWF_APPEND : 0) | (sync == O_SYNC          ? RWF_SYNC
                                                : (sync & O_DSYNC) != 0 ? RWF_DSYNC
@@ -175,7 +224,7 @@ base::Result<size_t> GoferFile::WriteChunks(IoSource& src, uint64_t offset, bool
       // With RWF_APPEND and -1 the host's file position becomes the end of what was written.
       const off_t at = append ? -1 : static_cast<off_t>(offset + done);
       const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
-      const ssize_t n = pwritev2(fd_->get(), &iov, 1, at, rwf);
+      const ssize_t n = pwritev2(fd, &iov, 1, at, rwf);
       return n < 0 ? -errno : n;
     };
     // Into the page cache: as quick as memory. Else it waits for the disk.
@@ -198,27 +247,30 @@ base::Result<size_t> GoferFile::PWrite(IoSource& src, uint64_t offset, bool nonb
   // As Linux: pwrite(2) appends too if the file is open for appending.
   if ((flags() & O_APPEND) != 0) return PWriteAppend(src, &offset, nonblock);
   if (offset > kMaxFileSize) return base::Error(EINVAL);
+  const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
-  const size_t n = TRY(WriteChunks(src, offset, false));
-  if (n > 0) inode_->Wrote();
+  const size_t n = TRY(WriteChunks(src, fd, offset, false));
+  if (n > 0) inode_->Wrote(offset + n);
   return n;
 }
 
 base::Result<size_t> GoferFile::PWriteAppend(IoSource& src, uint64_t* offset, bool) {
   // The host appends, so that a writer outside of the sandbox loses nothing either.
+  const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
-  const size_t n = TRY(WriteChunks(src, 0, true));
+  const size_t n = TRY(WriteChunks(src, fd, 0, true));
   if (n == 0) return n;
-  const off_t end = lseek(fd_->get(), 0, SEEK_CUR);
+  const off_t end = lseek(fd, 0, SEEK_CUR);
   if (end < 0) return base::LastError();
   *offset = static_cast<uint64_t>(end) - n;
-  inode_->Wrote();
+  inode_->Wrote(static_cast<uint64_t>(end));
   return n;
 }
 
 base::Status GoferFile::Sync(bool data_only) {
-  const int error = fiber::BlockingCall(
-      [&] { return (data_only ? fdatasync(fd_->get()) : fsync(fd_->get())) == 0 ? 0 : errno; });
+  const int fd = TRY(HostFile())->get();
+  const int error =
+      fiber::BlockingCall([&] { return (data_only ? fdatasync(fd) : fsync(fd)) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
   return base::Ok();
 }
@@ -227,14 +279,14 @@ base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
   constexpr int kModes = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_COLLAPSE_RANGE |
                          FALLOC_FL_ZERO_RANGE | FALLOC_FL_INSERT_RANGE | FALLOC_FL_UNSHARE_RANGE;
   if ((mode & ~kModes) != 0) return base::Error(EOPNOTSUPP);
+  const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
   const int error = fiber::BlockingCall([&] {
-    return fallocate(fd_->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0
-               ? 0
-               : errno;
+    return fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0 ? 0
+                                                                                            : errno;
   });
   if (error != 0) return base::Error(error);
-  inode_->Wrote();
+  inode_->Wrote(offset + length);
   return base::Ok();
 }
 
@@ -244,13 +296,14 @@ base::Result<HostMapping> GoferFile::Mmap(uint64_t offset, uint64_t, int, bool s
   // could write, whoever else has the file open.
   if (!shared || !writable()) return HostMapping{TRY(inode_->MappingFd()), offset};
   inode_->SetMappedWritable();
-  return HostMapping{fd_, offset};
+  return HostMapping{base::Ref<base::HostFd>(TRY(HostFile())), offset};
 }
 
 base::Result<int64_t> GoferFile::SeekDataOrHole(uint64_t offset, uint64_t, bool data) {
+  const int fd = TRY(HostFile())->get();
   // The host's position is used by appends.
   fiber::MutexLock l(&inode_->data_mutex());
-  const off_t at = lseek(fd_->get(), static_cast<off_t>(offset), data ? SEEK_DATA : SEEK_HOLE);
+  const off_t at = lseek(fd, static_cast<off_t>(offset), data ? SEEK_DATA : SEEK_HOLE);
   if (at < 0) return base::LastError();
   return at;
 }
@@ -296,7 +349,9 @@ base::Result<base::Ref<FileDescription>> GoferInode::Open(const OpenArgs& args) 
     return base::Ref<FileDescription>(base::MakeRef<GoferDirFile>(args.path, args.flags, this));
   }
   if (!IsReg()) return base::Error(IsSymlink() ? ELOOP : ENXIO);
-  auto fd = TRY(EnsureFd((args.flags & O_ACCMODE) != O_RDONLY));
+  base::Ref<base::HostFd> fd;
+  const bool write = (args.flags & O_ACCMODE) != O_RDONLY;
+  if (write || !Content()) fd = TRY(EnsureFd(write));
   if ((args.flags & O_TMPFILE) == O_TMPFILE && (args.flags & O_EXCL) != 0) {
     never_linked_.store(true, std::memory_order_relaxed);
   }

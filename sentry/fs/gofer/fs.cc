@@ -15,8 +15,7 @@ namespace {
 // part of what the gofer may have open, whose limit is the sentry's too.
 constexpr size_t kMaxIdle = 16 * 1024;
 constexpr size_t kIdlePart = 8;
-constexpr size_t kMaxPrefetched = 32;
-constexpr size_t kMaxPrefetch = 4096;  // children of one directory; each holds a handle
+constexpr size_t kMaxNamed = 32;
 // Entries of all listings that are kept.
 constexpr size_t kMaxListed = 32 * 1024;
 // How many files are looked for under one lock.
@@ -30,7 +29,7 @@ GoferFilesystem::GoferFilesystem(base::Ref<GoferConnection> connection, GoferCac
     : Filesystem("gofer", kGoferMagic),
       connection_(std::move(connection)),
       cache_(cache),
-      max_prefetch_(std::min<size_t>(kMaxPrefetch, connection_->max_handles() / 32)),
+      max_prefetch_(std::min<size_t>(kMaxNames, connection_->max_handles() / 32)),
       max_idle_(std::min<size_t>(kMaxIdle, connection_->max_handles() / kIdlePart)) {}
 
 GoferFilesystem::~GoferFilesystem() = default;
@@ -125,16 +124,20 @@ void GoferFilesystem::Introduce(uint64_t dev,
 
 void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
   LeaveIdle(inode);
+  contents_.Leave(inode);
   {
     absl::MutexLock l(&idle_mutex_);
-    if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);
+    if (inode->named_at_) named_.erase(*inode->named_at_);
   }
   {
     absl::MutexLock l(&mutex_);
     const auto it = inodes_.find(Key{inode->host_dev_, inode->host_ino_});
     if (it != inodes_.end() && it->second == inode) inodes_.erase(it);
   }
-  connection_->Forget(handle, /*now=*/inode->lost_name());
+  // When nothing is under way that needs it.
+  const auto use =
+      base::MakeRef<GoferLastUse>(connection_.get(), handle, /*now=*/inode->HoldsRoom());
+  for (const auto& late : inode->TakeLateChanges()) late->Hold(use);
 }
 
 void GoferFilesystem::EnterIdle(GoferInode* inode) {
@@ -160,20 +163,54 @@ void GoferFilesystem::LeaveIdle(GoferInode* inode) {
   inode->idle_at_.reset();
 }
 
-void GoferFilesystem::EnterPrefetched(GoferInode* inode) {
+void GoferFilesystem::EnterNamed(GoferInode* inode) {
   base::Ref<GoferInode> victim;
   {
     absl::MutexLock l(&idle_mutex_);
-    if (inode->prefetched_at_) prefetched_.erase(*inode->prefetched_at_);
-    prefetched_.push_back(inode);
-    inode->prefetched_at_ = std::prev(prefetched_.end());
-    if (prefetched_.size() <= kMaxPrefetched) return;
-    GoferInode* oldest = prefetched_.front();
-    prefetched_.pop_front();
-    oldest->prefetched_at_.reset();
+    if (inode->named_at_) named_.erase(*inode->named_at_);
+    named_.push_back(inode);
+    inode->named_at_ = std::prev(named_.end());
+    if (named_.size() <= kMaxNamed) return;
+    GoferInode* oldest = named_.front();
+    named_.pop_front();
+    oldest->named_at_.reset();
     if (oldest->TryIncRef()) victim = base::Ref<GoferInode>::Adopt(oldest);
   }
-  if (victim) victim->DropPrefetch();
+  if (victim) victim->DropNames();
+}
+
+void GoferFilesystem::KeepOpening(const std::shared_ptr<const GoferSiblings>& siblings,
+                                  base::Ref<GoferOpening> opening) {
+  // What was kept before is freed, and its descriptors closed, after the lock.
+  absl::MutexLock l(&idle_mutex_);
+  std::swap(opening_, opening);
+  opening_of_ = siblings;
+}
+
+base::Ref<GoferOpening> GoferFilesystem::TakeOpening(
+    const std::shared_ptr<const GoferSiblings>& siblings) {
+  absl::MutexLock l(&idle_mutex_);
+  if (!opening_ || opening_of_.lock() != siblings) return nullptr;
+  return std::move(opening_);
+}
+
+bool GoferFilesystem::CanChange(uint64_t dev, uint32_t uid, uint32_t mask) {
+  absl::MutexLock l(&changes_mutex_);
+  return changed_ == std::pair(dev, uid) && (mask & ~can_change_) == 0;
+}
+
+void GoferFilesystem::NoteChange(uint64_t dev, uint32_t uid, uint32_t mask, bool done) {
+  absl::MutexLock l(&changes_mutex_);
+  if (changed_ != std::pair(dev, uid)) can_change_ = 0;
+  changed_ = {dev, uid};
+  can_change_ = done ? can_change_ | mask : can_change_ & ~mask;
+}
+
+bool GoferFilesystem::ExpectsTreeRead() {
+  const int left = tree_reads_.load(std::memory_order_relaxed);
+  if (left <= 0) return false;
+  tree_reads_.store(left - 1, std::memory_order_relaxed);
+  return true;
 }
 
 void GoferFilesystem::KeepListing(std::shared_ptr<const GoferListing> listing) {
@@ -195,14 +232,14 @@ void GoferFilesystem::Reclaim() {
     base::Ref<GoferInode> inode;
     {
       absl::MutexLock l(&idle_mutex_);
-      if (prefetched_.empty()) break;
-      GoferInode* oldest = prefetched_.front();
-      prefetched_.pop_front();
-      oldest->prefetched_at_.reset();
+      if (named_.empty()) break;
+      GoferInode* oldest = named_.front();
+      named_.pop_front();
+      oldest->named_at_.reset();
       if (!oldest->TryIncRef()) continue;
       inode = base::Ref<GoferInode>::Adopt(oldest);
     }
-    inode->DropPrefetch();
+    inode->DropNames();
   }
   DentryCache::Get().DropUnused();
   connection_->FlushForgotten();
@@ -226,6 +263,7 @@ base::Result<struct statfs> GoferFilesystem::StatFs() {
 }
 
 base::Status GoferFilesystem::Sync() {
+  connection_->AwaitLateCalls();
   return gofer::ParseEmpty(connection_->Call(gofer::MakeOn(gofer::Op::kSyncFs, root_handle_)));
 }
 

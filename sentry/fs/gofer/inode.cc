@@ -86,6 +86,7 @@ void GoferInode::AttrChanged() {
 }
 
 base::Result<InodeAttr> GoferInode::GetAttr() {
+  Settle();
   const bool exclusive = gofer_fs().exclusive();
   base::Ref<base::HostFd> fd;
   {
@@ -116,6 +117,8 @@ base::Result<InodeAttr> GoferInode::GetAttr() {
     MarkStale();
     return attr.error();
   }
+  // Somebody has changed them meanwhile: it is not known which of the two the gofer served first.
+  if (unsettled_.load(std::memory_order_acquire)) return ToInodeAttr(*attr);
   Apply(*attr);
   return ToInodeAttr(*attr);
 }
@@ -135,13 +138,17 @@ base::Status GoferInode::SetAttr(const AttrChange& change) {
     r.mask |= change.mtime_now ? gofer::kSetMtimeNow : gofer::kSetMtime;
     if (!change.mtime_now) r.mtime = ToTime(change.mtime);
   }
-  if (r.mask == 0) return base::Ok();
-  Apply(TRY(gofer::ParseAttr(Call(gofer::MakeSetAttr(r)))));
+  if (r.mask == 0 || ChangeLate(r)) return base::Ok();
+  const auto attr = gofer::ParseAttr(Call(gofer::MakeSetAttr(r)));
+  if (gofer_fs().exclusive()) NoteChange(r.mask, attr.ok());
+  if (!attr.ok()) return attr.error();
+  Apply(*attr);
   return base::Ok();
 }
 
 base::Status GoferInode::Truncate(uint64_t size) {
   if (size > kMaxFileSize) return base::Error(EFBIG);
+  Settle();
   fiber::MutexLock data(&data_mutex_);
   base::Ref<base::HostFd> fd;
   {
@@ -161,7 +168,7 @@ base::Status GoferInode::Truncate(uint64_t size) {
   const int error = fiber::BlockingCall(
       [&] { return ftruncate(fd->get(), static_cast<off_t>(size)) == 0 ? 0 : errno; });
   if (error != 0) return base::Error(error);
-  Wrote();
+  Wrote(size);
   return base::Ok();
 }
 
@@ -239,51 +246,67 @@ bool GoferInode::EndsAt(uint64_t offset) const {
   return attr_.size == offset;
 }
 
+ssize_t GoferInode::ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags,
+                             bool* end) const {
+  size_t done = 0;
+  while (done < buffer.size()) {
+    const iovec iov = {buffer.data() + done, buffer.size() - done};
+    const ssize_t n = preadv2(fd, &iov, 1, static_cast<off_t>(offset + done), flags);
+    if (n < 0) return done > 0 ? static_cast<ssize_t>(done) : -static_cast<ssize_t>(errno);
+    done += static_cast<size_t>(n);
+    if (n == 0 || EndsAt(offset + done)) {
+      *end = true;
+      break;
+    }
+  }
+  return static_cast<ssize_t>(done);
+}
+
 // A read of what is in the host's page cache does not wait, and is tried first.
 base::Result<size_t> GoferInode::ReadAt(int fd, char* buffer, size_t size, uint64_t offset,
                                         bool* end) {
   GoferFilesystem& fs = gofer_fs();
   size_t done = 0;
-  while (done < size && (fs.nowait() || fs.in_memory())) {
-    const iovec iov = {buffer + done, size - done};
+  bool ended = false;
+  const auto read = [&](int flags) {
+    const std::span<char> rest = std::span(buffer, size).subspan(done);
+    return ReadHere(fd, rest, offset + done, flags, &ended);
+  };
+  const auto timed = [&] {
+    const int64_t begin = base::MonotonicNs();
+    const ssize_t n = read(0);
+    return std::pair(n, base::MonotonicNs() - begin);
+  };
+  ssize_t n = -EAGAIN;
+  bool all = false;  // that there is
+  {
     const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
-    const ssize_t n =
-        preadv2(fd, &iov, 1, static_cast<off_t>(offset + done), fs.nowait() ? RWF_NOWAIT : 0);
-    if (n < 0) {
-      if (errno == EAGAIN) break;
-      if (fs.nowait() && (errno == EOPNOTSUPP || errno == EINVAL)) {
-        fs.set_no_nowait();
-        continue;
-      }
-      if (done > 0) return done;
-      return base::LastError();
+    if (fs.nowait()) {
+      n = read(RWF_NOWAIT);
+      if (n == -EOPNOTSUPP || n == -EINVAL) fs.set_no_nowait();
     }
-    done += static_cast<size_t>(n);
-    if (n == 0 || (done < size && EndsAt(offset + done))) {
-      *end = true;
-      return done;
+    if (!fs.nowait() && fs.in_memory()) {
+      n = read(0);
+      all = true;
+    } else if (!fs.nowait() && fs.direct_reads().TryBegin()) {
+      const auto [got, ns] = timed();
+      fs.direct_reads().End(ns);
+      n = got;
+      all = true;
     }
   }
-  if (done == size) return done;
-  const ssize_t n = fiber::BlockingCall([&] {
-    size_t more = 0;
-    while (done + more < size) {
-      const ssize_t r = pread(fd, buffer + done + more, size - done - more,
-                              static_cast<off_t>(offset + done + more));
-      if (r < 0) return more > 0 ? static_cast<ssize_t>(more) : -static_cast<ssize_t>(errno);
-      if (r == 0) {
-        *end = true;
-        break;
-      }
-      more += static_cast<size_t>(r);
-    }
-    return static_cast<ssize_t>(more);
-  });
-  if (n < 0) {
-    if (done > 0) return done;
-    return base::Error(static_cast<int>(-n));
+  if (n > 0) done = static_cast<size_t>(n);
+  if (!all && done < size && !ended && (n >= 0 || n == -EAGAIN || !fs.nowait())) {
+    n = fiber::BlockingCall([&] {
+      const auto [got, ns] = timed();
+      fs.direct_reads().Took(ns);
+      return got;
+    });
+    if (n > 0) done += static_cast<size_t>(n);
   }
-  return done + static_cast<size_t>(n);
+  if (n < 0 && done == 0) return base::Error(static_cast<int>(-n));
+  if (ended) *end = true;
+  return done;
 }
 
 }  // namespace sentry

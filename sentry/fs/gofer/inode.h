@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,8 +43,10 @@ struct GoferListing {
 
 class GoferInode;
 
-// All children of a directory of an exclusive filesystem, looked up at once. Immutable.
-struct GoferPrefetch {
+// All names in a directory of an exclusive filesystem: what is not among them is not there. Found
+// out at once, or known since the directory was made.
+struct GoferNames {
+  // Null: there is something, which the gofer is to be asked for.
   std::map<std::string, base::Ref<Inode>, std::less<>> children;
   std::shared_ptr<const GoferSiblings> siblings;
 };
@@ -93,8 +96,11 @@ class GoferInode : public Inode {
   // Reads from `fd` of this file at `offset` without blocking a worker. Fewer bytes at its end, and
   // `*end` is then true (it is not touched otherwise), or before an error.
   base::Result<size_t> ReadAt(int fd, char* buffer, size_t size, uint64_t offset, bool* end);
-  // After a write or a read: the host has changed size and times.
-  void Wrote() {
+  // After a write or a read: the host has changed size and times. `end`: how far it went.
+  void Wrote(uint64_t end) {
+    uint64_t reach = reach_.load(std::memory_order_relaxed);
+    while (reach < end && !reach_.compare_exchange_weak(reach, end, std::memory_order_relaxed)) {
+    }
     data_version_.fetch_add(1, std::memory_order_seq_cst);
     MarkStale();
   }
@@ -116,6 +122,19 @@ class GoferInode : public Inode {
   base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
   base::Status Truncate(uint64_t size);
+  // Parks until the gofer has made what changes of attributes were not waited for. Before any use
+  // of the host's file that shows them or changes them too.
+  void Settle() {
+    if (unsettled_.load(std::memory_order_acquire)) SettleSlow();
+  }
+  // True if the file is known to end at `offset`.
+  bool EndsAt(uint64_t offset) const;
+  // All bytes of the file, if they are kept, are still what is in it, and a read of them would
+  // change nothing. May park.
+  base::Ref<GoferContent> Content();
+  // Keeps all bytes of the file, as they were at `version`.
+  void KeepContent(uint64_t version, std::span<const std::byte> bytes);
+  void DropContent();
   // Orders writes, appends and changes of size by this sandbox (Linux's i_rwsem for data).
   fiber::Mutex& data_mutex() { return data_mutex_; }
   // Counts open descriptions; the host's descriptors stay open a while after the last.
@@ -123,18 +142,20 @@ class GoferInode : public Inode {
   void DropOpen();
   // Closes host descriptors unless a description is open.
   void CloseIdle();
-  void DropPrefetch();
+  void DropNames();
+  // A host descriptor for reading or for reading and writing; may park.
+  base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
 
  private:
   friend class GoferFilesystem;
+  friend class GoferContents;
   static constexpr int64_t kSharedNs = 200'000;
 
   ~GoferInode() override;
-  gofer::Reply Call(gofer::Request request) const {
+  gofer::Reply Call(gofer::Request request) {
+    Settle();
     return gofer_fs().connection().Call(std::move(request));
   }
-  // A host descriptor for reading or for reading and writing.
-  base::Result<base::Ref<base::HostFd>> EnsureFd(bool write);
   base::Result<base::Ref<base::HostFd>> OpenFd(bool write);
   void AdoptFd(base::UniqueFd fd);
   bool HasFd() const;
@@ -143,32 +164,59 @@ class GoferInode : public Inode {
   // The host may have put another file in the place of this one (overlayfs, when it is first opened
   // for writing or cut): what was opened before is not used for new mappings and descriptions.
   void FileReplaced();
-  void KeepForReading(base::UniqueFd fd);
+  // Keeps it unless the file has been replaced since `replaced_` was that.
+  void KeepForReading(base::UniqueFd fd, uint64_t replaced);
   // The file that was asked for, and no other?
   bool IsOpenOn(const base::UniqueFd& fd) const;
   void SetSiblings(const std::shared_ptr<const GoferSiblings>& siblings, size_t index);
   bool IsAmong(const std::shared_ptr<const GoferSiblings>& siblings) const;
   // Opens this file, and those next to it in its directory, for reading, if that is likely to pay.
   void OpenWithSiblings();
+  // Asks the gofer for files from place `at` on that have no descriptor, and does not wait. Null if
+  // there is none.
+  base::Ref<GoferOpening> BeginOpening(const GoferSiblings& siblings, size_t at);
+  // As BeginOpening; they are there for the next that is opened.
+  void OpenAhead(const std::shared_ptr<const GoferSiblings>& siblings, size_t at);
+  // Waits for the descriptors and gives them to their inodes.
+  void Adopt(const GoferOpening& opening);
   void Apply(const gofer::Attr& attr);
-  // True if the file is known to end at `offset`.
-  bool EndsAt(uint64_t offset) const;
+  // Asks the gofer for a change of attributes and does not wait. False if it might fail, or does
+  // not commute with what is under way: then it must be waited for.
+  bool ChangeLate(const gofer::SetAttrRequest& request);
+  bool MayBeLate(const gofer::SetAttrRequest& request) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tells the filesystem whether the gofer could change that of this file.
+  void NoteChange(uint32_t mask, bool done);
+  void SettleSlow();
+  // Those that are not known to be done.
+  std::vector<base::Ref<GoferLateCall>> TakeLateChanges();
+  // Reads until the buffer is full or the file ends (*end): how many bytes, or -errno if there are
+  // none. May block.
+  ssize_t ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags, bool* end) const;
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
   // A name of it was removed.
   void LostName();
   bool lost_name() const { return lost_name_.load(std::memory_order_relaxed); }
+  // Without its last name the file may hold so much room on the host's disk until the gofer lets go
+  // of it that this should be soon.
+  bool HoldsRoom() const;
   void MarkStale() { stale_.store(true, std::memory_order_release); }
-  // The names in this directory have changed.
+  // The names in this directory have changed: what is known of them is adapted. Called with the
+  // directory's lock held exclusive, so that no lookup is under way.
+  void NameAdded(std::string_view name);
+  void NameGone(std::string_view name);
   void NamesChanged();
-  // What the prefetched children say about `name`: an inode, null (there is none), or nothing.
-  std::optional<base::Ref<Inode>> FindPrefetched(std::string_view name);
+  // It was just made, and is empty.
+  void SetNewDirectory();
+  // What is known of the names says about `name`: an inode, null (there is none), or nothing.
+  std::optional<base::Ref<Inode>> FindKnown(std::string_view name);
   // Counts a lookup that asked the gofer, and looks up all children when that is likely to pay.
   void CountLookup();
   void Prefetch();
-  // Sends a request that makes a node in this directory, again if the gofer was out of handles.
-  base::Result<base::Ref<Inode>> MakeNode(const gofer::Request& request, bool want_fd,
-                                          std::string link);
+  // Sends a request that makes the node `name` in this directory (empty: one without a name), again
+  // if the gofer was out of handles.
+  base::Result<base::Ref<Inode>> MakeNode(std::string_view name, const gofer::Request& request,
+                                          bool want_fd, std::string link);
   static GoferInode& From(Inode& inode) { return static_cast<GoferInode&>(inode); }
 
   const gofer::Handle handle_;
@@ -185,8 +233,10 @@ class GoferInode : public Inode {
   std::atomic<bool> lost_name_{false};
   std::atomic<bool> never_linked_{false};  // made with O_TMPFILE | O_EXCL
   std::atomic<bool> no_file_caps_{false};  // exclusive: no security.capability
+  std::atomic<bool> unsettled_{false};     // there are late changes
   std::atomic<uint64_t> names_version_{0};
   std::atomic<uint64_t> data_version_{0};  // of the bytes, the size included
+  std::atomic<uint64_t> reach_{0};         // the end of the furthest write
   std::atomic<bool> listed_{false};
   std::atomic<uint32_t> lookups_{0};
 
@@ -203,12 +253,14 @@ class GoferInode : public Inode {
   base::Ref<base::HostFd> read_fd_ ABSL_GUARDED_BY(mutex_);
   base::Ref<base::HostFd> write_fd_ ABSL_GUARDED_BY(mutex_);  // O_RDWR
   base::Ref<base::FileSource> source_ ABSL_GUARDED_BY(mutex_);
+  std::vector<base::Ref<GoferLateCall>> late_changes_ ABSL_GUARDED_BY(mutex_);
+  uint32_t late_mask_ ABSL_GUARDED_BY(mutex_) = 0;  // what they change: SetAttrMask
+  base::Ref<GoferContent> content_ ABSL_GUARDED_BY(mutex_);
   uint64_t replaced_ ABSL_GUARDED_BY(mutex_) = 0;  // how often it was
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::shared_ptr<const GoferPrefetch> prefetch_ ABSL_GUARDED_BY(mutex_);
-  uint64_t prefetch_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::unique_ptr<GoferNames> names_ ABSL_GUARDED_BY(mutex_);  // null: not all are known
   // Of a regular file: those of the directory in which it was seen last, and its place there.
   std::weak_ptr<const GoferSiblings> siblings_ ABSL_GUARDED_BY(mutex_);
   size_t sibling_index_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -217,7 +269,8 @@ class GoferInode : public Inode {
 
   // Of the filesystem's lists, under its mutex.
   std::optional<std::list<GoferInode*>::iterator> idle_at_;
-  std::optional<std::list<GoferInode*>::iterator> prefetched_at_;
+  std::optional<std::list<GoferInode*>::iterator> named_at_;
+  std::optional<size_t> content_at_;
 };
 
 }  // namespace sentry
