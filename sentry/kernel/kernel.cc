@@ -8,6 +8,7 @@
 #include "platform/platform.h"
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
+#include "sentry/kernel/async/sigio.h"
 #include "sentry/kernel/exec.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/loader/loader.h"
@@ -34,6 +35,7 @@ Kernel::Kernel(std::unique_ptr<platform::Platform> platform, const Cgroup::Limit
       boot_monotonic_ns_(base::MonotonicNs()),
       boot_realtime_ns_(base::RealtimeNs()) {
   g_kernel = this;
+  FileDescription::SetAsyncSender(&SendSigio);
 }
 
 Kernel::~Kernel() { g_kernel = nullptr; }

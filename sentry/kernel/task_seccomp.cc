@@ -5,6 +5,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
+#include "sentry/kernel/seccomp/listener.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/thread_group.h"
 
@@ -123,7 +124,8 @@ bool Task::AskSeccomp(int* call, base::Result<uint64_t>* result, bool traced_alr
   platform::Regs& r = regs();
   seccomp_data data{nr, kSeccompArch, r.rip, {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9}};
   bool log;
-  uint32_t verdict = filter->Run(data, &log);
+  SeccompWatcher* watcher = nullptr;
+  uint32_t verdict = filter->Run(data, &log, &watcher);
   uint32_t value = verdict & SECCOMP_RET_DATA;
   uint32_t action = verdict & SECCOMP_RET_ACTION_FULL;
   if (action != SECCOMP_RET_ALLOW && (log || action == SECCOMP_RET_LOG)) {
@@ -166,9 +168,22 @@ bool Task::AskSeccomp(int* call, base::Result<uint64_t>* result, bool traced_alr
       if (*call < 0) return false;
       rax_kept_ = false;
       return AskSeccomp(call, result, /*traced_already=*/true);
-    case SECCOMP_RET_USER_NOTIF:  // there is no listener
-      *result = base::Error(ENOSYS);
+    case SECCOMP_RET_USER_NOTIF: {
+      if (watcher == nullptr) {  // there is no listener
+        *result = base::Error(ENOSYS);
+        return false;
+      }
+      auto answer = static_cast<SeccompListener*>(watcher)->Ask(*this, data);
+      if (!answer.ok()) {
+        *result = answer.error();
+        return false;
+      }
+      if (answer->goes_on) return true;
+      context_->SetResult(
+          static_cast<uint64_t>(answer->error != 0 ? int64_t{answer->error} : answer->value));
+      rax_kept_ = true;
       return false;
+    }
     case SECCOMP_RET_KILL_THREAD:
       DieOfSeccomp(SIGSYS, false);
       return false;

@@ -14,9 +14,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "sentry/auth/credentials.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/kernel/namespaces.h"
+#include "sentry/net/socket_filter.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -37,6 +41,7 @@ struct SenderCreds {
   base::Ref<Pid> pid;
   uid_t uid = 65534;
   gid_t gid = 65534;
+  base::Ref<const Credentials> all{};  // of a peer, for its groups; null where nobody asks
   friend bool operator==(const SenderCreds& a, const SenderCreds& b) {
     return a.pid == b.pid && a.uid == b.uid && a.gid == b.gid;
   }
@@ -88,8 +93,16 @@ class SocketOptions : public base::RefCounted {
   // -1: it is not one of them.
   static int Bit(int name);
   void CopyFrom(const SocketOptions& other);
+  // SO_ATTACH_FILTER; null: none.
+  base::Ref<const SocketFilter> filter() const;
+  void SetFilter(base::Ref<const SocketFilter> filter);
+  bool has_filter() const { return has_filter_.load(std::memory_order_relaxed); }
+  // SO_TIMESTAMPING: SOF_TIMESTAMPING_* flags and the clock that they are bound to.
+  struct Timestamping {
+    int flags = 0, bind_phc = 0;
+  };
 
-  std::atomic<uint32_t> flags{0};
+  std::atomic<uint64_t> flags{0};
   std::atomic<int64_t> receive_timeout_ns{0}, send_timeout_ns{0};  // 0: none
   std::atomic<int> receive_buffer{kDefaultBuffer}, send_buffer{kDefaultBuffer};
   // Set by the application, which ends the adjustment by the protocol (SOCK_RCVBUF_LOCK).
@@ -97,6 +110,14 @@ class SocketOptions : public base::RefCounted {
   std::atomic<int> receive_low{1}, priority{0}, device{0};  // device: an interface's index
   std::atomic<uint32_t> mark{0};
   std::atomic<int> linger_seconds{-1};  // -1: off
+  std::atomic<int> busy_poll_us{0}, incoming_cpu{-1}, transmit_rehash{1};
+  std::atomic<uint64_t> max_pacing_rate{~uint64_t{0}};
+  std::atomic<Timestamping> timestamping{Timestamping()};
+
+ private:
+  mutable absl::Mutex filter_mutex_;  // leaf
+  std::atomic<bool> has_filter_{false};
+  base::Ref<const SocketFilter> filter_ ABSL_GUARDED_BY(filter_mutex_);
 };
 
 // Base of all sockets. Default answers are Linux's sock_no_*: EOPNOTSUPP.
@@ -133,6 +154,12 @@ class Socket : public FileDescription {
   // --- FileDescription ---
   base::Result<size_t> Read(IoDest& dst, bool nonblock) override;
   base::Result<size_t> Write(IoSource& src, bool nonblock) override;
+  int AsyncBand(uint32_t events) const override;
+  // A send found no room, or a connection is on its way: the next POLL_OUT is news
+  // (SOCKWQ_ASYNC_NOSPACE).
+  void NoteNoSpace(const base::Error& error) {
+    if (error.code() == EAGAIN || error.code() == EINPROGRESS) no_space_.store(true);
+  }
 
   SocketOptions& options() const { return *options_; }
   bool pass_creds() const { return options_->flag(SO_PASSCRED); }
@@ -156,11 +183,16 @@ class Socket : public FileDescription {
  private:
   static int64_t DeadlineOf(int64_t timeout_ns);
   base::Result<std::vector<std::byte>> GetSocketOption(Task& t, int name);
+  base::Result<std::vector<std::byte>> GetPeerOption(Task& t, int name);
   base::Status SetBuffer(Task& t, int name, int number);
+  base::Status SetFlagOption(Task& t, int name, int number);
+  base::Status SetTimestamping(std::span<const std::byte> value);
+  base::Status SetFilterOption(Task& t, int name, std::span<const std::byte> value);
   base::Status SetSocketOption(Task& t, int name, std::span<const std::byte> value);
 
   const int domain_, type_, protocol_;
   const base::Ref<SocketOptions> options_;
+  mutable std::atomic<bool> no_space_{false};
 };
 
 // The value of an option.
@@ -171,7 +203,5 @@ std::vector<std::byte> OptionBytes(const T& value) {
 }
 // SIGPIPE to the current task.
 void RaiseSocketSigpipe();
-// To whom F_SETOWN named, if anybody. Any thread.
-void SignalAsyncOwner(const FileDescription::AsyncOwner& owner, const siginfo_t& info);
 
 }  // namespace sentry

@@ -1,8 +1,11 @@
 // fcntl, flock, ioctl (Linux: fs/fcntl.c, fs/locks.c, fs/ioctl.c).
 #include <linux/fs.h>
+#include <linux/sockios.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 
+#include "sentry/fs/inotify/dnotify.h"
+#include "sentry/kernel/async/sigio.h"
 #include "sentry/net/host/interface_ioctl.h"
 #include "sentry/net/inet/interface_ioctl.h"
 #include "sentry/net/socket.h"
@@ -30,7 +33,7 @@ struct GuestOwner {
 
 constexpr int kSetSignal = 10, kGetSignal = 11;    // F_SETSIG, F_GETSIG
 constexpr int kSetOwnerEx = 15, kGetOwnerEx = 16;  // F_SETOWN_EX, F_GETOWN_EX
-constexpr int kOwnerTid = 0, kOwnerPid = 1, kOwnerPgrp = 2;
+constexpr int kGetOwnerUids = 17;                  // F_GETOWNER_UIDS
 
 // Linux: flock_to_posix_lock.
 Result<RecordLock> ToRecord(FileDescription& file, const GuestFlock& in) {
@@ -133,75 +136,61 @@ Result<uint64_t> GetLock(Task& t, FileDescription& file, uint64_t addr, bool ofd
   return uint64_t{0};
 }
 
-Result<uint64_t> SetFlags(Task& t, FileDescription& file, uint32_t flags) {
+// Linux: setfl. O_ASYNC of a file that cannot have it is passed over.
+Result<uint64_t> SetFlags(Task& t, int fd, FileDescription& file, uint32_t flags) {
   Inode* inode = file.inode();
   if ((flags & O_NOATIME) != 0 && (file.flags() & O_NOATIME) == 0 && inode != nullptr) {
     const InodePerm perm = TRY(inode->GetPerm());
     if (!OwnerOrCapable(t.creds(), perm.uid, perm.gid)) return Error(EPERM);
   }
+  if (((flags ^ file.flags()) & O_ASYNC) != 0 && file.CanAsync()) {
+    file.SetAsync(fd, (flags & O_ASYNC) != 0);
+  }
   TRY(file.SetStatusFlags(flags));
-  return uint64_t{0};
-}
-
-// Ids of owners are kept as numbers of the root PID namespace.
-int ToRootId(Task& t, int type, int id) {
-  if (id == 0) return 0;
-  const PidNamespace& root = *t.kernel().root_pid_ns();
-  if (type == kOwnerPgrp) {
-    auto group = t.kernel().FindProcessGroup(t.pid_namespace(), id);
-    return group ? group->pid()->NumberIn(root) : 0;
-  }
-  auto task = t.kernel().FindTask(t.pid_namespace(), id);
-  return task ? task->TidIn(root) : 0;
-}
-
-int FromRootId(Task& t, int type, int id) {
-  if (id == 0) return 0;
-  const PidNamespace& root = *t.kernel().root_pid_ns();
-  if (type == kOwnerPgrp) {
-    auto group = t.kernel().FindProcessGroup(root, id);
-    return group ? group->pid()->NumberIn(t.pid_namespace()) : 0;
-  }
-  auto task = t.kernel().FindTask(root, id);
-  return task ? task->TidIn(t.pid_namespace()) : 0;
-}
-
-Result<uint64_t> SetOwner(Task& t, FileDescription& file, int type, int id) {
-  auto owner = file.async_owner();
-  owner.type = type;
-  owner.id = ToRootId(t, type, id);
-  if (id != 0 && owner.id == 0) return Error(ESRCH);
-  file.set_async_owner(owner);
   return uint64_t{0};
 }
 
 Result<uint64_t> OwnerCommand(Task& t, FileDescription& file, int cmd, uint64_t arg) {
   auto owner = file.async_owner();
-  const int id = FromRootId(t, owner.type, owner.id);
   switch (cmd) {
     case F_GETOWN:
-      return static_cast<uint64_t>(owner.type == kOwnerPgrp ? -id : id);
-    case F_SETOWN: {
-      const int who = static_cast<int>(arg);
-      if (who == INT32_MIN) return Error(EINVAL);
-      return who < 0 ? SetOwner(t, file, kOwnerPgrp, -who) : SetOwner(t, file, kOwnerPid, who);
-    }
+      return static_cast<uint64_t>(AsyncOwnerWho(t, file));
+    case F_SETOWN:
+      TRY(SetAsyncOwner(t, file, static_cast<int>(arg)));
+      return uint64_t{0};
     case kGetOwnerEx:
-      TRY(UserPtr<GuestOwner>(arg).CopyOut(t.memory(), GuestOwner{owner.type, id}));
+      TRY(UserPtr<GuestOwner>(arg).CopyOut(t.memory(),
+                                           GuestOwner{owner.type, AsyncOwnerId(t, owner)}));
       return uint64_t{0};
     case kSetOwnerEx: {
       const auto in = TRY(UserPtr<GuestOwner>(arg).CopyIn(t.memory()));
-      if (in.type < kOwnerTid || in.type > kOwnerPgrp) return Error(EINVAL);
-      return SetOwner(t, file, in.type, in.pid);
+      if (in.type < F_OWNER_TID || in.type > F_OWNER_PGRP) return Error(EINVAL);
+      TRY(SetAsyncOwner(t, file, in.type, in.pid));
+      return uint64_t{0};
+    }
+    case kGetOwnerUids: {
+      const uint32_t ids[2] = {t.user_ns().MapUidOut(owner.ruid),
+                               t.user_ns().MapUidOut(owner.euid)};
+      TRY(t.memory().Write(arg, std::as_bytes(std::span(ids))));
+      return uint64_t{0};
     }
     case kGetSignal:
       return static_cast<uint64_t>(owner.signo);
     default:
-      if (arg > 64) return Error(EINVAL);
+      if (arg > kNumSignals) return Error(EINVAL);
       owner.signo = static_cast<int>(arg);
-      file.set_async_owner(owner);
+      file.set_async_owner(std::move(owner));
       return uint64_t{0};
   }
+}
+
+// F_NOTIFY. Linux: fcntl_dirnotify.
+Result<uint64_t> SetNotify(Task& t, int fd, FileDescription& file, uint32_t mask) {
+  if ((mask & ~uint32_t{DN_MULTISHOT}) != 0 && file.inode() != nullptr && file.inode()->IsDir()) {
+    SetAsyncOwnerIfNone(t, file, F_OWNER_PID, t.thread_group().pid());
+  }
+  TRY(WatchDirectory(&t.fd_table(), fd, file, mask));
+  return uint64_t{0};
 }
 
 // What works on O_PATH descriptors too (Linux: check_fcntl_cmd).
@@ -230,7 +219,7 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
     case F_GETFL:
       return uint64_t{file->flags()};
     case F_SETFL:
-      return SetFlags(t, *file, static_cast<uint32_t>(arg));
+      return SetFlags(t, fd, *file, static_cast<uint32_t>(arg));
     case F_GETLK:
       return GetLock(t, *file, arg, /*ofd=*/false);
     case F_SETLK:
@@ -247,13 +236,32 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
     case F_SETOWN:
     case kGetOwnerEx:
     case kSetOwnerEx:
+    case kGetOwnerUids:
     case kGetSignal:
     case kSetSignal:
       return OwnerCommand(t, *file, cmd, arg);
     case F_GETLEASE:
       return uint64_t{F_UNLCK};
+    case F_NOTIFY:
+      return SetNotify(t, fd, *file, static_cast<uint32_t>(arg));
     default:
       return file->Fcntl(cmd, arg);
+  }
+}
+
+// Who gets a socket's signals (sock_ioctl). False: it is another ioctl.
+Result<bool> OwnerIoctl(Task& t, FileDescription& file, uint32_t cmd, uint64_t arg) {
+  switch (cmd) {
+    case FIOSETOWN:
+    case SIOCSPGRP:
+      TRY(SetAsyncOwner(t, file, TRY(UserPtr<int>(arg).CopyIn(t.memory()))));
+      return true;
+    case FIOGETOWN:
+    case SIOCGPGRP:
+      TRY(UserPtr<int>(arg).CopyOut(t.memory(), AsyncOwnerWho(t, file)));
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -266,11 +274,17 @@ Result<bool> GenericIoctl(Task& t, int fd, FileDescription& file, uint32_t cmd, 
     case FIONCLEX:
       TRY(t.fd_table().SetCloexec(fd, cmd == FIOCLEX));
       return true;
-    case FIONBIO:
-    case FIOASYNC: {
+    case FIONBIO: {
       const int on = TRY(UserPtr<int>(arg).CopyIn(t.memory()));
-      const uint32_t bit = cmd == FIONBIO ? O_NONBLOCK : O_ASYNC;
+      const uint32_t bit = O_NONBLOCK;
       TRY(file.SetStatusFlags(on != 0 ? file.flags() | bit : file.flags() & ~bit));
+      return true;
+    }
+    case FIOASYNC: {
+      const bool on = TRY(UserPtr<int>(arg).CopyIn(t.memory())) != 0;
+      if (on == ((file.flags() & O_ASYNC) != 0)) return true;
+      if (!file.CanAsync()) return Error(ENOTTY);
+      file.SetAsync(fd, on);
       return true;
     }
     case FIOQSIZE: {
@@ -323,6 +337,9 @@ base::Result<uint64_t> SysFlock(Task& t, const SyscallArgs& args) {
 
 base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  if (Socket::From(*file) != nullptr && TRY(OwnerIoctl(t, *file, args.Uint(1), args[2]))) {
+    return uint64_t{0};
+  }
   if (TRY(GenericIoctl(t, args.Int(0), *file, args.Uint(1), args[2]))) return uint64_t{0};
   IoctlArgs ioctl{.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()};
   Result<uint64_t> result = file->Ioctl(ioctl);

@@ -11,6 +11,7 @@
 #include "sentry/net/host/host_socket.h"
 #include "sentry/net/inet/inet.h"
 #include "sentry/net/netlink/netlink_socket.h"
+#include "sentry/net/packet/packet_socket.h"
 #include "sentry/net/unix/unix_socket.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/syscalls/socket_util.h"
@@ -74,6 +75,9 @@ Result<base::Ref<FileDescription>> NewSocket(Task& t, int domain, int type, int 
       return NewInetSocket(t, vfs, domain, type, protocol, flags);
     case AF_NETLINK:
       return NewNetlinkSocket(t, vfs, type, protocol, flags);
+    case AF_PACKET:
+      if (HostNetwork::Current(t) != nullptr) return Error(EPERM);
+      return NewPacketSocket(t, vfs, type, protocol, flags);
     default:
       return Error(EAFNOSUPPORT);
   }
@@ -103,7 +107,9 @@ Result<uint64_t> SysSocket(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysSocketpair(Task& t, const SyscallArgs& a) {
   int domain = a.Int(0), type = TRY(TypeOf(a.Int(1)));
-  if (domain == AF_INET || domain == AF_INET6) return Error(EOPNOTSUPP);
+  if (domain == AF_INET || domain == AF_INET6 || domain == AF_NETLINK || domain == AF_PACKET) {
+    return Error(EOPNOTSUPP);
+  }
   if (domain != AF_UNIX) return Error(EAFNOSUPPORT);
   bool cloexec = (a.Int(1) & SOCK_CLOEXEC) != 0;
   uint32_t flags = a.Int(1) & SOCK_NONBLOCK ? O_NONBLOCK : 0;
@@ -130,7 +136,10 @@ Result<uint64_t> SysBind(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysConnect(Task& t, const SyscallArgs& a) {
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
-  TRY(s.socket->Connect(t, TRY(CopyInAddress(t, a[1], a.Int(2))), s.file->nonblock()));
+  const SockAddr to = TRY(CopyInAddress(t, a[1], a.Int(2)));
+  Status status = s.socket->Connect(t, to, s.file->nonblock());
+  if (!status.ok()) s.socket->NoteNoSpace(status.error());
+  TRY(status);
   return uint64_t{0};
 }
 
@@ -171,12 +180,56 @@ Result<uint64_t> SysSetsockopt(Task& t, const SyscallArgs& a) {
   return uint64_t{0};
 }
 
+namespace {
+
+// What getsockopt(2) wants of the length of a buffer besides that a value is cut to it.
+Result<size_t> BytesOfOption(Task& t, int level, int name, int length, size_t size,
+                             uint64_t length_addr) {
+  const auto room = static_cast<size_t>(length);
+  if (level != SOL_SOCKET) return std::min(room, size);
+  switch (name) {
+    case SO_COOKIE:
+    case SO_NETNS_COOKIE:
+      if (room < size) return Error(EINVAL);
+      break;
+    case SO_PEERNAME:
+      if (room > size) return Error(EINVAL);
+      break;
+    case SO_PEERGROUPS:
+      if (room >= size) break;
+      TRY(UserPtr<int>(length_addr).CopyOut(t.memory(), static_cast<int>(size)));
+      return Error(ERANGE);
+    default:
+      break;
+  }
+  return std::min(room, size);
+}
+
+// SO_GET_FILTER: lengths are numbers of instructions.
+Result<uint64_t> GetFilter(Task& t, const Socket& socket, uint64_t addr, int length,
+                           uint64_t length_addr) {
+  base::Ref<const SocketFilter> filter = socket.options().filter();
+  const int count = filter != nullptr ? static_cast<int>(filter->code().size()) : 0;
+  if (length != 0 && count != 0) {
+    if (length < count) return Error(EINVAL);
+    TRY(t.memory().Write(addr, std::as_bytes(std::span(filter->code()))));
+  }
+  TRY(UserPtr<int>(length_addr).CopyOut(t.memory(), count));
+  return uint64_t{0};
+}
+
+}  // namespace
+
 Result<uint64_t> SysGetsockopt(Task& t, const SyscallArgs& a) {
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
   int length = TRY(UserPtr<int>(a[4]).CopyIn(t.memory()));
   if (length < 0) return Error(EINVAL);
-  std::vector<std::byte> value = TRY(s.socket->GetOption(t, a.Int(1), a.Int(2)));
-  size_t n = std::min(value.size(), static_cast<size_t>(length));
+  const int level = a.Int(1), name = a.Int(2);
+  if (level == SOL_SOCKET && name == SO_GET_FILTER) {
+    return GetFilter(t, *s.socket, a[3], length, a[4]);
+  }
+  std::vector<std::byte> value = TRY(s.socket->GetOption(t, level, name));
+  const size_t n = TRY(BytesOfOption(t, level, name, length, value.size(), a[4]));
   if (n > 0) TRY(t.memory().Write(a[3], std::span(value).first(n)));
   TRY(UserPtr<int>(a[4]).CopyOut(t.memory(), static_cast<int>(n)));
   return uint64_t{0};

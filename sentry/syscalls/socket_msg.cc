@@ -177,6 +177,12 @@ Result<UserMsghdr> CopyInHeader(Task& t, uint64_t addr) {
   return msg;
 }
 
+Result<uint64_t> SendTo(Socket& socket, IoSource& src, SendArgs args) {
+  Result<size_t> n = socket.Send(src, std::move(args));
+  if (!n.ok()) socket.NoteNoSpace(n.error());
+  return uint64_t{TRY(std::move(n))};
+}
+
 Result<uint64_t> DoSendmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
   UserMsghdr msg = TRY(CopyInHeader(t, addr));
   SendArgs args;
@@ -186,7 +192,7 @@ Result<uint64_t> DoSendmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
   UserIovec iovec = TRY(ImportIovec(t.memory(), msg.iov, msg.iov_count));
   TRY(ParseControl(t, msg, &args));
   UserIoSource src(t.memory(), std::move(iovec));
-  return uint64_t{TRY(s.socket->Send(src, std::move(args)))};
+  return SendTo(*s.socket, src, std::move(args));
 }
 
 // What a receive returns: with MSG_TRUNC the length of the whole message.
@@ -243,7 +249,7 @@ Result<uint64_t> SysSendto(Task& t, const SyscallArgs& a) {
   args.nonblock = s.file->nonblock() || (args.flags & MSG_DONTWAIT) != 0;
   if (a[4] != 0) args.to = TRY(CopyInAddress(t, a[4], a.Int(5)));
   UserIoSource src(t.memory(), TRY(ImportRange(a[1], a[2])));
-  return uint64_t{TRY(s.socket->Send(src, std::move(args)))};
+  return SendTo(*s.socket, src, std::move(args));
 }
 
 Result<uint64_t> SysRecvfrom(Task& t, const SyscallArgs& a) {

@@ -4,6 +4,7 @@
 
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/inode.h"
+#include "sentry/vfs/notify.h"
 
 namespace sentry {
 
@@ -84,6 +85,9 @@ base::Status FdTable::Finish(const base::Ref<FileDescription>& file) {
   base::Status result = file->OnClose();
   if (Inode* inode = file->inode()) {
     if (FileLocks* locks = inode->locks_if_any()) locks->ReleaseRecords(this);
+    if (InodeWatches* watches = inode->watches(); watches != nullptr && inode->IsDir()) {
+      watches->End(*file, this);
+    }
   }
   return result;
 }

@@ -1,5 +1,9 @@
 #include "sentry/vfs/file_description.h"
 
+#include <signal.h>
+
+#include <utility>
+
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/inode.h"
@@ -9,7 +13,9 @@ namespace sentry {
 namespace {
 
 constexpr uint32_t kCreationFlags = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC;
-constexpr uint32_t kSettableFlags = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;
+constexpr uint32_t kSettableFlags = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
+
+std::atomic<FileDescription::AsyncSender> g_async_sender{nullptr};
 
 // O_PATH takes part with O_DIRECTORY and O_NOFOLLOW alone.
 uint32_t KeptFlags(uint32_t flags) {
@@ -25,6 +31,22 @@ bool CanWrite(uint32_t flags) {
 }
 
 }  // namespace
+
+// Registered with the queue of a file that has O_ASYNC.
+class FileDescription::AsyncWaiter : public fiber::Waiter {
+ public:
+  AsyncWaiter(const FileDescription& file, int fd) : file_(file), fd_(fd) {}
+  void set_fd(int fd) { fd_.store(fd, std::memory_order_relaxed); }
+  void OnEvent(uint32_t events) override {
+    if ((events & kWakeQuietly) != 0) return;
+    const int band = file_.AsyncBand(events);
+    if (band != 0) file_.NotifyOwner(fd_.load(std::memory_order_relaxed), band);
+  }
+
+ private:
+  const FileDescription& file_;
+  std::atomic<int> fd_;
+};
 
 FileDescription::FileDescription(Path path, uint32_t flags)
     : path_(std::move(path)),
@@ -60,12 +82,47 @@ FileDescription::AsyncOwner FileDescription::async_owner() const {
   return async_owner_;
 }
 
-void FileDescription::set_async_owner(const AsyncOwner& owner) {
+void FileDescription::set_async_owner(AsyncOwner owner) {
   {
     absl::MutexLock l(&owner_mutex_);
-    async_owner_ = owner;
+    std::swap(async_owner_, owner);
   }
   OnAsyncOwner();
+}
+
+void FileDescription::SetAsyncSender(AsyncSender sender) { g_async_sender.store(sender); }
+
+void FileDescription::NotifyOwner(int fd, int band) const {
+  AsyncSender sender = g_async_sender.load(std::memory_order_acquire);
+  if (sender != nullptr) sender(async_owner(), fd, band);
+}
+
+bool FileDescription::CanAsync() const {
+  const Inode* i = inode();
+  return i != nullptr && (i->type() == S_IFIFO || i->type() == S_IFSOCK);
+}
+
+int FileDescription::AsyncBand(uint32_t events) const {
+  if (readable_ && (events & (EPOLLIN | EPOLLHUP)) != 0) return POLL_IN;
+  return writable_ && (events & (EPOLLOUT | EPOLLERR)) != 0 ? POLL_OUT : 0;
+}
+
+void FileDescription::SetAsync(int fd, bool on) {
+  if (on) OnAsyncOn();
+  fiber::WaitQueue* queue = wait_queue();
+  absl::MutexLock l(&async_mutex_);
+  if (!on) {
+    if (async_ != nullptr && queue != nullptr) queue->Unregister(async_.get());
+    async_ = nullptr;
+    flags_.fetch_and(~uint32_t{O_ASYNC}, std::memory_order_relaxed);
+  } else if (async_ != nullptr) {
+    async_->set_fd(fd);
+  } else {
+    async_ = std::make_unique<AsyncWaiter>(*this, fd);
+    if (queue != nullptr) queue->Register(async_.get(), ~uint32_t{0});
+    flags_.fetch_or(O_ASYNC, std::memory_order_relaxed);
+  }
+  has_async_.store(on, std::memory_order_release);
 }
 
 base::Result<size_t> FileDescription::Read(IoDest&, bool) { return base::Error(EINVAL); }

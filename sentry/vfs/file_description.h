@@ -49,6 +49,10 @@ struct IoctlArgs {
   base::UserMemory& memory;
 };
 
+// With the events of a wake: who waits is to look again, but nothing has come that a signal
+// (O_ASYNC) would tell of.
+inline constexpr uint32_t kWakeQuietly = 1u << 27;
+
 // Thread-safe. Data methods may park the fiber; blocking ones return EAGAIN instead of waiting
 // when `nonblock` (O_NONBLOCK or RWF_NOWAIT or MSG_DONTWAIT), and ERESTARTSYS (or what they moved)
 // when interrupted. Defaults are those of Linux for a file without the operation: EINVAL for
@@ -66,17 +70,32 @@ class FileDescription : public base::RefCounted {
   bool is_path() const { return path_only_; }
   bool readable() const { return readable_; }
   bool writable() const { return writable_; }
-  // F_SETFL: changes O_APPEND, O_NONBLOCK, O_ASYNC, O_DIRECT, O_NOATIME and leaves other bits.
+  // F_SETFL: changes O_APPEND, O_NONBLOCK, O_DIRECT, O_NOATIME and leaves other bits.
   // EINVAL as Linux; the caller has checked who may set O_NOATIME.
   virtual base::Status SetStatusFlags(uint32_t flags);
-  // F_SETOWN, F_SETOWN_EX, F_SETSIG: kept, and read back.
+
+  // --- signals when it becomes ready (Linux: struct fown_struct, fasync_struct) ---
+  // F_SETOWN, F_SETOWN_EX, F_SETSIG.
   struct AsyncOwner {
-    int type = 0;   // F_OWNER_TID, F_OWNER_PID, F_OWNER_PGRP
-    int id = 0;     // in the root PID namespace; 0: none
-    int signo = 0;  // 0: SIGIO
+    int type = 0;                     // F_OWNER_TID, F_OWNER_PID, F_OWNER_PGRP
+    base::Ref<base::RefCounted> pid;  // a Pid of sentry/kernel; null: none
+    int signo = 0;                    // 0: SIGIO
+    uid_t ruid = 0, euid = 0;         // of who has set the owner
   };
   AsyncOwner async_owner() const;
-  void set_async_owner(const AsyncOwner& owner);
+  void set_async_owner(AsyncOwner owner);
+  // May O_ASYNC be set? Default: pipes and sockets.
+  virtual bool CanAsync() const;
+  // Turns O_ASYNC on, for what was called descriptor `fd`, or off. Precondition: CanAsync().
+  void SetAsync(int fd, bool on);
+  // What a wake with `events` means to who has asked for signals: POLL_IN, POLL_OUT, ...; 0:
+  // nothing. Called with the queue's lock held. Default: as of a pipe's end.
+  virtual int AsyncBand(uint32_t events) const;
+  // Sends what is due for `fd` of the file; set once at the start, by the kernel.
+  using AsyncSender = void (*)(const AsyncOwner& owner, int fd, int band);
+  static void SetAsyncSender(AsyncSender sender);
+  // Has it sent to the owner.
+  void NotifyOwner(int fd, int band) const;
 
   // --- data. The generic layer has checked readable()/writable(), lengths and offsets. ---
   // At the file position (locked and advanced by the generic helpers of seekable files).
@@ -151,6 +170,7 @@ class FileDescription : public base::RefCounted {
  protected:
   void OnZeroRefs() override {
     if (ReleaseHook hook = release_hook_.load(std::memory_order_acquire)) hook(*this);
+    if (has_async_.load(std::memory_order_acquire)) SetAsync(-1, false);
     delete this;
   }
   ~FileDescription() override;  // releases write access and locks of the description
@@ -158,11 +178,14 @@ class FileDescription : public base::RefCounted {
   virtual void OnAsyncOwner() {}
   // EnterLanes may find some.
   void MayHaveLanes() { may_have_lanes_ = true; }
+  // O_ASYNC is about to be set.
+  virtual void OnAsyncOn() {}
   // For seekable files: the position and its lock (Linux: f_pos_lock).
   fiber::Mutex pos_mutex_;
   uint64_t pos_ = 0;
 
  private:
+  class AsyncWaiter;
   const Path path_;
   std::atomic<uint32_t> flags_;
   std::atomic<ReleaseHook> release_hook_{nullptr};
@@ -172,7 +195,10 @@ class FileDescription : public base::RefCounted {
   const bool path_only_;
   const bool readable_, writable_;
   bool holds_write_access_ = false;
-  mutable absl::Mutex owner_mutex_;
+  absl::Mutex async_mutex_;             // before the queue's lock
+  std::atomic<bool> has_async_{false};  // async_ is not null
+  std::unique_ptr<AsyncWaiter> async_ ABSL_GUARDED_BY(async_mutex_);
+  mutable absl::Mutex owner_mutex_;  // after the queue's lock
   AsyncOwner async_owner_ ABSL_GUARDED_BY(owner_mutex_);
 };
 

@@ -30,6 +30,12 @@ void InodeWatches::Remove(const InodeWatch& watch) {
   g_watches.fetch_sub(1, std::memory_order_relaxed);
 }
 
+void InodeWatches::End(const FileDescription& file, const void* table) {
+  for (const base::Ref<InodeWatch>& w : List()) {
+    if (w->EndsWith(file, table)) Remove(*w);
+  }
+}
+
 std::vector<base::Ref<InodeWatch>> InodeWatches::List() const {
   absl::MutexLock l(&mutex_);
   return watches_;

@@ -15,6 +15,8 @@
 
 namespace sentry {
 
+class FileDescription;
+
 // Someone who wants to know about an inode. Implemented by inotify's watches.
 class InodeWatch : public base::RefCounted {
  public:
@@ -23,6 +25,10 @@ class InodeWatch : public base::RefCounted {
   // `name` is the entry's for events about something in a watched directory, else empty. Must not
   // park.
   virtual void OnEvent(uint32_t mask, uint32_t cookie, std::string_view name) = 0;
+  // Does it end when `table` closes a descriptor of `file` (dnotify)?
+  virtual bool EndsWith(const FileDescription& /*file*/, const void* /*table*/) const {
+    return false;
+  }
 };
 
 // The watches of one inode. Thread-safe.
@@ -32,6 +38,8 @@ class InodeWatches {
   void Remove(const InodeWatch& watch);
   void Notify(uint32_t mask, uint32_t cookie, std::string_view name);
   std::vector<base::Ref<InodeWatch>> List() const;
+  // close(2) by the table of descriptors `table`: removes what ends with it.
+  void End(const FileDescription& file, const void* table);
 
  private:
   mutable absl::Mutex mutex_;

@@ -12,7 +12,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }();
   if (size == 0) return 0;
   auto request = std::as_bytes(std::span(data + 1, size - 1));
-  for (auto& answer : sentry::AnswerRoute(**stack, nullptr, data[0] % 2 != 0, 7, request)) {
+  for (auto& answer :
+       sentry::AnswerRoute(**stack, nullptr, data[0] % 2 != 0, data[0] % 4 > 1, 7, request)) {
     sentry::NetlinkBytes rest(answer);
     while (!rest.empty()) {
       if (!sentry::NextMessage(&rest)) abort();

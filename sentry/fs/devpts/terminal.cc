@@ -110,7 +110,9 @@ void Terminal::HangUpLine() {
 // --- TtySink ---
 
 void Terminal::PutOutput(uint8_t byte) {
-  if (output_.size() < kEchoLimit) output_.Push(byte);
+  if (output_.size() >= kEchoLimit) return;
+  output_.Push(byte);
+  master_news_ = true;
 }
 
 void Terminal::SignalForeground(int signo) {
@@ -137,6 +139,7 @@ void Terminal::Pump() {
     size_t n = line_.Receive(input_.Front());
     if (n == 0) break;
     input_.Pop(n);
+    slave_news_ |= line_.InputAvailable();
   }
 }
 
@@ -156,6 +159,8 @@ void Terminal::Settle() {
     if (!output_.empty()) master |= kInEvents;
     if (packet_status_ != 0) master |= kInEvents | EPOLLPRI;
     if (input_.size() < kInputLimit) master |= kOutEvents;
+    if (slave != 0 && !std::exchange(slave_news_, false)) slave |= kWakeQuietly;
+    if (master != 0 && !std::exchange(master_news_, false)) master |= kWakeQuietly;
   }
   if (slave != 0) slave_queue_.WakeAll(slave);
   if (master != 0) master_queue_.WakeAll(master);

@@ -130,6 +130,8 @@ class Terminal : public Tty, private TtySink {
   uint8_t packet_status_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopped_ = false;  // under mutex_
   bool master_open_ ABSL_GUARDED_BY(mutex_) = true;
+  // Something has come since Settle.
+  bool slave_news_ ABSL_GUARDED_BY(mutex_) = false, master_news_ ABSL_GUARDED_BY(mutex_) = false;
   int slaves_ ABSL_GUARDED_BY(mutex_) = 0;
   bool slave_was_open_ ABSL_GUARDED_BY(mutex_) = false;
   std::atomic<bool> hung_up_{false};

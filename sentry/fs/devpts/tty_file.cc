@@ -3,9 +3,20 @@
 #include <fcntl.h>
 
 #include "sentry/fs/devpts/devpts.h"
+#include "sentry/kernel/async/sigio.h"
 #include "sentry/kernel/task.h"
 
 namespace sentry {
+
+void OwnTty(FileDescription& file, Terminal& terminal) {
+  Task* t = Task::Current();
+  if (t == nullptr) return;
+  if (base::Ref<ProcessGroup> group = terminal.foreground()) {
+    SetAsyncOwnerIfNone(*t, file, F_OWNER_PGRP, group->pid());
+  } else {
+    SetAsyncOwnerIfNone(*t, file, F_OWNER_PID, t->thread_group().pid());
+  }
+}
 
 base::Result<size_t> TtyFile::Read(IoDest& dst, bool nonblock) {
   return terminal_->Read(dst, nonblock);

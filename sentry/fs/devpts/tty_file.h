@@ -1,10 +1,18 @@
 // Open ends of a pseudo-terminal.
 #pragma once
 
+#include <signal.h>
+
 #include "sentry/fs/devpts/terminal.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
+
+// What is told to who has O_ASYNC: that there is input.
+inline int TtyBand(uint32_t events) { return (events & EPOLLIN) != 0 ? POLL_IN : 0; }
+// A description with O_ASYNC and no owner gets one: the foreground group, or the current process
+// (__tty_fasync).
+void OwnTty(FileDescription& file, Terminal& terminal);
 
 // The terminal itself (slave side).
 class TtyFile : public FileDescription {
@@ -20,6 +28,11 @@ class TtyFile : public FileDescription {
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
   uint32_t Readiness() override { return terminal_->Readiness(); }
   fiber::WaitQueue* wait_queue() override { return &terminal_->queue(); }
+  bool CanAsync() const override { return true; }
+  int AsyncBand(uint32_t events) const override { return TtyBand(events); }
+
+ protected:
+  void OnAsyncOn() override { OwnTty(*this, *terminal_); }
 
  private:
   ~TtyFile() override { terminal_->CloseSlave(); }
@@ -44,6 +57,11 @@ class PtyMasterFile : public FileDescription {
   uint32_t Readiness() override { return terminal_->MasterReadiness(); }
   fiber::WaitQueue* wait_queue() override { return &terminal_->master_queue(); }
   std::string FdInfo() const override;
+  bool CanAsync() const override { return true; }
+  int AsyncBand(uint32_t events) const override { return TtyBand(events); }
+
+ protected:
+  void OnAsyncOn() override { OwnTty(*this, *terminal_); }
 
  private:
   ~PtyMasterFile() override { terminal_->CloseMaster(); }

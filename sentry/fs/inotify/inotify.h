@@ -34,6 +34,7 @@ class InotifyFile : public AnonFile {
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
   uint32_t Readiness() override;
   fiber::WaitQueue* wait_queue() override { return &queue_; }
+  bool CanAsync() const override { return true; }
   std::string FdInfo() const override;
 
  private:

@@ -127,6 +127,16 @@ void AddIpv4(SysctlBuilder dir) {
   dir.Value("icmp_echo_ignore_all", 0);
   dir.Value("icmp_echo_ignore_broadcasts", 1);
   dir.Value("igmp_max_memberships", 20);
+  SysctlBuilder conf = dir.Dir("conf");
+  SysctlBuilder all = conf.Dir("all"), lo = conf.Dir("lo"), first = conf.Dir("default");
+  Int(all, "route_localnet", &InetStack::route_localnet_all, 0, INT32_MAX);
+  Int(lo, "route_localnet", &InetStack::route_localnet_lo, 0, INT32_MAX);
+  Int(all, "accept_local", &InetStack::accept_local_all, 0, INT32_MAX);
+  Int(lo, "accept_local", &InetStack::accept_local_lo, 0, INT32_MAX);
+  Int(all, "rp_filter", &InetStack::rp_filter_all, 0, 2);
+  Int(lo, "rp_filter", &InetStack::rp_filter_lo, 0, 2);
+  for (const char* name : {"route_localnet", "accept_local", "rp_filter"}) first.Value(name, 0);
+  for (SysctlBuilder* device : {&all, &lo, &first}) device->Value("forwarding", 0);
 }
 
 void AddIpv6(SysctlBuilder dir) {

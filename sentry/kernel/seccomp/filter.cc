@@ -15,8 +15,12 @@ int32_t ActionOf(uint32_t verdict) {
 
 }  // namespace
 
-SeccompFilter::SeccompFilter(BpfProgram program, base::Ref<const SeccompFilter> previous, bool log)
-    : program_(std::move(program)), previous_(std::move(previous)), log_(log) {
+SeccompFilter::SeccompFilter(BpfProgram program, base::Ref<const SeccompFilter> previous, bool log,
+                             base::Ref<SeccompWatcher> watcher)
+    : program_(std::move(program)),
+      previous_(std::move(previous)),
+      log_(log),
+      watcher_(std::move(watcher)) {
   instructions_ = program_.size();
   if (previous_) {
     count_ += previous_->count_;
@@ -30,6 +34,7 @@ SeccompFilter::SeccompFilter(BpfProgram program, base::Ref<const SeccompFilter> 
 }
 
 SeccompFilter::~SeccompFilter() {
+  if (watcher_ != nullptr) watcher_->OnFilterGone();
   // One after the other: a long chain must not become a deep recursion.
   base::Ref<const SeccompFilter> next = std::move(previous_);
   while (next && next->ref_count() == 1) {
@@ -39,14 +44,22 @@ SeccompFilter::~SeccompFilter() {
 
 base::Result<base::Ref<SeccompFilter>> SeccompFilter::New(BpfProgram program,
                                                           base::Ref<const SeccompFilter> previous,
-                                                          bool log) {
-  base::Ref<SeccompFilter> filter =
-      base::MakeRef<SeccompFilter>(std::move(program), std::move(previous), log);
+                                                          bool log,
+                                                          base::Ref<SeccompWatcher> watcher) {
+  base::Ref<SeccompFilter> filter = base::MakeRef<SeccompFilter>(
+      std::move(program), std::move(previous), log, std::move(watcher));
   if (filter->instructions_ > kMaxInstructions) return base::Error(ENOMEM);
   return filter;
 }
 
-uint32_t SeccompFilter::Run(const seccomp_data& data, bool* log) const {
+bool SeccompFilter::HasWatcher() const {
+  for (const SeccompFilter* f = this; f != nullptr; f = f->previous_.get()) {
+    if (f->watcher_ != nullptr) return true;
+  }
+  return false;
+}
+
+uint32_t SeccompFilter::Run(const seccomp_data& data, bool* log, SeccompWatcher** watcher) const {
   uint32_t verdict = SECCOMP_RET_ALLOW;
   *log = false;
   for (const SeccompFilter* f = this; f != nullptr; f = f->previous_.get()) {
@@ -54,6 +67,7 @@ uint32_t SeccompFilter::Run(const seccomp_data& data, bool* log) const {
     if (ActionOf(one) < ActionOf(verdict)) {
       verdict = one;
       *log = f->log_;
+      if (watcher != nullptr) *watcher = f->watcher_.get();
     }
   }
   return verdict;

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "sentry/kernel/async/sigio.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/host/options.h"
 #include "sentry/net/host/repeat.h"
@@ -121,7 +122,7 @@ void HostSocket::OnEvents(uint32_t events) {
   // may tell of what came after.
   const bool first = !std::exchange(had_event_, true);
   if (first && (events & ~at_start_) == 0 && !used_.load()) return;
-  if ((events & EPOLLPRI) != 0) SignalAsyncOwner(async_owner(), MakeSiginfo(SIGURG, SI_KERNEL));
+  if ((events & EPOLLPRI) != 0) SendSigurg(async_owner());
   // An end or an error is for all who wait, a connection for one.
   queue_.Wake(events, (events & (EPOLLHUP | EPOLLERR)) != 0 ? INT32_MAX : 1);
 }

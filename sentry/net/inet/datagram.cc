@@ -1,5 +1,10 @@
 #include "sentry/net/inet/datagram.h"
 
+#include <asm/socket.h>
+#include <linux/if_ether.h>
+#include <linux/in6.h>
+#include <linux/net_tstamp.h>
+#include <net/if_arp.h>
 #include <netinet/icmp6.h>
 #include <netinet/ip_icmp.h>
 #include <sys/epoll.h>
@@ -46,13 +51,25 @@ int DatagramEndpoint::TakeError() { return error_.exchange(0); }
 
 size_t DatagramEndpoint::FirstLength() {
   absl::MutexLock lock(&mutex_);
-  return queue_.empty() ? 0 : queue_.front().data->size() - queue_.front().skip;
+  return queue_.empty() ? 0 : queue_.front().payload().size();
+}
+
+// Who gets the time with each packet is not asked to keep it (SOCK_RCVTSTAMP).
+bool DatagramEndpoint::TellsTime() const {
+  return options().flag(SO_TIMESTAMP_OLD) || options().flag(SO_TIMESTAMPNS_OLD) ||
+         options().flag(SO_TIMESTAMP_NEW) || options().flag(SO_TIMESTAMPNS_NEW);
+}
+
+Result<timespec> DatagramEndpoint::LastTime() {
+  absl::MutexLock lock(&mutex_);
+  if (last_time_.tv_sec == 0) return Error(ENOENT);
+  return last_time_;
 }
 
 Status DatagramEndpoint::Shutdown(int how) {
   if (how < SHUT_RD || how > SHUT_RDWR) return Error(EINVAL);
   shutdown_ |= how + 1;
-  wait_queue().WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP);
+  wait_queue().WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP | kWakeQuietly);
   return connected() ? base::Ok() : Status(Error(ENOTCONN));
 }
 
@@ -72,7 +89,37 @@ uint32_t DatagramEndpoint::Readiness() {
 
 // --- the queue ---
 
+// sk_filter(): what is beyond the length that the filter gives is cut off.
+bool DatagramEndpoint::PassesFilter(Packet* packet) const {
+  base::Ref<const SocketFilter> filter = options().filter();
+  if (filter == nullptr) return true;
+  // The transport's header comes first; where there are no packets it is made for the filter.
+  const auto payload = packet->payload();
+  const size_t header = filter_header();
+  std::vector<std::byte> bytes(header);
+  if (header >= 8) {
+    const uint16_t fields[4] = {htons(packet->from.port), htons(packet->to.port),
+                                htons(static_cast<uint16_t>(payload.size() + header)), 0};
+    memcpy(bytes.data(), fields, sizeof(fields));
+  }
+  bytes.insert(bytes.end(), payload.begin(), payload.end());
+  const bool v4 = packet->to.ip.v4();
+  FilterContext context{.bytes = bytes,
+                        .protocol = static_cast<uint16_t>(v4 ? ETH_P_IP : ETH_P_IPV6),
+                        .device = InetStack::kLoopbackIndex,
+                        .hardware_type = ARPHRD_LOOPBACK,
+                        .mark = packet->mark};
+  const size_t kept = filter->Run(context);
+  if (kept == 0) return false;
+  if (kept < bytes.size()) packet->cut += bytes.size() - std::max(kept, header);
+  return true;
+}
+
 bool DatagramEndpoint::Deliver(Packet packet) {
+  if (options().has_filter() && !PassesFilter(&packet)) {
+    drops_.fetch_add(1);
+    return false;
+  }
   size_t charge = packet.data->size() + kOverhead;
   // As long as what is there is within the limit, one more is taken, whatever its size.
   if (charge_.load() > static_cast<uint64_t>(options().receive_buffer.load())) {
@@ -145,9 +192,18 @@ void DatagramEndpoint::AddControl6(const Packet& p, RecvArgs* args) {
     info.ipi6_ifindex = InetStack::kLoopbackIndex;
     PutControl(args, IPPROTO_IPV6, IPV6_PKTINFO, info);
   }
+  if (ip().flag(IPPROTO_IPV6, IPV6_2292PKTINFO)) {
+    in6_pktinfo info{};
+    info.ipi6_addr = p.to.ip.ToV6();
+    info.ipi6_ifindex = InetStack::kLoopbackIndex;
+    PutControl(args, IPPROTO_IPV6, IPV6_2292PKTINFO, info);
+  }
   if (p.to.ip.v4()) return AddControl4(p, args);
   if (ip().flag(IPPROTO_IPV6, IPV6_RECVHOPLIMIT)) {
     PutControl(args, IPPROTO_IPV6, IPV6_HOPLIMIT, p.hops);
+  }
+  if (ip().flag(IPPROTO_IPV6, IPV6_2292HOPLIMIT)) {
+    PutControl(args, IPPROTO_IPV6, IPV6_2292HOPLIMIT, p.hops);
   }
   if (ip().flag(IPPROTO_IPV6, IPV6_RECVTCLASS)) {
     PutControl(args, IPPROTO_IPV6, IPV6_TCLASS, p.traffic_class);
@@ -161,16 +217,27 @@ void DatagramEndpoint::AddControl6(const Packet& p, RecvArgs* args) {
   }
 }
 
-void DatagramEndpoint::AddControl(const Packet& p, RecvArgs* args) {
-  if (options().flag(SO_TIMESTAMP)) {
-    timeval tv{p.time.tv_sec, p.time.tv_nsec / 1000};
-    PutControl(args, SOL_SOCKET, SO_TIMESTAMP, tv);
-  } else if (options().flag(SO_TIMESTAMPNS)) {
-    PutControl(args, SOL_SOCKET, SO_TIMESTAMPNS, p.time);
+void DatagramEndpoint::AddSocketControl(const Packet& p, RecvArgs* args) {
+  const timeval tv{p.time.tv_sec, p.time.tv_nsec / 1000};
+  for (int name : {SO_TIMESTAMP_OLD, SO_TIMESTAMP_NEW}) {
+    if (options().flag(name)) PutControl(args, SOL_SOCKET, name, tv);
+  }
+  for (int name : {SO_TIMESTAMPNS_OLD, SO_TIMESTAMPNS_NEW}) {
+    if (options().flag(name)) PutControl(args, SOL_SOCKET, name, p.time);
+  }
+  constexpr int kReceived = SOF_TIMESTAMPING_RX_SOFTWARE, kReported = SOF_TIMESTAMPING_SOFTWARE;
+  const int wanted = options().timestamping.load().flags;
+  if ((wanted & kReceived) != 0 && (wanted & kReported) != 0) {
+    PutControl(args, SOL_SOCKET, SO_TIMESTAMPING, scm_timestamping{{p.time, {}, {}}});
   }
   if (options().flag(SO_RXQ_OVFL) && drops_.load() > 0) {
     PutControl(args, SOL_SOCKET, SO_RXQ_OVFL, static_cast<uint32_t>(drops_.load()));
   }
+  if (options().flag(SO_RCVMARK)) PutControl(args, SOL_SOCKET, SO_MARK, p.mark);
+}
+
+void DatagramEndpoint::AddControl(const Packet& p, RecvArgs* args) {
+  AddSocketControl(p, args);
   if (v6()) {
     AddControl6(p, args);
   } else {
@@ -219,6 +286,7 @@ Result<size_t> DatagramEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t de
         } else {
           p = std::move(queue_.front());
           queue_.pop_front();
+          if (!TellsTime()) last_time_ = p.time;
         }
         break;
       }
@@ -239,7 +307,7 @@ Result<size_t> DatagramEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t de
     }
   }
   if (!peek) charge_.fetch_sub(p.data->size() + kOverhead);
-  auto bytes = p.data->bytes().subspan(p.skip);
+  const auto bytes = p.payload();
   size_t n = std::min(bytes.size(), dst.remaining());
   if (n < bytes.size()) args->out_flags |= MSG_TRUNC;
   args->full_length = bytes.size();
@@ -359,6 +427,8 @@ Packet DatagramEndpoint::MakePacket(base::Ref<PacketData> data, const IpAddress&
   p.data = std::move(data);
   p.from.ip = source;
   p.to = to;
+  p.mark = options().mark.load();
+  p.priority = options().priority.load();
   bool v4 = to.ip.v4(), many = to.ip.IsMulticast();
   int set = many ? (v4 ? ip().multicast_ttl.load() : ip().multicast_hops.load())
                  : (v4 ? ip().ttl.load() : ip().hops.load());

@@ -37,8 +37,14 @@ struct Packet {
   base::Ref<PacketData> data;
   InetAddress from, to;
   int hops = 64, traffic_class = 0;
-  timespec time{};      // when it was queued
-  size_t skip = 0;      // bytes at the beginning that this receiver does not get
+  uint32_t mark = 0;
+  int priority = 0;
+  timespec time{};  // when it was queued
+  size_t cut = 0;   // bytes at the end that this receiver does not get
+  size_t skip = 0;  // bytes at the beginning that this receiver does not get
+  std::span<const std::byte> payload() const {
+    return data->bytes().subspan(skip, data->size() - skip - cut);
+  }
   InetAddress claimed;  // the name that a receiver is told, if it is not `from` (raw: no port)
 };
 
@@ -69,6 +75,8 @@ class DatagramEndpoint : public InetEndpoint {
   InetAddress LocalName() override;
   // SIOCINQ: of the first packet.
   size_t FirstLength();
+  // SIOCGSTAMP: when the last packet that was received had come. ENOENT.
+  base::Result<timespec> LastTime();
 
   // Of a packet that somebody sent. False: there was no room.
   bool Deliver(Packet packet);
@@ -77,6 +85,9 @@ class DatagramEndpoint : public InetEndpoint {
   // Bytes in the queue, for /proc.
   uint64_t queued() const { return charge_.load(); }
   uint64_t drops() const { return drops_.load(); }
+
+  // Bytes before the data of a packet that a filter sees: the transport's header.
+  virtual size_t filter_header() const { return 0; }
 
   // --- multicast ---
   base::Status Join(const IpAddress& group, int device);
@@ -121,6 +132,10 @@ class DatagramEndpoint : public InetEndpoint {
   void AddControl(const Packet& packet, RecvArgs* args);
   void AddControl4(const Packet& packet, RecvArgs* args);
   void AddControl6(const Packet& packet, RecvArgs* args);
+  void AddSocketControl(const Packet& packet, RecvArgs* args);
+  // Does the filter let it pass? Cuts it to what the filter says.
+  bool PassesFilter(Packet* packet) const;
+  bool TellsTime() const;
   bool ReceivesErrors(bool v4);
 
   std::deque<Packet> queue_ ABSL_GUARDED_BY(mutex_);
@@ -128,6 +143,7 @@ class DatagramEndpoint : public InetEndpoint {
   std::vector<std::pair<IpAddress, int>> groups_ ABSL_GUARDED_BY(mutex_);
   std::atomic<uint64_t> charge_{0}, drops_{0};
   std::atomic<int> error_{0}, shutdown_{0};
+  timespec last_time_ ABSL_GUARDED_BY(mutex_){};
 };
 
 // The description of all of them.

@@ -119,6 +119,7 @@ Status DatagramSocket::SetMulticastDevice(int level, std::span<const std::byte> 
     device = InetStack::kLoopbackIndex;
   }
   endpoint_->ip().multicast_device = device;
+  endpoint_->ip().multicast_address = address.s_addr;
   return base::Ok();
 }
 
@@ -153,6 +154,15 @@ Result<uint64_t> DatagramSocket::Ioctl(const IoctlArgs& args) {
       break;
     case SIOCOUTQ:
       break;
+    case SIOCGSTAMP_OLD: {
+      const timespec time = TRY(endpoint_->LastTime());
+      TRY(base::UserPtr<timeval>(args.arg).CopyOut(args.memory,
+                                                   {time.tv_sec, time.tv_nsec / 1000}));
+      return uint64_t{0};
+    }
+    case SIOCGSTAMPNS_OLD:
+      TRY(base::UserPtr<timespec>(args.arg).CopyOut(args.memory, TRY(endpoint_->LastTime())));
+      return uint64_t{0};
     default:
       return InetSocket::Ioctl(args);
   }

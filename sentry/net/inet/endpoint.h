@@ -29,14 +29,23 @@ class IpOptions {
 
   base::Result<std::vector<std::byte>> Get(int level, int name) const;
   // What changes no membership. ENOPROTOOPT, EINVAL, EPERM.
-  base::Status Set(Task& t, InetStack& stack, int level, int name,
-                   std::span<const std::byte> value);
+  // `type`: of the socket.
+  base::Status Set(Task& t, InetStack& stack, int level, int name, std::span<const std::byte> value,
+                   int type);
 
   std::atomic<int> ttl{-1}, tos{0}, mtu_discover{1}, multicast_ttl{1};               // IPv4
   std::atomic<int> hops{-1}, traffic_class{0}, mtu_discover6{1}, multicast_hops{1};  // IPv6
   std::atomic<int> multicast_device{0}, multicast_device6{0};  // an interface's index, 0: none
+  std::atomic<uint32_t> multicast_address{0};              // IP_MULTICAST_IF's, in network order
+  std::atomic<int> unicast_device{0}, unicast_device6{0};  // in network order, as they are given
+  std::atomic<int> min_ttl{0}, min_hops{0}, port_range{0}, address_preferences{0};
 
  private:
+  base::Status SetOther4(int name, int number, std::span<const std::byte> value, int type);
+  base::Status SetPreferences(int number);
+  // IP_UNICAST_IF and its like.
+  static base::Status SetDevice(std::atomic<int>* to, std::span<const std::byte> value);
+
   std::atomic<uint64_t> flags_;
 };
 
@@ -113,6 +122,8 @@ class InetSocket : public Socket {
   }
 
  private:
+  // Has it the options of IPPROTO_IP or IPPROTO_IPV6?
+  bool HasIpLevel(int level) const;
   base::Status BindToDevice(Task& t, int name, std::span<const std::byte> value);
 
   Vfs& vfs_;

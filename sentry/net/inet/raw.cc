@@ -22,48 +22,6 @@ constexpr size_t kIcmpHeader = 8, kIpHeader = sizeof(iphdr);
 constexpr size_t kMaxPayload = 65535 - kIpHeader - kIcmpHeader;
 constexpr PortTable::Range kIdentifiers = {1, 65535};
 
-int IcmpOf(bool v4) { return v4 ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6}; }
-
-// The sum over the pseudo header of ICMPv6.
-uint32_t PseudoHeader(const Packet& p, size_t length) {
-  struct {
-    in6_addr from, to;
-    uint32_t length, next;
-  } header{p.from.ip.ToV6(), p.to.ip.ToV6(), htonl(static_cast<uint32_t>(length)),
-           htonl(IPPROTO_ICMPV6)};
-  return static_cast<uint16_t>(~InternetChecksum(std::as_bytes(std::span(&header, 1))));
-}
-
-void SetChecksum(std::span<std::byte> message, size_t at, uint32_t sum) {
-  memset(message.data() + at, 0, sizeof(uint16_t));
-  uint16_t value = InternetChecksum(message, sum);
-  memcpy(message.data() + at, &value, sizeof(value));
-}
-
-void SetIcmpChecksum(const Packet& p, std::span<std::byte> message) {
-  uint32_t sum = p.to.ip.v4() ? 0 : PseudoHeader(p, message.size());
-  SetChecksum(message, 2, sum);
-}
-
-// A packet whose data has room for an IPv4 header, which is filled in.
-void FillHeader(Packet* p, int protocol) {
-  if (!p->to.ip.v4()) return;
-  iphdr header{};
-  header.version = 4;
-  header.ihl = kIpHeader / 4;
-  header.tos = static_cast<uint8_t>(p->traffic_class);
-  header.tot_len = htons(static_cast<uint16_t>(p->data->size()));
-  header.id = static_cast<uint16_t>(base::Random64());
-  header.ttl = static_cast<uint8_t>(p->hops);
-  header.protocol = static_cast<uint8_t>(protocol);
-  header.saddr = p->from.ip.ToV4().s_addr;
-  header.daddr = p->to.ip.ToV4().s_addr;
-  header.check = InternetChecksum(std::as_bytes(std::span(&header, 1)));
-  memcpy(p->data->bytes().data(), &header, sizeof(header));
-}
-
-size_t HeaderSize(const IpAddress& to) { return to.v4() ? kIpHeader : 0; }
-
 // The payload of `src` behind the room for a header.
 Result<base::Ref<PacketData>> ReadBehind(IoSource& src, size_t room) {
   size_t length = src.remaining();
@@ -72,72 +30,14 @@ Result<base::Ref<PacketData>> ReadBehind(IoSource& src, size_t room) {
   return data;
 }
 
-// icmp_echo(): the same message goes back.
-void AnswerEcho(InetStack& stack, const Packet& request, std::span<const std::byte> message) {
-  bool v4 = request.to.ip.v4();
-  if (request.to.ip.IsMulticast() || stack.IsBroadcast(request.to.ip)) return;
-  Packet reply;
-  reply.from.ip = request.to.ip;
-  reply.to.ip = request.from.ip;
-  reply.hops = stack.default_ttl.load();
-  reply.traffic_class = request.traffic_class;
-  reply.skip = HeaderSize(reply.to.ip);
-  reply.data = base::MakeRef<PacketData>(reply.skip + message.size());
-  auto answer = reply.data->bytes().subspan(reply.skip);
-  std::copy(message.begin(), message.end(), answer.begin());
-  answer[0] = static_cast<std::byte>(v4 ? ICMP_ECHOREPLY : ICMP6_ECHO_REPLY);
-  SetIcmpChecksum(reply, answer);
-  FillHeader(&reply, IcmpOf(v4));
-  stack.counters.icmp_out.fetch_add(1, std::memory_order_relaxed);
-  PacketInput(stack, reply, IcmpOf(v4));
-}
-
 }  // namespace
-
-uint16_t InternetChecksum(std::span<const std::byte> bytes, uint32_t sum) {
-  for (size_t i = 0; i + 1 < bytes.size(); i += 2) {
-    uint16_t word;
-    memcpy(&word, bytes.data() + i, sizeof(word));
-    sum += word;
-    if (sum >= 0xffff0000u) sum = (sum & 0xffff) + (sum >> 16);
-  }
-  if (bytes.size() % 2 != 0) sum += static_cast<uint32_t>(bytes.back());
-  while (sum >> 16 != 0) sum = (sum & 0xffff) + (sum >> 16);
-  return static_cast<uint16_t>(~sum);
-}
-
-void PacketInput(InetStack& stack, const Packet& packet, int protocol) {
-  bool v4 = packet.to.ip.v4();
-  std::span<const std::byte> message = packet.data->bytes().subspan(packet.skip);
-  bool icmp = protocol == IcmpOf(v4) && message.size() >= kIcmpHeader;
-  int type = icmp ? static_cast<int>(message[0]) : -1;
-  stack.counters.packets.fetch_add(1, std::memory_order_relaxed);
-  stack.counters.bytes.fetch_add(packet.data->size(), std::memory_order_relaxed);
-  for (base::Ref<RawEndpoint>& raw : stack.RawSockets()) {
-    if (raw->protocol() != protocol || raw->v6() == v4 || !raw->Accepts(packet, type)) continue;
-    Packet copy = packet;
-    copy.skip = 0;  // with the header
-    raw->Deliver(std::move(copy));
-  }
-  if (!icmp) return;
-  stack.counters.icmp_in.fetch_add(1, std::memory_order_relaxed);
-  if (type == (v4 ? ICMP_ECHO : ICMP6_ECHO_REQUEST)) {
-    AnswerEcho(stack, packet, message);
-  } else if (type == (v4 ? ICMP_ECHOREPLY : ICMP6_ECHO_REPLY)) {
-    uint16_t identifier;
-    memcpy(&identifier, message.data() + 4, sizeof(identifier));
-    InetAddress to = packet.to;
-    to.port = ntohs(identifier);
-    base::Ref<PortUser> found = stack.ping().Find(to, packet.from);
-    if (found != nullptr) static_cast<PingEndpoint&>(*found).Deliver(packet);
-  }
-}
 
 // --- raw ---
 
 RawEndpoint::RawEndpoint(base::Ref<InetStack> stack, int family, int protocol)
     : DatagramEndpoint(std::move(stack), family), protocol_(protocol) {
   local.ip = IpAddress::Any(!v6());
+  if (protocol == IPPROTO_RAW && !v6()) ip().SetFlag(IPPROTO_IP, IP_HDRINCL, true);
   this->stack().AddRaw(this);
 }
 
@@ -242,7 +142,7 @@ Result<size_t> RawEndpoint::Send(IoSource& src, const SendArgs& args) {
     int at = protocol_ == IPPROTO_ICMPV6 ? 2 : checksum_offset.load();
     if (v6() && at >= 0) {
       if (message.size() < static_cast<size_t>(at) + 2) return Error(EINVAL);
-      SetChecksum(message, static_cast<size_t>(at), PseudoHeader(p, message.size()));
+      SetChecksum(message, static_cast<size_t>(at), PseudoHeader(p, message.size(), protocol));
     }
   }
   PacketInput(stack(), p, protocol);

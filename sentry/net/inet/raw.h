@@ -5,6 +5,7 @@
 #include <array>
 
 #include "sentry/net/inet/datagram.h"
+#include "sentry/net/inet/packet_input.h"
 
 namespace sentry {
 
@@ -58,13 +59,5 @@ class PingEndpoint : public DatagramEndpoint {
   ~PingEndpoint() override = default;
   base::Status AutoBind() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 };
-
-// The Internet checksum of `bytes`, going on from `sum`.
-uint16_t InternetChecksum(std::span<const std::byte> bytes, uint32_t sum = 0);
-
-// A packet of `protocol` has come: raw sockets see it, an echo request is answered, an echo reply
-// goes to its socket. `data` begins with the transport header after `skip` bytes, which are the
-// IPv4 header.
-void PacketInput(InetStack& stack, const Packet& packet, int protocol);
 
 }  // namespace sentry

@@ -22,7 +22,8 @@ using base::Status;
 
 Result<std::vector<std::byte>> RawSocket::GetOption(Task& t, int level, int name) {
   if (!endpoint_->v6() && level == SOL_RAW) {
-    if (name != kIcmpFilter || protocol() != IPPROTO_ICMP) return Error(EOPNOTSUPP);
+    if (name != kIcmpFilter) return Error(ENOPROTOOPT);
+    if (protocol() != IPPROTO_ICMP) return Error(EOPNOTSUPP);
     return OptionBytes(endpoint_->filter()[0]);
   }
   if (endpoint_->v6() && level == IPPROTO_ICMPV6 && protocol() == IPPROTO_ICMPV6) {
@@ -40,7 +41,8 @@ Status RawSocket::SetOption(Task& t, int level, int name, std::span<const std::b
   bool filter4 = !endpoint_->v6() && level == SOL_RAW;
   bool filter6 = endpoint_->v6() && level == IPPROTO_ICMPV6 && protocol() == IPPROTO_ICMPV6;
   if (filter4 || filter6) {
-    if (filter4 && (name != kIcmpFilter || protocol() != IPPROTO_ICMP)) return Error(EOPNOTSUPP);
+    if (filter4 && name != kIcmpFilter) return Error(ENOPROTOOPT);
+    if (filter4 && protocol() != IPPROTO_ICMP) return Error(EOPNOTSUPP);
     if (filter6 && name != ICMP6_FILTER) return Error(ENOPROTOOPT);
     size_t most = filter4 ? sizeof(uint32_t) : sizeof(filter);
     memcpy(filter.data(), value.data(), std::min(value.size(), most));

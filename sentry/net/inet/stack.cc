@@ -4,6 +4,7 @@
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/inet/packet_input.h"
 #include "sentry/net/inet/raw.h"
 
 namespace sentry {
@@ -28,20 +29,29 @@ bool InetStack::HasCap(Task& t, int cap) const { return t.creds().HasCapIn(cap, 
 
 base::Ref<InetStack> InetStack::Current(Task& t) { return Of(*t.net_namespace_ref()); }
 
-void InetStack::SetUp(bool up) {
-  absl::MutexLock lock(&mutex_);
-  if (up_.exchange(up) == up) return;
-  if (!up) {
-    // IPv6 addresses go with the device, IPv4 ones stay.
-    std::erase_if(addresses_, [](const Address& a) { return !a.ip.v4(); });
-    return;
+void InetStack::SetUp(bool up, NetworkAsker asker) {
+  std::vector<NetworkNews> news{{.kind = NetworkNews::Kind::kLink, .asker = asker}};
+  auto about = [&](const Address& a) { news.push_back({NetworkNews::Kind::kAddress, up, a, {}}); };
+  {
+    absl::MutexLock lock(&mutex_);
+    if (up_.exchange(up) == up) return;
+    if (!up) {
+      // IPv6 addresses go with the device, IPv4 ones stay.
+      for (const Address& a : addresses_) {
+        if (!a.ip.v4()) about(a);
+      }
+      std::erase_if(addresses_, [](const Address& a) { return !a.ip.v4(); });
+    }
+    for (bool v4 : {true, false}) {
+      IpAddress ip = IpAddress::Loopback(v4);
+      bool there = std::any_of(addresses_.begin(), addresses_.end(),
+                               [&](const Address& a) { return a.ip == ip; });
+      if (!up || there) continue;
+      addresses_.push_back({ip, v4 ? 8 : 128});
+      about(addresses_.back());
+    }
   }
-  for (bool v4 : {true, false}) {
-    IpAddress ip = IpAddress::Loopback(v4);
-    bool there = std::any_of(addresses_.begin(), addresses_.end(),
-                             [&](const Address& a) { return a.ip == ip; });
-    if (!there) addresses_.push_back({ip, v4 ? 8 : 128});
-  }
+  for (const NetworkNews& one : news) Tell(one);
 }
 
 std::vector<InetStack::Address> InetStack::addresses() const {
@@ -49,24 +59,45 @@ std::vector<InetStack::Address> InetStack::addresses() const {
   return addresses_;
 }
 
-Status InetStack::AddAddress(const Address& a) {
-  absl::MutexLock lock(&mutex_);
-  for (const Address& other : addresses_) {
-    if (other.ip == a.ip) return Error(EEXIST);
+Status InetStack::AddAddress(const Address& a, NetworkAsker asker) {
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const Address& other : addresses_) {
+      if (other.ip == a.ip) return Error(EEXIST);
+    }
+    if (addresses_.size() >= kMaxAddresses) return Error(ENOBUFS);
+    addresses_.push_back(a);
   }
-  if (addresses_.size() >= kMaxAddresses) return Error(ENOBUFS);
-  addresses_.push_back(a);
+  Tell({NetworkNews::Kind::kAddress, true, a, asker});
   return base::Ok();
 }
 
-Status InetStack::RemoveAddress(const Address& a) {
-  absl::MutexLock lock(&mutex_);
-  auto it = std::find_if(addresses_.begin(), addresses_.end(), [&](const Address& other) {
-    return other.ip == a.ip && other.prefix == a.prefix;
-  });
-  if (it == addresses_.end()) return Error(EADDRNOTAVAIL);
-  addresses_.erase(it);
+Status InetStack::RemoveAddress(const Address& a, NetworkAsker asker) {
+  {
+    absl::MutexLock lock(&mutex_);
+    auto it = std::find_if(addresses_.begin(), addresses_.end(), [&](const Address& other) {
+      return other.ip == a.ip && other.prefix == a.prefix;
+    });
+    if (it == addresses_.end()) return Error(EADDRNOTAVAIL);
+    addresses_.erase(it);
+  }
+  Tell({NetworkNews::Kind::kAddress, false, a, asker});
   return base::Ok();
+}
+
+void InetStack::Tell(const NetworkNews& news) {
+  absl::MutexLock lock(&listeners_mutex_);
+  for (NetworkListener* listener : listeners_) listener->OnNews(*this, news);
+}
+
+void InetStack::AddListener(NetworkListener* listener) {
+  absl::MutexLock lock(&listeners_mutex_);
+  listeners_.push_back(listener);
+}
+
+void InetStack::RemoveListener(NetworkListener* listener) {
+  absl::MutexLock lock(&listeners_mutex_);
+  std::erase(listeners_, listener);
 }
 
 bool InetStack::IsLocal(const IpAddress& ip) const {
@@ -108,23 +139,52 @@ Result<IpAddress> InetStack::Route(IpAddress* to) const {
   return source;
 }
 
+namespace {
+
+// Those of a list that are not on their way out.
+template <typename T>
+std::vector<base::Ref<T>> Living(const std::vector<T*>& all) {
+  std::vector<base::Ref<T>> out;
+  for (T* one : all) {
+    if (one->TryIncRef()) out.push_back(base::Ref<T>::Adopt(one));
+  }
+  return out;
+}
+
+}  // namespace
+
 void InetStack::AddRaw(RawEndpoint* raw) {
   absl::MutexLock lock(&mutex_);
   raw_.push_back(raw);
+  watchers_ = raw_.size() + taps_.size();
 }
 
 void InetStack::RemoveRaw(RawEndpoint* raw) {
   absl::MutexLock lock(&mutex_);
   std::erase(raw_, raw);
+  watchers_ = raw_.size() + taps_.size();
 }
 
 std::vector<base::Ref<RawEndpoint>> InetStack::RawSockets() {
   absl::MutexLock lock(&mutex_);
-  std::vector<base::Ref<RawEndpoint>> out;
-  for (RawEndpoint* raw : raw_) {
-    if (raw->TryIncRef()) out.push_back(base::Ref<RawEndpoint>::Adopt(raw));
-  }
-  return out;
+  return Living(raw_);
+}
+
+void InetStack::AddTap(PacketTap* tap) {
+  absl::MutexLock lock(&mutex_);
+  taps_.push_back(tap);
+  watchers_ = raw_.size() + taps_.size();
+}
+
+void InetStack::RemoveTap(PacketTap* tap) {
+  absl::MutexLock lock(&mutex_);
+  std::erase(taps_, tap);
+  watchers_ = raw_.size() + taps_.size();
+}
+
+std::vector<base::Ref<PacketTap>> InetStack::Taps() {
+  absl::MutexLock lock(&mutex_);
+  return Living(taps_);
 }
 
 void InetStack::JoinGroup(const IpAddress& group) {

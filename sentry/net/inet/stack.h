@@ -17,6 +17,7 @@
 
 namespace sentry {
 
+class PacketTap;
 class RawEndpoint;
 class Task;
 
@@ -27,6 +28,14 @@ struct NetCounters {
   std::atomic<uint64_t> tcp_out_resets{0}, tcp_segments{0}, listen_overflows{0};
   std::atomic<uint64_t> udp_in{0}, udp_out{0}, udp_no_port{0}, udp_full{0};
   std::atomic<uint64_t> icmp_in{0}, icmp_out{0};
+};
+
+class NetworkListener;
+struct NetworkNews;
+
+// Who has asked for a change over netlink; zeros: nobody has.
+struct NetworkAsker {
+  uint32_t port = 0, sequence = 0;
 };
 
 // Thread-safe.
@@ -50,12 +59,16 @@ class InetStack : public base::RefCounted {
   // --- the loopback device ---
   bool up() const { return up_.load(std::memory_order_relaxed); }
   // Going up adds 127.0.0.1/8 and ::1/128, as Linux does.
-  void SetUp(bool up);
+  void SetUp(bool up, NetworkAsker asker = {});
   std::vector<Address> addresses() const;
   // EEXIST; ENOBUFS beyond a bound.
-  base::Status AddAddress(const Address& a);
+  base::Status AddAddress(const Address& a, NetworkAsker asker = {});
   // EADDRNOTAVAIL.
-  base::Status RemoveAddress(const Address& a);
+  base::Status RemoveAddress(const Address& a, NetworkAsker asker = {});
+
+  // --- who is told of changes, until it takes itself out ---
+  void AddListener(NetworkListener* listener);
+  void RemoveListener(NetworkListener* listener);
 
   // --- routes: what is an address of this machine is reached, nothing else ---
   bool IsLocal(const IpAddress& ip) const;
@@ -74,10 +87,15 @@ class InetStack : public base::RefCounted {
   // EINVAL.
   base::Status SetPortRange(int low, int high);
 
-  // --- raw sockets, which take themselves out before they go ---
+  // --- who sees packets: raw and packet sockets, which take themselves out before they go ---
   void AddRaw(RawEndpoint* raw);
   void RemoveRaw(RawEndpoint* raw);
   std::vector<base::Ref<RawEndpoint>> RawSockets();
+  void AddTap(PacketTap* tap);
+  void RemoveTap(PacketTap* tap);
+  std::vector<base::Ref<PacketTap>> Taps();
+  // Is there anybody?
+  bool watched() const { return watchers_.load(std::memory_order_relaxed) != 0; }
 
   // --- multicast groups that somebody has joined; all hosts are members of one ---
   void JoinGroup(const IpAddress& group);
@@ -93,6 +111,9 @@ class InetStack : public base::RefCounted {
   std::atomic<uint32_t> ping_first{1}, ping_last{0};  // kernel group ids
   std::atomic<int> somaxconn{4096};
   std::atomic<int> ip_nonlocal_bind{0}, bindv6only{0}, default_ttl{64}, ip_forward{0};
+  // ipv4/conf/{all,lo}: of packets that come in over the device from outside of this stack.
+  std::atomic<int> route_localnet_all{0}, route_localnet_lo{0}, accept_local_all{0};
+  std::atomic<int> accept_local_lo{0}, rp_filter_all{0}, rp_filter_lo{0};
 
   NetCounters counters;
 
@@ -108,8 +129,29 @@ class InetStack : public base::RefCounted {
   mutable absl::Mutex mutex_;  // leaf
   std::vector<Address> addresses_ ABSL_GUARDED_BY(mutex_);
   std::vector<RawEndpoint*> raw_ ABSL_GUARDED_BY(mutex_);
+  std::vector<PacketTap*> taps_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<size_t> watchers_{0};  // raw_ and taps_
+  void Tell(const NetworkNews& news);
+
+  absl::Mutex listeners_mutex_;  // before what a listener takes
+  std::vector<NetworkListener*> listeners_ ABSL_GUARDED_BY(listeners_mutex_);
   absl::flat_hash_map<IpAddress, int> groups_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<uint32_t> netlink_ports_ ABSL_GUARDED_BY(mutex_);
+};
+
+// What has changed.
+struct NetworkNews {
+  enum class Kind { kLink, kAddress } kind = Kind::kLink;
+  bool added = true;           // the address
+  InetStack::Address address;  // of kAddress
+  NetworkAsker asker;
+};
+
+class NetworkListener {
+ public:
+  virtual ~NetworkListener() = default;
+  // Must not park, nor change the network.
+  virtual void OnNews(InetStack& stack, const NetworkNews& news) = 0;
 };
 
 }  // namespace sentry

@@ -119,6 +119,8 @@ class TcpEndpoint : public InetEndpoint {
   // FileDescription::EnterLanes: of an established connection without urgent data and the like.
   FileDescription::LaneNames EnterLanes(LaneArena& arena);
   bool HasOpenLanes();
+  // For good: its owner is to be told of each byte that comes.
+  void LeaveLanes();
 
   // --- options and state ---
   TcpOptions& tcp_options() { return tcp_options_; }
@@ -220,6 +222,7 @@ class TcpEndpoint : public InetEndpoint {
   std::atomic<int> state_{TCP_CLOSE}, error_{0}, shutdown_{0};
   std::atomic<bool> done_{false};  // a FIN was received (SOCK_DONE)
   std::atomic<bool> deferred_{false};
+  std::atomic<bool> without_lanes_{false};  // LeaveLanes
   TcpOptions tcp_options_;
   enum class SocketState { kUnconnected, kConnecting, kConnected };  // SS_*
   SocketState socket_state_ ABSL_GUARDED_BY(g_tcp_mutex) = SocketState::kUnconnected;

@@ -21,6 +21,12 @@ void TcpEndpoint::CloseLanes() {
   if (connection_ != nullptr) CloseLanes(*connection_);
 }
 
+void TcpEndpoint::LeaveLanes() {
+  absl::MutexLock lock(&g_tcp_mutex);
+  without_lanes_ = true;
+  CloseLanes();
+}
+
 void TcpEndpoint::CloseLanes(TcpConnection& c) {
   for (TcpConnection::Side& side : c.sides) side.out.bytes.OpenLane(false);
 }
@@ -30,7 +36,7 @@ bool TcpEndpoint::MayOpenLane(TcpConnection& c, int side) {
   for (TcpConnection::Side& s : c.sides) {
     const TcpEndpoint& end = *s.end;
     if (s.gone.load() || end.state() != TCP_ESTABLISHED || end.shutdown_.load() != 0 ||
-        end.error_.load() != 0 || end.deferred_.load()) {
+        end.error_.load() != 0 || end.deferred_.load() || end.without_lanes_.load()) {
       return false;
     }
   }

@@ -35,6 +35,7 @@ class TcpSocket : public InetSocket {
   int TakeError() override { return endpoint_->TakeError(); }
   bool listening() const override { return endpoint_->listening(); }
   void OnOptionChange() override { endpoint_->UpdateLimits(); }
+  void OnAsyncOn() override { endpoint_->LeaveLanes(); }
 
  private:
   ~TcpSocket() override {

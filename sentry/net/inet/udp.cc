@@ -2,6 +2,10 @@
 
 #include <netinet/udp.h>
 
+#include <cstring>
+
+#include "sentry/net/inet/packet_input.h"
+
 namespace sentry {
 
 using base::Error;
@@ -51,33 +55,48 @@ void UdpEndpoint::Disconnect() {
   remote = InetAddress();
 }
 
-void UdpEndpoint::Route(Packet packet) {
-  NetCounters& counters = stack().counters;
-  counters.udp_out.fetch_add(1, std::memory_order_relaxed);
-  counters.packets.fetch_add(1, std::memory_order_relaxed);
-  counters.bytes.fetch_add(packet.data->size(), std::memory_order_relaxed);
+bool UdpEndpoint::Route(InetStack& stack, Packet packet) {
+  NetCounters& counters = stack.counters;
   auto deliver = [&](DatagramEndpoint& to, const Packet& p) {
     bool taken = to.Deliver(p);
     (taken ? counters.udp_in : counters.udp_full).fetch_add(1, std::memory_order_relaxed);
   };
   bool multicast = packet.to.ip.IsMulticast();
-  if (multicast || stack().IsBroadcast(packet.to.ip)) {
-    if (multicast && !stack().InGroup(packet.to.ip)) return;
-    for (auto& user : table().FindAll(packet.to, packet.from)) {
+  if (multicast || stack.IsBroadcast(packet.to.ip)) {
+    if (multicast && !stack.InGroup(packet.to.ip)) return true;
+    for (auto& user : stack.udp().FindAll(packet.to, packet.from)) {
       auto& to = static_cast<DatagramEndpoint&>(*user);
       if (!multicast || to.Wants(packet.to.ip)) deliver(to, packet);
     }
-    return;
+    return true;
   }
-  base::Ref<PortUser> found = table().Find(packet.to, packet.from);
+  base::Ref<PortUser> found = stack.udp().Find(packet.to, packet.from);
   if (found != nullptr) {
     deliver(static_cast<DatagramEndpoint&>(*found), packet);
-    return;
+    return true;
   }
-  // Port unreachable.
   counters.udp_no_port.fetch_add(1, std::memory_order_relaxed);
   counters.icmp_out.fetch_add(1, std::memory_order_relaxed);
-  Fail(ECONNREFUSED, packet, /*hard=*/true);
+  return false;
+}
+
+void UdpEndpoint::Input(InetStack& stack, Packet packet) {
+  udphdr header;
+  const auto bytes = packet.payload();
+  if (bytes.size() < sizeof(header)) return;
+  memcpy(&header, bytes.data(), sizeof(header));
+  const size_t length = ntohs(header.len);
+  if (length < sizeof(header) || length > bytes.size()) return;
+  if (header.check != 0 || !packet.to.ip.v4()) {
+    const uint32_t sum = PseudoHeader(packet, length, IPPROTO_UDP);
+    if (InternetChecksum(bytes.first(length), sum) != 0) return;
+  }
+  const Packet whole = packet;
+  packet.from.port = ntohs(header.source);
+  packet.to.port = ntohs(header.dest);
+  packet.skip += sizeof(header);
+  packet.cut += bytes.size() - length;
+  if (!Route(stack, std::move(packet))) PortUnreachable(stack, whole);
 }
 
 Result<size_t> UdpEndpoint::Send(IoSource& src, const SendArgs& args) {
@@ -97,7 +116,19 @@ Result<size_t> UdpEndpoint::Send(IoSource& src, const SendArgs& args) {
   if (length > (to.ip.v4() ? kMaxPayload4 : kMaxPayload6)) return Error(EMSGSIZE);
   Packet packet = MakePacket(TRY(PacketData::From(src)), source, to, ask);
   packet.from.port = LocalName().port;
-  Route(std::move(packet));
+  NetCounters& counters = stack().counters;
+  counters.udp_out.fetch_add(1, std::memory_order_relaxed);
+  Packet seen;  // as who looks at packets sees it
+  if (stack().watched()) {
+    seen = WithUdpHeader(packet);
+    ShowPacket(stack(), seen, IPPROTO_UDP, nullptr);
+  } else {
+    counters.packets.fetch_add(1, std::memory_order_relaxed);
+    counters.bytes.fetch_add(packet.data->size(), std::memory_order_relaxed);
+  }
+  if (Route(stack(), packet)) return length;
+  if (seen.data != nullptr) PortUnreachable(stack(), seen);
+  Fail(ECONNREFUSED, packet, /*hard=*/true);
   return length;
 }
 

@@ -17,6 +17,10 @@ class UdpEndpoint : public DatagramEndpoint {
   base::Result<size_t> Send(IoSource& src, const SendArgs& args) override;
   void Release() override;
   PortTable& table() override { return stack().udp(); }
+  size_t filter_header() const override { return 8; }
+  // A packet that a raw or packet socket has sent: `packet` begins with the header of UDP after
+  // `skip` bytes.
+  static void Input(InetStack& stack, Packet packet);
   // For /proc/net/udp.
   struct Row {
     InetAddress local, remote;
@@ -30,8 +34,8 @@ class UdpEndpoint : public DatagramEndpoint {
  private:
   ~UdpEndpoint() override = default;
   base::Status AutoBind() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // To whoever is bound there.
-  void Route(Packet packet);
+  // To whoever is bound there; false: nobody is.
+  static bool Route(InetStack& stack, Packet packet);
 };
 
 }  // namespace sentry

@@ -20,6 +20,7 @@ using base::Status;
 constexpr uint32_t kIn = EPOLLIN | EPOLLRDNORM;
 constexpr size_t kMaxRequest = 64 * 1024;
 constexpr size_t kOverhead = 256;  // of a queued message
+constexpr uint32_t kMaxGroup = 64;
 
 Result<sockaddr_nl> Parse(const SockAddr& address) {
   sockaddr_nl a;
@@ -48,6 +49,7 @@ bool IsFlag(int name) {
     case NETLINK_CAP_ACK:
     case NETLINK_EXT_ACK:
     case NETLINK_GET_STRICT_CHK:
+    case NETLINK_LISTEN_ALL_NSID:
       return true;
     default:
       return false;
@@ -57,6 +59,7 @@ bool IsFlag(int name) {
 }  // namespace
 
 NetlinkSocket::~NetlinkSocket() {
+  if (protocol() == NETLINK_ROUTE) stack_->RemoveListener(this);
   if (uint32_t port = port_.load()) stack_->DropNetlinkPort(port);
 }
 
@@ -81,7 +84,8 @@ Status NetlinkSocket::Bind(Task& t, const SockAddr& address) {
   } else {
     TRY(AutoBind(t));
   }
-  groups_ = a.nl_groups;
+  // The first 32 of them; the others are left alone.
+  groups_ = (groups_.load() & ~uint64_t{0xffffffff}) | a.nl_groups;
   return base::Ok();
 }
 
@@ -93,10 +97,22 @@ Status NetlinkSocket::Connect(Task& t, const SockAddr& address, bool) {
   return AutoBind(t);
 }
 
-Result<SockAddr> NetlinkSocket::LocalAddress() { return Name(port_.load(), groups_.load()); }
+Result<SockAddr> NetlinkSocket::LocalAddress() {
+  return Name(port_.load(), static_cast<uint32_t>(groups_.load()));
+}
 Result<SockAddr> NetlinkSocket::PeerAddress() { return Name(0, 0); }
 
-void NetlinkSocket::Push(std::vector<std::vector<std::byte>> answers) {
+void NetlinkSocket::OnNews(InetStack& stack, const NetworkNews& news) {
+  const uint64_t groups = groups_.load();
+  if (groups == 0 || host_ != nullptr) return;
+  std::vector<Message> messages;
+  for (RouteNews& one : TellNews(stack, news)) {
+    if ((groups >> (one.group - 1) & 1) != 0) messages.push_back({std::move(one.bytes), one.group});
+  }
+  Push(std::move(messages));
+}
+
+void NetlinkSocket::Push(std::vector<Message> answers) {
   if (answers.empty()) return;
   bool lost = false;
   {
@@ -106,7 +122,7 @@ void NetlinkSocket::Push(std::vector<std::vector<std::byte>> answers) {
         lost = true;
         break;
       }
-      queued_ += answer.size() + kOverhead;
+      queued_ += answer.bytes.size() + kOverhead;
       messages_.push_back(std::move(answer));
     }
   }
@@ -124,6 +140,7 @@ Result<size_t> NetlinkSocket::Send(IoSource& src, SendArgs args) {
     if (to.nl_groups != 0) return Error(EPERM);
   }
   TRY(AutoBind(*t));
+  if (protocol() != NETLINK_ROUTE) return Error(ECONNREFUSED);
   size_t length = src.remaining();
   if (length > static_cast<size_t>(options().send_buffer.load()) - 32 || length > kMaxRequest) {
     return Error(EMSGSIZE);
@@ -132,14 +149,19 @@ Result<size_t> NetlinkSocket::Send(IoSource& src, SendArgs args) {
   std::vector<std::byte> request(length);
   if (TRY(src.Get(request)) != length) return Error(EFAULT);
   const bool admin = stack_->HasCap(*t, CAP_NET_ADMIN);
-  Push(AnswerRoute(*stack_, host_, admin, port_.load(), request));
+  const bool cap_ack = (kept_.load() >> NETLINK_CAP_ACK & 1) != 0;
+  std::vector<Message> answers;
+  for (auto& answer : AnswerRoute(*stack_, host_, admin, cap_ack, port_.load(), request)) {
+    answers.push_back({std::move(answer), 0});
+  }
+  Push(std::move(answers));
   return length;
 }
 
 Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
   if (args->flags & MSG_OOB) return Error(EOPNOTSUPP);
   int64_t deadline = ReceiveDeadline();
-  std::vector<std::byte> message;
+  Message message;
   while (true) {
     if (int error = TakeError()) return Error(error);
     {
@@ -150,7 +172,7 @@ Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
         } else {
           message = std::move(messages_.front());
           messages_.pop_front();
-          queued_ -= message.size() + kOverhead;
+          queued_ -= message.bytes.size() + kOverhead;
         }
         break;
       }
@@ -165,17 +187,17 @@ Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
     if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
     if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline);
   }
-  size_t n = std::min(message.size(), dst.remaining());
-  if (n < message.size()) args->out_flags |= MSG_TRUNC;
-  args->full_length = message.size();
-  args->from = Name(0, 0);
+  size_t n = std::min(message.bytes.size(), dst.remaining());
+  if (n < message.bytes.size()) args->out_flags |= MSG_TRUNC;
+  args->full_length = message.bytes.size();
+  args->from = Name(0, message.group >= 1 && message.group <= 32 ? 1u << (message.group - 1) : 0);
   args->has_creds = pass_creds();
   args->creds.uid = args->creds.gid = 0;
   if (kept_.load() & 1u << NETLINK_PKTINFO) {
-    nl_pktinfo info{};
+    nl_pktinfo info{message.group};
     args->control.push_back({SOL_NETLINK, NETLINK_PKTINFO, OptionBytes(info)});
   }
-  return n > 0 ? dst.Put(std::span(message).first(n)) : Result<size_t>(n);
+  return n > 0 ? dst.Put(std::span(message.bytes).first(n)) : Result<size_t>(n);
 }
 
 uint32_t NetlinkSocket::Readiness() {
@@ -186,27 +208,38 @@ uint32_t NetlinkSocket::Readiness() {
 }
 
 Result<std::vector<std::byte>> NetlinkSocket::GetOption(Task& t, int level, int name) {
-  if (level != SOL_NETLINK) return Socket::GetOption(t, level, name);
+  if (level == SOL_SOCKET) return Socket::GetOption(t, level, name);
+  if (level != SOL_NETLINK) return Error(ENOPROTOOPT);
+  if (name == NETLINK_LIST_MEMBERSHIPS) {
+    const uint64_t groups = groups_.load();
+    return groups != 0 ? OptionBytes(groups) : std::vector<std::byte>();
+  }
   if (!IsFlag(name)) return Error(ENOPROTOOPT);
   return OptionBytes<int>(static_cast<int>(kept_.load() >> name & 1));
 }
 
+Status NetlinkSocket::SetMembership(int name, uint32_t group) {
+  if (group < 1 || group > kMaxGroup) return Error(EINVAL);
+  const uint64_t bit = uint64_t{1} << (group - 1);
+  if (name == NETLINK_ADD_MEMBERSHIP) {
+    groups_.fetch_or(bit);
+  } else {
+    groups_.fetch_and(~bit);
+  }
+  return base::Ok();
+}
+
 Status NetlinkSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
-  if (level != SOL_NETLINK) return Socket::SetOption(t, level, name, value);
-  uint32_t number = 0;
-  if (value.size() < sizeof(number)) return Error(EINVAL);
-  memcpy(&number, value.data(), sizeof(number));
+  if (level == SOL_SOCKET) return Socket::SetOption(t, level, name, value);
+  if (level != SOL_NETLINK) return Error(ENOPROTOOPT);
+  uint32_t number = 0;  // of what is too short
+  if (value.size() >= sizeof(number)) memcpy(&number, value.data(), sizeof(number));
   if (name == NETLINK_ADD_MEMBERSHIP || name == NETLINK_DROP_MEMBERSHIP) {
-    if (number < 1 || number > 64) return Error(EINVAL);
-    uint32_t bit = number <= 32 ? 1u << (number - 1) : 0;
-    if (name == NETLINK_ADD_MEMBERSHIP) {
-      groups_.fetch_or(bit);
-    } else {
-      groups_.fetch_and(~bit);
-    }
-    return base::Ok();
+    return SetMembership(name, number);
   }
   if (!IsFlag(name)) return Error(ENOPROTOOPT);
+  const bool all = name == NETLINK_LISTEN_ALL_NSID;
+  if (all && !stack_->HasCap(t, CAP_NET_BROADCAST)) return Error(EPERM);
   if (number != 0) {
     kept_.fetch_or(1u << name);
   } else {
@@ -218,7 +251,9 @@ Status NetlinkSocket::SetOption(Task& t, int level, int name, std::span<const st
 Result<base::Ref<FileDescription>> NewNetlinkSocket(Task& t, Vfs& vfs, int type, int protocol,
                                                     uint32_t flags) {
   if (type != SOCK_RAW && type != SOCK_DGRAM) return Error(ESOCKTNOSUPPORT);
-  if (protocol != NETLINK_ROUTE) return Error(EPROTONOSUPPORT);
+  if (protocol != NETLINK_ROUTE && protocol != NETLINK_KOBJECT_UEVENT) {
+    return Error(EPROTONOSUPPORT);
+  }
   return base::Ref<FileDescription>(base::MakeRef<NetlinkSocket>(
       vfs, InetStack::Current(t), HostNetwork::Current(t), type, protocol, flags));
 }

@@ -1,5 +1,8 @@
-// AF_NETLINK sockets as files (Linux: net/netlink/af_netlink.c). NETLINK_ROUTE alone.
+// AF_NETLINK sockets as files (Linux: net/netlink/af_netlink.c): NETLINK_ROUTE, and
+// NETLINK_KOBJECT_UEVENT, which tells nothing: no devices come and go.
 #pragma once
+
+#include <linux/netlink.h>
 
 #include <atomic>
 #include <deque>
@@ -13,12 +16,14 @@
 
 namespace sentry {
 
-class NetlinkSocket : public Socket {
+class NetlinkSocket : public Socket, private NetworkListener {
  public:
   // `host`: where the network is the host's; null otherwise.
   NetlinkSocket(Vfs& vfs, base::Ref<InetStack> stack, HostNetwork* host, int type, int protocol,
                 uint32_t flags)
-      : Socket(vfs, AF_NETLINK, type, protocol, flags), stack_(std::move(stack)), host_(host) {}
+      : Socket(vfs, AF_NETLINK, type, protocol, flags), stack_(std::move(stack)), host_(host) {
+    if (protocol == NETLINK_ROUTE) stack_->AddListener(this);
+  }
 
   base::Status Bind(Task& t, const SockAddr& address) override;
   base::Status Connect(Task& t, const SockAddr& address, bool nonblock) override;
@@ -31,7 +36,7 @@ class NetlinkSocket : public Socket {
   uint32_t Readiness() override;
   fiber::WaitQueue* wait_queue() override { return &queue_; }
   // A message of the kernel's own that is no answer (mq_notify).
-  void Deliver(std::vector<std::byte> message) { Push({std::move(message)}); }
+  void Deliver(std::vector<std::byte> message) { Push({{std::move(message), 0}}); }
 
  protected:
   int TakeError() override { return error_.exchange(0); }
@@ -40,15 +45,23 @@ class NetlinkSocket : public Socket {
   ~NetlinkSocket() override;
   // A port id, chosen now if there is none: the process's id if it is free.
   base::Status AutoBind(Task& t);
-  void Push(std::vector<std::vector<std::byte>> answers);
+  // A message and the multicast group that it is for; 0: for this socket alone.
+  struct Message {
+    std::vector<std::byte> bytes;
+    uint32_t group = 0;
+  };
+  void Push(std::vector<Message> messages);
+  void OnNews(InetStack& stack, const NetworkNews& news) override;
+  base::Status SetMembership(int name, uint32_t group);
 
   const base::Ref<InetStack> stack_;
   HostNetwork* const host_;
   fiber::WaitQueue queue_;
   std::atomic<int> error_{0};
-  std::atomic<uint32_t> port_{0}, groups_{0}, kept_{0};
+  std::atomic<uint32_t> port_{0}, kept_{0};
+  std::atomic<uint64_t> groups_{0};  // bit n - 1 for group n
   absl::Mutex mutex_;
-  std::deque<std::vector<std::byte>> messages_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Message> messages_ ABSL_GUARDED_BY(mutex_);
   size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

@@ -15,12 +15,13 @@ namespace sentry {
 // One request and where its answers go.
 struct RouteRequest {
   InetStack& stack;
-  bool admin;
+  bool admin, cap_ack;
   uint32_t port;
   NetlinkMessage message;
   NetlinkWriter& out;
   std::vector<std::vector<std::byte>>& answers;  // datagrams that are full
 
+  NetworkAsker asker() const { return {port, message.header.nlmsg_seq}; }
   uint16_t type() const { return message.header.nlmsg_type; }
   uint16_t flags() const { return message.header.nlmsg_flags; }
   bool get() const { return ((type() - RTM_BASE) & 3) == 2; }

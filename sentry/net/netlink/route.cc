@@ -44,14 +44,13 @@ std::optional<IpAddress> AddressFrom(int family, NetlinkBytes bytes) {
 
 // --- links ---
 
-void WriteLink(const RouteRequest& r) {
-  InetStack& s = r.stack;
+void WriteLink(InetStack& s, const nlmsghdr& header, NetlinkWriter* to) {
   ifinfomsg m{};
   m.ifi_type = ARPHRD_LOOPBACK;
   m.ifi_index = InetStack::kLoopbackIndex;
   m.ifi_flags = IFF_LOOPBACK | (s.up() ? IFF_UP | IFF_RUNNING | kLowerUp : 0);
-  NetlinkWriter& w = r.out;
-  w.Begin(r.Header(RTM_NEWLINK), m);
+  NetlinkWriter& w = *to;
+  w.Begin(header, m);
   w.Attribute(IFLA_IFNAME, kLo);
   w.Attribute(IFLA_TXQLEN, uint32_t{1000});
   w.Attribute(IFLA_OPERSTATE, s.up() ? kOperUnknown : kOperDown);
@@ -99,7 +98,7 @@ Status GetLink(const RouteRequest& r) {
     auto m = FixedHeader<ifinfomsg>(r.message.payload, &rest);
     TRY(CheckLink(m, rest));
   }
-  WriteLink(r);
+  WriteLink(r.stack, r.Header(RTM_NEWLINK), &r.out);
   return base::Ok();
 }
 
@@ -119,13 +118,13 @@ Status SetLink(const RouteRequest& r) {
     if (attributes.Find(type)) return Error(EOPNOTSUPP);
   }
   uint32_t change = m.ifi_change != 0 ? m.ifi_change : (m.ifi_flags != 0 ? ~0u : 0);
-  if (change & IFF_UP) r.stack.SetUp((m.ifi_flags & IFF_UP) != 0);
+  if (change & IFF_UP) r.stack.SetUp((m.ifi_flags & IFF_UP) != 0, r.asker());
   return base::Ok();
 }
 
 // --- addresses ---
 
-void WriteAddress(const RouteRequest& r, const InetStack::Address& a) {
+void WriteAddress(const nlmsghdr& header, const InetStack::Address& a, NetlinkWriter* to) {
   bool v4 = a.ip.v4(), host = a.ip.IsLoopback();
   ifaddrmsg m{};
   m.ifa_family = v4 ? AF_INET : AF_INET6;
@@ -133,8 +132,8 @@ void WriteAddress(const RouteRequest& r, const InetStack::Address& a) {
   m.ifa_flags = IFA_F_PERMANENT;
   m.ifa_scope = static_cast<uint8_t>(host ? RT_SCOPE_HOST : RT_SCOPE_UNIVERSE);
   m.ifa_index = InetStack::kLoopbackIndex;
-  NetlinkWriter& w = r.out;
-  w.Begin(r.Header(RTM_NEWADDR), m);
+  NetlinkWriter& w = *to;
+  w.Begin(header, m);
   w.Attribute(IFA_ADDRESS, AddressBytes(a.ip));
   if (v4) {
     w.Attribute(IFA_LOCAL, AddressBytes(a.ip));
@@ -156,13 +155,15 @@ Status GetAddress(const RouteRequest& r) {
     auto ip = wanted ? AddressFrom(AF_INET6, *wanted) : std::nullopt;
     if (!ip) return Error(EINVAL);
     for (const auto& a : r.stack.addresses()) {
-      if (a.ip == *ip) return WriteAddress(r, a), base::Ok();
+      if (a.ip == *ip) return WriteAddress(r.Header(RTM_NEWADDR), a, &r.out), base::Ok();
     }
     return Error(EADDRNOTAVAIL);
   }
   for (const auto& a : r.stack.addresses()) {
     int family = a.ip.v4() ? AF_INET : AF_INET6;
-    if (m.ifa_family == AF_UNSPEC || m.ifa_family == family) WriteAddress(r, a);
+    if (m.ifa_family == AF_UNSPEC || m.ifa_family == family) {
+      WriteAddress(r.Header(RTM_NEWADDR), a, &r.out);
+    }
   }
   return base::Ok();
 }
@@ -182,8 +183,11 @@ Status ChangeAddress(const RouteRequest& r) {
     return Error(EINVAL);
   }
   InetStack::Address address{*ip, m.ifa_prefixlen};
-  if (r.type() == RTM_DELADDR) return r.stack.RemoveAddress(address);
-  return r.stack.AddAddress(address);
+  if (r.type() == RTM_DELADDR) return r.stack.RemoveAddress(address, r.asker());
+  Status added = r.stack.AddAddress(address, r.asker());
+  // What is there stays as it is.
+  const bool replaces = (r.flags() & (NLM_F_REPLACE | NLM_F_EXCL)) == NLM_F_REPLACE;
+  return !added.ok() && added.error().code() == EEXIST && replaces ? base::Ok() : added;
 }
 
 // --- routes ---
@@ -196,7 +200,7 @@ struct Route {
   bool has_source;
 };
 
-void WriteRoute(const RouteRequest& r, const Route& route, uint32_t flags = 0) {
+void WriteRoute(const nlmsghdr& header, const Route& route, uint32_t flags, NetlinkWriter* to) {
   bool v4 = route.to.v4();
   rtmsg m{};
   m.rtm_family = v4 ? AF_INET : AF_INET6;
@@ -206,8 +210,8 @@ void WriteRoute(const RouteRequest& r, const Route& route, uint32_t flags = 0) {
   m.rtm_scope = v4 ? route.scope : uint8_t{RT_SCOPE_UNIVERSE};
   m.rtm_type = route.type;
   m.rtm_flags = flags;
-  NetlinkWriter& w = r.out;
-  w.Begin(r.Header(RTM_NEWROUTE), m);
+  NetlinkWriter& w = *to;
+  w.Begin(header, m);
   w.Attribute(RTA_TABLE, uint32_t{route.table});
   w.Attribute(RTA_DST, AddressBytes(route.to));
   if (!v4) w.Attribute(RTA_PRIORITY, uint32_t{route.table == RT_TABLE_MAIN ? 256u : 0u});
@@ -252,16 +256,16 @@ Status GetRoute(const RouteRequest& r) {
       to = *given;
     }
     IpAddress source = TRY(r.stack.Route(&to));
-    WriteRoute(r,
+    WriteRoute(r.Header(RTM_NEWROUTE),
                {to, to.v4() ? 32 : 128, RT_TABLE_LOCAL, RTN_LOCAL, RT_SCOPE_UNIVERSE, source, true},
-               RTM_F_CLONED);
+               RTM_F_CLONED, &r.out);
     return base::Ok();
   }
   if (!r.stack.up()) return base::Ok();
   for (const auto& a : r.stack.addresses()) {
     int family = a.ip.v4() ? AF_INET : AF_INET6;
     if (m.rtm_family != AF_UNSPEC && m.rtm_family != family) continue;
-    for (const Route& route : RoutesOf(a)) WriteRoute(r, route);
+    for (const Route& route : RoutesOf(a)) WriteRoute(r.Header(RTM_NEWROUTE), route, 0, &r.out);
   }
   return base::Ok();
 }
@@ -324,25 +328,51 @@ Status Answer(const RouteRequest& r) {
 // NLMSG_ERROR: the code and the request's header; with an error, the whole request.
 void WriteError(const RouteRequest& r, int error) {
   nlmsghdr h = r.Header(NLMSG_ERROR);
-  h.nlmsg_flags = error == 0 ? NLM_F_CAPPED : 0;
+  const bool capped = error == 0 || r.cap_ack;
+  h.nlmsg_flags = capped ? NLM_F_CAPPED : 0;
   nlmsgerr e{};
   e.error = -error;
   e.msg = r.message.header;
   r.out.Begin(h, e);
-  if (error != 0) r.out.Raw(r.message.payload);
+  if (!capped) r.out.Raw(r.message.payload);
   r.out.End();
 }
 
 }  // namespace
 
+std::vector<RouteNews> TellNews(InetStack& stack, const NetworkNews& news) {
+  std::vector<RouteNews> out;
+  nlmsghdr header{};
+  header.nlmsg_seq = news.asker.sequence;
+  header.nlmsg_pid = news.asker.port;
+  NetlinkWriter w;
+  if (news.kind == NetworkNews::Kind::kLink) {
+    header.nlmsg_type = RTM_NEWLINK;
+    WriteLink(stack, header, &w);
+    out.push_back({RTNLGRP_LINK, w.Take()});
+    return out;
+  }
+  const bool v4 = news.address.ip.v4();
+  header.nlmsg_type = news.added ? RTM_NEWADDR : RTM_DELADDR;
+  WriteAddress(header, news.address, &w);
+  out.push_back({v4 ? RTNLGRP_IPV4_IFADDR : RTNLGRP_IPV6_IFADDR, w.Take()});
+  if (!stack.up()) return out;
+  header.nlmsg_type = news.added ? RTM_NEWROUTE : RTM_DELROUTE;
+  for (const Route& route : RoutesOf(news.address)) {
+    WriteRoute(header, route, 0, &w);
+    out.push_back({v4 ? RTNLGRP_IPV4_ROUTE : RTNLGRP_IPV6_ROUTE, w.Take()});
+  }
+  return out;
+}
+
 std::vector<std::vector<std::byte>> AnswerRoute(InetStack& stack, HostNetwork* host, bool admin,
-                                                uint32_t port, NetlinkBytes request) {
+                                                bool cap_ack, uint32_t port, NetlinkBytes request) {
   std::vector<std::vector<std::byte>> answers;
   for (size_t i = 0; i < kMaxRequests; ++i) {
     std::optional<NetlinkMessage> message = NextMessage(&request);
     if (!message) break;
     NetlinkWriter out;
-    RouteRequest r{stack, admin, port, *message, out, answers};
+    RouteRequest r{stack, admin, cap_ack, port, *message, out, answers};
     Status status;
     bool asks = (r.flags() & NLM_F_REQUEST) && r.type() >= NLMSG_MIN_TYPE;
     if (asks) {

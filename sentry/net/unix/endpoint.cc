@@ -224,15 +224,21 @@ Status UnixEndpoint::Shutdown(int how) {
     shutdown_ |= mode;
     if (!datagram()) other = peer_;
   }
-  queue_.WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP);
+  queue_.WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP | kWakeQuietly);
   room_queue_.WakeAll(EPOLLOUT);
   if (other == nullptr) return base::Ok();
+  bool hung_up;
   int theirs = (mode & kReceiveShut ? kSendShut : 0) | (mode & kSendShut ? kReceiveShut : 0);
   {
     absl::MutexLock lock(&other->mutex_);
     other->shutdown_ |= theirs;
+    hung_up = other->shutdown_ == kBothShut;
   }
-  other->queue_.WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP);
+  // The end of both ways is POLL_HUP, that of what it receives POLL_IN.
+  uint32_t events =
+      EPOLLRDHUP | (theirs & kReceiveShut ? kIn : 0) | (theirs & kSendShut ? kOut : 0);
+  if (hung_up) events |= EPOLLHUP;
+  other->queue_.WakeAll(events);
   return base::Ok();
 }
 
@@ -281,7 +287,7 @@ void UnixEndpoint::Release() {
   }
   if (other != nullptr && !datagram()) other->PeerGone(!records.empty() || embryo);
   for (auto& end : waiting) end->Release();
-  queue_.WakeAll(kIn | kOut | EPOLLHUP | EPOLLERR);
+  queue_.WakeAll(kIn | kOut | EPOLLHUP | EPOLLERR | kWakeQuietly);
   room_queue_.WakeAll(EPOLLOUT);
   for (auto& sender : pollers) sender->queue_.WakeAll(kOut);
   FileList dropped;
