@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Which connections are moved by lanes, as the counts of the sentry's system calls show."""
+
+import json
+import time
+
+import harness
+from harness import default_config
+
+TIMES = 4000
+
+# Two processes that send messages to one another. The first lines of the child's part change what it is.
+PROGRAM = f"""
+import ctypes, os, select, socket, sys, time
+kind = sys.argv[1]
+listener = socket.create_server(("127.0.0.1", 0))
+pid = os.fork()
+if pid == 0:
+    if kind == "other-user":
+        os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)
+        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE
+    if kind == "undumpable":
+        ctypes.CDLL(None).prctl(4, 0)
+    end = socket.create_connection(listener.getsockname())
+    for i in range({TIMES}):
+        message = b"message %d" % i
+        end.sendall(message)
+        if end.recv(100) != message: os._exit(1)
+    os._exit(0)
+end, _ = listener.accept()
+poll = select.epoll()
+poll.register(end, select.EPOLLIN)
+while True:
+    poll.poll(timeout=0)
+    data = end.recv(100)
+    if not data: break
+    end.sendall(data)
+print("done", os.waitpid(pid, 0)[1], flush=True)
+time.sleep(100)
+"""
+
+
+class LanesTest(harness.ContainerTest):
+
+    def counts(self, kind, flags=()):
+        id = self.sb.create(default_config(["python3", "-c", PROGRAM, kind]), flags=flags)
+        self.assertEqual(0, self.sb.runsc("start", id).returncode)
+        deadline = time.monotonic() + 60
+        while "done" not in self.sb.output(id) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual("done 0\n", self.sb.output(id), self.sb.output(id, "err"))
+        r = self.sb.runsc("syscalls", "--format", "json", id)
+        self.assertEqual(0, r.returncode, r.stderr)
+        calls = {c["name"]: c["count"] for c in json.loads(r.stdout)["calls"]}
+        self.sb.runsc("kill", id, "KILL")
+        return calls.get("sendto", 0)
+
+    def test_equals_move_bytes_themselves(self):
+        self.assertLess(self.counts("equals"), TIMES / 4)
+
+    def test_unless_they_are_not_to(self):
+        self.assertGreaterEqual(self.counts("equals", flags=["--lanes=off"]), 2 * TIMES)
+
+    def test_others_share_none(self):
+        # One end may be moved by its own process, the other is not.
+        for kind in ("other-user", "undumpable"):
+            self.assertGreaterEqual(self.counts(kind), TIMES, kind)
+
+
+if __name__ == "__main__":
+    harness.main()
