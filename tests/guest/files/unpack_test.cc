@@ -119,7 +119,7 @@ TEST_F(Unpack, AChangeOfOwnerTakesSetIdBits) {
 }
 
 TEST_F(Unpack, ManyFilesInNewDirectories) {
-  constexpr int kDirs = 40, kFiles = 40;
+  constexpr int kDirs = 16, kFiles = 24;
   for (int d = 0; d < kDirs; d++) {
     const std::string dir = dir_.path() + "/d" + std::to_string(d);
     ASSERT_OK(mkdir(dir.c_str(), 0755));
@@ -230,7 +230,7 @@ TEST_F(Unpack, NewDirectoriesMove) {
 TEST_F(Unpack, ManyNamesInOneDirectory) {
   const std::string dir = dir_ / "d";
   ASSERT_OK(mkdir(dir.c_str(), 0755));
-  constexpr int kNames = 5000;
+  constexpr int kNames = 4200;
   const auto name = [&](int i) { return dir + "/" + std::to_string(i); };
   for (int i = 0; i < kNames; i++) {
     const int fd = open(name(i).c_str(), O_CREAT | O_EXCL | O_WRONLY, 0644);
