@@ -24,6 +24,8 @@
 namespace platform {
 namespace {
 
+constexpr int kPlentyOfDescriptors = 1024;
+
 // The kernel's clock id for a process's CPU time (include/linux/posix-timers_types.h).
 clockid_t ProcessCpuClock(int pid) {
   return static_cast<clockid_t>(~static_cast<unsigned>(pid) << 3 | 2);
@@ -90,13 +92,14 @@ StubProcess::~StubProcess() {
 
 base::Status StubProcess::Attach(int pid) {
   pid_.store(pid, std::memory_order_release);
-  if (!home_) shell_.CloseStubsPart();
   pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd_.valid()) {
     base::Error error = base::LastError();
     dead_.store(true, std::memory_order_seq_cst);
     return error;
   }
+  // With many processes, descriptors are needed for more of them.
+  if (!home_ || pidfd_.get() > kPlentyOfDescriptors) shell_.CloseStubsPart();
   AddThread(pid);
   return {};
 }
