@@ -51,6 +51,7 @@ bool IsRegular(FileDescription& file) { return file.inode() != nullptr && file.i
 }  // namespace
 
 base::Result<uint64_t> SysSendfile(Task& t, const SyscallArgs& args) {
+  if (args[2] != 0) TRY(UserPtr<int64_t>(args[2]).CopyIn(t.memory()));
   CopyEnd in{.file = TRY(GetOpenFile(t, args.Int(1)))};
   if (!in.file->readable()) return Error(EBADF);
   if (args[2] != 0 && !dynamic_cast<SeekableFile*>(in.file.get())) return Error(ESPIPE);
@@ -86,9 +87,12 @@ base::Result<uint64_t> SysSendfile(Task& t, const SyscallArgs& args) {
 }
 
 base::Result<uint64_t> SysCopyFileRange(Task& t, const SyscallArgs& args) {
-  if (args.Uint(5) != 0) return Error(EINVAL);
   CopyEnd in{.file = TRY(GetOpenFile(t, args.Int(0)))};
   CopyEnd out{.file = TRY(GetOpenFile(t, args.Int(2)))};
+  for (uint64_t addr : {args[1], args[3]}) {
+    if (addr != 0) TRY(UserPtr<int64_t>(addr).CopyIn(t.memory()));
+  }
+  if (args.Uint(5) != 0) return Error(EINVAL);
   // Linux: generic_file_rw_checks, generic_copy_file_checks.
   for (const CopyEnd* end : {&in, &out}) {
     if (end->file->inode() != nullptr && end->file->inode()->IsDir()) return Error(EISDIR);

@@ -34,6 +34,12 @@ Result<uint64_t> DoUnlink(Task& t, int dirfd, uint64_t path_addr, bool dir) {
 
 Result<uint64_t> DoRename(Task& t, int old_dirfd, uint64_t old_addr, int new_dirfd,
                           uint64_t new_addr, uint32_t flags) {
+  if ((flags & ~uint32_t{RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT}) != 0) {
+    return Error(EINVAL);
+  }
+  if ((flags & (RENAME_NOREPLACE | RENAME_WHITEOUT)) != 0 && (flags & RENAME_EXCHANGE) != 0) {
+    return Error(EINVAL);
+  }
   const std::string old_path = TRY(t.CopyInPath(old_addr));
   const std::string new_path = TRY(t.CopyInPath(new_addr));
   const WalkContext from = TRY(t.Walk(old_dirfd, old_path));
@@ -61,6 +67,13 @@ Result<uint64_t> DoSymlink(Task& t, uint64_t target_addr, int dirfd, uint64_t pa
 }
 
 Result<uint64_t> DoMknod(Task& t, int dirfd, uint64_t path_addr, mode_t mode, uint32_t dev) {
+  // Linux: may_mknod.
+  const mode_t type = mode & S_IFMT;
+  if (type == S_IFDIR) return Error(EPERM);
+  if (type != 0 && !S_ISREG(type) && !S_ISCHR(type) && !S_ISBLK(type) && !S_ISFIFO(type) &&
+      !S_ISSOCK(type)) {
+    return Error(EINVAL);
+  }
   const std::string path = TRY(t.CopyInPath(path_addr));
   // Linux: new_decode_dev.
   const unsigned dev_major = (dev & 0xfff00) >> 8;

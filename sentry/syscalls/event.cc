@@ -12,6 +12,7 @@
 #include "sentry/fs/timerfd/timerfd.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 
 namespace sentry {
@@ -37,7 +38,7 @@ Result<uint64_t> MakeSignalfd(Task& t, int fd, uint64_t mask_addr, uint64_t size
     auto file = base::MakeRef<SignalFile>(t.kernel().vfs(), mask, flags);
     return static_cast<uint64_t>(TRY(t.InstallFile(std::move(file), (flags & SFD_CLOEXEC) != 0)));
   }
-  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   SignalFile* signal_file = SignalFile::From(*file);
   if (signal_file == nullptr) return Error(EINVAL);
   signal_file->SetMask(mask);
@@ -62,7 +63,7 @@ itimerspec ToItimerspec(const TimerSpec& spec) {
 }
 
 Result<base::Ref<FileDescription>> GetTimer(Task& t, int fd) {
-  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   if (TimerFile::From(*file) == nullptr) return Error(EINVAL);
   return file;
 }

@@ -321,6 +321,7 @@ Result<bool> GenericIoctl(Task& t, int fd, FileDescription& file, uint32_t cmd, 
 base::Result<uint64_t> SysFcntl(Task& t, const SyscallArgs& args) { return DoFcntl(t, args); }
 
 base::Result<uint64_t> SysFlock(Task& t, const SyscallArgs& args) {
+  if ((args.Int(1) & LOCK_MAND) != 0) return uint64_t{0};  // mandatory locks of old: ignored
   const int operation = args.Int(1) & ~LOCK_NB;
   if (operation != LOCK_SH && operation != LOCK_EX && operation != LOCK_UN) return Error(EINVAL);
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
@@ -343,9 +344,14 @@ base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
   if (TRY(GenericIoctl(t, args.Int(0), *file, args.Uint(1), args[2]))) return uint64_t{0};
   IoctlArgs ioctl{.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()};
   Result<uint64_t> result = file->Ioctl(ioctl);
-  if (result.ok() || result.error().code() != ENOTTY || Socket::From(*file) == nullptr) {
-    return result;
-  }
+  Socket* socket = Socket::From(*file);
+  if (result.ok() || result.error().code() != ENOTTY || socket == nullptr) return result;
+  // No packets, no times: streams have none. Addresses are asked for over IPv4 sockets alone.
+  const bool inet = socket->domain() == AF_INET || socket->domain() == AF_INET6;
+  if (inet && (ioctl.cmd == SIOCGSTAMP_OLD || ioctl.cmd == SIOCGSTAMPNS_OLD)) return Error(ENOENT);
+  const bool address = ioctl.cmd == SIOCGIFADDR || ioctl.cmd == SIOCGIFDSTADDR ||
+                       ioctl.cmd == SIOCGIFBRDADDR || ioctl.cmd == SIOCGIFNETMASK;
+  if (address && socket->domain() != AF_INET) return result;
   // Any socket answers for the devices (sock_ioctl).
   if (HostNetwork* host = HostNetwork::Current(t)) return HostInterfaceIoctl(*host, ioctl);
   return InterfaceIoctl(t, *InetStack::Current(t), ioctl);

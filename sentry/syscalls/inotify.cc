@@ -25,9 +25,13 @@ base::Result<uint64_t> SysInotifyInit1(Task& t, const SyscallArgs& args) {
 
 base::Result<uint64_t> SysInotifyAddWatch(Task& t, const SyscallArgs& args) {
   const uint32_t mask = args.Uint(2);
-  if ((mask & IN_ALL_EVENTS) == 0) return Error(EINVAL);
-  if ((mask & IN_MASK_ADD) != 0 && (mask & IN_MASK_CREATE) != 0) return Error(EINVAL);
+  // Any bit that means something will do (ALL_INOTIFY_BITS).
+  constexpr uint32_t kBits = IN_ALL_EVENTS | IN_UNMOUNT | IN_Q_OVERFLOW | IN_IGNORED | IN_ONLYDIR |
+                             IN_DONT_FOLLOW | IN_EXCL_UNLINK | IN_MASK_CREATE | IN_MASK_ADD |
+                             IN_ISDIR | IN_ONESHOT;
+  if ((mask & kBits) == 0) return Error(EINVAL);
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
+  if ((mask & IN_MASK_ADD) != 0 && (mask & IN_MASK_CREATE) != 0) return Error(EINVAL);
   auto* inotify = dynamic_cast<InotifyFile*>(file.get());
   if (inotify == nullptr) return Error(EINVAL);
   const Path path = TRY(

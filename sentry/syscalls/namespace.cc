@@ -5,6 +5,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 
 namespace sentry {
@@ -162,7 +163,7 @@ Result<uint64_t> EnterNamespace(Task& t, const NamespaceRef& ns) {
 }  // namespace
 
 Result<uint64_t> SysSetns(Task& t, const SyscallArgs& a) {
-  Ref<FileDescription> file = TRY(t.GetFile(a.Int(0)));
+  Ref<FileDescription> file = TRY(GetOpenFile(t, a.Int(0)));
   if (const NamespaceRef* ns = NamespaceOfFile(*file)) {
     if (a.Int(1) != 0 && a.Int(1) != ns->type) return Error(EINVAL);
     return EnterNamespace(t, *ns);

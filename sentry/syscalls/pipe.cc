@@ -8,6 +8,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 
 namespace sentry {
@@ -64,7 +65,7 @@ struct SpliceEnd {
 
 Result<SpliceEnd> GetEnd(Task& t, int fd, uint64_t offset_addr) {
   SpliceEnd end;
-  end.file = TRY(t.GetFile(fd));
+  end.file = TRY(GetOpenFile(t, fd));
   end.pipe = PipeFile::From(*end.file);
   if (offset_addr != 0) {
     if (end.pipe != nullptr) return Error(ESPIPE);
@@ -131,6 +132,7 @@ Result<uint64_t> SysSplice(Task& t, const SyscallArgs& a) {
   uint32_t flags = a.Uint(5);
   if (a[4] == 0) return uint64_t{0};
   if (flags & ~kSpliceFlags) return Error(EINVAL);
+  for (int fd : {a.Int(0), a.Int(2)}) TRY(GetOpenFile(t, fd));
   SpliceEnd in = TRY(GetEnd(t, a.Int(0), a[1]));
   SpliceEnd out = TRY(GetEnd(t, a.Int(2), a[3]));
   if (!in.file->readable() || !out.file->writable()) return Error(EBADF);
@@ -170,11 +172,11 @@ Result<uint64_t> SysTee(Task& t, const SyscallArgs& a) {
 Result<uint64_t> SysVmsplice(Task& t, const SyscallArgs& a) {
   uint32_t flags = a.Uint(3);
   if (flags & ~kSpliceFlags) return Error(EINVAL);
-  base::Ref<FileDescription> file = TRY(t.GetFile(a.Int(0)));
-  PipeFile* pipe = PipeFile::From(*file);
-  if (pipe == nullptr) return Error(EBADF);
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, a.Int(0)));
+  if (!file->readable() && !file->writable()) return Error(EBADF);
   UserIovec iovec = TRY(ImportIovec(t.memory(), a[1], a[2]));
   if (iovec.total == 0) return uint64_t{0};
+  if (PipeFile::From(*file) == nullptr) return Error(EBADF);
   bool nonblock = (flags & SPLICE_F_NONBLOCK) != 0 || file->nonblock();
   if (file->writable()) {
     UserIoSource src(t.memory(), std::move(iovec));

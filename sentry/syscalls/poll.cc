@@ -16,6 +16,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 
 namespace sentry {
@@ -122,7 +123,7 @@ Result<uint64_t> DoPoll(Task& t, uint64_t addr, uint32_t count, int64_t deadline
   size_t invalid = 0;
   for (size_t i = 0; i < count; ++i) {
     if (fds[i].fd < 0) continue;
-    auto file = t.GetFile(fds[i].fd);
+    auto file = GetOpenFile(t, fds[i].fd);
     if (!file.ok()) {
       entries[i].ready = POLLNVAL;
       ++invalid;
@@ -208,7 +209,7 @@ Result<uint64_t> DoSelect(Task& t, int nfds, const uint64_t (&addrs)[3], int64_t
     }
     if (wanted == 0) continue;
     PollEntry entry;
-    entry.file = TRY(t.GetFile(static_cast<int>(fd)));
+    entry.file = TRY(GetOpenFile(t, static_cast<int>(fd)));
     entry.wanted = wanted;
     entries.push_back(std::move(entry));
     fds.push_back(fd);
@@ -234,7 +235,7 @@ Result<uint64_t> DoSelect(Task& t, int nfds, const uint64_t (&addrs)[3], int64_t
 // --- epoll ---
 
 Result<base::Ref<FileDescription>> GetEpoll(Task& t, int fd) {
-  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   if (EventPoll::From(*file) == nullptr) return Error(EINVAL);
   return file;
 }
@@ -248,6 +249,7 @@ Result<uint64_t> MakeEpoll(Task& t, uint32_t flags) {
 Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns) {
   int max = a.Int(2);
   uint64_t addr = a[1];
+  TRY(GetOpenFile(t, a.Int(0)));
   if (max <= 0 || max > std::numeric_limits<int>::max() / static_cast<int>(sizeof(EpollEvent))) {
     return Error(EINVAL);
   }
@@ -313,9 +315,9 @@ Result<uint64_t> SysEpollCtl(Task& t, const SyscallArgs& a) {
   int op = a.Int(1), fd = a.Int(2);
   EpollEvent event{};
   if (op != EPOLL_CTL_DEL) event = TRY(UserPtr<EpollEvent>(a[3]).CopyIn(t.memory()));
-  base::Ref<FileDescription> epoll_file = TRY(t.GetFile(a.Int(0)));
+  base::Ref<FileDescription> epoll_file = TRY(GetOpenFile(t, a.Int(0)));
   if (epoll_file->WantsLanes()) [[unlikely]] t.ConsiderLanes(a.Int(0), *epoll_file);
-  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   if (!file->CanPoll()) return Error(EPERM);
   EventPoll* epoll = EventPoll::From(*epoll_file);
   if (epoll == nullptr || file == epoll_file) return Error(EINVAL);

@@ -12,6 +12,7 @@
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
 #include "sentry/loader/loader.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 
 namespace sentry {
@@ -151,7 +152,16 @@ Result<uint64_t> SysWait4(Task& t, const SyscallArgs& a) {
   return static_cast<uint64_t>(r.pid);
 }
 
-Result<uint64_t> SysWaitid(Task& t, const SyscallArgs& a) {
+namespace {
+
+// What waitid(2) writes of a siginfo_t: these fields one by one.
+struct WaitInfo {
+  int32_t signo, error, code, pad, pid;
+  uint32_t uid;
+  int32_t status;
+};
+
+Result<uint64_t> DoWaitid(Task& t, const SyscallArgs& a) {
   int which = a.Int(0), id = a.Int(1), options = a.Int(3);
   if (options &
       ~(WNOHANG | WNOWAIT | WEXITED | WSTOPPED | WCONTINUED | __WNOTHREAD | __WCLONE | __WALL)) {
@@ -178,7 +188,7 @@ Result<uint64_t> SysWaitid(Task& t, const SyscallArgs& a) {
       break;
     case P_PIDFD: {
       if (id < 0) return Error(EINVAL);
-      base::Ref<FileDescription> file = TRY(t.GetFile(id));
+      base::Ref<FileDescription> file = TRY(GetOpenFile(t, id));
       w.which = WaitOptions::Which::kPid;
       w.pid = PidOfFile(*file);
       if (!w.pid) return Error(EBADF);
@@ -205,15 +215,20 @@ Result<uint64_t> SysWaitid(Task& t, const SyscallArgs& a) {
     TRY(CopyUsage(t, a[4], r.usage));
   }
   if (a[2] != 0) {
-    // Linux writes these fields one by one and leaves the rest of the struct alone.
-    struct Head {
-      int32_t signo, error, code, pad, pid;
-      uint32_t uid;
-      int32_t status;
-    } head{info.si_signo, 0, info.si_code, 0, info.si_pid, info.si_uid, info.si_status};
-    TRY(UserPtr<Head>(a[2]).CopyOut(t.memory(), head));
+    const WaitInfo head{info.si_signo, 0,           info.si_code,  0,
+                        info.si_pid,   info.si_uid, info.si_status};
+    TRY(UserPtr<WaitInfo>(a[2]).CopyOut(t.memory(), head));
   }
   return 0;
+}
+
+}  // namespace
+
+// A wait that fails leaves zeros.
+Result<uint64_t> SysWaitid(Task& t, const SyscallArgs& a) {
+  Result<uint64_t> result = DoWaitid(t, a);
+  if (!result.ok() && a[2] != 0) TRY(UserPtr<WaitInfo>(a[2]).CopyOut(t.memory(), WaitInfo{}));
+  return result;
 }
 
 Result<uint64_t> SysSetTidAddress(Task& t, const SyscallArgs& a) {
@@ -255,7 +270,7 @@ Result<uint64_t> SysPidfdOpen(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysPidfdGetfd(Task& t, const SyscallArgs& a) {
   if (a.Uint(2) != 0) return Error(EINVAL);
-  base::Ref<FileDescription> file = TRY(t.GetFile(a.Int(0)));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, a.Int(0)));
   base::Ref<Pid> pid = PidOfFile(*file);
   if (!pid) return Error(EBADF);
   base::Ref<ThreadGroup> group = t.kernel().GroupOf(*pid);
@@ -286,6 +301,18 @@ Result<uint64_t> SysGetrusage(Task& t, const SyscallArgs& a) {
   }
   TRY(UserPtr<struct rusage>(a[1]).CopyOut(t.memory(), ToRusage(usage)));
   return 0;
+}
+
+// What is left of a process that dies goes by itself and at once, so there is nothing to do but to
+// tell whether it does.
+Result<uint64_t> SysProcessMrelease(Task& t, const SyscallArgs& a) {
+  if (a.Uint(1) != 0) return Error(EINVAL);
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, a.Int(0)));
+  base::Ref<Pid> pid = PidOfFile(*file);
+  if (pid == nullptr) return Error(EBADF);
+  base::Ref<ThreadGroup> group = t.kernel().GroupOf(*pid);
+  if (group == nullptr || group->is_zombie()) return Error(ESRCH);
+  return group->exiting() ? Result<uint64_t>(uint64_t{0}) : Error(EINVAL);
 }
 
 }  // namespace sentry

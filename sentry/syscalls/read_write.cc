@@ -49,6 +49,7 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
   if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
+  if (iovec.total == 0 && !at_offset) return uint64_t{0};
   // The task's own view of guest memory tells of a fault in a small copy when the call is over.
   // With several parts, what came before the fault must count, so each is copied at once.
   base::UserMemory& memory =
@@ -65,7 +66,9 @@ Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, i
   base::Ref<FileDescription> file = TRY(GetWritable(t, args.Int(0)));
   if ((flags & ~kWriteFlags) != 0) return Error(EOPNOTSUPP);
   if ((flags & RWF_APPEND) != 0 && (flags & RWF_NOAPPEND) != 0) return Error(EINVAL);
-  UserIoSource src(t.memory(), TRY(ImportIovec(t.memory(), args[1], args[2])));
+  UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
+  if (iovec.total == 0 && !at_offset) return uint64_t{0};
+  UserIoSource src(t.memory(), std::move(iovec));
   return TRY(WriteFileChecked(t, *file, src,
                               {.at_offset = at_offset,
                                .offset = static_cast<uint64_t>(offset),

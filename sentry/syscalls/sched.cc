@@ -359,7 +359,6 @@ Result<uint64_t> SysSetrlimit(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysPrlimit64(Task& t, const SyscallArgs& a) {
-  if (a.Uint(1) >= RLIM_NLIMITS) return Error(EINVAL);
   Rlimits::Limit wanted{};
   if (a[2] != 0) wanted = TRY(UserPtr<Rlimits::Limit>(a[2]).CopyIn(t.memory()));
   Ref<Task> target = TRY(TaskOf(t, a.Int(0)));
@@ -370,6 +369,7 @@ Result<uint64_t> SysPrlimit64(Task& t, const SyscallArgs& a) {
                 c.rgid == theirs->egid && c.rgid == theirs->sgid && c.rgid == theirs->rgid;
     if (!same && !c.HasCapIn(CAP_SYS_RESOURCE, *theirs->user_ns)) return Error(EPERM);
   }
+  if (a.Uint(1) >= RLIM_NLIMITS) return Error(EINVAL);
   Rlimits::Limit old = target->thread_group().rlimits().Get(a.Int(1));
   if (a[2] != 0) TRY(SetLimit(t, target->thread_group(), a.Int(1), wanted));
   if (a[3] != 0) TRY(UserPtr<Rlimits::Limit>(a[3]).CopyOut(t.memory(), old));

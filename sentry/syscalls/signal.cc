@@ -186,10 +186,9 @@ Result<uint64_t> SysSigaltstack(Task& t, const SyscallArgs& a) {
 Result<uint64_t> SysKill(Task& t, const SyscallArgs& a) {
   int pid = a.Int(0), signo = a.Int(1);
   Kernel& kernel = t.kernel();
-  if (signo != 0 && !SigValid(signo)) {
-    // Linux looks for the target first, but every target gives EINVAL.
-    return Error(EINVAL);
-  }
+  // A target that is not there comes before a signal that is none.
+  const bool valid = signo == 0 || SigValid(signo);
+  if (!valid && pid <= 0) return Error(EINVAL);
   siginfo_t info = MakeSiginfo(signo, SI_USER);
   if (pid > 0) {
     base::Ref<ThreadGroup> group = kernel.FindThreadGroup(t.pid_namespace(), pid);
@@ -199,6 +198,7 @@ Result<uint64_t> SysKill(Task& t, const SyscallArgs& a) {
       if (!task) return Error(ESRCH);
       group = task->thread_group_ref();
     }
+    if (!valid) return Error(EINVAL);
     TRY(SendToGroup(t, *group, info));
     return 0;
   }

@@ -13,6 +13,7 @@
 #include "sentry/net/netlink/netlink_socket.h"
 #include "sentry/net/packet/packet_socket.h"
 #include "sentry/net/unix/unix_socket.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/syscalls/socket_util.h"
 
@@ -25,7 +26,7 @@ using base::UserPtr;
 
 Result<SocketRef> GetSocket(Task& t, int fd) {
   SocketRef ref;
-  ref.file = TRY(t.GetFile(fd));
+  ref.file = TRY(GetOpenFile(t, fd));
   ref.socket = Socket::From(*ref.file);
   if (ref.socket == nullptr) return Error(ENOTSOCK);
   return ref;
@@ -84,6 +85,7 @@ Result<base::Ref<FileDescription>> NewSocket(Task& t, int domain, int type, int 
 }
 
 Result<uint64_t> DoAccept(Task& t, const SyscallArgs& a, int flags) {
+  TRY(GetOpenFile(t, a.Int(0)));
   if (flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) return Error(EINVAL);
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
   uint32_t status = flags & SOCK_NONBLOCK ? O_NONBLOCK : 0;
@@ -135,8 +137,9 @@ Result<uint64_t> SysBind(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysConnect(Task& t, const SyscallArgs& a) {
-  SocketRef s = TRY(GetSocket(t, a.Int(0)));
+  TRY(GetOpenFile(t, a.Int(0)));
   const SockAddr to = TRY(CopyInAddress(t, a[1], a.Int(2)));
+  SocketRef s = TRY(GetSocket(t, a.Int(0)));
   Status status = s.socket->Connect(t, to, s.file->nonblock());
   if (!status.ok()) s.socket->NoteNoSpace(status.error());
   TRY(status);

@@ -165,6 +165,12 @@ class ControlWriter {
   bool truncated_ = false;
 };
 
+// Flags of sendmsg(2) and its kin: a bit is the kernel's own (MSG_CMSG_COMPAT).
+Result<int> UserFlags(int flags) {
+  if ((static_cast<uint32_t>(flags) >> 31) != 0) return Error(EINVAL);
+  return flags;
+}
+
 Result<UserMsghdr> CopyInHeader(Task& t, uint64_t addr) {
   UserMsghdr msg = TRY(UserPtr<UserMsghdr>(addr).CopyIn(t.memory()));
   if (msg.name == 0) msg.name_length = 0;
@@ -266,21 +272,24 @@ Result<uint64_t> SysRecvfrom(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysSendmsg(Task& t, const SyscallArgs& a) {
+  const int flags = TRY(UserFlags(a.Int(2)));
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
-  return DoSendmsg(t, s, a[1], a.Int(2));
+  return DoSendmsg(t, s, a[1], flags);
 }
 
 Result<uint64_t> SysRecvmsg(Task& t, const SyscallArgs& a) {
+  const int flags = TRY(UserFlags(a.Int(2)));
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
-  return DoRecvmsg(t, s, a[1], a.Int(2));
+  return DoRecvmsg(t, s, a[1], flags);
 }
 
 Result<uint64_t> SysSendmmsg(Task& t, const SyscallArgs& a) {
+  const int flags = TRY(UserFlags(a.Int(3)));
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
   uint32_t count = std::min(a.Uint(2), kMaxBatch);
   for (uint32_t i = 0; i < count; ++i) {
     uint64_t at = a[1] + i * kMmsgSize;
-    Result<uint64_t> n = DoSendmsg(t, s, at, a.Int(3));
+    Result<uint64_t> n = DoSendmsg(t, s, at, flags);
     if (n.ok()) {
       Status stored =
           UserPtr<uint32_t>(at + kMmsgLength).CopyOut(t.memory(), static_cast<uint32_t>(*n));
@@ -292,9 +301,8 @@ Result<uint64_t> SysSendmmsg(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysRecvmmsg(Task& t, const SyscallArgs& a) {
-  SocketRef s = TRY(GetSocket(t, a.Int(0)));
   uint32_t count = std::min(a.Uint(2), kMaxBatch);
-  int flags = a.Int(3);
+  int flags = TRY(UserFlags(a.Int(3)));
   int64_t deadline = fiber::kNoDeadline;
   auto now = [] {
     timespec ts;
@@ -306,6 +314,7 @@ Result<uint64_t> SysRecvmmsg(Task& t, const SyscallArgs& a) {
     if (ts.tv_sec < 0 || ts.tv_nsec < 0 || ts.tv_nsec >= 1'000'000'000) return Error(EINVAL);
     if (ts.tv_sec < 1'000'000'000) deadline = now() + ts.tv_sec * 1'000'000'000 + ts.tv_nsec;
   }
+  SocketRef s = TRY(GetSocket(t, a.Int(0)));
   uint32_t done = 0;
   Result<uint64_t> last = uint64_t{0};
   while (done < count) {

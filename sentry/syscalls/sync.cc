@@ -89,8 +89,18 @@ base::Result<uint64_t> SysNameToHandleAt(Task& t, const SyscallArgs& args) {
   return Error(EOPNOTSUPP);
 }
 
-base::Result<uint64_t> SysOpenByHandleAt(Task& t, const SyscallArgs&) {
-  return Error(t.HasCap(CAP_DAC_READ_SEARCH) ? ESTALE : EPERM);
+// No handle was ever given out.
+base::Result<uint64_t> SysOpenByHandleAt(Task& t, const SyscallArgs& args) {
+  struct Head {
+    uint32_t bytes;
+    int32_t type;
+  };
+  constexpr uint32_t kMaxHandle = 128;  // MAX_HANDLE_SZ
+  if (!t.HasCap(CAP_DAC_READ_SEARCH)) return Error(EPERM);
+  const Head head = TRY(base::UserPtr<Head>(args[1]).CopyIn(t.memory()));
+  if (head.bytes == 0 || head.bytes > kMaxHandle) return Error(EINVAL);
+  if (args.Int(0) != AT_FDCWD) TRY(GetOpenFile(t, args.Int(0)));
+  return Error(ESTALE);
 }
 
 }  // namespace sentry

@@ -352,6 +352,7 @@ Result<uint64_t> SysTimerCreate(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysTimerSettime(Task& t, const SyscallArgs& a) {
+  if (a[2] == 0) return Error(EINVAL);
   Itimerspec in = TRY(UserPtr<Itimerspec>(a[2]).CopyIn(t.memory()));
   std::optional<int64_t> value = base::NsFromTimespec(in.value);
   std::optional<int64_t> interval = base::NsFromTimespec(in.interval);

@@ -43,7 +43,7 @@ InetAddress DatagramEndpoint::LocalName() {
 
 Result<InetAddress> DatagramEndpoint::PeerName() {
   absl::MutexLock lock(&mutex_);
-  if (!connected()) return Error(ENOTCONN);
+  if (!connected() || remote.port == 0) return Error(ENOTCONN);
   return remote;
 }
 
@@ -273,7 +273,7 @@ Result<size_t> DatagramEndpoint::ReceiveError(IoDest& dst, RecvArgs* args) {
 
 Result<size_t> DatagramEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
   if (args->flags & MSG_ERRQUEUE) return ReceiveError(dst, args);
-  if (args->flags & MSG_OOB) return Error(EOPNOTSUPP);
+  if ((args->flags & MSG_OOB) && refuses_urgent()) return Error(EOPNOTSUPP);
   bool peek = (args->flags & MSG_PEEK) != 0;
   Packet p;
   while (true) {
@@ -439,31 +439,6 @@ Packet DatagramEndpoint::MakePacket(base::Ref<PacketData> data, const IpAddress&
   return p;
 }
 
-// --- multicast ---
-
-Status DatagramEndpoint::Join(const IpAddress& group, int device) {
-  if (!group.IsMulticast()) return Error(EINVAL);
-  if (device != InetStack::kLoopbackIndex) return Error(ENODEV);
-  absl::MutexLock lock(&mutex_);
-  std::pair<IpAddress, int> entry{group, device};
-  if (std::find(groups_.begin(), groups_.end(), entry) != groups_.end()) return Error(EADDRINUSE);
-  if (groups_.size() >= kMaxGroups) return Error(ENOBUFS);
-  groups_.push_back(entry);
-  stack().JoinGroup(group);
-  return base::Ok();
-}
-
-Status DatagramEndpoint::Leave(const IpAddress& group, int device) {
-  absl::MutexLock lock(&mutex_);
-  auto it = std::find_if(groups_.begin(), groups_.end(), [&](const auto& g) {
-    return g.first == group && (device == 0 || g.second == device);
-  });
-  if (it == groups_.end()) return Error(EADDRNOTAVAIL);
-  groups_.erase(it);
-  stack().LeaveGroup(group);
-  return base::Ok();
-}
-
 Status DatagramEndpoint::BindTo(const InetAddress& address, PortTable::Range ports) {
   absl::MutexLock lock(&mutex_);
   if (local.port != 0) return Error(EINVAL);
@@ -478,22 +453,6 @@ Status DatagramEndpoint::BindTo(const InetAddress& address, PortTable::Range por
   bound_address_ = !address.ip.IsAny();
   bound_port_ = address.port != 0;
   return base::Ok();
-}
-
-void DatagramEndpoint::LeaveAll() {
-  absl::MutexLock lock(&mutex_);
-  for (const auto& [group, device] : groups_) stack().LeaveGroup(group);
-  groups_.clear();
-}
-
-bool DatagramEndpoint::Wants(const IpAddress& group) {
-  absl::MutexLock lock(&mutex_);
-  for (const auto& [joined, device] : groups_) {
-    if (joined == group) return true;
-  }
-  // What others of the machine have joined comes too, unless that was turned off.
-  return group.v4() ? ip().flag(IPPROTO_IP, IP_MULTICAST_ALL)
-                    : ip().flag(IPPROTO_IPV6, IPV6_MULTICAST_ALL);
 }
 
 }  // namespace sentry

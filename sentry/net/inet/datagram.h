@@ -88,12 +88,18 @@ class DatagramEndpoint : public InetEndpoint {
 
   // Bytes before the data of a packet that a filter sees: the transport's header.
   virtual size_t filter_header() const { return 0; }
+  // Is MSG_OOB of a receive an error? UDP does not look at it.
+  virtual bool refuses_urgent() const { return true; }
 
   // --- multicast ---
-  base::Status Join(const IpAddress& group, int device);
+  // `include`: from no source until one is added; else from all.
+  base::Status Join(const IpAddress& group, int device, bool include = false);
   base::Status Leave(const IpAddress& group, int device);
-  // Does a multicast packet to `group` go to it?
-  bool Wants(const IpAddress& group);
+  // Adds to or takes from the sources that are taken alone (`include`) or not at all.
+  base::Status ChangeSource(const IpAddress& group, int device, const IpAddress& source,
+                            bool include, bool add);
+  // Does a multicast packet from `source` to `group` go to it?
+  bool Wants(const IpAddress& group, const IpAddress& source);
 
  protected:
   ~DatagramEndpoint() override = default;
@@ -121,6 +127,14 @@ class DatagramEndpoint : public InetEndpoint {
  private:
   static constexpr size_t kOverhead = 512;  // of a packet in the queue, as struct sk_buff
   static constexpr size_t kMaxErrors = 128, kMaxGroups = 64;
+  static constexpr size_t kMaxSources = 10;  // igmp_max_msf
+  struct Membership {
+    IpAddress group;
+    int device;
+    bool include;
+    std::vector<IpAddress> sources;
+  };
+  Membership* FindGroup(const IpAddress& group, int device) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   struct ErrorEntry {
     sock_extended_err error;
     InetAddress offender, to;
@@ -140,7 +154,7 @@ class DatagramEndpoint : public InetEndpoint {
 
   std::deque<Packet> queue_ ABSL_GUARDED_BY(mutex_);
   std::deque<ErrorEntry> errors_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::pair<IpAddress, int>> groups_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Membership> groups_ ABSL_GUARDED_BY(mutex_);
   std::atomic<uint64_t> charge_{0}, drops_{0};
   std::atomic<int> error_{0}, shutdown_{0};
   timespec last_time_ ABSL_GUARDED_BY(mutex_){};
@@ -173,6 +187,8 @@ class DatagramSocket : public InetSocket {
 
  private:
   base::Status SetMembership(int level, int name, std::span<const std::byte> value);
+  static bool IsSourceOption(int level, int name);
+  base::Status SetSource(int level, int name, std::span<const std::byte> value);
   base::Status SetMulticastDevice(int level, std::span<const std::byte> value);
 
   const base::Ref<DatagramEndpoint> endpoint_;

@@ -8,6 +8,7 @@
 
 #include "sentry/kernel/task.h"
 #include "sentry/net/inet/datagram.h"
+#include "sentry/net/inet/udp.h"
 
 namespace sentry {
 
@@ -28,6 +29,14 @@ Result<T> As(std::span<const std::byte> value) {
 }  // namespace
 
 Status DatagramSocket::Bind(Task& t, const SockAddr& address) {
+  if (type() == SOCK_RAW && address.length >= sizeof(sockaddr_in)) {
+    // IPv4 does not look at the family here, IPv6 calls a wrong one an invalid argument.
+    if (domain() == AF_INET6 && address.family() != AF_INET6) return Error(EINVAL);
+    SockAddr named = address;
+    const sa_family_t family = static_cast<sa_family_t>(domain());
+    memcpy(named.bytes.data(), &family, sizeof(family));
+    return endpoint_->Bind(t, TRY(ParseBindAddress(named, domain())));
+  }
   return endpoint_->Bind(t, TRY(ParseBindAddress(address, domain())));
 }
 
@@ -56,9 +65,8 @@ Result<size_t> DatagramSocket::Receive(IoDest& dst, RecvArgs* args) {
 }
 
 Result<std::vector<std::byte>> DatagramSocket::GetOption(Task& t, int level, int name) {
-  if (level == IPPROTO_UDP && protocol() == IPPROTO_UDP) {
-    if (name == UDP_CORK || name == UDP_SEGMENT || name == UDP_GRO) return OptionBytes(0);
-    return Error(ENOPROTOOPT);
+  if (level == IPPROTO_UDP && type() == SOCK_DGRAM && protocol() == IPPROTO_UDP) {
+    return OptionBytes(TRY(static_cast<UdpEndpoint&>(*endpoint_).GetUdpOption(name)));
   }
   return InetSocket::GetOption(t, level, name);
 }
@@ -94,6 +102,50 @@ Status DatagramSocket::SetMembership(int level, int name, std::span<const std::b
   return join ? endpoint_->Join(group, device) : endpoint_->Leave(group, device);
 }
 
+// The four options by which sources of a group are chosen, as struct ip_mreq_source or
+// group_source_req.
+bool DatagramSocket::IsSourceOption(int level, int name) {
+  return (level == IPPROTO_IP && name >= IP_UNBLOCK_SOURCE && name <= IP_DROP_SOURCE_MEMBERSHIP) ||
+         name == MCAST_BLOCK_SOURCE || name == MCAST_UNBLOCK_SOURCE ||
+         name == MCAST_JOIN_SOURCE_GROUP || name == MCAST_LEAVE_SOURCE_GROUP;
+}
+
+Status DatagramSocket::SetSource(int level, int name, std::span<const std::byte> value) {
+  const bool v4 = level == IPPROTO_IP;
+  IpAddress group, source;
+  int device = 0;
+  if (name >= MCAST_BLOCK_SOURCE) {
+    const auto request = TRY(As<group_source_req>(value));
+    device = static_cast<int>(request.gsr_interface);
+    auto address = [&](const sockaddr_storage& a) {
+      SockAddr out;
+      out.length = sizeof(a);
+      memcpy(out.bytes.data(), &a, sizeof(a));
+      return ParseInetAddress(out, v4 ? AF_INET : AF_INET6);
+    };
+    Result<InetAddress> to = address(request.gsr_group), from = address(request.gsr_source);
+    if (!to.ok() || !from.ok()) return Error(EADDRNOTAVAIL);
+    group = to->ip;
+    source = from->ip;
+  } else {
+    if (value.size() != sizeof(ip_mreq_source)) return Error(EINVAL);
+    const auto request = TRY(As<ip_mreq_source>(value));
+    group = IpAddress::FromV4(request.imr_multiaddr);
+    source = IpAddress::FromV4(request.imr_sourceaddr);
+    if (endpoint_->stack().IsLocal(IpAddress::FromV4(request.imr_interface))) {
+      device = InetStack::kLoopbackIndex;
+    }
+  }
+  const bool joins = name == IP_ADD_SOURCE_MEMBERSHIP || name == MCAST_JOIN_SOURCE_GROUP;
+  const bool blocks = name == IP_BLOCK_SOURCE || name == MCAST_BLOCK_SOURCE;
+  const bool leaves = name == IP_DROP_SOURCE_MEMBERSHIP || name == MCAST_LEAVE_SOURCE_GROUP;
+  if (joins) {
+    Status joined = endpoint_->Join(group, device, /*include=*/true);
+    if (!joined.ok() && joined.error().code() != EADDRINUSE) return joined;
+  }
+  return endpoint_->ChangeSource(group, device, source, joins || leaves, joins || blocks);
+}
+
 // struct in_addr, ip_mreq or ip_mreqn; of IPv6 an index.
 Status DatagramSocket::SetMulticastDevice(int level, std::span<const std::byte> value) {
   int device = 0;
@@ -124,11 +176,8 @@ Status DatagramSocket::SetMulticastDevice(int level, std::span<const std::byte> 
 }
 
 Status DatagramSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
-  if (level == IPPROTO_UDP && protocol() == IPPROTO_UDP) {
-    int number = TRY(OptionInt(value));
-    // Datagrams are sent whole and at once.
-    bool off = name == UDP_CORK || name == UDP_SEGMENT || name == UDP_GRO;
-    return off && number == 0 ? base::Ok() : Status(Error(ENOPROTOOPT));
+  if (level == IPPROTO_UDP && type() == SOCK_DGRAM && protocol() == IPPROTO_UDP) {
+    return static_cast<UdpEndpoint&>(*endpoint_).SetUdpOption(name, TRY(OptionInt(value)));
   }
   if (level == IPPROTO_IP || (level == IPPROTO_IPV6 && domain() == AF_INET6)) {
     bool v4 = level == IPPROTO_IP;
@@ -139,6 +188,7 @@ Status DatagramSocket::SetOption(Task& t, int level, int name, std::span<const s
     if (name == MCAST_JOIN_GROUP || name == MCAST_LEAVE_GROUP) {
       return SetMembership(level, name, value);
     }
+    if (IsSourceOption(level, name)) return SetSource(level, name, value);
     if (name == (v4 ? IP_MULTICAST_IF : IPV6_MULTICAST_IF)) {
       return SetMulticastDevice(level, value);
     }

@@ -49,6 +49,7 @@ InetAddress RawEndpoint::LocalName() {
 }
 
 Status RawEndpoint::Bind(Task&, const InetAddress& address) {
+  if (connected()) return Error(EINVAL);
   TRY(stack().CheckBind(address.ip));
   absl::MutexLock lock(&mutex_);
   local.ip = address.ip;
@@ -126,8 +127,10 @@ Result<size_t> RawEndpoint::Send(IoSource& src, const SendArgs& args) {
   IpAddress source;
   TRY(Destination(args, ask, &to, &source));
   if (to.ip.v4() == v6()) return Error(EINVAL);
+  if (v6() && args.to.length > 0 && to.port != 0 && to.port != protocol_) return Error(EINVAL);
   to.port = 0;
-  TRY(CheckSend());
+  if (int error = TakeError()) return Error(error);
+  if (protocol_ == IcmpOf(!v6()) && length < 2) return Error(EFAULT);  // its type is looked at
   int protocol = protocol_;
   Packet p;
   if (!v6() && (protocol_ == IPPROTO_RAW || ip().flag(IPPROTO_IP, IP_HDRINCL))) {

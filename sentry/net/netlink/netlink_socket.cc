@@ -77,7 +77,7 @@ Status NetlinkSocket::AutoBind(Task& t) {
 Status NetlinkSocket::Bind(Task& t, const SockAddr& address) {
   sockaddr_nl a = TRY(Parse(address));
   uint32_t port = port_.load();
-  if (port != 0 && a.nl_pid != 0 && a.nl_pid != port) return Error(EINVAL);
+  if (port != 0 && a.nl_pid != port) return Error(EINVAL);
   if (port == 0 && a.nl_pid != 0) {
     if (!stack_->TakeNetlinkPort(a.nl_pid)) return Error(EADDRINUSE);
     port_ = a.nl_pid;
@@ -91,16 +91,26 @@ Status NetlinkSocket::Bind(Task& t, const SockAddr& address) {
 
 Status NetlinkSocket::Connect(Task& t, const SockAddr& address, bool) {
   if (address.length < sizeof(sa_family_t)) return Error(EINVAL);
-  if (address.family() == AF_UNSPEC) return base::Ok();
+  if (address.family() == AF_UNSPEC) {
+    peer_port_ = peer_groups_ = 0;
+    return base::Ok();
+  }
   sockaddr_nl a = TRY(Parse(address));
-  if (a.nl_pid != 0 || a.nl_groups != 0) return Error(ECONNREFUSED);  // the kernel alone
-  return AutoBind(t);
+  if ((a.nl_pid != 0 || a.nl_groups != 0) && !stack_->HasCap(t, CAP_NET_ADMIN)) {
+    return Error(EPERM);
+  }
+  TRY(AutoBind(t));
+  peer_port_ = a.nl_pid;
+  peer_groups_ = a.nl_groups;
+  return base::Ok();
 }
 
 Result<SockAddr> NetlinkSocket::LocalAddress() {
   return Name(port_.load(), static_cast<uint32_t>(groups_.load()));
 }
-Result<SockAddr> NetlinkSocket::PeerAddress() { return Name(0, 0); }
+Result<SockAddr> NetlinkSocket::PeerAddress() {
+  return Name(peer_port_.load(), peer_groups_.load());
+}
 
 void NetlinkSocket::OnNews(InetStack& stack, const NetworkNews& news) {
   const uint64_t groups = groups_.load();
@@ -134,20 +144,28 @@ Result<size_t> NetlinkSocket::Send(IoSource& src, SendArgs args) {
   Task* t = Task::Current();
   if (t == nullptr) return Error(EINVAL);
   if (args.flags & MSG_OOB) return Error(EOPNOTSUPP);
+  size_t length = src.remaining();
+  if (length == 0) return Error(ENODATA);
+  uint32_t to_port = peer_port_.load();
   if (args.to.length > 0) {
     sockaddr_nl to = TRY(Parse(args.to));
-    if (to.nl_pid != 0) return Error(ECONNREFUSED);  // between processes: not there
-    if (to.nl_groups != 0) return Error(EPERM);
+    // To other processes, or to groups, which nobody but the kernel fills.
+    if ((to.nl_pid != 0 || to.nl_groups != 0) && !stack_->HasCap(*t, CAP_NET_ADMIN)) {
+      return Error(EPERM);
+    }
+    to_port = to.nl_pid;
   }
   TRY(AutoBind(*t));
-  if (protocol() != NETLINK_ROUTE) return Error(ECONNREFUSED);
-  size_t length = src.remaining();
   if (length > static_cast<size_t>(options().send_buffer.load()) - 32 || length > kMaxRequest) {
     return Error(EMSGSIZE);
   }
-  if (length == 0) return Error(ENODATA);
   std::vector<std::byte> request(length);
   if (TRY(src.Get(request)) != length) return Error(EFAULT);
+  if (to_port != 0 && to_port == port_.load()) {
+    Push({{std::move(request), 0, to_port}});
+    return length;
+  }
+  if (to_port != 0 || protocol() != NETLINK_ROUTE) return Error(ECONNREFUSED);  // nobody is there
   const bool admin = stack_->HasCap(*t, CAP_NET_ADMIN);
   const bool cap_ack = (kept_.load() >> NETLINK_CAP_ACK & 1) != 0;
   std::vector<Message> answers;
@@ -190,7 +208,8 @@ Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
   size_t n = std::min(message.bytes.size(), dst.remaining());
   if (n < message.bytes.size()) args->out_flags |= MSG_TRUNC;
   args->full_length = message.bytes.size();
-  args->from = Name(0, message.group >= 1 && message.group <= 32 ? 1u << (message.group - 1) : 0);
+  args->from = Name(message.sender,
+                    message.group >= 1 && message.group <= 32 ? 1u << (message.group - 1) : 0);
   args->has_creds = pass_creds();
   args->creds.uid = args->creds.gid = 0;
   if (kept_.load() & 1u << NETLINK_PKTINFO) {

@@ -48,7 +48,7 @@ class NetlinkSocket : public Socket, private NetworkListener {
   // A message and the multicast group that it is for; 0: for this socket alone.
   struct Message {
     std::vector<std::byte> bytes;
-    uint32_t group = 0;
+    uint32_t group = 0, sender = 0;  // a port; 0: the kernel
   };
   void Push(std::vector<Message> messages);
   void OnNews(InetStack& stack, const NetworkNews& news) override;
@@ -59,7 +59,8 @@ class NetlinkSocket : public Socket, private NetworkListener {
   fiber::WaitQueue queue_;
   std::atomic<int> error_{0};
   std::atomic<uint32_t> port_{0}, kept_{0};
-  std::atomic<uint64_t> groups_{0};  // bit n - 1 for group n
+  std::atomic<uint32_t> peer_port_{0}, peer_groups_{0};  // by connect(2)
+  std::atomic<uint64_t> groups_{0};                      // bit n - 1 for group n
   absl::Mutex mutex_;
   std::deque<Message> messages_ ABSL_GUARDED_BY(mutex_);
   size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;

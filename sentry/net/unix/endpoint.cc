@@ -188,7 +188,7 @@ Result<base::Ref<UnixEndpoint>> UnixEndpoint::Accept(bool nonblock, int64_t dead
       if (!waiting_.empty()) {
         found = std::move(waiting_.front());
         waiting_.pop_front();
-      } else if (shutdown_ & kReceiveShut) {
+      } else if ((shutdown_ & kReceiveShut) && !nonblock) {
         return Error(EINVAL);
       }
     }

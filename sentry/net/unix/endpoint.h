@@ -79,6 +79,8 @@ class UnixEndpoint : public base::RefCounted {
   base::Ref<UnixEndpoint> peer() const;
   State state() const;
   base::Status Shutdown(int how);
+  // EPIPE once nothing is to be sent any more.
+  base::Status CheckSendShut();
   // The description was closed.
   void Release();
 

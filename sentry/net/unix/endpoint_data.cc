@@ -120,6 +120,11 @@ void UnixEndpoint::TakeFilesOf(size_t index, bool peek, RecvArgs* args) {
 
 // --- sending ---
 
+Status UnixEndpoint::CheckSendShut() {
+  absl::MutexLock lock(&mutex_);
+  return (shutdown_ & kSendShut) != 0 ? Status(Error(EPIPE)) : base::Ok();
+}
+
 Status UnixEndpoint::CheckSend(UnixEndpoint& to) {
   {
     absl::MutexLock lock(&mutex_);
@@ -134,6 +139,7 @@ Status UnixEndpoint::CheckSend(UnixEndpoint& to) {
 Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t deadline_ns) {
   base::Ref<UnixEndpoint> to = peer();
   if (to == nullptr) return Error(ENOTCONN);
+  TRY(CheckSendShut());  // also of nothing
   size_t total = 0;
   while (src.remaining() > 0) {
     Status status;
@@ -304,6 +310,8 @@ Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t
     while (!Look(0, &record)) {
       bool end = false;
       TRY(WaitForData(deadline_ns, args->nonblock, &end));
+      // No message comes any more; only who would wait is told by an end.
+      if (end && datagram() && args->nonblock) return Error(EAGAIN);
       if (end) return size_t{0};
     }
     size_t want = std::min(record.length, dst.remaining());

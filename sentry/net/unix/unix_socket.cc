@@ -119,12 +119,15 @@ Result<SockAddr> UnixSocket::PeerAddress() {
 
 Result<size_t> UnixSocket::Send(IoSource& src, SendArgs args) {
   Task* t = Task::Current();
+  const bool connected = endpoint_->state() == UnixEndpoint::State::kConnected;
+  if (type() == SOCK_SEQPACKET && !connected) return Error(ENOTCONN);
   if (args.flags & MSG_OOB) return Error(EOPNOTSUPP);
+  if (endpoint_->datagram()) TRY(endpoint_->CheckSendShut());
   if (!args.creds) args.creds = CurrentRealCreds();
   base::Ref<UnixEndpoint> to;
   if (endpoint_->stream()) {
     if (args.to.length > 0) {
-      return Error(endpoint_->state() == UnixEndpoint::State::kConnected ? EISCONN : EOPNOTSUPP);
+      return Error(connected ? EISCONN : EOPNOTSUPP);
     }
   } else if (endpoint_->datagram() && args.to.length > 0) {
     if (t == nullptr) return Error(EINVAL);
@@ -157,7 +160,12 @@ Result<size_t> UnixSocket::Send(IoSource& src, SendArgs args) {
 }
 
 Result<size_t> UnixSocket::Receive(IoDest& dst, RecvArgs* args) {
-  if (args->flags & MSG_OOB) return Error(EOPNOTSUPP);
+  if (args->flags & MSG_OOB) {
+    // Nothing urgent is ever sent, so none is there.
+    if (endpoint_->stream()) return Error(EINVAL);
+    const bool connected = endpoint_->state() == UnixEndpoint::State::kConnected;
+    return Error(type() == SOCK_SEQPACKET && !connected ? ENOTCONN : EOPNOTSUPP);
+  }
   args->has_creds = pass_creds();
   if (endpoint_->stream()) return endpoint_->ReceiveStream(dst, args, ReceiveDeadline());
   return endpoint_->ReceiveMessage(dst, args, ReceiveDeadline());
@@ -171,6 +179,10 @@ Result<uint64_t> UnixSocket::Ioctl(const IoctlArgs& args) {
       break;
     case SIOCOUTQ:
       n = endpoint_->BytesUnread();
+      break;
+    case SIOCATMARK:
+      if (!endpoint_->stream()) return Error(EOPNOTSUPP);
+      n = 0;
       break;
     default:
       return Error(ENOTTY);

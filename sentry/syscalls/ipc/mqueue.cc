@@ -8,6 +8,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/netlink/netlink_socket.h"
+#include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/vfs/vfs.h"
 
@@ -36,7 +37,7 @@ struct OpenedQueue {
 
 // EBADF for what is no queue, or not open for `may`.
 Result<OpenedQueue> GetQueue(Task& t, int fd, int may) {
-  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   MessageQueue* queue = QueueOf(*file);
   if (queue == nullptr) return Error(EBADF);
   if ((may == kMayRead && !file->readable()) || (may == kMayWrite && !file->writable())) {
@@ -51,7 +52,7 @@ Result<std::function<void(bool)>> CookieDelivery(Task& t, sigval value, int fd) 
   constexpr std::byte kWokenUp{1}, kRemoved{2};  // NOTIFY_WOKENUP, NOTIFY_REMOVED
   std::vector<std::byte> cookie(32);             // NOTIFY_COOKIE_LEN
   TRY(t.memory().Read(reinterpret_cast<uint64_t>(value.sival_ptr), cookie));
-  base::Ref<FileDescription> file = TRY(t.GetFile(fd));
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   if (file->inode() == nullptr || !S_ISSOCK(file->inode()->type())) return Error(ENOTSOCK);
   if (dynamic_cast<NetlinkSocket*>(file.get()) == nullptr) return Error(EINVAL);
   return std::function<void(bool)>([cookie, file](bool message_came) {
