@@ -172,6 +172,9 @@ TEST(Thread, SignalReachesTheChosenThread) {
   EXPECT_EQ(tid.load(), handled.load());
   stop = true;
   busy.join();
+  // Who joins is woken a moment before the thread is gone.
+  end = NowNs() + 5000000000;
+  while (syscall(SYS_tgkill, getpid(), tid.load(), 0) == 0 && NowNs() < end) sched_yield();
   EXPECT_ERRNO(syscall(SYS_tgkill, getpid(), tid.load(), 0), ESRCH);
 }
 
