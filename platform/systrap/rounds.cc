@@ -503,6 +503,9 @@ void ThreadContext::MoveTo(AddressSpace* space) {
   copy_in_.clear();
   copy_in_loaded_ = true;
   patch_wanted_ = false;
+  // What the old program has read and written last is not for the new one to see.
+  memset(slot_->in_area, 0, sizeof(slot_->in_area));
+  memset(slot_->out_area, 0, sizeof(slot_->out_area));
   space_ = space;
 }
 
