@@ -77,9 +77,9 @@ TEST_F(ExecInPlaceTest, NothingOfTheOldProgramIsLeft) {
     EXPECT_FALSE(old->Read(test::kData, std::as_writable_bytes(std::span(&value, 1))).ok());
     for (uint64_t area : {offsetof(Slot, in_area), offsetof(Slot, out_area)}) {
       uint64_t left = 1;
-      ASSERT_TRUE(guest_.space
-                      ->Read(SlotAddress(0) + area, std::as_writable_bytes(std::span(&left, 1)))
-                      .ok());
+      ASSERT_TRUE(
+          guest_.space->Read(SlotAddress(0) + area, std::as_writable_bytes(std::span(&left, 1)))
+              .ok());
       EXPECT_EQ(0u, left);
     }
     EXPECT_FALSE(old->Write(test::kData, std::as_bytes(std::span(&value, 1))).ok());

@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "platform/mailbox.h"
+#include "platform/mapped/file_windows.h"
 #include "platform/platform.h"
-#include "platform/systrap/file_windows.h"
 #include "platform/test_guest.h"
 
 namespace platform {

@@ -1,8 +1,9 @@
-// What a process knows of an epoll instance whose watched connections have lanes (stream_lane.h): so
-// much that it adds, changes and removes them, and finds those that are ready, without the sentry.
-// Only level-triggered watches of descriptors with lanes are served; a call about anything else, or
-// that has to wait, is the sentry's. In the mailbox: written by the process and the sentry, who takes
-// over what has changed before it looks at the instance. Compiled into both; freestanding.
+// What a process knows of an epoll instance whose watched connections have lanes (stream_lane.h):
+// so much that it adds, changes and removes them, and finds those that are ready, without the
+// sentry. Only level-triggered watches of descriptors with lanes are served; a call about anything
+// else, or that has to wait, is the sentry's. In the mailbox: written by the process and the
+// sentry, who takes over what has changed before it looks at the instance. Compiled into both;
+// freestanding.
 #pragma once
 
 #include <cstdint>

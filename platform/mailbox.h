@@ -141,7 +141,7 @@ enum RequestFlag : uint8_t {
   kRequestDirect = 1,            // from a patched site: kModeDirect
   kRequestFutexInterrupted = 2,  // a wait answered here was interrupted; remaining_ns tells
   kRequestMaskChanged = 4,       // sigmask is not what the sentry has set
-  kRequestLaneDone = 8,          // the call was answered by a stream lane, which is to be told of it
+  kRequestLaneDone = 8,  // the call was answered by a stream lane, which is to be told of it
 };
 
 // The first word of a request.
@@ -315,7 +315,8 @@ struct Slot {
   uint32_t lanes_off;  // 1: every call but futex(2) is to reach the sentry; 2: every call
   uint32_t stamp;      // the next trap is to be stamped: when it came, and when its answer did
   uint64_t trapped_at, resumed_at;
-  // With what this thread locks stream lanes; 0: it has none. The descriptors in the header are its.
+  // With what this thread locks stream lanes; 0: it has none. The descriptors in the header are
+  // its.
   uint32_t lane_owner;
 
   // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal

@@ -1,9 +1,11 @@
-// A lane: one direction of a byte stream, a ring in memory that the sentry and the stubs of processes
-// that may trace one another map. Whoever holds an end moves bytes without asking anybody; who waits
-// does so in the sentry, which is told when that is due. Compiled into both; freestanding.
+// A lane: one direction of a byte stream, a ring in memory that the sentry and the stubs of
+// processes that may trace one another map. Whoever holds an end moves bytes without asking
+// anybody; who waits does so in the sentry, which is told when that is due. Compiled into both;
+// freestanding.
 //
 // Positions count the bytes of the stream's life. Everything here may be changed by a hostile
-// process at any time: what is read is checked before it is used, and no value leads out of the ring.
+// process at any time: what is read is checked before it is used, and no value leads out of the
+// ring.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +24,9 @@ inline constexpr uint64_t kLaneArenaSize = kLaneSleepersAt + kLaneSleepers * siz
 // The most that one call moves: while it does, others are kept out.
 inline constexpr uint64_t kLaneMostBytes = 64 * 1024;
 
-// Who is to be told of the next bytes that come, or go: nobody; the sentry, at once; or the sentry, if
-// the word of sleeper `wish - kFirstSleeper` is not 0. Who tells takes the wish, or the word, back.
+// Who is to be told of the next bytes that come, or go: nobody; the sentry, at once; or the sentry,
+// if the word of sleeper `wish - kFirstSleeper` is not 0. Who tells takes the wish, or the word,
+// back.
 using LaneWish = uint32_t;
 inline constexpr LaneWish kNoWish = 0, kWish = 1, kFirstSleeper = 2;
 
@@ -37,10 +40,11 @@ struct StreamLane {
   alignas(64) uint32_t read_lock;
   uint64_t read;
   // The sentry's, rarely changed.
-  alignas(64) uint32_t generation;  // which stream this lane serves: no two have had the same number
-  uint32_t open;                    // 0: only the sentry moves bytes
+  alignas(64) uint32_t
+      generation;  // which stream this lane serves: no two have had the same number
+  uint32_t open;   // 0: only the sentry moves bytes
   LaneWish want_data, want_room;
-  uint64_t limit;                   // bytes that may be on their way, at most kLaneRing
+  uint64_t limit;  // bytes that may be on their way, at most kLaneRing
 };
 static_assert(sizeof(StreamLane) == 192);
 
@@ -49,7 +53,9 @@ inline constexpr uint64_t LaneName(uint32_t index, uint32_t generation) {
   return uint64_t{generation} << 32 | (index + 1);
 }
 inline constexpr uint32_t LaneIndex(uint64_t name) { return static_cast<uint32_t>(name) - 1; }
-inline constexpr uint32_t LaneGeneration(uint64_t name) { return static_cast<uint32_t>(name >> 32); }
+inline constexpr uint32_t LaneGeneration(uint64_t name) {
+  return static_cast<uint32_t>(name >> 32);
+}
 
 // Up to two pieces of a ring.
 struct LanePieces {
@@ -101,8 +107,8 @@ inline LaneOutcome TellIfWanted(const StreamLane* lane, LaneWish* wish, uint32_t
   return tell ? LaneOutcome::kTell : LaneOutcome::kDone;
 }
 
-// Writes `n` bytes, all or none. `copy(at, n)` stores the next n bytes at place `at` of the ring, or
-// returns false. `sleepers`: the words of the arena.
+// Writes `n` bytes, all or none. `copy(at, n)` stores the next n bytes at place `at` of the ring,
+// or returns false. `sleepers`: the words of the arena.
 template <typename Copy>
 inline LaneOutcome WriteLane(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
                              uint32_t owner, uint64_t n, Copy copy) {
@@ -131,8 +137,8 @@ inline void RewindLane(StreamLane* lane, uint32_t owner) {
   UnlockLane(&lane->write_lock);
 }
 
-// Reads what there is, at most `*n` bytes, which becomes what was read. Declines if there is nothing.
-// `copy(at, n)` takes the next n bytes from place `at` of the ring, or returns false.
+// Reads what there is, at most `*n` bytes, which becomes what was read. Declines if there is
+// nothing. `copy(at, n)` takes the next n bytes from place `at` of the ring, or returns false.
 template <typename Copy>
 inline LaneOutcome ReadLane(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
                             uint32_t owner, uint64_t* n, Copy copy) {

@@ -37,8 +37,7 @@ bool Readiness(uint32_t fd, uint32_t* ready) {
   const uint64_t in = Load(&lanes.in), out = Load(&lanes.out);
   if (in == 0 || out == 0 || LaneIndex(in) >= kLanes || LaneIndex(out) >= kLanes) return false;
   bool known;
-  *ready =
-      LaneReadiness(LaneAt(in), LaneGeneration(in), LaneAt(out), LaneGeneration(out), &known);
+  *ready = LaneReadiness(LaneAt(in), LaneGeneration(in), LaneAt(out), LaneGeneration(out), &known);
   return known;
 }
 
@@ -106,8 +105,8 @@ bool StreamEpollWait(Slot* s) {
   if (e == nullptr || max <= 0 || s->rsi >= kRegionBase) return false;
   if (!TryLockLane(&e->lock, s->lane_owner)) return false;
   Event events[kMaxEvents];
-  const uint64_t most = static_cast<uint64_t>(max) < kMaxEvents ? static_cast<uint64_t>(max)
-                                                                : kMaxEvents;
+  const uint64_t most =
+      static_cast<uint64_t>(max) < kMaxEvents ? static_cast<uint64_t>(max) : kMaxEvents;
   const int n = Serves(e, s->rdi) ? Look(e, events, most) : -1;
   UnlockLane(&e->lock);
   // Waiting is the sentry's.

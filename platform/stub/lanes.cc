@@ -278,7 +278,8 @@ constexpr bool OnlyNamedLanes() {
   }
   return true;
 }
-static_assert(OnlyNamedLanes(), "kLaneCalls and kStreamCalls in mailbox.h tell which calls have a lane");
+static_assert(OnlyNamedLanes(),
+              "kLaneCalls and kStreamCalls in mailbox.h tell which calls have a lane");
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// Calls on byte streams that are answered by a lane (platform/stream_lane.h): what is there is read,
-// what fits is written. All else is the sentry's: waiting, errors, ends of streams.
+// Calls on byte streams that are answered by a lane (platform/stream_lane.h): what is there is
+// read, what fits is written. All else is the sentry's: waiting, errors, ends of streams.
 #include "platform/stream_lane.h"
 
 #include "platform/stub/stub.h"
@@ -15,7 +15,8 @@ struct Part {  // struct iovec
   uint64_t addr, length;
 };
 
-// The guest's memory that a call moves bytes from or to. What lies in the stub's region is nobody's.
+// The guest's memory that a call moves bytes from or to. What lies in the stub's region is
+// nobody's.
 class Buffers {
  public:
   bool AddRange(uint64_t addr, uint64_t length) {
@@ -62,7 +63,8 @@ class Buffers {
   uint64_t count_ = 0, total_ = 0, part_ = 0, offset_ = 0;
 };
 
-// The lane of the call's descriptor, which is less than kLaneFds, and its name in `*name`; null: none.
+// The lane of the call's descriptor, which is less than kLaneFds, and its name in `*name`; null:
+// none.
 StreamLane* LaneOf(Slot* s, bool out, uint64_t* name) {
   const LaneFd& fd = Header()->lane_fds[s->rdi];
   *name = Load(out ? &fd.out : &fd.in);
@@ -95,10 +97,9 @@ bool Read(Slot* s, Buffers* buffers) {
   StreamLane* lane = LaneOf(s, /*out=*/false, &name);
   if (lane == nullptr) return false;
   uint64_t n = buffers->total();
-  LaneOutcome outcome = ReadLane(lane, Sleepers(), LaneGeneration(name), s->lane_owner, &n,
-                                 [&](uint64_t at, uint64_t length) {
-                                   return buffers->Move<true>(RingOf(lane, at), length);
-                                 });
+  LaneOutcome outcome = ReadLane(
+      lane, Sleepers(), LaneGeneration(name), s->lane_owner, &n,
+      [&](uint64_t at, uint64_t length) { return buffers->Move<true>(RingOf(lane, at), length); });
   return Finish(s, outcome, /*wrote=*/false, name, n);
 }
 
@@ -107,10 +108,9 @@ bool Write(Slot* s, Buffers* buffers) {
   StreamLane* lane = LaneOf(s, /*out=*/true, &name);
   if (lane == nullptr) return false;
   const uint64_t n = buffers->total();
-  LaneOutcome outcome = WriteLane(lane, Sleepers(), LaneGeneration(name), s->lane_owner, n,
-                                  [&](uint64_t at, uint64_t length) {
-                                    return buffers->Move<false>(RingOf(lane, at), length);
-                                  });
+  LaneOutcome outcome = WriteLane(
+      lane, Sleepers(), LaneGeneration(name), s->lane_owner, n,
+      [&](uint64_t at, uint64_t length) { return buffers->Move<false>(RingOf(lane, at), length); });
   return Finish(s, outcome, /*wrote=*/true, name, n);
 }
 

@@ -9,9 +9,9 @@
 
 namespace sentry {
 
-// Tasks of one domain may trace one another, whoever of them begins (Linux: ptrace_may_access): they
-// have the same ids, capabilities and namespaces, and are dumpable. One container has one mount
-// namespace at least. Empty: the task is in none.
+// Tasks of one domain may trace one another, whoever of them begins (Linux: ptrace_may_access):
+// they have the same ids, capabilities and namespaces, and are dumpable. One container has one
+// mount namespace at least. Empty: the task is in none.
 std::string Task::LaneDomain() const {
   if (syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED || mm_->dumpable() != 1) {
     return "";

@@ -234,8 +234,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // To be returned by the handler of such a call, with its arguments in regs(): the guest's thread
   // carries it out on its way back. See platform::Context::AnswerInLane.
   base::Result<uint64_t> AnswerInLane(int nr, int64_t remaining_ns = -1);
-  // Has the platform answer the next reads and writes of descriptor `fd`, which is `file`, by lanes,
-  // if both may have some (lanes.cc).
+  // Has the platform answer the next reads and writes of descriptor `fd`, which is `file`, by
+  // lanes, if both may have some (lanes.cc).
   void ConsiderLanes(int fd, FileDescription& file);
 
   // --- state for /proc, getrusage and others ---

@@ -78,7 +78,8 @@ Result<base::Ref<LaneArena>> LaneArena::OfDomain(const std::string& name) {
   auto it = domains.arenas.find(name);
   if (it != domains.arenas.end()) return it->second;
   if (domains.arenas.size() >= kMaxDomains) {
-    absl::erase_if(domains.arenas, [](const auto& entry) { return entry.second->ref_count() == 1; });
+    absl::erase_if(domains.arenas,
+                   [](const auto& entry) { return entry.second->ref_count() == 1; });
     if (domains.arenas.size() >= kMaxDomains) return Error(ENOSPC);
   }
   auto memory = TRY(base::RingMemory::New(platform::kLaneArenaSize, 0));

@@ -29,8 +29,8 @@ class LaneUser {
   ~LaneUser() = default;
 };
 
-// The number of an address space, with which its threads lock lanes. What one that is gone has locked
-// is free: a call that did not end has done nothing.
+// The number of an address space, with which its threads lock lanes. What one that is gone has
+// locked is free: a call that did not end has done nothing.
 class LaneOwner {
  public:
   LaneOwner();
@@ -50,7 +50,8 @@ class LaneArena : public base::RefCounted {
   // With what the sentry itself locks a lane.
   static constexpr uint32_t kSentryOwner = UINT32_MAX;
 
-  // The arena of the domain of this name; made if there is none. ENOMEM, ENOSPC: there are too many.
+  // The arena of the domain of this name; made if there is none. ENOMEM, ENOSPC: there are too
+  // many.
   static base::Result<base::Ref<LaneArena>> OfDomain(const std::string& name);
 
   const base::Ref<base::HostFd>& file() const { return memory_->file(); }

@@ -24,8 +24,9 @@ class LaneWatcher {
   ~LaneWatcher() = default;
 };
 
-// Joins an address space, one table of descriptors, and the arena of the process's domain, until the
-// space goes or the process stops being the equal of the others. Thread-safe; the lock is a leaf.
+// Joins an address space, one table of descriptors, and the arena of the process's domain, until
+// the space goes or the process stops being the equal of the others. Thread-safe; the lock is a
+// leaf.
 class LaneBinding : public base::RefCounted {
  public:
   // `space` is alive until Unbind.
@@ -40,8 +41,8 @@ class LaneBinding : public base::RefCounted {
   base::Ref<base::RefCounted> table();  // null: there is none any more
   // Descriptor `fd` leads to the lanes of these names; 0: to none.
   void Set(int fd, uint64_t in, uint64_t out);
-  // A place for the instance at descriptor `fd`, which is none yet; `watcher` is a part of `holder`,
-  // and calls RemoveWatcher before it goes. -1: there is none.
+  // A place for the instance at descriptor `fd`, which is none yet; `watcher` is a part of
+  // `holder`, and calls RemoveWatcher before it goes. -1: there is none.
   int AddWatcher(base::RefCounted& holder, LaneWatcher& watcher);
   void RemoveWatcher(int place);
   // Calls f(platform::LaneEpoll&) of a place with the lock held, so it must be short. False: the
@@ -54,8 +55,8 @@ class LaneBinding : public base::RefCounted {
     return true;
   }
 
-  // No descriptor leads to a lane any more, and who waits for what a thread of the space has done to
-  // one looks again. Idempotent. Not with locks held.
+  // No descriptor leads to a lane any more, and who waits for what a thread of the space has done
+  // to one looks again. Idempotent. Not with locks held.
   void Unbind();
 
  private:

@@ -31,20 +31,22 @@ class StreamLaneTest : public testing::Test {
 
   LaneOutcome Write(const std::string& text, uint32_t generation = kGeneration) {
     const char* from = text.data();
-    return WriteLane(lane_, sleepers_, generation, kOwner, text.size(), [&](uint64_t at, uint64_t n) {
-      EXPECT_LE(at + n, kLaneRing);
-      memcpy(ring_ + at, from, n);
-      from += n;
-      return true;
-    });
+    return WriteLane(lane_, sleepers_, generation, kOwner, text.size(),
+                     [&](uint64_t at, uint64_t n) {
+                       EXPECT_LE(at + n, kLaneRing);
+                       memcpy(ring_ + at, from, n);
+                       from += n;
+                       return true;
+                     });
   }
   LaneOutcome Read(std::string* text, uint64_t most) {
     text->clear();
-    LaneOutcome outcome = ReadLane(lane_, sleepers_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
-      EXPECT_LE(at + n, kLaneRing);
-      text->append(ring_ + at, n);
-      return true;
-    });
+    LaneOutcome outcome =
+        ReadLane(lane_, sleepers_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
+          EXPECT_LE(at + n, kLaneRing);
+          text->append(ring_ + at, n);
+          return true;
+        });
     if (outcome == LaneOutcome::kDeclined) text->clear();
     return outcome;
   }
@@ -110,11 +112,11 @@ TEST_F(StreamLaneTest, OthersAreKeptOut) {
 
 TEST_F(StreamLaneTest, AFaultChangesNothing) {
   ASSERT_EQ(LaneOutcome::kDone, Write("abc"));
-  EXPECT_EQ(LaneOutcome::kDeclined,
-            WriteLane(lane_, sleepers_, kGeneration, kOwner, 3, [](uint64_t, uint64_t) { return false; }));
+  EXPECT_EQ(LaneOutcome::kDeclined, WriteLane(lane_, sleepers_, kGeneration, kOwner, 3,
+                                              [](uint64_t, uint64_t) { return false; }));
   uint64_t n = 3;
-  EXPECT_EQ(LaneOutcome::kDeclined,
-            ReadLane(lane_, sleepers_, kGeneration, kOwner, &n, [](uint64_t, uint64_t) { return false; }));
+  EXPECT_EQ(LaneOutcome::kDeclined, ReadLane(lane_, sleepers_, kGeneration, kOwner, &n,
+                                             [](uint64_t, uint64_t) { return false; }));
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
   EXPECT_EQ("abc", text_);
 }

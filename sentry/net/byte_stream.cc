@@ -48,11 +48,11 @@ void ByteStream::Wish(platform::LaneWish* word, platform::LaneWish wish) {
   platform::LaneWish now = platform::LaneLoad(word), next;
   do {
     next = now == platform::kNoWish || now == wish ? wish : platform::kWish;
-  } while (!__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_SEQ_CST));
+  } while (
+      !__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
 }
 
-void ByteStream::Lock(uint32_t StreamLane::* lock) {
+void ByteStream::Lock(uint32_t StreamLane::*lock) {
   if (!in_lane() || lawless_.load(std::memory_order_relaxed)) return;
   uint32_t* word = &(lane()->*lock);
   for (int i = 0; i < kLooks; ++i) {
@@ -148,8 +148,6 @@ bool ByteStream::EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser&
   return true;
 }
 
-uint64_t ByteStream::LaneName() const {
-  return lane_open() ? arena_->NameOf(index_) : 0;
-}
+uint64_t ByteStream::LaneName() const { return lane_open() ? arena_->NameOf(index_) : 0; }
 
 }  // namespace sentry

@@ -17,8 +17,8 @@
 
 namespace sentry {
 
-// Positions count the bytes of its life. What others may have written into a lane is checked: a ring
-// that makes no sense is empty and has no room.
+// Positions count the bytes of its life. What others may have written into a lane is checked: a
+// ring that makes no sense is empty and has no room.
 class ByteStream {
  public:
   static constexpr size_t kSize = platform::kLaneRing;
@@ -86,8 +86,9 @@ class ByteStream {
   void Rewind();
 
   // --- lanes ---
-  // With the owner's locks of both ends, and no turn: moves into a lane of `arena`, closed at first.
-  // `user` is a part of `holder`, and owns this. False if it cannot, or is in one of another arena.
+  // With the owner's locks of both ends, and no turn: moves into a lane of `arena`, closed at
+  // first. `user` is a part of `holder`, and owns this. False if it cannot, or is in one of another
+  // arena.
   bool EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser& user);
   // The lane's name; 0: it is in none, or only the sentry moves its bytes.
   uint64_t LaneName() const;
@@ -100,8 +101,8 @@ class ByteStream {
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
   static void Wish(platform::LaneWish* word, platform::LaneWish wish);
   static size_t Sane(uint64_t bytes) { return bytes <= kSize ? bytes : 0; }
-  void Lock(uint32_t platform::StreamLane::* lock);
-  void Unlock(uint32_t platform::StreamLane::* lock) {
+  void Lock(uint32_t platform::StreamLane::*lock);
+  void Unlock(uint32_t platform::StreamLane::*lock) {
     if (in_lane()) platform::UnlockLane(&(lane()->*lock));
   }
 
@@ -110,7 +111,7 @@ class ByteStream {
   std::unique_ptr<base::RingMemory> memory_;  // without a lane
   std::byte* data_ = nullptr;                 // the ring; changed with both ends locked
   base::Ref<LaneArena> arena_;
-  uint32_t index_ = 0;  // in the arena
+  uint32_t index_ = 0;                // in the arena
   std::atomic<bool> lawless_{false};  // somebody has kept a lock of the lane
 };
 

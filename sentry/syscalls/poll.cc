@@ -255,7 +255,8 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
   }
   TRY(CheckUserRange(addr, static_cast<uint64_t>(max) * sizeof(EpollEvent)));
   base::Ref<FileDescription> file = TRY(GetEpoll(t, a.Int(0)));
-  if (file->WantsLanes()) [[unlikely]] t.ConsiderLanes(a.Int(0), *file);
+  if (file->WantsLanes()) [[unlikely]]
+    t.ConsiderLanes(a.Int(0), *file);
   auto emit = [&](std::span<const EpollEvent> events) {
     return t.memory().Write(addr, std::as_bytes(events));
   };
@@ -316,7 +317,8 @@ Result<uint64_t> SysEpollCtl(Task& t, const SyscallArgs& a) {
   EpollEvent event{};
   if (op != EPOLL_CTL_DEL) event = TRY(UserPtr<EpollEvent>(a[3]).CopyIn(t.memory()));
   base::Ref<FileDescription> epoll_file = TRY(GetOpenFile(t, a.Int(0)));
-  if (epoll_file->WantsLanes()) [[unlikely]] t.ConsiderLanes(a.Int(0), *epoll_file);
+  if (epoll_file->WantsLanes()) [[unlikely]]
+    t.ConsiderLanes(a.Int(0), *epoll_file);
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   if (!file->CanPoll()) return Error(EPERM);
   EventPoll* epoll = EventPoll::From(*epoll_file);

@@ -19,14 +19,16 @@ constexpr int kWriteFlags = kReadFlags | RWF_APPEND | RWF_NOAPPEND;
 Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
   base::Ref<FileDescription> file = t.fd_table().Get(fd);
   if (!file || !file->readable()) return Error(EBADF);
-  if (file->WantsLanes()) [[unlikely]] t.ConsiderLanes(fd, *file);
+  if (file->WantsLanes()) [[unlikely]]
+    t.ConsiderLanes(fd, *file);
   return file;
 }
 
 Result<base::Ref<FileDescription>> GetWritable(Task& t, int fd) {
   base::Ref<FileDescription> file = t.fd_table().Get(fd);
   if (!file || !file->writable()) return Error(EBADF);
-  if (file->WantsLanes()) [[unlikely]] t.ConsiderLanes(fd, *file);
+  if (file->WantsLanes()) [[unlikely]]
+    t.ConsiderLanes(fd, *file);
   return file;
 }
 

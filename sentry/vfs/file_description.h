@@ -144,8 +144,8 @@ class FileDescription : public base::RefCounted {
   virtual bool HasOpenLanes() { return false; }
   // Readiness, for a sleeper of its lanes' arena who has this wish (platform/stream_lane.h).
   virtual uint32_t ReadinessFor(uint32_t /*wish*/) { return Readiness(); }
-  // An epoll instance: what descriptor `fd` of the space of `binding` asks of it is answered without
-  // the sentry, as far as it is about files with lanes. False: it is none, or it cannot be.
+  // An epoll instance: what descriptor `fd` of the space of `binding` asks of it is answered
+  // without the sentry, as far as it is about files with lanes. False: it is none, or it cannot be.
   virtual bool BindWatches(int /*fd*/, const base::Ref<LaneBinding>& /*binding*/) { return false; }
 
   // F_GETPIPE_SZ, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS and whatever else a kind of file answers;

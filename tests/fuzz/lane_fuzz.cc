@@ -1,5 +1,5 @@
-// A stream in a lane whose other users write whatever they like between the sentry's operations: the
-// header of the lane is overwritten by the input's bytes, in any order with reads, writes and
+// A stream in a lane whose other users write whatever they like between the sentry's operations:
+// the header of the lane is overwritten by the input's bytes, in any order with reads, writes and
 // questions.
 #include <cstdint>
 #include <cstdlib>

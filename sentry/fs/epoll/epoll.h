@@ -86,7 +86,6 @@ class EventPoll : public AnonFile, public LaneWatcher {
   // Longest chain of instances that watch this one.
   int DepthAbove(int depth);
 
-
   // --- epoll_lanes.cc ---
   // A wait that is under way: nobody but the sentry looks.
   class LaneWait {
@@ -131,7 +130,8 @@ class EventPoll : public AnonFile, public LaneWatcher {
   // What the process at whose descriptor this is does by itself. Once there, it stays.
   std::unique_ptr<LaneWatches> lane_watches_ ABSL_GUARDED_BY(mutex_);
   std::atomic<LaneWatches*> lanes_{nullptr};
-  std::map<int, Item*> lane_items_ ABSL_GUARDED_BY(mutex_);  // those that are in_lane, by descriptor
+  std::map<int, Item*> lane_items_
+      ABSL_GUARDED_BY(mutex_);  // those that are in_lane, by descriptor
   uint32_t looks_ ABSL_GUARDED_BY(mutex_) = 0;
   std::atomic<int> waits_{0};
   std::atomic<bool> lanes_closed_{false};

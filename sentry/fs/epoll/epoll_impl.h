@@ -15,19 +15,13 @@
 
 namespace sentry {
 
-inline constexpr uint32_t kEpollPrivateBits =
-    EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE;
+inline constexpr uint32_t kEpollPrivateBits = EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE;
 
 // A file in an interest list. Referenced by the list and by the registry.
 class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
  public:
   Item(EventPoll* owner, int fd, FileDescription* file, const EpollEvent& event)
-      : owner(owner),
-        fd(fd),
-        file_key(file),
-        file(file),
-        events(event.events),
-        data(event.data) {
+      : owner(owner), fd(fd), file_key(file), file(file), events(event.events), data(event.data) {
     count.fetch_add(1, std::memory_order_relaxed);
   }
 
@@ -69,7 +63,7 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
   EventPoll* const owner;  // valid while in its list or, under the registry's lock, in the registry
   const int fd;
   FileDescription* const file_key;  // alive while the item is in its owner's list
-  fiber::Mutex mutex;  // after the owner's, before the file's
+  fiber::Mutex mutex;               // after the owner's, before the file's
   FileDescription* file ABSL_GUARDED_BY(mutex);
   fiber::WaitQueue* wait_queue ABSL_GUARDED_BY(mutex) = nullptr;
   std::atomic<uint32_t> events;

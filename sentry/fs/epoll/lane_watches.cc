@@ -13,7 +13,8 @@ using platform::kLaneEpollFds;
 using platform::LaneEpoll;
 using platform::LaneWatch;
 
-// A thread of the process holds the lock for less than a microsecond, unless its core is taken away.
+// A thread of the process holds the lock for less than a microsecond, unless its core is taken
+// away.
 constexpr int kLooks = 200;
 constexpr int64_t kWaitNs = 50'000;
 constexpr int64_t kGiveUpNs = 2'000'000'000;
@@ -37,8 +38,8 @@ std::unique_ptr<LaneWatches> LaneWatches::New(int fd, base::Ref<LaneBinding> bin
 }
 
 void LaneWatches::Open() {
-  binding_->WithEpoll(
-      place_, [&](LaneEpoll& e) { Store(&e.fd_plus_one, static_cast<uint32_t>(fd_) + 1); });
+  binding_->WithEpoll(place_,
+                      [&](LaneEpoll& e) { Store(&e.fd_plus_one, static_cast<uint32_t>(fd_) + 1); });
 }
 
 template <typename F>

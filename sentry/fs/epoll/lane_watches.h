@@ -15,8 +15,8 @@ namespace sentry {
 // Thread-safe but where said. What stands in the process's memory is read once and checked.
 class LaneWatches {
  public:
-  // For the instance at descriptor `fd` of the space of `binding`; null: there is no place. It is not
-  // seen by the process before Open.
+  // For the instance at descriptor `fd` of the space of `binding`; null: there is no place. It is
+  // not seen by the process before Open.
   static std::unique_ptr<LaneWatches> New(int fd, base::Ref<LaneBinding> binding,
                                           base::RefCounted& holder, LaneWatcher& watcher);
   ~LaneWatches() {
@@ -37,7 +37,8 @@ class LaneWatches {
     uint64_t data;
   };
   std::vector<Change> Take();
-  // What the process is to know of descriptor `fd`, if it is one that there is a place for. May park.
+  // What the process is to know of descriptor `fd`, if it is one that there is a place for. May
+  // park.
   void Set(int fd, platform::LaneWatchState state, uint32_t events = 0, uint64_t data = 0);
 
   // Only the sentry serves, or no longer; something is ready that only it knows of.

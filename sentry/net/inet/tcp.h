@@ -15,8 +15,8 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/timer.h"
-#include "sentry/net/inet/endpoint.h"
 #include "sentry/net/byte_stream.h"
+#include "sentry/net/inet/endpoint.h"
 
 namespace sentry {
 

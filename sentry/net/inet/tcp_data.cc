@@ -22,9 +22,9 @@ Error Interrupted(int64_t deadline_ns) {
   return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
 }
 
-// Rounds of one call in which nothing moved although something should have. Who writes nonsense into
-// a lane can make many; after a few the call sleeps in between, so that it takes little time and can
-// be interrupted.
+// Rounds of one call in which nothing moved although something should have. Who writes nonsense
+// into a lane can make many; after a few the call sleeps in between, so that it takes little time
+// and can be interrupted.
 class VainRounds {
  public:
   // False: the call was interrupted.

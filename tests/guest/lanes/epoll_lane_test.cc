@@ -1,5 +1,5 @@
-// Epoll instances that watch busy connections: whatever way a kernel finds to be quick about them, each
-// call has its effect when it returns.
+// Epoll instances that watch busy connections: whatever way a kernel finds to be quick about them,
+// each call has its effect when it returns.
 #include <sys/eventfd.h>
 
 #include <atomic>

@@ -1,5 +1,5 @@
-// Connections that are used so much that a kernel may find shorter ways for their bytes: whatever way
-// they take, all else about them stays as it is.
+// Connections that are used so much that a kernel may find shorter ways for their bytes: whatever
+// way they take, all else about them stays as it is.
 #include <sys/prctl.h>
 #include <sys/uio.h>
 

@@ -350,7 +350,8 @@ TEST_F(Sigio, Owners) {
     EXPECT_EQ(set.type, owner.type);
     EXPECT_EQ(set.pid, owner.pid);
   }
-  // The call itself returns the group's number, negative, which libc takes for an error if it is low.
+  // The call itself returns the group's number, negative, which libc takes for an error if it is
+  // low.
   long group = syscall(SYS_fcntl, p.read, F_GETOWN);
   EXPECT_EQ(-getpgrp(), group == -1 ? -errno : group);
   uint32_t uids[2] = {77, 77};

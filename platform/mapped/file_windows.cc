@@ -1,4 +1,4 @@
-#include "platform/systrap/file_windows.h"
+#include "platform/mapped/file_windows.h"
 
 #include "absl/hash/hash.h"
 

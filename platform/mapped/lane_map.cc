@@ -1,4 +1,4 @@
-#include "platform/systrap/lane_map.h"
+#include "platform/mapped/lane_map.h"
 
 #include <utility>
 
