@@ -83,7 +83,8 @@ def cgroups(name):
 
 
 def mounts(directory):
-    """The host's mount points, those of other tests' scratch directories left out."""
+    """The host's mount points, those of other tests' scratch directories and of images being made left out."""
     with open("/proc/self/mountinfo") as f:
         points = [line.split()[4] for line in f]
-    return sorted(p for p in points if "/runsc-test-" not in p or p.startswith(directory + "/"))
+    return sorted(p for p in points if p.startswith(directory + "/") or
+                  "/runsc-test-" not in p and ".partial/" not in p)

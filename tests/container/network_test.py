@@ -277,7 +277,7 @@ class NetworkTest(harness.ContainerTest):
                 else: raise AssertionError((f, args))
             fails(errno.ECONNREFUSED, socket.socket(socket.AF_UNIX).connect, '\\0secret')
             fails(errno.EPERM, socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-            fails(errno.EAFNOSUPPORT, socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
+            fails(errno.EPERM, socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
             fails(errno.EPROTONOSUPPORT, socket.socket, socket.AF_INET, socket.SOCK_STREAM, 132)
             s = socket.socket()
             fails(errno.EPERM, fcntl.ioctl, s, 0x8914, struct.pack('16sH22x', b'eth0', 0))  # SIOCSIFFLAGS

@@ -124,7 +124,7 @@ base::Result<size_t> Pipe::Read(IoDest& dst, bool nonblock) {
   bool more = waited && used_.load() > 0;
   mutex_.Unlock();
   if (was_full) queue_.Wake(EPOLLOUT | EPOLLWRNORM);
-  if (more) queue_.Wake(EPOLLIN | EPOLLRDNORM);  // for the next reader
+  if (more) queue_.Wake(EPOLLIN | EPOLLRDNORM | kWakeQuietly);  // for the next reader
   if (total > 0 || error.ok()) return total;
   return error.error();
 }
@@ -253,7 +253,7 @@ base::Result<size_t> Pipe::Write(IoSource& src, bool nonblock, bool packet, bool
   bool room = waited && !Full();
   mutex_.Unlock();
   if (total > 0) queue_.Wake(EPOLLIN | EPOLLRDNORM);
-  if (room) queue_.Wake(EPOLLOUT | EPOLLWRNORM);  // for the next writer
+  if (room) queue_.Wake(EPOLLOUT | EPOLLWRNORM | kWakeQuietly);  // for the next writer
   if (total > 0) return total;
   return error.error();
 }
