@@ -1,11 +1,13 @@
 #include "sentry/fiber/fiber.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <utility>
 
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
 #include "sentry/fiber/context.h"
+#include "sentry/fiber/futex.h"
 #include "sentry/fiber/stack.h"
 #include "sentry/fiber/worker.h"
 
@@ -127,6 +129,12 @@ WakeReason Park(const ParkOptions& options) {
 void Yield() { Worker::SwitchOut(Worker::Action::kYield, nullptr); }
 
 WakeReason SleepUntil(int64_t deadline_ns, bool interruptible) {
+  if (Current() == nullptr) {  // another thread of the sentry's
+    std::atomic<uint32_t> never{0};
+    while (FutexWait(&never, 0, deadline_ns)) {
+    }
+    return WakeReason::kTimeout;
+  }
   const ParkOptions options{.interruptible = interruptible, .deadline_ns = deadline_ns};
   WakeReason reason;
   do {

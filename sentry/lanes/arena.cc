@@ -62,7 +62,7 @@ LaneOwner::LaneOwner() : number_(Next(g_owner)) {
   TheOwners().numbers.insert(number_);
 }
 
-LaneOwner::~LaneOwner() {
+void LaneOwner::Retire() {
   absl::MutexLock lock(&TheOwners().mutex);
   TheOwners().numbers.erase(number_);
 }

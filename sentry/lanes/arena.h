@@ -34,7 +34,9 @@ class LaneUser {
 class LaneOwner {
  public:
   LaneOwner();
-  ~LaneOwner();  // no thread of the space runs any more
+  ~LaneOwner() { Retire(); }
+  // No thread of the space runs any more. Idempotent.
+  void Retire();
   LaneOwner(const LaneOwner&) = delete;
   LaneOwner& operator=(const LaneOwner&) = delete;
   uint32_t number() const { return number_; }

@@ -75,6 +75,7 @@ MemoryManager::MemoryManager(std::unique_ptr<platform::AddressSpace> as)
 
 MemoryManager::~MemoryManager() {
   StopExecuting(executable());
+  lane_owner_.Retire();
   UnbindLanes();
 }
 

@@ -222,7 +222,7 @@ class MemoryManager : public base::RefCounted {
   base::Ref<LaneBinding> TakeLanes();
   std::unique_ptr<platform::AddressSpace> as_;
   std::unique_ptr<Impl> impl_;
-  const LaneOwner lane_owner_;
+  LaneOwner lane_owner_;
   absl::Mutex lanes_mutex_;
   base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(lanes_mutex_);
 };
