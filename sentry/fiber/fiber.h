@@ -131,8 +131,8 @@ WakeReason Park(const ParkOptions& options = {});
 // Lets other runnable fibers run first.
 void Yield();
 
-// Parks until CLOCK_MONOTONIC reaches deadline_ns: kTimeout, or kInterrupted if interruptible. A thread
-// that runs no fiber sleeps.
+// Parks until CLOCK_MONOTONIC reaches deadline_ns: kTimeout, or kInterrupted if interruptible. A
+// thread that runs no fiber sleeps.
 WakeReason SleepUntil(int64_t deadline_ns, bool interruptible = true);
 
 }  // namespace fiber
