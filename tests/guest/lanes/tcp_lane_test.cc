@@ -223,6 +223,7 @@ TEST(TcpLane, TheEnd) {
     p.CloseClient();
     EXPECT_EQ("last", ReadAll(p.server, 100));
     EXPECT_EQ(1, send(p.server, "x", 1, MSG_NOSIGNAL));
+    EXPECT_TRUE(Poll(p.server, POLLHUP, 10'000) & POLLHUP);
     EXPECT_ERRNO(send(p.server, "x", 1, MSG_NOSIGNAL), EPIPE);
   }
   {
@@ -230,6 +231,7 @@ TEST(TcpLane, TheEnd) {
     write(p.server, "unread", 6);
     ASSERT_EQ(POLLIN, Poll(p.client, POLLIN, 10'000));
     p.CloseClient();
+    EXPECT_TRUE(Poll(p.server, POLLHUP, 10'000) & POLLHUP);
     char c;
     EXPECT_ERRNO(read(p.server, &c, 1), ECONNRESET);
   }
