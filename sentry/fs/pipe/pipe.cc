@@ -6,6 +6,8 @@
 #include <bit>
 #include <limits>
 
+#include "sentry/vfs/file_description.h"
+
 namespace sentry {
 
 std::atomic<uint32_t> g_pipe_max_size{1024 * 1024};
