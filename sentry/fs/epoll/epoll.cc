@@ -215,6 +215,21 @@ int EventPoll::DepthAbove(int depth) {
   return deepest;
 }
 
+EventPoll::Item& EventPoll::Insert(const Key& key, EpollEvent event, fiber::WaitQueue* queue) {
+  event.events |= EPOLLERR | EPOLLHUP;
+  base::Ref<Item> item = base::MakeRef<Item>(this, key.fd, key.file, event);
+  items_[key] = item;
+  NoteAdded(*item);
+  Registry::Get().Add(key.file, item);
+  key.file->WatchRelease(&OnFileRelease);
+  fiber::MutexLock lock(&item->mutex);
+  item->wait_queue = queue;
+  if (queue != nullptr) {
+    queue->Register(item.get(), ~0u, (event.events & EPOLLEXCLUSIVE) != 0);
+  }
+  return *item;
+}
+
 base::Status EventPoll::Add(int fd, const base::Ref<FileDescription>& file,
                             const EpollEvent& event) {
   EventPoll* nested = From(*file);
@@ -226,24 +241,12 @@ base::Status EventPoll::Add(int fd, const base::Ref<FileDescription>& file,
   fiber::WaitQueue* queue = file->wait_queue();  // null: what it is ready for never changes
   if (Item::count.load() >= kMaxWatches) return base::Error(ENOSPC);
   auto add = [&]() -> base::Status {
-    base::Ref<Item> item;
     fiber::MutexLock lock(&mutex_);
     SyncLanes();
-    Key key{file.get(), fd};
+    const Key key{file.get(), fd};
     if (items_.contains(key)) return base::Error(EEXIST);
-    EpollEvent e = event;
-    e.events |= EPOLLERR | EPOLLHUP;
-    item = base::MakeRef<Item>(this, fd, file.get(), e);
-    items_[key] = item;
-    NoteAdded(*item);
-    Registry::Get().Add(file.get(), item);
-    file->WatchRelease(&OnFileRelease);
-    {
-      fiber::MutexLock item_lock(&item->mutex);
-      item->wait_queue = queue;
-      if (queue != nullptr) queue->Register(item.get(), ~0u, (e.events & EPOLLEXCLUSIVE) != 0);
-    }
-    if (item->Ready() != 0) MarkReady(*item);
+    Item& item = Insert(key, event, queue);
+    if (item.Ready() != 0) MarkReady(item);
     return base::Ok();
   };
   if (nested == nullptr) return add();

@@ -79,6 +79,10 @@ class EventPoll : public AnonFile, public LaneWatcher {
   size_t ready_count() const;
   // Looks at ready items; takes up to `max` events. Level-triggered ones stay on the list.
   base::Result<size_t> Collect(size_t max, const Emit& emit);
+  // A new item for key.file, which the caller keeps alive and which waits at `queue` (null:
+  // nowhere).
+  Item& Insert(const Key& key, EpollEvent event, fiber::WaitQueue* queue)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Erase(Key key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static void OnFileRelease(FileDescription& file);
   // Longest chain of instances below this one; *loop if `sought` is among them.

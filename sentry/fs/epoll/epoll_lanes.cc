@@ -100,18 +100,9 @@ void EventPoll::AddFromLane(const LaneWatches::Change& change, base::Ref<FileDes
                             bool in_lane) {
   const Key key{file.get(), change.fd};
   if (items_.contains(key)) return;
-  EpollEvent event{change.events | EPOLLERR | EPOLLHUP, change.data};
-  base::Ref<Item> item = base::MakeRef<Item>(this, change.fd, file.get(), event);
-  items_[key] = item;
-  Registry::Get().Add(file.get(), item);
-  file->WatchRelease(&OnFileRelease);
-  {
-    fiber::MutexLock item_lock(&item->mutex);
-    item->wait_queue = file->wait_queue();
-    if (item->wait_queue != nullptr) item->wait_queue->Register(item.get(), ~0u, false);
-  }
-  SetInLane(*item, in_lane);
-  if (item->Ready() != 0) MarkReady(*item);
+  Item& item = Insert(key, {change.events, change.data}, file->wait_queue());
+  SetInLane(item, in_lane);
+  if (item.Ready() != 0) MarkReady(item);
 }
 
 bool EventPoll::ServedByLane(const Item& item, FdTable* table) {
