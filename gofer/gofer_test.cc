@@ -1,6 +1,7 @@
 #include <dirent.h>
 #include <linux/fs.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/un.h>
 #include <sys/xattr.h>
 
@@ -9,6 +10,7 @@
 #include <thread>
 
 #include "gofer/test_support.h"
+#include "sentry/base/test_fds_in_flight.h"
 
 namespace gofer {
 namespace {
@@ -24,6 +26,10 @@ INSTANTIATE_TEST_SUITE_P(All, GoferTest, testing::Bool(), ModeName);
 // What a server within the test itself shows.
 class InProcessTest : public GoferTest {};
 INSTANTIATE_TEST_SUITE_P(All, InProcessTest, testing::Values(false), ModeName);
+
+// What only a server without the host's privileges shows.
+class ConfinedTest : public GoferTest {};
+INSTANTIATE_TEST_SUITE_P(All, ConfinedTest, testing::Values(true), ModeName);
 
 TEST_P(GoferTest, WalkReachesOpensAndStops) {
   mkdir(MountPath("a").c_str(), 0755);
@@ -76,6 +82,20 @@ TEST_P(GoferTest, NamesThatLeadOutAreRefused) {
     EXPECT_EQ(Call(MakeSymlink(root_, name, "x", 0, 0)).error, EPROTO);
   }
   EXPECT_EQ(Call(MakeWalk(root_, {std::string(256, 'x')}, 0, 0)).error, EPROTO);
+}
+
+// Those of all processes of a user count, whoever sent them.
+TEST_P(ConfinedTest, TooManyDescriptorsInFlight) {
+  Launch();
+  const rlimit limit = {64, 64};
+  ASSERT_EQ(prlimit(pid_, RLIMIT_NOFILE, &limit, nullptr), 0);
+  {
+    base::HundredFdsInFlight others;
+    ASSERT_TRUE(others.sent());
+    EXPECT_EQ(Call(MakeWalk(root_, {"file"}, kWalkOpen, O_RDONLY)).error, ENFILE);
+    EXPECT_EQ(Call(MakeWalk(root_, {"file"}, 0, 0)).error, 0);
+  }
+  EXPECT_EQ(ReadFd(Walk(root_, {"file"}, kWalkOpen, O_RDONLY)->fd), "hello");
 }
 
 TEST_P(GoferTest, LinksAreNeverFollowed) {

@@ -44,7 +44,7 @@ struct Server::Impl {
   std::string Handle(std::string_view packet, Fds* fds);
   void Serve();
   // False if the connection must end. A peer that has gone gets no reply, but what it has sent
-  // counts: the last of it may be kEnd.
+  // counts: the last of it may be kEnd. If the host sends no descriptors now, the reply is ENFILE.
   bool Send(const std::string& reply, const Fds& fds);
 
   const base::UniqueFd connection;
@@ -82,6 +82,16 @@ std::string Server::Impl::Handle(std::string_view packet, Fds* fds) {
   return out;
 }
 
+// What says that this reply cannot be given.
+std::string ErrorReply(const std::string& reply, uint32_t error) {
+  ReplyHeader header;
+  memcpy(&header, reply.data(), sizeof(header));
+  header.length = sizeof(header);
+  header.fds = 0;
+  header.error = error;
+  return std::string(reinterpret_cast<const char*>(&header), sizeof(header));
+}
+
 bool Server::Impl::Send(const std::string& reply, const Fds& fds) {
   iovec iov = {const_cast<char*>(reply.data()), reply.size()};
   msghdr msg = {};
@@ -103,7 +113,8 @@ bool Server::Impl::Send(const std::string& reply, const Fds& fds) {
   }
   for (;;) {
     if (sendmsg(connection.get(), &msg, MSG_NOSIGNAL) >= 0) return true;
-    // ETOOMANYREFS: more descriptors in flight than the limit; the sentry will take some.
+    // Our user has more descriptors in flight, anywhere on the host, than our limit is.
+    if (errno == ETOOMANYREFS) return Send(ErrorReply(reply, ENFILE), {});
     if (errno == EPIPE || errno == ECONNRESET) return true;
     if (errno != EINTR) return false;
   }

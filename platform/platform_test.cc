@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "platform/test_guest.h"
+#include "sentry/base/test_fds_in_flight.h"
 #include "sentry/base/time.h"
 
 namespace platform {
@@ -57,6 +58,16 @@ class NoPoolTest : public PlatformTest {
     return children;
   }
 };
+
+// An unprivileged process sends no descriptor while its user has more in flight than it may have
+// open itself. Others of that user may have any number.
+TEST(ZygoteTest, StartsWhileManyDescriptorsAreInFlight) {
+  base::HundredFdsInFlight others;
+  ASSERT_TRUE(others.sent());
+  std::string why;
+  auto platform = test::CreatePlatform(test::TestOptions(), &why);
+  EXPECT_TRUE(platform.ok()) << why;
+}
 
 // What is cloned while this process changes its root may keep the old one.
 TEST_F(NoPoolTest, NothingIsClonedBeforeItIsAskedFor) {

@@ -99,7 +99,8 @@ struct StackT {
   for (;;) Syscall(kSysExit, 1);
 }
 
-// A message to the sentry, with a descriptor if `fd` is not -1.
+// A message to the sentry, with a descriptor if `fd` is not -1. Without it the sentry would wait for
+// ever, so the end of the zygote stands for one that cannot be sent.
 void Send(uint64_t message, uint64_t size, int fd) {
   Control control{};
   IoVec iov{message, size};
@@ -114,7 +115,7 @@ void Send(uint64_t message, uint64_t size, int fd) {
     msg.control = Addr(&control);
     msg.control_length = sizeof(control);
   }
-  Syscall(kSysSendmsg, kSocket, Addr(&msg), 0x4000 /* MSG_NOSIGNAL */);
+  if (IsError(Syscall(kSysSendmsg, kSocket, Addr(&msg), 0x4000 /* MSG_NOSIGNAL */))) Die();
 }
 
 // The child: becomes the stub of an address space with its first thread in slot 0.

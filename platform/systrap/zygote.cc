@@ -63,7 +63,7 @@ base::Result<int> MakeImageFd() {
 // In the child, before the exec: descriptors 0 (socket), 1 (shared) and the image alone, no
 // privilege, no way to gain any, own process group (a terminal's signals are not for stubs; but the
 // sentry's session, so that it may sort the clones into groups).
-void ExecZygote(int exe_fd, int socket_fd, int shared_fd, rlim_t max_fds) {
+void ExecZygote(int exe_fd, int socket_fd, int shared_fd) {
   int exe = fcntl(exe_fd, F_DUPFD, 10);
   int socket = fcntl(socket_fd, F_DUPFD, 10);
   int shared = fcntl(shared_fd, F_DUPFD, 10);
@@ -75,8 +75,8 @@ void ExecZygote(int exe_fd, int socket_fd, int shared_fd, rlim_t max_fds) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   for (int signo : {SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS}) signal(signo, SIG_DFL);
-  rlimit fds{max_fds, max_fds}, core{0, 0}, stack{kStubStack, kStubStack};
-  if (setrlimit(RLIMIT_NOFILE, &fds) != 0 || setrlimit(RLIMIT_CORE, &core) != 0) return;
+  rlimit core{0, 0}, stack{kStubStack, kStubStack};
+  if (setrlimit(RLIMIT_CORE, &core) != 0) return;
   setrlimit(RLIMIT_STACK, &stack);
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return;
   if (!DropThreadCapabilities().ok()) return;
@@ -177,12 +177,18 @@ base::Status Zygote::StartOnce(int exe_fd, int shared_fd, bool strict, std::stri
     return base::LastError();
   }
   if (pid == 0) {
-    ExecZygote(exe_fd, theirs.get(), shared_fd, max_fds_);
+    ExecZygote(exe_fd, theirs.get(), shared_fd);
     _exit(127);
   }
   theirs.reset();
   ZygoteHello hello{};
   ssize_t n = ReceiveHello(ours.get(), &hello);
+  // Not before: who sends a descriptor may have no more of his user's in flight, anywhere on the
+  // host, than he may have open.
+  const rlimit fds{max_fds_, max_fds_};
+  if (n == sizeof(hello) && hello.error == 0 && prlimit(pid, RLIMIT_NOFILE, &fds, nullptr) != 0) {
+    hello.error = errno;
+  }
   const bool no_gate = n == sizeof(hello) && strict && !listener_.valid();
   if (no_gate && hello.error == 0) hello.error = hello.listener_error;
   if (n != sizeof(hello) || hello.error != 0) {
@@ -194,7 +200,7 @@ base::Status Zygote::StartOnce(int exe_fd, int shared_fd, bool strict, std::stri
                  "that is there already): " +
                      std::string(strerror(hello.error))
            : n == sizeof(hello)
-               ? "the zygote could not map the shared page: " + std::string(strerror(hello.error))
+               ? "the zygote could not be set up: " + std::string(strerror(hello.error))
                : "the zygote did not start (wait status " + std::to_string(status) + ")";
     return base::Error(n == sizeof(hello) ? hello.error : EIO);
   }
