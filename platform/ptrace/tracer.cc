@@ -20,6 +20,7 @@
 #include "platform/mailbox.h"
 #include "platform/systrap/call_gate.h"
 #include "platform/systrap/futex.h"
+#include "sentry/base/host_io.h"
 
 // After <sys/ptrace.h>, which has names of its own for some of this.
 #include <linux/ptrace.h>
@@ -62,7 +63,7 @@ std::string YamaScope() {
   int fd = open("/proc/sys/kernel/yama/ptrace_scope", O_RDONLY | O_CLOEXEC);
   if (fd < 0) return "";
   char c = 0;
-  const bool have = read(fd, &c, 1) == 1;
+  const bool have = base::HostRead(fd, &c, 1) == 1;
   close(fd);
   return have ? std::string(1, c) : "";
 }

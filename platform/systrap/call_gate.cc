@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "platform/systrap/stub_process.h"
+#include "sentry/base/host_io.h"
 #include "sentry/base/log.h"
 
 namespace platform {
@@ -256,7 +257,7 @@ void CallGate::Run() {
   pthread_setname_np(pthread_self(), "call-gate");
   pollfd fds[2] = {{listener_, POLLIN, 0}, {stop_fd_.get(), POLLIN, 0}};
   for (;;) {
-    if (poll(fds, 2, -1) < 0 && errno != EINTR) return;
+    if (base::HostPoll(fds, 2, -1) < 0 && errno != EINTR) return;
     if (fds[1].revents != 0) return;
     if (fds[0].revents & POLLIN) {
       AnswerOne();

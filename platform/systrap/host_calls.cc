@@ -59,11 +59,11 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_RECV)}},
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_ADDFD)}},
       {SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, SECCOMP_IOCTL_NOTIF_SEND)}},
-      {SCMP_SYS(poll), {SCMP_A1(SCMP_CMP_EQ, 2)}},
+      {SCMP_SYS(ppoll), {SCMP_A1(SCMP_CMP_EQ, 2)}},
       {SCMP_SYS(epoll_ctl), {}},
-      {SCMP_SYS(epoll_wait), {}},
+      {SCMP_SYS(epoll_pwait), {SCMP_A4(SCMP_CMP_EQ, 0)}},
       // The keeper's eventfd.
-      {SCMP_SYS(read), {SCMP_A2(SCMP_CMP_EQ, sizeof(uint64_t))}},
+      {SCMP_SYS(preadv2), {SCMP_A2(SCMP_CMP_EQ, 1)}},
       {SCMP_SYS(write), {SCMP_A2(SCMP_CMP_EQ, sizeof(uint64_t))}},
       // A new address space: its mailbox, its socket, and the request to the zygote.
       {SCMP_SYS(memfd_create), {SCMP_A1(SCMP_CMP_EQ, MFD_CLOEXEC | MFD_ALLOW_SEALING)}},
@@ -82,12 +82,12 @@ std::vector<Rule> Rules() {
       {SCMP_SYS(getrandom), {SCMP_A2(SCMP_CMP_EQ, 0)}},
       // Those of a stub that has ended, for the next one: how much is in the one, and what is left
       // in the other.
-      {SCMP_SYS(newfstatat), {SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH)}},
+      {SCMP_SYS(fstat), {}},
       {SCMP_SYS(recvmsg), {SCMP_A2(SCMP_CMP_EQ, MSG_DONTWAIT)}},
       // Descriptors to the zygote and to stubs, which alone are at the other ends; the zygote's
       // answers.
       {SCMP_SYS(sendmsg), {SCMP_A2(SCMP_CMP_EQ, MSG_NOSIGNAL | MSG_DONTWAIT)}},
-      {SCMP_SYS(recvfrom), {SCMP_A3(SCMP_CMP_EQ, 0), SCMP_A4(SCMP_CMP_EQ, 0)}},
+      {SCMP_SYS(recvmsg), {SCMP_A2(SCMP_CMP_EQ, 0)}},
       // Whether the poller was preempted, so that its spinning is in somebody's way.
       {SCMP_SYS(getrusage), {SCMP_A0(SCMP_CMP_EQ, RUSAGE_THREAD)}},
       // Time for deadlines, and the CPU time of stubs.

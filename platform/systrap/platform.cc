@@ -22,6 +22,7 @@
 #include "platform/systrap/filter.h"
 #include "platform/systrap/futex.h"
 #include "platform/systrap/reap.h"
+#include "sentry/base/host_io.h"
 #include "sentry/base/log.h"
 #include "sentry/base/time.h"
 
@@ -194,11 +195,11 @@ void SystrapPlatform::RunKeeper() {
   while (!stopping_) {
     int64_t wait_ns = LookAfterStrays();
     int wait_ms = wait_ns < 0 ? -1 : static_cast<int>(wait_ns / 1'000'000) + 1;
-    int n = epoll_wait(epoll_fd_.get(), events, 32, wait_ms);
+    int n = base::HostEpollWait(epoll_fd_.get(), events, 32, wait_ms);
     for (int i = 0; i < n; i++) {
       if (events[i].data.ptr == nullptr) {
         uint64_t count;
-        if (read(kick_fd_.get(), &count, sizeof(count)) < 0) continue;
+        if (base::HostRead(kick_fd_.get(), &count, sizeof(count)) < 0) continue;
         FillPool();
       } else {
         ReapOne(static_cast<StubProcess*>(events[i].data.ptr));

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "absl/time/time.h"
+#include "sentry/base/host_io.h"
 
 namespace platform {
 namespace {
@@ -37,8 +38,8 @@ uint64_t PageUp(uint64_t v) { return (v + kPageSize - 1) & ~(kPageSize - 1); }
 bool ReadAll(int fd, uint64_t offset, std::vector<unsigned char>* bytes) {
   size_t done = 0;
   while (done < bytes->size()) {
-    ssize_t n =
-        pread(fd, bytes->data() + done, bytes->size() - done, static_cast<off_t>(offset + done));
+    ssize_t n = base::HostReadAt(fd, bytes->data() + done, bytes->size() - done,
+                                 static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return false;
     if (n == 0) break;  // the rest of the last page
@@ -228,7 +229,7 @@ void TextCache::Build(SharedText& text) {
 
   auto version = [&](SharedText::Version* v) {
     struct stat st;
-    if (fstat(text.file_->get(), &st) != 0) return false;
+    if (base::HostStat(text.file_->get(), &st) != 0) return false;
     constexpr int64_t kSecond = 1'000'000'000;
     *v = {static_cast<uint64_t>(st.st_size), st.st_mtim.tv_sec * kSecond + st.st_mtim.tv_nsec,
           st.st_ctim.tv_sec * kSecond + st.st_ctim.tv_nsec};
@@ -298,7 +299,8 @@ base::Ref<TextCopy> TextCache::MakeCopy(std::vector<unsigned char> bytes, const 
   auto file = base::MakeRef<base::HostFd>(fd);
   size_t done = 0;
   while (done < bytes.size()) {
-    ssize_t n = pwrite(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
+    ssize_t n =
+        base::HostWriteAt(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return nullptr;
     done += static_cast<size_t>(n);

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "platform/mailbox.h"
+#include "sentry/base/host_io.h"
 
 namespace platform {
 namespace {
@@ -77,7 +78,7 @@ void StubShell::CloseStubsPart() {
 bool StubShell::Clean(uint32_t slots) {
   struct stat st {};
   if (!mailbox_file_ || !stub_socket_.valid() || slots > kMostSlots ||
-      fstat(mailbox_file_->get(), &st) != 0 || st.st_blocks > kMostBytes / kBlockSize ||
+      base::HostStat(mailbox_file_->get(), &st) != 0 || st.st_blocks > kMostBytes / kBlockSize ||
       !Drain(stub_socket_.get())) {
     return false;
   }

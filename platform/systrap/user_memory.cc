@@ -7,6 +7,7 @@
 
 #include "platform/systrap/context.h"
 #include "platform/systrap/platform.h"
+#include "sentry/base/host_io.h"
 
 namespace platform {
 namespace {
@@ -136,8 +137,8 @@ base::Status ThreadContext::CopyFromFile(const CopyEntry& e, const FileCopy& fil
   for (size_t done = 0; done < e.length;) {
     const std::span<std::byte> part =
         std::span(buffer).first(std::min<size_t>(e.length - done, buffer.size()));
-    const ssize_t n = pread(file.source->file()->get(), part.data(), part.size(),
-                            static_cast<off_t>(file.offset + done));
+    const ssize_t n = base::HostReadAt(file.source->file()->get(), part.data(), part.size(),
+                                       static_cast<off_t>(file.offset + done));
     if (n < 0) return base::Error(EIO);
     std::ranges::fill(part.subspan(static_cast<size_t>(n)), std::byte{0});
     base::Result<size_t> written = process_->WriteMemory(e.addr + done, part);

@@ -218,9 +218,13 @@ base::Result<int> Zygote::MakeStub(int mailbox_fd, int socket_fd) {
   int fds[2] = {mailbox_fd, socket_fd};
   TRY(SendWithFds(socket_.get(), &request, sizeof(request), fds));
   ZygoteReply reply{};
+  iovec iov{&reply, sizeof(reply)};
+  msghdr msg{};
+  msg.msg_iov = &iov;
+  msg.msg_iovlen = 1;
   ssize_t n;
   do {
-    n = recv(socket_.get(), &reply, sizeof(reply), 0);
+    n = recvmsg(socket_.get(), &msg, 0);
   } while (n < 0 && errno == EINTR);
   if (n != sizeof(reply)) return base::Error(EIO);
   if (reply.pid <= 0) return base::Error(reply.pid == 0 ? EIO : -reply.pid);

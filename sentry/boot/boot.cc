@@ -21,6 +21,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "platform/platform.h"
+#include "sentry/base/host_io.h"
 #include "sentry/base/host_seccomp.h"
 #include "sentry/boot/boot_fds.h"
 #include "sentry/boot/boot_spec_json.h"
@@ -181,7 +182,7 @@ class Loop {
  private:
   void OnSync() {
     char text[16];
-    ssize_t n = read(sync_.get(), text, sizeof(text));
+    ssize_t n = base::HostRead(sync_.get(), text, sizeof(text));
     if (n < 0 && errno == EINTR) return;
     server_.Unwatch(sync_.get());
     if (n == 6 && memcmp(text, "commit", 6) == 0) {
@@ -194,7 +195,7 @@ class Loop {
 
   void OnSignal() {
     signalfd_siginfo info;
-    while (read(signals_.get(), &info, sizeof(info)) == sizeof(info)) {
+    while (base::HostRead(signals_.get(), &info, sizeof(info)) == sizeof(info)) {
       // The rest are the terminal's too, but its line discipline is the guest's: the file that
       // reads the terminal sees the characters and the hang-up.
       if (info.ssi_signo == SIGWINCH) (void)first_->SetWindowSize(Container::kInit, 0, 0);

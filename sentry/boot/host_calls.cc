@@ -20,48 +20,39 @@ namespace {
 // Calls that are harmless with any argument: they act on descriptors that the sentry was given, on
 // its own memory or on itself.
 constexpr int kPlain[] = {
-    // Bytes of donated files, pipes, terminals and of the sentry's own memory files.
-    SCMP_SYS(read), SCMP_SYS(write), SCMP_SYS(readv), SCMP_SYS(writev), SCMP_SYS(pread64),
-    SCMP_SYS(pwrite64), SCMP_SYS(preadv), SCMP_SYS(pwritev), SCMP_SYS(preadv2), SCMP_SYS(pwritev2),
-    SCMP_SYS(lseek),            // sizes, and SEEK_DATA and SEEK_HOLE of guest files
-    SCMP_SYS(copy_file_range),  // the guest's copy_file_range and sendfile between donated files
-    SCMP_SYS(sendfile),
+    // Bytes of donated files, pipes, terminals and of the sentry's own memory files, at a position
+    // or at the file's own; what is written on standard error at a bad end.
+    SCMP_SYS(preadv2), SCMP_SYS(pwritev2), SCMP_SYS(write),
     SCMP_SYS(fstat),      // attributes after a write, identity of what the gofer sent
-    SCMP_SYS(fstatfs),    // the guest's statfs on donated files
+    SCMP_SYS(lseek),      // sizes, and SEEK_DATA and SEEK_HOLE of guest files
     SCMP_SYS(ftruncate),  // the guest's truncate, and sizes of memory files
     SCMP_SYS(fallocate),  // the guest's fallocate, and holes in memory files
-    SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(sync_file_range),  // the guest's
-    SCMP_SYS(fadvise64),     // the guest's read-ahead advice
-    SCMP_SYS(memfd_create),  // tmpfs, shared anonymous memory, pipes' rings
-    SCMP_SYS(close), SCMP_SYS(close_range), SCMP_SYS(dup), SCMP_SYS(dup3),  // descriptors' lives
+    SCMP_SYS(fsync), SCMP_SYS(fdatasync),  // the guest's
+    SCMP_SYS(memfd_create),                // tmpfs, shared anonymous memory, pipes' rings
+    SCMP_SYS(close),                       // descriptors' lives; duplicates by fcntl
     // Messages on existing sockets: gofer, control, stubs.
-    SCMP_SYS(sendmsg), SCMP_SYS(recvmsg), SCMP_SYS(sendmmsg), SCMP_SYS(recvmmsg),
+    SCMP_SYS(sendmsg), SCMP_SYS(recvmsg),
     SCMP_SYS(accept4),   // the control socket alone listens
     SCMP_SYS(shutdown),  // ends the gofer's connection
     // Waiting.
-    SCMP_SYS(poll), SCMP_SYS(ppoll), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl),
-    SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_pwait2), SCMP_SYS(eventfd2),
-    SCMP_SYS(timerfd_create), SCMP_SYS(timerfd_settime), SCMP_SYS(timerfd_gettime),
-    SCMP_SYS(signalfd4),                             // SIGWINCH of the console
-    SCMP_SYS(futex),                                 // locks, and waiting workers
-    SCMP_SYS(nanosleep), SCMP_SYS(clock_nanosleep),  // back-off of spin locks
+    SCMP_SYS(ppoll), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl), SCMP_SYS(epoll_pwait),
+    SCMP_SYS(eventfd2),
+    SCMP_SYS(futex),            // locks, and waiting workers
+    SCMP_SYS(clock_nanosleep),  // back-off of spin locks
     SCMP_SYS(restart_syscall),  // after a stop and continue of the sentry by the host
     // The sentry's own heap and stacks; mmap and mprotect are below.
     SCMP_SYS(munmap), SCMP_SYS(mremap), SCMP_SYS(madvise), SCMP_SYS(brk),
     // Threads: their start, identity and end.
-    SCMP_SYS(set_robust_list), SCMP_SYS(rseq), SCMP_SYS(set_tid_address), SCMP_SYS(gettid),
-    SCMP_SYS(getpid), SCMP_SYS(exit), SCMP_SYS(exit_group), SCMP_SYS(sched_yield),
+    SCMP_SYS(set_robust_list), SCMP_SYS(rseq), SCMP_SYS(gettid), SCMP_SYS(getpid), SCMP_SYS(exit),
+    SCMP_SYS(exit_group), SCMP_SYS(sched_yield),
     SCMP_SYS(sched_getaffinity),  // how many processors there are
-    SCMP_SYS(getcpu), SCMP_SYS(sched_getparam),
-    SCMP_SYS(sched_getscheduler),  // pthread_create asks for its own
+    // A contended lock asks for its thread's priority.
+    SCMP_SYS(sched_getparam), SCMP_SYS(sched_getscheduler),
     // Signals to itself: handlers, masks, their end; abort raises SIGABRT by tgkill (below).
     SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn),
-    SCMP_SYS(rt_sigtimedwait), SCMP_SYS(sigaltstack),
     // Clocks, where the vDSO cannot answer, and accounting for /proc.
-    SCMP_SYS(clock_gettime), SCMP_SYS(clock_getres), SCMP_SYS(gettimeofday), SCMP_SYS(time),
-    SCMP_SYS(getrusage), SCMP_SYS(times), SCMP_SYS(sysinfo),
+    SCMP_SYS(clock_gettime), SCMP_SYS(getrusage), SCMP_SYS(sysinfo),
     SCMP_SYS(getrandom),  // the guest's random numbers
-    SCMP_SYS(getrlimit),  // how many descriptors are left
 };
 
 // fcntl commands: status flags of donated files, duplicates that stay close-on-exec, seals of the
@@ -100,11 +91,6 @@ int AllowSentryHostCalls(void* filter) {
   if ((rc = AllowEach(filter, SCMP_SYS(ioctl), 1, kIoctl)) != 0) return rc;
   if ((rc = AllowEach(filter, SCMP_SYS(prctl), 0, kPrctl)) != 0) return rc;
 
-  // fstat and fstatat of a descriptor, as libc makes them. Without the flag a path would count,
-  // from the empty root.
-  rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(newfstatat), 1,
-                        SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
-  if (rc != 0) return rc;
   // getrlimit of the sentry itself, as libc makes it.
   rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 2, SCMP_A0(SCMP_CMP_EQ, 0),
                         SCMP_A2(SCMP_CMP_EQ, 0));

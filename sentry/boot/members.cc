@@ -1,4 +1,5 @@
 #include "sentry/boot/members.h"
+#include "sentry/base/host_io.h"
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -12,7 +13,7 @@ namespace sentry {
 void StoreExitStatus(int file, int wait_status) {
   const std::string digits = std::to_string(wait_status);
   // Who has the disk full finds the container killed.
-  [[maybe_unused]] ssize_t n = pwrite(file, digits.data(), digits.size(), 0);
+  [[maybe_unused]] ssize_t n = base::HostWriteAt(file, digits.data(), digits.size(), 0);
 }
 
 int ExitCodeOf(int wait_status) {

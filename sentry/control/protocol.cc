@@ -1,4 +1,5 @@
 #include "sentry/control/protocol.h"
+#include "sentry/base/host_io.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -26,7 +27,7 @@ Result<UniqueFd> SealedFile(const char* name, std::string_view bytes) {
   if (!fd.valid()) return LastError();
   size_t done = 0;
   while (done < bytes.size()) {
-    ssize_t n = pwrite(fd.get(), bytes.data() + done, bytes.size() - done, done);
+    ssize_t n = base::HostWriteAt(fd.get(), bytes.data() + done, bytes.size() - done, done);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return n == 0 ? Error(ENOSPC) : LastError();
     done += n;
@@ -39,12 +40,12 @@ Result<std::string> ReadSealedFile(int fd, size_t max) {
   int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & kSeals) != kSeals) return Error(EPROTO);
   struct stat st;
-  if (fstat(fd, &st) != 0) return LastError();
+  if (base::HostStat(fd, &st) != 0) return LastError();
   if (st.st_size < 0 || static_cast<uint64_t>(st.st_size) > max) return Error(EPROTO);
   std::string text(st.st_size, '\0');
   size_t done = 0;
   while (done < text.size()) {
-    ssize_t n = pread(fd, text.data() + done, text.size() - done, done);
+    ssize_t n = base::HostReadAt(fd, text.data() + done, text.size() - done, done);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return n == 0 ? Error(EPROTO) : LastError();
     done += n;

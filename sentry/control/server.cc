@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "sentry/base/host_io.h"
 #include "sentry/boot/boot_spec_json.h"
 
 namespace sentry {
@@ -112,7 +113,7 @@ void ControlServer::Post(std::function<void()> work) {
 
 void ControlServer::RunPosted() {
   uint64_t count;
-  [[maybe_unused]] ssize_t n = read(wake_.get(), &count, sizeof(count));
+  [[maybe_unused]] ssize_t n = base::HostRead(wake_.get(), &count, sizeof(count));
   std::vector<std::function<void()>> work;
   {
     absl::MutexLock lock(&mutex_);
@@ -124,7 +125,7 @@ void ControlServer::RunPosted() {
 int ControlServer::Run() {
   while (!quit_) {
     epoll_event events[16];
-    int n = epoll_wait(epoll_.get(), events, 16, -1);
+    int n = base::HostEpollWait(epoll_.get(), events, 16, -1);
     if (n < 0 && errno != EINTR) return EXIT_FAILURE;
     for (int i = 0; i < n; ++i) {
       // An earlier callback of this round may have unwatched it.

@@ -14,6 +14,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/host_fd.h"
+#include "sentry/base/host_io.h"
 #include "sentry/base/log.h"
 #include "sentry/fiber/worker.h"
 
@@ -94,7 +95,7 @@ class FdPoller {
     constexpr int kBatch = 64;
     epoll_event events[kBatch];
     while (true) {
-      const int n = epoll_wait(epoll_.get(), events, kBatch, -1);
+      const int n = base::HostEpollWait(epoll_.get(), events, kBatch, -1);
       for (int i = 0; i < n; ++i) Dispatch(events[i]);
     }
   }
@@ -154,7 +155,7 @@ WakeReason WaitFd(int fd, uint32_t events, const ParkOptions& options) {
   pollfd poll_fd{};
   poll_fd.fd = fd;
   poll_fd.events = static_cast<short>(events);  // EPOLLIN is POLLIN, and so on
-  if (poll(&poll_fd, 1, 0) != 0) return WakeReason::kWoken;
+  if (base::HostPoll(&poll_fd, 1, 0) != 0) return WakeReason::kWoken;
 
   std::atomic<bool> ready{false};
   Fiber* self = Current();

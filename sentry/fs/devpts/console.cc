@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "sentry/base/host_io.h"
 #include "sentry/fiber/fd_watch.h"
 #include "sentry/fiber/fiber.h"
 #include "sentry/fs/devpts/devpts.h"
@@ -100,7 +101,7 @@ void Console::RegisterAsSystemConsole(Cgroup& cgroup) { cgroup.set_console(termi
 void Console::PumpIn() {
   std::byte buffer[1024];
   while (true) {
-    ssize_t n = read(host_.get(), buffer, sizeof(buffer));
+    ssize_t n = base::HostRead(host_.get(), buffer, sizeof(buffer));
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
       fiber::WaitFd(host_.get(), EPOLLIN);
       continue;

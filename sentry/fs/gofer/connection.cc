@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "sentry/base/counter.h"
+#include "sentry/base/host_io.h"
 #include "sentry/base/time.h"
 #include "sentry/fiber/fiber.h"
 #include "sentry/fiber/phase.h"
@@ -114,7 +115,7 @@ gofer::Reply GoferConnection::Call(gofer::Request request) {
     while (!call.done.load(std::memory_order_acquire)) {
       // A parked fiber's watch may take the reply first, hence the limit.
       pollfd p = {client_.fd(), POLLIN, 0};
-      poll(&p, 1, 1);
+      base::HostPoll(&p, 1, 1);
       client_.Receive();
     }
     return std::move(call.reply);
@@ -170,7 +171,7 @@ void GoferConnection::AwaitLate(const Done& done) {
   if (fiber::Current() == nullptr) {
     while (!done()) {
       pollfd p = {client_.fd(), POLLIN, 0};
-      poll(&p, 1, 1);
+      base::HostPoll(&p, 1, 1);
       client_.Receive();
     }
     return;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "sentry/base/host_io.h"
 #include "sentry/fs/gofer/inode.h"
 
 namespace sentry {
@@ -141,13 +142,13 @@ base::Result<uint64_t> GoferInode::SizeNow(int fd) const {
     return attr_.size;
   }
   struct stat st;
-  if (syscall(SYS_fstat, fd, &st) != 0) return base::LastError();
+  if (base::HostStat(fd, &st) != 0) return base::LastError();
   return static_cast<uint64_t>(st.st_size);
 }
 
 bool GoferInode::IsOpenOn(const base::UniqueFd& fd) const {
   struct stat st;
-  return syscall(SYS_fstat, fd.get(), &st) == 0 && S_ISREG(st.st_mode) && st.st_ino == host_ino_;
+  return base::HostStat(fd.get(), &st) == 0 && S_ISREG(st.st_mode) && st.st_ino == host_ino_;
 }
 
 // Who reads a tree (grep -r, tar, a compiler's or interpreter's directory of modules) opens most of

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "sentry/base/host_io.h"
 #include "sentry/base/time.h"
 #include "sentry/fiber/blocking.h"
 #include "sentry/fiber/phase.h"
@@ -99,7 +100,7 @@ base::Result<InodeAttr> GoferInode::GetAttr() {
   // Before the question: a change after it makes the answer stale again.
   stale_.store(false, std::memory_order_seq_cst);
   struct stat st;
-  if (exclusive && fd && syscall(SYS_fstat, fd->get(), &st) == 0) {
+  if (exclusive && fd && base::HostStat(fd->get(), &st) == 0) {
     // What the host changes by itself. Owners are in the sentry's own user namespace here.
     absl::MutexLock l(&mutex_);
     attr_.mode = st.st_mode;

@@ -16,6 +16,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "sentry/base/host_io.h"
 #include "sentry/fiber/blocking.h"
 #include "sentry/fiber/fd_watch.h"
 #include "sentry/fiber/wait_queue.h"
@@ -54,7 +55,7 @@ class HostInode : public AnonInode {
   base::Result<InodeAttr> GetAttr() override {
     InodeAttr shown = TRY(AnonInode::GetAttr());
     struct stat st;
-    if (fstat(host_->get(), &st) != 0) return base::LastError();
+    if (base::HostStat(host_->get(), &st) != 0) return base::LastError();
     InodeAttr attr = AttrOf(st, *this);
     attr.mode = shown.mode;
     attr.uid = shown.uid;
@@ -105,7 +106,7 @@ base::Result<base::Ref<FileDescription>> HostInode::Open(const OpenArgs& args) {
 base::Status HostFile::AwaitReady(short events, bool nonblock) {
   if (S_ISREG(type_)) return base::Ok();
   struct pollfd p = {host_->get(), events, 0};
-  if (poll(&p, 1, 0) == 1) return base::Ok();
+  if (base::HostPoll(&p, 1, 0) == 1) return base::Ok();
   if (nonblock) return base::Error(EAGAIN);
   if (fiber::WaitFd(host_->get(), static_cast<uint32_t>(events), {.interruptible = true}) ==
       fiber::WakeReason::kInterrupted) {
@@ -139,7 +140,8 @@ base::Result<size_t> HostFile::Transfer(std::byte* bytes, size_t n, bool write) 
     int error;
   };
   Outcome o = fiber::BlockingCall([&] {
-    ssize_t r = write ? writev(host_->get(), &iov, 1) : readv(host_->get(), &iov, 1);
+    ssize_t r = write ? base::HostWrite(host_->get(), iov.iov_base, iov.iov_len)
+                      : base::HostRead(host_->get(), iov.iov_base, iov.iov_len);
     return Outcome{r, errno};
   });
   if (o.done < 0) return base::Error(o.error);
@@ -215,7 +217,7 @@ base::Status HostFile::Sync(bool data_only) {
 uint32_t HostFile::Readiness() {
   struct pollfd p = {host_->get(), POLLIN | POLLOUT | POLLPRI | POLLRDHUP | POLLRDNORM | POLLWRNORM,
                      0};
-  if (poll(&p, 1, 0) < 0) return EPOLLERR;
+  if (base::HostPoll(&p, 1, 0) < 0) return EPOLLERR;
   return static_cast<uint32_t>(p.revents);
 }
 
@@ -241,7 +243,7 @@ std::string HostFile::Describe() const {
 
 base::Result<base::Ref<FileDescription>> ImportHostFile(Vfs& vfs, base::UniqueFd fd) {
   struct stat st;
-  if (fstat(fd.get(), &st) != 0) return base::LastError();
+  if (base::HostStat(fd.get(), &st) != 0) return base::LastError();
   int flags = fcntl(fd.get(), F_GETFL);
   if (flags < 0) return base::LastError();
   auto host = base::MakeRef<base::HostFd>(fd.release());

@@ -1,4 +1,5 @@
 #include "sentry/fs/proc/host_snapshot.h"
+#include "sentry/base/host_io.h"
 
 #include <cpuid.h>
 #include <fcntl.h>
@@ -26,7 +27,7 @@ std::string ReadSome(const char* path, size_t limit) {
   std::string text(limit, '\0');
   size_t n = 0;
   while (n < limit) {
-    ssize_t got = read(fd, text.data() + n, limit - n);
+    ssize_t got = base::HostRead(fd, text.data() + n, limit - n);
     if (got <= 0) break;
     n += static_cast<size_t>(got);
   }
@@ -98,7 +99,7 @@ void TakeHostSnapshot() {
     base::UniqueFd fd(open((std::string("/proc/pressure/") + name).c_str(), O_RDONLY | O_CLOEXEC));
     // Booted without psi=1, it can be opened but not read.
     char byte;
-    if (!fd.valid() || pread(fd.get(), &byte, 1, 0) != 1) break;
+    if (!fd.valid() || base::HostReadAt(fd.get(), &byte, 1, 0) != 1) break;
     s.pressure.push_back(std::move(fd));
   }
   const std::string base = "/sys/devices/system/cpu/";

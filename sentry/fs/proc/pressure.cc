@@ -3,6 +3,7 @@
 // are shown, for the whole machine.
 #include <unistd.h>
 
+#include "sentry/base/host_io.h"
 #include "sentry/fs/proc/host_snapshot.h"
 #include "sentry/fs/proc/proc_root.h"
 
@@ -16,7 +17,7 @@ void AddPressure(ProcFs* fs, PseudoDir& root) {
     int fd = host.pressure[i].get();
     auto read = [fd]() -> base::Result<std::string> {
       char text[256];
-      ssize_t n = pread(fd, text, sizeof(text), 0);
+      ssize_t n = base::HostReadAt(fd, text, sizeof(text), 0);
       if (n < 0) return base::LastError();
       return std::string(text, static_cast<size_t>(n));
     };

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "sentry/base/host_io.h"
 #include "sentry/base/kernel_memory.h"
 
 namespace sentry {
@@ -58,7 +59,7 @@ uint64_t MemoryData::blocks() const {
   if (exact_) {
     // Guests that map the file allocate pages too.
     struct stat st;
-    if (fstat(fd_->get(), &st) == 0) blocks = std::max<uint64_t>(blocks, st.st_blocks);
+    if (base::HostStat(fd_->get(), &st) == 0) blocks = std::max<uint64_t>(blocks, st.st_blocks);
   }
   return blocks;
 }
@@ -139,7 +140,8 @@ base::Result<size_t> MemoryData::ReadFile(IoDest& dst, uint64_t offset, uint64_t
   while (done < in_file) {
     if (bounce.empty()) bounce.resize(std::min<uint64_t>(kBounce, in_file));
     const size_t want = std::min<uint64_t>(bounce.size(), in_file - done);
-    const ssize_t got = pread(fd_->get(), bounce.data(), want, static_cast<off_t>(offset + done));
+    const ssize_t got =
+        base::HostReadAt(fd_->get(), bounce.data(), want, static_cast<off_t>(offset + done));
     if (got <= 0) return done > 0 ? base::Result<size_t>(done) : base::Error(got < 0 ? errno : EIO);
     auto put = dst.Put(std::span(bounce).first(static_cast<size_t>(got)));
     if (!put.ok()) return done > 0 ? base::Result<size_t>(done) : put;
@@ -212,7 +214,7 @@ base::Status MemoryData::MoveToFile() {
     if (status.ok() && map_ != nullptr) {
       memcpy(map_, inline_.data(), inline_.size());
     } else if (status.ok()) {
-      const ssize_t n = pwrite(fd_->get(), inline_.data(), inline_.size(), 0);
+      const ssize_t n = base::HostWriteAt(fd_->get(), inline_.data(), inline_.size(), 0);
       if (n != static_cast<ssize_t>(inline_.size())) status = base::Error(n < 0 ? errno : EIO);
     }
     if (!status.ok()) {
@@ -274,7 +276,8 @@ base::Result<size_t> MemoryData::WriteFile(IoSource& src, uint64_t offset, uint6
     const size_t want = std::min<uint64_t>(bounce.size(), length - done);
     auto got = src.Get(std::span(bounce).first(want));
     if (!got.ok()) return done > 0 ? base::Result<size_t>(done) : got;
-    const ssize_t n = pwrite(fd_->get(), bounce.data(), *got, static_cast<off_t>(offset + done));
+    const ssize_t n =
+        base::HostWriteAt(fd_->get(), bounce.data(), *got, static_cast<off_t>(offset + done));
     if (n < 0) return done > 0 ? base::Result<size_t>(done) : base::LastError();
     done += static_cast<size_t>(n);
     if (static_cast<size_t>(n) < want) break;

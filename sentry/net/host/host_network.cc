@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "sentry/base/host_io.h"
 #include "sentry/fiber/blocking.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
@@ -201,7 +202,7 @@ Result<std::string> HostNetwork::ProcNet(std::string_view name) {
     while (text.size() < kMaxProcFile) {
       const size_t at = text.size();
       text.resize(at + kStep);
-      ssize_t n = pread(fd, text.data() + at, kStep, static_cast<off_t>(at));
+      ssize_t n = base::HostReadAt(fd, text.data() + at, kStep, static_cast<off_t>(at));
       if (n < 0) return base::LastError();
       text.resize(at + static_cast<size_t>(n));
       if (n == 0) break;

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "sentry/base/host_io.h"
 #include "sentry/kernel/async/sigio.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/host/options.h"
@@ -108,7 +109,7 @@ HostSocket::~HostSocket() {
 uint32_t HostSocket::Readiness() {
   pollfd p = {fd(), POLLIN | POLLOUT | POLLPRI | POLLRDHUP | POLLRDNORM | POLLWRNORM | POLLWRBAND,
               0};
-  if (poll(&p, 1, 0) < 0) return EPOLLERR;
+  if (base::HostPoll(&p, 1, 0) < 0) return EPOLLERR;
   auto events = static_cast<uint32_t>(p.revents);
   if (pending_error_.load(std::memory_order_relaxed) != 0 || zero_copy_.pending()) {
     events |= EPOLLERR;
