@@ -99,8 +99,8 @@ struct StackT {
   for (;;) Syscall(kSysExit, 1);
 }
 
-// A message to the sentry, with a descriptor if `fd` is not -1. Without it the sentry would wait for
-// ever, so the end of the zygote stands for one that cannot be sent.
+// A message to the sentry, with a descriptor if `fd` is not -1. Without it the sentry would wait
+// for ever, so the end of the zygote stands for one that cannot be sent.
 void Send(uint64_t message, uint64_t size, int fd) {
   Control control{};
   IoVec iov{message, size};
