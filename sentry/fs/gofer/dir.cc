@@ -18,6 +18,8 @@ constexpr size_t kMaxListing = 2'000'000;
 constexpr uint32_t kListedLookups = 2;
 constexpr uint32_t kLookups = 4;
 constexpr uint64_t kBytesPerLookup = 1024;
+// Each time that came to nothing doubles that, up to so many times.
+constexpr uint32_t kMaxVain = 20;
 // What a file without names may keep from the host's disk until some more handles are given back.
 constexpr uint64_t kLittleRoom = 64 * 1024;
 
@@ -34,6 +36,11 @@ void GoferInode::NameAdded(std::string_view name) {
   base::Ref<Inode> old;
   absl::MutexLock l(&mutex_);
   if (!names_ || name.empty()) return;  // O_TMPFILE
+  if (names_->ended && !names_->complete) {
+    const auto it = names_->children.find(name);
+    if (it != names_->children.end()) std::swap(old, it->second);
+    return;
+  }
   std::swap(old, names_->children[std::string(name)]);
   if (names_->children.size() > GoferFilesystem::kMaxNames) too_many.swap(names_);
 }
@@ -54,6 +61,7 @@ void GoferInode::SetNewDirectory() {
   {
     absl::MutexLock l(&mutex_);
     names_ = std::make_unique<GoferNames>();
+    names_->complete = names_->ended = true;
   }
   gofer_fs().EnterNamed(this);
 }
@@ -80,54 +88,68 @@ std::optional<base::Ref<Inode>> GoferInode::FindKnown(std::string_view name) {
   absl::MutexLock l(&mutex_);
   if (!names_) return std::nullopt;
   const auto it = names_->children.find(name);
-  if (it == names_->children.end()) return nullptr;
-  if (!it->second) return std::nullopt;
+  if (it == names_->children.end() && names_->complete) return nullptr;
+  if (it == names_->children.end() || !it->second) return std::nullopt;
   return it->second;
 }
 
 // Walking a tree (find, ls -lR, git status) lists a directory and looks at each name; or it looks
-// at many names of it. One exchange for all costs as much as a few single ones.
+// at many names of it. One exchange for a page of them costs as much as a few single ones. A large
+// directory is looked at page by page, as long as names are asked for that are not known.
 void GoferInode::CountLookup() {
   const uint32_t n = lookups_.fetch_add(1, std::memory_order_relaxed) + 1;
-  uint64_t size;
+  uint64_t enough = kListedLookups;
   {
     absl::MutexLock l(&mutex_);
-    size = attr_.size;
+    if (names_ && names_->ended) return;
+    if (!names_ && !listed_.load(std::memory_order_relaxed)) {
+      enough = kLookups + attr_.size / kBytesPerLookup;
+    }
   }
-  const uint64_t enough =
-      listed_.load(std::memory_order_relaxed) ? kListedLookups : kLookups + size / kBytesPerLookup;
+  enough <<= std::min(vain_prefetches_.load(std::memory_order_relaxed), kMaxVain);
   if (n < enough) return;
   lookups_.store(0, std::memory_order_relaxed);
-  Prefetch();
+  if (!Prefetch()) vain_prefetches_.fetch_add(1, std::memory_order_relaxed);
 }
 
-void GoferInode::Prefetch() {
+bool GoferInode::Prefetch() {
   const uint64_t version = names_version_.load(std::memory_order_acquire);
-  auto names = std::make_unique<GoferNames>();
-  auto siblings = std::make_shared<GoferSiblings>();
-  uint64_t cursor = 0;
-  for (bool eof = false; !eof;) {
-    auto page = gofer::ParseDir(
-        Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, gofer::kReadDirNodes)));
-    if (!page.ok()) return;
-    for (gofer::Entry& e : page->entries) {
-      if (e.with != gofer::kWithNode) return;  // not all there: nothing can be said of absent names
-      auto child = gofer_fs().Obtain(e.node, "");
-      if (child->IsReg()) siblings->files.push_back(child->host_ino_);
-      names->children.emplace(std::move(e.name), std::move(child));
-    }
-    if (names->children.size() > gofer_fs().max_prefetch()) return;
-    eof = page->eof;
-    cursor = page->next;
+  std::unique_ptr<GoferNames> names;
+  {
+    // Nobody keeps what is taken out up to date: it is lost if the directory changes meanwhile.
+    absl::MutexLock l(&mutex_);
+    if (names_ && !names_->ended && names_->version == version) names.swap(names_);
   }
-  names->siblings = std::move(siblings);
-  gofer_fs().Introduce(host_dev_, names->siblings);
+  if (!names) {
+    names = std::make_unique<GoferNames>();
+    names->version = version;
+  }
+  auto page = gofer::ParseDir(
+      Call(gofer::MakeReadDir(handle_, names->cursor, gofer::kMaxMessage, gofer::kReadDirNodes)));
+  if (!page.ok()) return false;
+  auto siblings = std::make_shared<GoferSiblings>();
+  bool all = true;
+  for (gofer::Entry& e : page->entries) {
+    if (e.with != gofer::kWithNode) {
+      all = false;
+      continue;
+    }
+    auto child = gofer_fs().Obtain(e.node, "");
+    if (child->IsReg()) siblings->files.push_back(child->host_ino_);
+    names->children.emplace(std::move(e.name), std::move(child));
+  }
+  names->cursor = page->next;
+  names->complete = all && page->eof;
+  names->ended = !all || page->eof || names->children.size() > gofer_fs().max_prefetch();
+  names->siblings.push_back(siblings);
+  gofer_fs().Introduce(host_dev_, siblings);
   {
     absl::MutexLock l(&mutex_);
-    if (version != names_version_.load(std::memory_order_acquire)) return;
+    if (version != names_version_.load(std::memory_order_acquire)) return false;
     names_.swap(names);  // what was known before is freed after the lock
   }
   gofer_fs().EnterNamed(this);
+  return true;
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Lookup(std::string_view name) {

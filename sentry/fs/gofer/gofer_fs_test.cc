@@ -173,6 +173,27 @@ TEST_F(GoferFsTest, ChildrenLookedUpAtOnce) {
   });
 }
 
+// A directory with more names than are kept: some are found at once, and none again and again.
+TEST_F(GoferFsTest, ALargeDirectoryIsLookedAtInParts) {
+  constexpr int kFiles = 6000;
+  for (int i = 0; i < kFiles; i++) SetHostText("/f" + std::to_string(i), "");
+  Mount(GoferCache::kExclusive, 64 * 1024);
+  Run([&] {
+    EXPECT_EQ(List("/").size(), kFiles + 2u);
+    uint64_t before = Requests();
+    for (int i = 0; i < 3; i++) EXPECT_EQ(WalkError("/f" + std::to_string(i * 100)), 0);
+    EXPECT_LE(Requests() - before, 5u);
+    before = Requests();
+    for (int i = 0; i < kFiles; i++) EXPECT_EQ(WalkError("/f" + std::to_string(i * 7 % kFiles)), 0);
+    EXPECT_LE(Requests() - before, kFiles * 3 / 4);
+    EXPECT_EQ(WalkError("/none"), ENOENT);
+    Open("/new", O_RDWR | O_CREAT);
+    EXPECT_EQ(WalkError("/new"), 0);
+    EXPECT_TRUE(vfs_.Unlink(Ctx(), "/f5").ok());
+    EXPECT_EQ(WalkError("/f5"), ENOENT);
+  });
+}
+
 TEST_F(GoferFsTest, FilesOpenedWithTheirSiblings) {
   for (int i = 0; i < 200; ++i) SetHostText("/f" + std::to_string(i), std::to_string(i));
   // In the order in which the directory lists them, as who reads a tree does.

@@ -43,12 +43,18 @@ struct GoferListing {
 
 class GoferInode;
 
-// All names in a directory of an exclusive filesystem: what is not among them is not there. Found
-// out at once, or known since the directory was made.
+// The names in a directory of an exclusive filesystem: those that were found out so far, in the
+// directory's order, or since the directory was made.
 struct GoferNames {
   // Null: there is something, which the gofer is to be asked for.
   std::map<std::string, base::Ref<Inode>, std::less<>> children;
-  std::shared_ptr<const GoferSiblings> siblings;
+  std::vector<std::shared_ptr<const GoferSiblings>> siblings;  // of each part
+  // They are all: what is not among them is not there.
+  bool complete = false;
+  // No more are looked for: they are all, or too many, or one could not be looked at.
+  bool ended = false;
+  uint64_t cursor = 0;   // where the next part begins, ...
+  uint64_t version = 0;  // ... unless the directory has another version than this by now
 };
 
 // Attributes are cached. With an exclusive filesystem they are the truth, but for what the host
@@ -210,9 +216,10 @@ class GoferInode : public Inode {
   void SetNewDirectory();
   // What is known of the names says about `name`: an inode, null (there is none), or nothing.
   std::optional<base::Ref<Inode>> FindKnown(std::string_view name);
-  // Counts a lookup that asked the gofer, and looks up all children when that is likely to pay.
+  // Counts a lookup that asked the gofer, and looks up many children when that is likely to pay.
   void CountLookup();
-  void Prefetch();
+  // Looks up the next page of them. False if nothing came of it.
+  bool Prefetch();
   // Sends a request that makes the node `name` in this directory (empty: one without a name), again
   // if the gofer was out of handles.
   base::Result<base::Ref<Inode>> MakeNode(std::string_view name, const gofer::Request& request,
@@ -239,6 +246,7 @@ class GoferInode : public Inode {
   std::atomic<uint64_t> reach_{0};         // the end of the furthest write
   std::atomic<bool> listed_{false};
   std::atomic<uint32_t> lookups_{0};
+  std::atomic<uint32_t> vain_prefetches_{0};
 
   mutable absl::Mutex mutex_;  // leaf
   gofer::Attr attr_ ABSL_GUARDED_BY(mutex_);
@@ -260,7 +268,7 @@ class GoferInode : public Inode {
   int opens_ ABSL_GUARDED_BY(mutex_) = 0;
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::unique_ptr<GoferNames> names_ ABSL_GUARDED_BY(mutex_);  // null: not all are known
+  std::unique_ptr<GoferNames> names_ ABSL_GUARDED_BY(mutex_);  // null: none are known
   // Of a regular file: those of the directory in which it was seen last, and its place there.
   std::weak_ptr<const GoferSiblings> siblings_ ABSL_GUARDED_BY(mutex_);
   size_t sibling_index_ ABSL_GUARDED_BY(mutex_) = 0;
