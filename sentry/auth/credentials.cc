@@ -1,6 +1,7 @@
 #include "sentry/auth/credentials.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "absl/base/thread_annotations.h"
@@ -81,7 +82,14 @@ struct UserNamespace::Maps {
   mutable absl::Mutex mutex;
   IdMap uid ABSL_GUARDED_BY(mutex);
   IdMap gid ABSL_GUARDED_BY(mutex);
+  bool setgroups_denied ABSL_GUARDED_BY(mutex) = false;
 };
+
+uint64_t NextNamespaceId() {
+  constexpr uint64_t kFirst = 0xf0000010;
+  static std::atomic<uint64_t> next{kFirst};
+  return next.fetch_add(1, std::memory_order_relaxed);
+}
 
 base::Ref<UserNamespace> UserNamespace::NewRoot() {
   auto ns = base::MakeRef<UserNamespace>(nullptr, 0, 0);
@@ -97,9 +105,31 @@ UserNamespace::UserNamespace(base::Ref<UserNamespace> parent, uid_t owner, gid_t
       owner_(owner),
       owner_group_(owner_group),
       level_(parent_ ? parent_->level_ + 1 : 0),
-      maps_(new Maps) {}
+      maps_(new Maps) {
+  if (!parent_) return;
+  const bool denied = parent_->setgroups_denied();
+  absl::MutexLock l(&maps_->mutex);
+  maps_->setgroups_denied = denied;
+}
 
 UserNamespace::~UserNamespace() { delete maps_; }
+
+bool UserNamespace::setgroups_denied() const {
+  absl::ReaderMutexLock l(&maps_->mutex);
+  return maps_->setgroups_denied;
+}
+
+bool UserNamespace::MaySetgroups() const {
+  absl::ReaderMutexLock l(&maps_->mutex);
+  return !maps_->setgroups_denied && !maps_->gid.written.empty();
+}
+
+base::Status UserNamespace::DenySetgroups() {
+  absl::MutexLock l(&maps_->mutex);
+  if (!maps_->setgroups_denied && !maps_->gid.written.empty()) return base::Error(EPERM);
+  maps_->setgroups_denied = true;
+  return base::Ok();
+}
 
 base::Result<uid_t> UserNamespace::MapUidIn(uid_t uid) const {
   if (level_ == 0) {

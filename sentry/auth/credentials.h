@@ -22,6 +22,9 @@ struct IdMapEntry {
   uint32_t first_inside, first_outside, count;
 };
 
+// A number for a new namespace of any kind, by which nsfs tells them apart.
+uint64_t NextNamespaceId();
+
 // A user namespace of the sandbox. Kernel ids (kuid) are those of the root namespace; every id in
 // the VFS is a kernel id. Maps are written once.
 class UserNamespace : public base::RefCounted {
@@ -34,6 +37,13 @@ class UserNamespace : public base::RefCounted {
   uid_t owner() const { return owner_; }
   gid_t owner_group() const { return owner_group_; }
   int level() const { return level_; }
+  uint64_t id() const { return id_; }
+  // Whether setgroups(2) is denied for good, here and in what is made below, and whether it may be
+  // called now: not before there are groups to name.
+  bool setgroups_denied() const;
+  bool MaySetgroups() const;
+  // EPERM once there is a gid map (Linux: proc_setgroups_write).
+  base::Status DenySetgroups();
   // Id in this namespace -> kernel id; EINVAL if not mapped.
   base::Result<uid_t> MapUidIn(uid_t uid) const;
   base::Result<gid_t> MapGidIn(gid_t gid) const;
@@ -56,6 +66,7 @@ class UserNamespace : public base::RefCounted {
   const uid_t owner_;
   const gid_t owner_group_;
   const int level_;
+  const uint64_t id_ = NextNamespaceId();
   Maps* const maps_;
 };
 

@@ -70,7 +70,7 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
     child.cpu_mask_words[i] = cpu_mask_words[i].load();
   child.io_priority = io_priority.load();
   child.personality = personality.load();
-  child.timer_slack_ns = timer_slack_ns.load();
+  child.timer_slack_ns = child.default_timer_slack_ns = timer_slack_ns.load();
   child.mempolicy = mempolicy.load();
   child.thp_disable = thp_disable.load();
   child.seccomp_filter_ = seccomp_filter();
@@ -236,6 +236,19 @@ base::Status Task::CheckProcessLimits() {
   return base::Ok();
 }
 
+// Whether the numbers of a new process may be chosen in `pid_ns` and those above it, `count` in
+// all.
+base::Status MayChoosePids(const Credentials& creds, const PidNamespace& pid_ns, size_t count) {
+  const PidNamespace* ns = &pid_ns;
+  for (; count > 0 && ns != nullptr; --count, ns = ns->parent().get()) {
+    if (!creds.HasCapIn(CAP_CHECKPOINT_RESTORE, *ns->user_ns()) &&
+        !creds.HasCapIn(CAP_SYS_ADMIN, *ns->user_ns())) {
+      return base::Error(EPERM);
+    }
+  }
+  return base::Ok();
+}
+
 base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
   TRY(CheckFlags(a, *this));
   if (SignalPending()) return base::Error(base::kERESTARTNOINTR);
@@ -247,6 +260,7 @@ base::Result<uint64_t> Task::Clone(const CloneArgs& a) {
     if (pid_ns->level() >= 31) return base::Error(ENOSPC);
     pid_ns = base::MakeRef<PidNamespace>(pid_ns, creds_->user_ns);
   }
+  TRY(MayChoosePids(*creds_, *pid_ns, a.set_tid.size()));
   base::Ref<Pid> pid = TRY(pid_ns->Allocate(a.set_tid));
   base::Ref<ThreadGroup> group = group_;
   group_->handlers_->Close();  // there may soon be somebody who shares them

@@ -8,13 +8,7 @@ namespace {
 constexpr int kPidMax = 4194304;    // /proc/sys/kernel/pid_max
 constexpr int kReservedPids = 300;  // RESERVED_PIDS: not reused after the first wrap
 constexpr int kMaxPidNsLevel = 32;
-constexpr uint64_t kFirstNamespaceId = 0xf0000010;
 }  // namespace
-
-uint64_t Namespace::NextId() {
-  static std::atomic<uint64_t> next{kFirstNamespaceId};
-  return next.fetch_add(1, std::memory_order_relaxed);
-}
 
 base::Ref<UtsNamespace> UtsNamespace::Copy(base::Ref<UserNamespace> user_ns) const {
   absl::MutexLock l(&mutex_);
@@ -179,10 +173,14 @@ base::Status EnterNewUserNamespace(Credentials& creds) {
     return base::Error(EPERM);
   }
   creds.user_ns = base::MakeRef<UserNamespace>(creds.user_ns, creds.euid, creds.egid);
+  GrantAllCapabilities(creds);
+  return base::Ok();
+}
+
+void GrantAllCapabilities(Credentials& creds) {
   creds.permitted = creds.effective = creds.bounding = kAllCaps;
   creds.inheritable = creds.ambient = 0;
   creds.securebits = 0;
-  return base::Ok();
 }
 
 }  // namespace sentry

@@ -27,11 +27,10 @@ class Namespace : public base::RefCounted {
  public:
   const base::Ref<UserNamespace>& user_ns() const { return user_ns_; }
   uint64_t id() const { return id_; }
-  static uint64_t NextId();
 
  protected:
   explicit Namespace(base::Ref<UserNamespace> user_ns)
-      : user_ns_(std::move(user_ns)), id_(NextId()) {}
+      : user_ns_(std::move(user_ns)), id_(NextNamespaceId()) {}
 
  private:
   const base::Ref<UserNamespace> user_ns_;
@@ -154,5 +153,7 @@ struct NamespaceSet {
 // unshare and clone with CLONE_NEWUSER: `creds` get a new user namespace with all capabilities in
 // it (Linux: create_user_ns). EPERM if their ids have no mapping, ENOSPC beyond 32 levels.
 base::Status EnterNewUserNamespace(Credentials& creds);
+// What who has come into a user namespace may do there: all (Linux: set_cred_user_ns).
+void GrantAllCapabilities(Credentials& creds);
 
 }  // namespace sentry

@@ -265,6 +265,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::atomic<int> io_priority{0};
   std::atomic<uint32_t> personality{0};
   std::atomic<uint64_t> timer_slack_ns{50000};
+  std::atomic<uint64_t> default_timer_slack_ns{50000};  // what the thread was made with
   std::atomic<int> mempolicy{0};  // MPOL_* and its flags; there is one NUMA node
   // sched_setaffinity(2): bit n for processor n.
   std::array<std::atomic<uint64_t>, 2> cpu_mask_words{~uint64_t{0}, ~uint64_t{0}};

@@ -23,9 +23,7 @@ namespace sentry {
 
 namespace {
 
-constexpr int kMadvSoftOffline = 101, kMadvHwPoison = 100;
-
-enum class Kind { kInvalid, kPoison, kFlag, kDiscard, kRemove, kHuge, kPopulate, kIgnored };
+enum class Kind { kInvalid, kFlag, kDiscard, kRemove, kHuge, kPopulate, kIgnored };
 
 Kind KindOf(int advice) {
   switch (advice) {
@@ -38,8 +36,6 @@ Kind KindOf(int advice) {
     case MADV_KEEPONFORK:
     case MADV_DONTDUMP:
     case MADV_DODUMP:
-    case MADV_MERGEABLE:
-    case MADV_UNMERGEABLE:
       return Kind::kFlag;
     case MADV_HUGEPAGE:
     case MADV_NOHUGEPAGE:
@@ -57,9 +53,6 @@ Kind KindOf(int advice) {
     case MADV_COLD:
     case MADV_PAGEOUT:
       return Kind::kIgnored;
-    case kMadvHwPoison:
-    case kMadvSoftOffline:
-      return Kind::kPoison;
     default:
       return Kind::kInvalid;
   }
@@ -92,10 +85,6 @@ base::Result<uint32_t> NewFlags(const Vma& vma, int advice) {
       return (flags & ~kVmaNoHugePage) | kVmaHugePage;
     case MADV_NOHUGEPAGE:
       return (flags & ~kVmaHugePage) | kVmaNoHugePage;
-    case MADV_MERGEABLE:
-      return vma.shared ? flags : flags | kVmaMergeable;
-    case MADV_UNMERGEABLE:
-      return flags & ~kVmaMergeable;
     default:
       return flags;
   }
@@ -117,7 +106,6 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
   const uint64_t end = addr + bytes;
   if (end < addr) return base::Error(EINVAL);
   if (end == addr) return base::Ok();
-  if (kind == Kind::kPoison) return base::Error(EPERM);
 
   Impl& impl = *impl_;
   std::vector<Vma> to_remove;

@@ -66,7 +66,7 @@ struct Vma {
 inline constexpr uint32_t kVmaGrowsDown = 1, kVmaLocked = 2, kVmaNoReserve = 4, kVmaDontFork = 8,
                           kVmaWipeOnFork = 16, kVmaDontDump = 32, kVmaStack = 64, kVmaHeap = 128,
                           kVmaHugePage = 256, kVmaNoHugePage = 512, kVmaLockOnFault = 1024,
-                          kVmaSeqRead = 2048, kVmaRandRead = 4096, kVmaMergeable = 8192,
+                          kVmaSeqRead = 2048, kVmaRandRead = 4096,
                           kVmaAccount = 16384;  // counted as committed memory (VM_ACCOUNT)
 
 struct MmapArgs {

@@ -263,7 +263,7 @@ Result<uint64_t> SysGetgroups(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysSetgroups(Task& t, const SyscallArgs& a) {
-  if (!t.HasCap(CAP_SETGID)) return Error(EPERM);
+  if (!t.HasCap(CAP_SETGID) || !t.user_ns().MaySetgroups()) return Error(EPERM);
   if (a.Uint(0) > kMaxGroups) return Error(EINVAL);
   std::vector<uint32_t> in(a.Uint(0));
   TRY(t.memory().Read(a[1], std::as_writable_bytes(std::span(in))));

@@ -143,8 +143,9 @@ Result<uint64_t> SysKcmp(Task& t, const SyscallArgs& a) {
       return compare(first->thread_group().handlers().get(),
                      second->thread_group().handlers().get());
     case KCMP_IO:
+      return 0;  // nobody has one
     case KCMP_SYSVSEM:
-      return compare(first.get(), second.get());
+      return compare(first->sem_undo.get(), second->sem_undo.get());
     default:
       return Error(EINVAL);
   }

@@ -65,11 +65,23 @@ Result<uint64_t> SysUnshare(Task& t, const SyscallArgs& a) {
 
 namespace {
 
-// setns with a pidfd: into the namespaces of a process (kernel/nsproxy.c). User namespaces are left
-// out: CLONE_NEWUSER is refused.
+// The caller's credentials in user namespace `ns`: all capabilities (Linux: userns_install).
+Result<Ref<const Credentials>> CredentialsIn(Task& t, const Ref<UserNamespace>& ns) {
+  if (t.creds().user_ns == ns || t.thread_group().thread_count() > 1 ||
+      t.fs_context().ref_count() > 1) {
+    return Error(EINVAL);
+  }
+  if (!t.creds().HasCapIn(CAP_SYS_ADMIN, *ns)) return Error(EPERM);
+  Ref<Credentials> creds = t.creds().Clone();
+  creds->user_ns = ns;
+  GrantAllCapabilities(*creds);
+  return Ref<const Credentials>(std::move(creds));
+}
+
+// setns with a pidfd: into the namespaces of a process (kernel/nsproxy.c).
 Result<uint64_t> EnterNamespacesOf(Task& t, Task& target, uint64_t flags) {
-  constexpr uint64_t kSupported =
-      CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWCGROUP;
+  constexpr uint64_t kSupported = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET |
+                                  CLONE_NEWPID | CLONE_NEWCGROUP | CLONE_NEWUSER;
   if (flags == 0 || (flags & ~kSupported)) return Error(EINVAL);
   Ref<UtsNamespace> uts = target.uts_namespace_ref();
   Ref<IpcNamespace> ipc = target.ipc_namespace_ref();
@@ -78,8 +90,14 @@ Result<uint64_t> EnterNamespacesOf(Task& t, Task& target, uint64_t flags) {
   Ref<FsContext> fs = target.fs_context_ref();
   if (!uts || !ipc || !net || !mounts || !fs) return Error(ESRCH);
   PidNamespace& pid_ns = target.pid_namespace();
+  Ref<const Credentials> creds = t.credentials();
+  if (flags & CLONE_NEWUSER) {
+    const Ref<const Credentials> theirs = target.credentials();
+    if (!theirs) return Error(ESRCH);
+    creds = TRY(CredentialsIn(t, theirs->user_ns));
+  }
   auto may = [&](const UserNamespace& ns) {
-    return t.HasCap(CAP_SYS_ADMIN) && t.creds().HasCapIn(CAP_SYS_ADMIN, ns);
+    return creds->HasCap(CAP_SYS_ADMIN) && creds->HasCapIn(CAP_SYS_ADMIN, ns);
   };
   if ((flags & CLONE_NEWUTS) && !may(*uts->user_ns())) return Error(EPERM);
   if ((flags & CLONE_NEWIPC) && !may(*ipc->user_ns())) return Error(EPERM);
@@ -89,9 +107,10 @@ Result<uint64_t> EnterNamespacesOf(Task& t, Task& target, uint64_t flags) {
     return Error(EINVAL);
   }
   if (flags & CLONE_NEWNS) {
-    if (!t.HasCap(CAP_SYS_CHROOT) || !t.HasCap(CAP_SYS_ADMIN)) return Error(EPERM);
+    if (!creds->HasCap(CAP_SYS_CHROOT) || !creds->HasCap(CAP_SYS_ADMIN)) return Error(EPERM);
     if (t.fs_context().ref_count() > 1) return Error(EINVAL);
   }
+  if (flags & CLONE_NEWUSER) t.SetCredentials(std::move(creds));
   if (flags & CLONE_NEWUTS) t.SetUtsNamespace(std::move(uts));
   if (flags & CLONE_NEWIPC) {
     t.sem_undo = base::MakeRef<SharedPart>();
@@ -134,6 +153,9 @@ Result<uint64_t> EnterNamespace(Task& t, const NamespaceRef& ns) {
     case CLONE_NEWNET:
       if (!may(*As<NetNamespace>(ns)->user_ns())) return Error(EPERM);
       t.SetNetNamespace(As<NetNamespace>(ns));
+      return 0;
+    case CLONE_NEWUSER:
+      t.SetCredentials(TRY(CredentialsIn(t, As<UserNamespace>(ns))));
       return 0;
     case CLONE_NEWPID: {
       Ref<PidNamespace> pid_ns = As<PidNamespace>(ns);

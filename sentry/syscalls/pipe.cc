@@ -176,11 +176,15 @@ Result<uint64_t> SysVmsplice(Task& t, const SyscallArgs& a) {
   if (!file->readable() && !file->writable()) return Error(EBADF);
   UserIovec iovec = TRY(ImportIovec(t.memory(), a[1], a[2]));
   if (iovec.total == 0) return uint64_t{0};
-  if (PipeFile::From(*file) == nullptr) return Error(EBADF);
+  PipeFile* pipe = PipeFile::From(*file);
+  if (pipe == nullptr) return Error(EBADF);
   bool nonblock = (flags & SPLICE_F_NONBLOCK) != 0 || file->nonblock();
   if (file->writable()) {
+    // It waits for some room, not for enough.
+    const size_t room = TRY(PipeRoom(*pipe, nonblock));
     UserIoSource src(t.memory(), std::move(iovec));
-    return uint64_t{TRY(file->Write(src, nonblock))};
+    LimitedSource limited(src, room);
+    return uint64_t{TRY(file->Write(limited, nonblock))};
   }
   UserIoDest dst(t.memory(), std::move(iovec));
   return uint64_t{TRY(file->Read(dst, nonblock))};

@@ -1,6 +1,7 @@
 // poll, ppoll, select, pselect6, and the epoll family. Follows fs/select.c and fs/eventpoll.c.
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/personality.h>
 #include <time.h>
 
 #include <algorithm>
@@ -155,7 +156,8 @@ Result<uint64_t> PollWithRestart(Task& t, uint64_t addr, uint32_t count, int64_t
 Result<uint64_t> Finish(Task& t, Result<uint64_t> r, uint64_t timeout_addr, bool timeval_form,
                         int64_t deadline_ns) {
   bool interrupted = !r.ok() && r.error().code() == EINTR;
-  if (timeout_addr != 0 && (r.ok() || interrupted)) {
+  const bool sticky = (t.personality & STICKY_TIMEOUTS) != 0;
+  if (timeout_addr != 0 && !sticky && (r.ok() || interrupted)) {
     timespec left = Remaining(deadline_ns);
     if (timeval_form) left.tv_nsec /= 1000;
     if (!UserPtr<timespec>(timeout_addr).CopyOut(t.memory(), left).ok()) return r;

@@ -216,7 +216,7 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       if (a[1] == SECCOMP_MODE_FILTER) return DoSeccomp(t, SECCOMP_SET_MODE_FILTER, 0, a[2]);
       return Error(EINVAL);
     case PR_SET_TIMERSLACK:
-      t.timer_slack_ns = a.Long(1) <= 0 ? 50000 : a[1];
+      t.timer_slack_ns = a.Long(1) <= 0 ? t.default_timer_slack_ns.load() : a[1];
       return 0;
     case PR_GET_TIMERSLACK:
       return t.timer_slack_ns.load();

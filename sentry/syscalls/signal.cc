@@ -40,6 +40,14 @@ Status SendTo(Task& t, Task& target, siginfo_t info, bool thread_only) {
   return full ? Status(Error(EAGAIN)) : base::Ok();
 }
 
+// Whom a number means: a thread's names its process too. Null if nobody.
+base::Ref<ThreadGroup> FindTarget(Task& t, int pid) {
+  Kernel& kernel = t.kernel();
+  if (base::Ref<ThreadGroup> group = kernel.FindThreadGroup(t.pid_namespace(), pid)) return group;
+  base::Ref<Task> task = kernel.FindTask(t.pid_namespace(), pid);
+  return task ? task->thread_group_ref() : nullptr;
+}
+
 Status SendToGroup(Task& t, ThreadGroup& group, const siginfo_t& info) {
   base::Ref<Task> leader = group.leader();
   if (!leader) return Error(ESRCH);
@@ -191,13 +199,8 @@ Result<uint64_t> SysKill(Task& t, const SyscallArgs& a) {
   if (!valid && pid <= 0) return Error(EINVAL);
   siginfo_t info = MakeSiginfo(signo, SI_USER);
   if (pid > 0) {
-    base::Ref<ThreadGroup> group = kernel.FindThreadGroup(t.pid_namespace(), pid);
-    if (!group) {
-      // A thread's id names its process too.
-      base::Ref<Task> task = kernel.FindTask(t.pid_namespace(), pid);
-      if (!task) return Error(ESRCH);
-      group = task->thread_group_ref();
-    }
+    base::Ref<ThreadGroup> group = FindTarget(t, pid);
+    if (!group) return Error(ESRCH);
     if (!valid) return Error(EINVAL);
     TRY(SendToGroup(t, *group, info));
     return 0;
@@ -244,7 +247,7 @@ Result<uint64_t> SysTkill(Task& t, const SyscallArgs& a) {
 Result<uint64_t> SysRtSigqueueinfo(Task& t, const SyscallArgs& a) {
   int pid = a.Int(0), signo = a.Int(1);
   siginfo_t info = TRY(CopyInfo(t, a[2], signo));
-  base::Ref<ThreadGroup> group = t.kernel().FindThreadGroup(t.pid_namespace(), pid);
+  base::Ref<ThreadGroup> group = FindTarget(t, pid);
   if ((info.si_code >= 0 || info.si_code == SI_TKILL) &&
       (!group || group.get() != &t.thread_group())) {
     return Error(EPERM);

@@ -109,12 +109,13 @@ Result<uint64_t> SysSocket(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysSocketpair(Task& t, const SyscallArgs& a) {
   int domain = a.Int(0), type = TRY(TypeOf(a.Int(1)));
-  if (domain == AF_INET || domain == AF_INET6 || domain == AF_NETLINK || domain == AF_PACKET) {
-    return Error(EOPNOTSUPP);
-  }
-  if (domain != AF_UNIX) return Error(EAFNOSUPPORT);
   bool cloexec = (a.Int(1) & SOCK_CLOEXEC) != 0;
   uint32_t flags = a.Int(1) & SOCK_NONBLOCK ? O_NONBLOCK : 0;
+  if (domain != AF_UNIX) {
+    // It is only found to be the wrong kind when there is one.
+    TRY(NewSocket(t, domain, type, a.Int(2), flags));
+    return Error(EOPNOTSUPP);
+  }
   auto [first, second] = TRY(NewUnixPair(t.kernel().vfs(), type, a.Int(2), flags));
   int fds[2];
   fds[0] = TRY(t.InstallFile(std::move(first), cloexec));

@@ -64,10 +64,13 @@ Result<int64_t> ReadClock(Task& t, clockid_t clock) {
     case CLOCK_REALTIME_COARSE:
     case CLOCK_MONOTONIC_COARSE:
     case CLOCK_BOOTTIME:
-    case CLOCK_REALTIME_ALARM:
-    case CLOCK_BOOTTIME_ALARM:
     case CLOCK_TAI:
       return base::ClockNs(clock);
+    // The host has these only if it has a clock that wakes it up.
+    case CLOCK_REALTIME_ALARM:
+      return base::ClockNs(CLOCK_REALTIME);
+    case CLOCK_BOOTTIME_ALARM:
+      return base::ClockNs(CLOCK_BOOTTIME);
     case CLOCK_PROCESS_CPUTIME_ID:
       return CpuClock(t, {0, false, 2});
     case CLOCK_THREAD_CPUTIME_ID:
@@ -122,7 +125,6 @@ Result<uint64_t> SysClockNanosleep(Task& t, const SyscallArgs& a) {
   bool absolute = (a.Int(1) & TIMER_ABSTIME) != 0;
   switch (clock) {
     case CLOCK_THREAD_CPUTIME_ID:
-      return Error(EINVAL);
     case CLOCK_MONOTONIC_RAW:
     case CLOCK_REALTIME_COARSE:
     case CLOCK_MONOTONIC_COARSE:

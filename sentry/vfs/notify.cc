@@ -41,8 +41,9 @@ std::vector<base::Ref<InodeWatch>> InodeWatches::List() const {
   return watches_;
 }
 
-void InodeWatches::Notify(uint32_t mask, uint32_t cookie, std::string_view name) {
+void InodeWatches::Notify(uint32_t mask, uint32_t cookie, std::string_view name, bool unlinked) {
   for (const base::Ref<InodeWatch>& w : List()) {
+    if (unlinked && (w->mask() & IN_EXCL_UNLINK) != 0) continue;
     if ((w->mask() & mask & IN_ALL_EVENTS) != 0 || (mask & (IN_IGNORED | IN_UNMOUNT)) != 0) {
       w->OnEvent(mask, cookie, name);
     }
@@ -55,8 +56,8 @@ void NotifyDentry(const Dentry& dentry, uint32_t mask) {
   if (inode == nullptr) return;
   if (inode->IsDir()) mask |= IN_ISDIR;
   base::Ref<Dentry> parent = dentry.parent();
-  if (parent.get() != &dentry && parent->inode_ptr() != nullptr && !dentry.unlinked()) {
-    NotifyDir(*parent->inode_ptr(), mask, dentry.name());
+  if (parent.get() != &dentry && parent->inode_ptr() != nullptr) {
+    NotifyDir(*parent->inode_ptr(), mask, dentry.name(), 0, dentry.unlinked());
   }
   NotifyInode(*inode, mask);
 }

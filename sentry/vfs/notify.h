@@ -36,7 +36,8 @@ class InodeWatches {
  public:
   void Add(base::Ref<InodeWatch> watch);
   void Remove(const InodeWatch& watch);
-  void Notify(uint32_t mask, uint32_t cookie, std::string_view name);
+  // `unlinked`: by a file whose name is gone, which IN_EXCL_UNLINK is not told of.
+  void Notify(uint32_t mask, uint32_t cookie, std::string_view name, bool unlinked = false);
   std::vector<base::Ref<InodeWatch>> List() const;
   // close(2) by the table of descriptors `table`: removes what ends with it.
   void End(const FileDescription& file, const void* table);
@@ -52,8 +53,9 @@ class Dentry;
 // fsnotify_dentry).
 void NotifyDentry(const Dentry& dentry, uint32_t mask);
 // An event about the entry `name` of a directory.
-inline void NotifyDir(Inode& dir, uint32_t mask, std::string_view name, uint32_t cookie = 0) {
-  if (InodeWatches* w = dir.watches()) w->Notify(mask, cookie, name);
+inline void NotifyDir(Inode& dir, uint32_t mask, std::string_view name, uint32_t cookie = 0,
+                      bool unlinked = false) {
+  if (InodeWatches* w = dir.watches()) w->Notify(mask, cookie, name, unlinked);
 }
 inline void NotifyInode(Inode& inode, uint32_t mask) {
   if (InodeWatches* w = inode.watches()) w->Notify(mask, 0, {});

@@ -1,4 +1,5 @@
 // Namespaces as files, setns(2), and the counts of /proc/PID/io.
+#include <grp.h>
 #include <linux/nsfs.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -30,8 +31,9 @@ TEST(Nsfs, FilesTellWhatTheyAre) {
   struct {
     const char* name;
     int type;
-  } kinds[] = {{"uts", CLONE_NEWUTS}, {"ipc", CLONE_NEWIPC}, {"mnt", CLONE_NEWNS},
-               {"net", CLONE_NEWNET}, {"pid", CLONE_NEWPID}, {"cgroup", CLONE_NEWCGROUP}};
+  } kinds[] = {{"uts", CLONE_NEWUTS},  {"ipc", CLONE_NEWIPC}, {"mnt", CLONE_NEWNS},
+               {"net", CLONE_NEWNET},  {"pid", CLONE_NEWPID}, {"cgroup", CLONE_NEWCGROUP},
+               {"user", CLONE_NEWUSER}};
   for (const auto& kind : kinds) {
     int fd = OpenNs(kind.name);
     ASSERT_OK(fd) << kind.name;
@@ -49,6 +51,76 @@ TEST(Nsfs, FilesTellWhatTheyAre) {
   EXPECT_ERRNO(setns(null, 0), EINVAL);
   EXPECT_ERRNO(setns(-1, 0), EBADF);
   close(null);
+}
+
+TEST(UserNs, GroupsAreDeniedBeforeTheyAreMapped) {
+  EXPECT_EQ(0, ExitStatus([] {
+              const gid_t gid = getegid();
+              if (setgid(gid) != 0) return 1;
+              if (unshare(CLONE_NEWUSER) != 0) return 2;
+              if (ReadFile("/proc/self/setgroups") != "allow\n") return 3;
+              if (setgroups(0, nullptr) == 0 || errno != EPERM) return 4;  // nothing is mapped
+              WriteFile("/proc/self/setgroups", "deny");
+              if (ReadFile("/proc/self/setgroups") != "deny\n") return 5;
+              WriteFile("/proc/self/gid_map", "0 " + std::to_string(gid) + " 1\n");
+              WriteFile("/proc/self/uid_map", "0 0 1\n");
+              if (getegid() != 0) return 6;
+              if (setgroups(0, nullptr) == 0 || errno != EPERM) return 7;
+              const int fd = open("/proc/self/setgroups", O_WRONLY);
+              if (fd < 0 || write(fd, "allow", 5) == 5 || errno != EPERM) return 8;
+              if (write(fd, "perhaps", 7) == 7 || errno != EINVAL) return 9;
+              // What is made below has it from here.
+              return ExitStatus([] {
+                if (unshare(CLONE_NEWUSER) != 0) return 1;
+                return ReadFile("/proc/self/setgroups") == "deny\n" ? 0 : 2;
+              });
+            }));
+}
+
+TEST(UserNs, EnteredByItsOwner) {
+  int to_child[2], to_parent[2];
+  ASSERT_EQ(0, pipe(to_child));
+  ASSERT_EQ(0, pipe(to_parent));
+  const pid_t child = fork();
+  if (child == 0) {
+    close(to_child[1]);
+    char c = unshare(CLONE_NEWUSER) == 0 ? 'y' : 'n';
+    write(to_parent[1], &c, 1);
+    read(to_child[0], &c, 1);
+    _exit(0);
+  }
+  char c = 0;
+  ASSERT_EQ(1, read(to_parent[0], &c, 1));
+  ASSERT_EQ('y', c);
+  const std::string theirs = LinkOf("/proc/" + std::to_string(child) + "/ns/user");
+  EXPECT_NE(theirs, LinkOf("/proc/self/ns/user"));
+  const int fd = OpenNs("user", child), own = OpenNs("user");
+  ASSERT_OK(fd);
+  EXPECT_EQ(CLONE_NEWUSER, ioctl(fd, NS_GET_NSTYPE));
+  uid_t owner = 99;
+  EXPECT_EQ(0, ioctl(fd, NS_GET_OWNER_UID, &owner));
+  EXPECT_EQ(geteuid(), owner);
+  const int parent = ioctl(fd, NS_GET_PARENT);
+  ASSERT_OK(parent);
+  struct stat a, b;
+  ASSERT_EQ(0, fstat(parent, &a));
+  ASSERT_EQ(0, fstat(own, &b));
+  EXPECT_EQ(a.st_ino, b.st_ino);
+  EXPECT_ERRNO(setns(own, CLONE_NEWUSER), EINVAL);  // one is in it
+  EXPECT_EQ(0, ExitStatus([&] {
+              if (setns(fd, CLONE_NEWUSER) != 0) return 1;
+              if (LinkOf("/proc/self/ns/user") != theirs) return 2;
+              return setns(own, CLONE_NEWUSER) == -1 && errno == EPERM ? 0 : 3;
+            }));
+  const int uts = OpenNs("uts"), user_of_uts = ioctl(uts, NS_GET_USERNS);
+  ASSERT_OK(user_of_uts);
+  EXPECT_EQ(CLONE_NEWUSER, ioctl(user_of_uts, NS_GET_NSTYPE));
+  EXPECT_ERRNO(ioctl(uts, NS_GET_PARENT), EINVAL);
+  EXPECT_ERRNO(ioctl(uts, NS_GET_OWNER_UID, &owner), EINVAL);
+  close(to_child[1]);
+  EXPECT_EQ(child, waitpid(child, nullptr, 0));
+  for (int f : {fd, own, parent, uts, user_of_uts, to_child[0], to_parent[0], to_parent[1]})
+    close(f);
 }
 
 TEST(Setns, BackToTheOldOne) {

@@ -3,6 +3,8 @@
 #include <linux/nsfs.h>
 #include <sched.h>
 
+#include "sentry/base/user_memory.h"
+#include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/vfs.h"
@@ -14,7 +16,8 @@ using base::Result;
 
 const NamespaceKind kNamespaceKind[kNamespaceKinds] = {
     {"cgroup", CLONE_NEWCGROUP}, {"ipc", CLONE_NEWIPC}, {"mnt", CLONE_NEWNS},
-    {"net", CLONE_NEWNET},       {"pid", CLONE_NEWPID}, {"uts", CLONE_NEWUTS},
+    {"net", CLONE_NEWNET},       {"pid", CLONE_NEWPID}, {"user", CLONE_NEWUSER},
+    {"uts", CLONE_NEWUTS},
 };
 
 namespace {
@@ -40,10 +43,7 @@ class NsFile : public FileDescription {
       : FileDescription(std::move(path), flags), ns_(std::move(ns)) {}
   const NamespaceRef& ns() const { return ns_; }
   bool CanPoll() const override { return false; }
-  Result<uint64_t> Ioctl(const IoctlArgs& args) override {
-    if (args.cmd == NS_GET_NSTYPE) return static_cast<uint64_t>(ns_.type);
-    return Error(ENOTTY);
-  }
+  Result<uint64_t> Ioctl(const IoctlArgs& args) override;
 
  private:
   ~NsFile() override = default;
@@ -71,6 +71,53 @@ class NsInode : public Inode {
   const NamespaceRef ns_;
 };
 
+// A descriptor of the caller's for `ns`, whose user namespace is `owner`. EPERM if that is not the
+// caller's or below it (Linux: ns_get_owner, pidns_get_parent).
+Result<uint64_t> OpenFor(Task& t, NamespaceRef ns, const UserNamespace* owner) {
+  while (owner != nullptr && owner != t.creds().user_ns.get()) owner = owner->parent().get();
+  if (owner == nullptr) return Error(EPERM);
+  const Path path = NamespacePath(t.kernel().vfs(), ns);
+  auto file = base::MakeRef<NsFile>(path, O_RDONLY, std::move(ns));
+  return static_cast<uint64_t>(TRY(t.InstallFile(std::move(file), /*cloexec=*/true)));
+}
+
+// follows ns_ioctl() of fs/nsfs.c.
+Result<uint64_t> NsFile::Ioctl(const IoctlArgs& args) {
+  Task* t = Task::Current();
+  if (t == nullptr) return Error(ENOTTY);
+  const bool is_user = ns_.type == CLONE_NEWUSER;
+  auto* user = is_user ? static_cast<UserNamespace*>(ns_.object.get()) : nullptr;
+  switch (args.cmd) {
+    case NS_GET_NSTYPE:
+      return static_cast<uint64_t>(ns_.type);
+    case NS_GET_OWNER_UID:
+      if (!is_user) return Error(EINVAL);
+      TRY(base::UserPtr<uid_t>(args.arg).CopyOut(args.memory,
+                                                 t->user_ns().MapUidOut(user->owner())));
+      return 0;
+    case NS_GET_PARENT:
+      if (is_user) {
+        return OpenFor(*t, Make(CLONE_NEWUSER, user->parent()), user->parent().get());
+      }
+      if (ns_.type == CLONE_NEWPID) {
+        const auto& parent = static_cast<PidNamespace*>(ns_.object.get())->parent();
+        if (!parent || !t->pid_namespace().IsAncestorOf(*parent)) return Error(EPERM);
+        return OpenFor(*t, Make(CLONE_NEWPID, parent), parent->user_ns().get());
+      }
+      return Error(EINVAL);
+    case NS_GET_USERNS: {
+      // A mount namespace keeps no owner.
+      if (ns_.type == CLONE_NEWNS) return Error(ENOTTY);
+      base::Ref<UserNamespace> owner =
+          is_user ? user->parent() : static_cast<Namespace*>(ns_.object.get())->user_ns();
+      const UserNamespace* seen = owner.get();
+      return OpenFor(*t, Make(CLONE_NEWUSER, std::move(owner)), seen);
+    }
+    default:
+      return Error(ENOTTY);
+  }
+}
+
 }  // namespace
 
 NamespaceRef NamespaceOf(Task& task, int type) {
@@ -85,6 +132,10 @@ NamespaceRef NamespaceOf(Task& task, int type) {
       return Make(type, task.net_namespace_ref());
     case CLONE_NEWPID:
       return Make(type, base::Ref<PidNamespace>(&task.pid_namespace()));
+    case CLONE_NEWUSER: {
+      const base::Ref<const Credentials> creds = task.credentials();
+      return Make(type, creds ? creds->user_ns : nullptr);
+    }
     default:
       return Make(type, task.uts_namespace_ref());
   }

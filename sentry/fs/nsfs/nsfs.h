@@ -25,7 +25,7 @@ struct NamespaceKind {
   const char* name;
   int type;
 };
-inline constexpr int kNamespaceKinds = 6;
+inline constexpr int kNamespaceKinds = 7;
 extern const NamespaceKind kNamespaceKind[kNamespaceKinds];
 
 // That of `task`; no object if it has exited.

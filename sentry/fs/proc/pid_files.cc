@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <vector>
 
 #include "platform/platform.h"
@@ -194,7 +195,8 @@ Status WriteIdMap(const PidContext& c, std::string_view data, bool gid) {
     bool own = map.empty() && data.empty() && e.count == 1;
     uint32_t outside =
         gid ? TRY(parent->MapGidIn(e.first_outside)) : TRY(parent->MapUidIn(e.first_outside));
-    own = own && outside == (gid ? mine.egid : mine.euid) && mine.euid == ns->owner();
+    own = own && outside == (gid ? mine.egid : mine.euid) && mine.euid == ns->owner() &&
+          (!gid || ns->setgroups_denied());
     if (!own && !mine.HasCapIn(gid ? CAP_SETGID : CAP_SETUID, *parent)) return Error(EPERM);
     e.first_outside = outside;
     map.push_back(e);
@@ -205,6 +207,24 @@ Status WriteIdMap(const PidContext& c, std::string_view data, bool gid) {
 }
 Status SetUidMap(const PidContext& c, std::string_view data) { return WriteIdMap(c, data, false); }
 Status SetGidMap(const PidContext& c, std::string_view data) { return WriteIdMap(c, data, true); }
+
+Result<std::string> Setgroups(const PidContext& c) {
+  base::Ref<const Credentials> creds = c.task->credentials();
+  if (creds == nullptr) return Error(ESRCH);
+  return std::string(creds->user_ns->setgroups_denied() ? "deny\n" : "allow\n");
+}
+// What is denied is not allowed again (Linux: proc_setgroups_write).
+Status SetSetgroups(const PidContext& c, std::string_view data) {
+  base::Ref<const Credentials> creds = c.task->credentials();
+  Task* current = Task::Current();
+  if (creds == nullptr || current == nullptr) return Error(ESRCH);
+  UserNamespace& ns = *creds->user_ns;
+  if (!current->creds().HasCapIn(CAP_SYS_ADMIN, ns)) return Error(EACCES);
+  while (!data.empty() && strchr(" \t\n", data.back()) != nullptr) data.remove_suffix(1);
+  if (data == "deny") return ns.DenySetgroups();
+  if (data != "allow") return Error(EINVAL);
+  return ns.setgroups_denied() ? Status(Error(EPERM)) : base::Ok();
+}
 
 Result<std::string> Loginuid(const PidContext& c) {
   return fmt::format("{}", static_cast<uint32_t>(c.task->thread_group().loginuid.load()));
@@ -289,6 +309,7 @@ constexpr PidFileInfo kFiles[] = {
     {"sched", 0644, PidSched, ResetSched},
     {"schedstat", 0444, Schedstat},
     {"sessionid", 0444, Sessionid},
+    {"setgroups", 0644, Setgroups, SetSetgroups},
     {"smaps", 0444, PidSmaps, nullptr, true},
     {"smaps_rollup", 0444, PidSmapsRollup, nullptr, true},
     {"stack", 0400, PidStack},
