@@ -87,12 +87,12 @@ base::Result<uint64_t> SysMount(Task& t, const SyscallArgs& args) {
   } else if ((flags & MS_BIND) != 0) {
     status = BindMount(t, source, target, flags);
   } else if ((flags & kPropagation) != 0) {
-    // Mounts of the sandbox propagate nowhere: what asks for that is granted, and sharing is kept
-    // to the namespace.
     if ((flags & ~(kPropagation | MS_REC | MS_SILENT)) != 0) return Error(EINVAL);
     if (__builtin_popcountll(flags & kPropagation) != 1 || !IsMountRoot(target)) {
       return Error(EINVAL);
     }
+    status = t.mount_namespace().SetPropagation(*target.mount, flags & kPropagation,
+                                                (flags & MS_REC) != 0);
   } else if ((flags & MS_MOVE) != 0) {
     status = MoveMount(t, source, target);
   } else {

@@ -33,6 +33,8 @@ Mount::~Mount() {
 
 bool Mount::read_only() const { return (flags() & MS_RDONLY) != 0; }
 
+absl::Mutex MountNamespace::mutex_(absl::kConstInit);
+
 MountNamespace::MountNamespace() : id_(g_next_ns_id.fetch_add(1, std::memory_order_relaxed)) {}
 
 base::Ref<MountNamespace> MountNamespace::New(base::Ref<Mount> root) {
@@ -48,6 +50,7 @@ MountNamespace::~MountNamespace() {
   std::vector<base::Ref<base::RefCounted>> drop;
   absl::MutexLock l(&mutex_);
   for (const auto& mount : mounts_) {
+    Isolate(*mount);
     UnplaceLocked(*mount, &drop);
     mount->ns_ = nullptr;
   }
@@ -148,6 +151,36 @@ base::Status MountNamespace::AttachLocked(const base::Ref<Mount>& mount, const P
   return base::Ok();
 }
 
+std::vector<Mount*> MountNamespace::TreeLocked(Mount& mount) const {
+  std::vector<Mount*> tree{&mount};
+  // Parents stand before children in creation order, except after moves; so look until all are in.
+  for (bool grown = true; grown;) {
+    grown = false;
+    for (const auto& m : mounts_) {
+      auto in = [&](const Mount* one) {
+        return std::find(tree.begin(), tree.end(), one) != tree.end();
+      };
+      if (m->parent_ == nullptr || in(m.get()) || !in(m->parent_.get())) continue;
+      tree.push_back(m.get());
+      grown = true;
+    }
+  }
+  return tree;
+}
+
+void MountNamespace::RemoveTreeLocked(Mount& mount,
+                                      std::vector<base::Ref<base::RefCounted>>* drop) {
+  for (Mount* m : TreeLocked(mount)) {
+    Isolate(*m);
+    UnplaceLocked(*m, drop);
+    m->ns_ = nullptr;
+    auto it =
+        std::find_if(mounts_.begin(), mounts_.end(), [m](const auto& o) { return o.get() == m; });
+    drop->push_back(std::move(*it));
+    mounts_.erase(it);
+  }
+}
+
 base::Status MountNamespace::Attach(base::Ref<Mount> mount, const Path& where) {
   absl::MutexLock l(&mutex_);
   if (mount->ns_ != nullptr) return base::Error(EINVAL);
@@ -156,7 +189,9 @@ base::Status MountNamespace::Attach(base::Ref<Mount> mount, const Path& where) {
       mount->root_ == where.mount->root_) {
     return base::Error(EBUSY);
   }
-  return AttachLocked(mount, where, /*is_new=*/true);
+  TRY(AttachLocked(mount, where, /*is_new=*/true));
+  PropagateTree(*mount, *mount->parent_, *mount->mountpoint_);
+  return base::Ok();
 }
 
 base::Status MountNamespace::Detach(const base::Ref<Mount>& mount, int flags,
@@ -170,16 +205,15 @@ base::Status MountNamespace::Detach(const base::Ref<Mount>& mount, int flags,
     // Linux: the first umount2(MNT_EXPIRE) marks, the second unmounts if it was unused between.
     if ((flags & MNT_EXPIRE) != 0) return base::Error(EAGAIN);
   }
-  std::vector<base::Ref<Mount>> gone;
-  for (const auto& m : mounts_) {
-    if (IsAbove(*mount, *m)) gone.push_back(m);
+  // Those that share with what it stands on lose theirs too.
+  for (Mount* other : Receivers(*mount->parent_)) {
+    if (other->ns_ == nullptr) continue;
+    auto it = other->ns_->by_place_.find(Key(other, mount->mountpoint_.get()));
+    if (it == other->ns_->by_place_.end() || it->second == mount.get()) continue;
+    if ((flags & MNT_DETACH) == 0 && it->second->children_ > 0) continue;
+    other->ns_->RemoveTreeLocked(*it->second, &drop);
   }
-  for (auto& m : gone) {
-    UnplaceLocked(*m, &drop);
-    m->ns_ = nullptr;
-    mounts_.erase(std::find(mounts_.begin(), mounts_.end(), m));
-    drop.push_back(std::move(m));
-  }
+  if (mount->ns_ == this) RemoveTreeLocked(*mount, &drop);
   return base::Ok();
 }
 
@@ -187,13 +221,20 @@ base::Status MountNamespace::Move(const base::Ref<Mount>& mount, const Path& whe
   std::vector<base::Ref<base::RefCounted>> drop;
   absl::MutexLock l(&mutex_);
   if (mount->ns_ != this || where.mount->ns_ != this || !mount->parent_) return base::Error(EINVAL);
+  if (mount->parent_->peer_group_ != 0) return base::Error(EINVAL);
   Mount* top = TopLocked(where.mount.get(), where.dentry.get());
   const Dentry& point = top ? *top->root_ : *where.dentry;
   if (IsDirectory(*mount->root_) != IsDirectory(point)) return base::Error(EINVAL);
   if (where.dentry->unlinked()) return base::Error(ENOENT);
   if (IsAbove(*mount, top ? *top : *where.mount)) return base::Error(ELOOP);
+  const std::vector<Mount*> tree = TreeLocked(*mount);
+  const bool unbindable =
+      std::any_of(tree.begin(), tree.end(), [](const Mount* m) { return m->unbindable_; });
+  if ((top ? *top : *where.mount).peer_group_ != 0 && unbindable) return base::Error(EINVAL);
   UnplaceLocked(*mount, &drop);
-  return AttachLocked(mount, where, /*is_new=*/false);
+  TRY(AttachLocked(mount, where, /*is_new=*/false));
+  PropagateTree(*mount, *mount->parent_, *mount->mountpoint_);
+  return base::Ok();
 }
 
 base::Status MountNamespace::PivotRoot(const Path& root, const Path& new_root,
@@ -203,6 +244,11 @@ base::Status MountNamespace::PivotRoot(const Path& root, const Path& new_root,
   Mount* const root_mount = root.mount.get();
   Mount* const new_mount = new_root.mount.get();
   if (put_old.mount->ns_ != this || root_mount->ns_ != this || new_mount->ns_ != this) {
+    return base::Error(EINVAL);
+  }
+  auto shares = [](const Mount* m) { return m != nullptr && m->peer_group_ != 0; };
+  if (shares(put_old.mount.get()) || shares(new_mount->parent_.get()) ||
+      shares(root_mount->parent_.get())) {
     return base::Error(EINVAL);
   }
   if (new_root.dentry->unlinked()) return base::Error(ENOENT);
@@ -236,6 +282,7 @@ base::Status MountNamespace::Bind(const Path& what, const Path& where, bool recu
                                   uint64_t flags) {
   absl::MutexLock l(&mutex_);
   if (what.mount->ns_ != this || where.mount->ns_ != this) return base::Error(EINVAL);
+  if (what.mount->unbindable_) return base::Error(EINVAL);
   // Clones of the mounts below go where their originals stand, seen from what.dentry.
   struct Clone {
     base::Ref<Mount> from, to;
@@ -255,7 +302,7 @@ base::Status MountNamespace::Bind(const Path& what, const Path& where, bool recu
           return std::any_of(clones.begin(), clones.end(),
                              [&](const Clone& c) { return c.from.get() == p; });
         };
-        if (!m->parent_ || have(m.get()) || !have(m->parent_.get())) continue;
+        if (!m->parent_ || have(m.get()) || !have(m->parent_.get()) || m->unbindable_) continue;
         if (m->parent_ == what.mount && !what.dentry->IsAncestorOf(*m->mountpoint_)) continue;
         clones.push_back({m, clone(*m, m->root_)});
         grown = true;
@@ -263,6 +310,7 @@ base::Status MountNamespace::Bind(const Path& what, const Path& where, bool recu
     }
   }
   TRY(AttachLocked(clones[0].to, where, /*is_new=*/true));
+  ShareLike(*clones[0].to, *clones[0].from, /*as_slave=*/false);
   for (size_t i = 1; i < clones.size(); i++) {
     const Mount& from = *clones[i].from;
     auto parent = std::find_if(clones.begin(), clones.end(),
@@ -270,15 +318,18 @@ base::Status MountNamespace::Bind(const Path& what, const Path& where, bool recu
     clones[i].to->ns_ = this;
     mounts_.push_back(clones[i].to);
     PlaceLocked(*clones[i].to, *parent->to, *from.mountpoint_);
+    ShareLike(*clones[i].to, from, /*as_slave=*/false);
   }
+  Mount& top = *clones[0].to;
+  PropagateTree(top, *top.parent_, *top.mountpoint_);
   return base::Ok();
 }
 
-base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths) {
+base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths, bool less_privileged) {
   auto copy = base::MakeRef<MountNamespace>();
   absl::flat_hash_map<const Mount*, base::Ref<Mount>> clones;
   struct Place {
-    base::Ref<Mount> mount, parent;
+    base::Ref<Mount> original, mount, parent;
     base::Ref<Dentry> point;
   };
   std::vector<Place> places;
@@ -289,13 +340,14 @@ base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths) {
       auto clone = base::MakeRef<Mount>(m->fs_, m->root_, m->flags(), m->source_);
       clones[m.get()] = clone;
       if (m == root_) root = clone;
-      places.push_back({std::move(clone), m->parent_, m->mountpoint_});
+      places.push_back({m, std::move(clone), m->parent_, m->mountpoint_});
     }
   }
   {
     absl::MutexLock l(&copy->mutex_);
     copy->root_ = root;
     for (Place& p : places) {
+      if (p.original->ns_ == this) ShareLike(*p.mount, *p.original, less_privileged);
       p.mount->ns_ = copy.get();
       copy->mounts_.push_back(p.mount);
       if (p.parent) copy->PlaceLocked(*p.mount, *clones[p.parent.get()], *p.point);

@@ -37,21 +37,32 @@ class Mount : public base::RefCounted {
   const std::string source_;
   const int id_;
   std::atomic<uint64_t> flags_;
-  // Guarded by the mutex of the namespace.
+  // Guarded by the mutex of the namespaces.
   MountNamespace* ns_ = nullptr;
   base::Ref<Mount> parent_;       // null for the namespace's root mount
   base::Ref<Dentry> mountpoint_;  // in parent_
   int children_ = 0;
+  // Groups of MountNamespace; 0: none. Those of a group have the same mounts below them, and what
+  // happens in the master's group happens here too.
+  int peer_group_ = 0, master_group_ = 0;
+  bool unbindable_ = false;
 };
 
-// The tree of mounts that a task sees. Thread-safe. Its mutex is held neither across a park nor
-// together with another namespace's, and comes before those of dentries.
+// How a mount shares what is mounted below it: numbers of groups, as mountinfo tells them; 0: none.
+struct Propagation {
+  int shared = 0, master = 0;
+  bool unbindable = false;
+};
+
+// The tree of mounts that a task sees. Thread-safe. The mutex, one for all (Linux: namespace_sem),
+// is not held across a park and comes before those of dentries.
 class MountNamespace : public base::RefCounted {
  public:
   // With `root` as its root mount.
   static base::Ref<MountNamespace> New(base::Ref<Mount> root);
   // A copy for CLONE_NEWNS: all mounts cloned; `paths` (root and cwd of the task) are moved over.
-  base::Ref<MountNamespace> Copy(std::span<Path*> paths);
+  // `less_privileged`: what is shared becomes a slave there.
+  base::Ref<MountNamespace> Copy(std::span<Path*> paths, bool less_privileged = false);
 
   base::Ref<Mount> root_mount() const;
   // Mounts `mount` on `where`, on top of what is mounted there already. Linux: do_add_mount,
@@ -70,6 +81,11 @@ class MountNamespace : public base::RefCounted {
   // A bind mount: a clone of what.mount with what.dentry as root, with its mounts below if
   // `recursive`, on `where`.
   base::Status Bind(const Path& what, const Path& where, bool recursive, uint64_t flags);
+
+  // mount(MS_SHARED, MS_PRIVATE, MS_SLAVE or MS_UNBINDABLE), with MS_REC of all below. EINVAL if it
+  // is no mount of this namespace.
+  base::Status SetPropagation(const Mount& mount, uint64_t type, bool recursive);
+  Propagation PropagationOf(const Mount& mount) const;
 
   // The topmost mount on `path`, or null.
   base::Ref<Mount> MountedOn(const Path& path) const;
@@ -103,8 +119,40 @@ class MountNamespace : public base::RefCounted {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   base::Status AttachLocked(const base::Ref<Mount>& mount, const Path& where, bool is_new)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes `mount` and what is below it out of the tree.
+  void RemoveTreeLocked(Mount& mount, std::vector<base::Ref<base::RefCounted>>* drop)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `mount` and all below it, parents first.
+  std::vector<Mount*> TreeLocked(Mount& mount) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
-  mutable absl::Mutex mutex_;
+  // --- propagation.cc (Linux: fs/pnode.c) ---
+  // Mounts that share, and those that follow them. A group without peers has no slaves.
+  struct PeerGroup {
+    std::vector<Mount*> peers, slaves;
+    int master = 0;  // the group that its peers follow
+  };
+  static int NewGroup() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void Join(Mount& mount, int group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void LeavePeers(Mount& mount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void SetMaster(Mount& mount, int group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // It shares nothing any more, as one that goes.
+  static void Isolate(Mount& mount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A clone shares as its original does.
+  static void ShareLike(Mount& clone, const Mount& original, bool as_slave)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void ChangeType(Mount& mount, uint64_t type) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What was placed at `point` of `parent` comes to all that share with it.
+  void PropagateTree(Mount& top, Mount& parent, Dentry& point)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void PropagateTo(int group, const std::vector<Mount*>& model, Dentry& point,
+                          std::vector<const Mount*>* seen) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static std::vector<Mount*> CloneOnto(const std::vector<Mount*>& model, Mount& parent,
+                                       Dentry& point) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // All that would hear of what happens below `mount`, without itself.
+  static std::vector<Mount*> Receivers(const Mount& mount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static absl::flat_hash_map<int, PeerGroup> groups_ ABSL_GUARDED_BY(mutex_);
+
+  static absl::Mutex mutex_;
   base::Ref<Mount> root_ ABSL_GUARDED_BY(mutex_);
   std::vector<base::Ref<Mount>> mounts_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Key, Mount*> by_place_ ABSL_GUARDED_BY(mutex_);

@@ -39,6 +39,15 @@ std::string Options(const Mount& mount) {
   return s;
 }
 
+// The optional fields of mountinfo.
+std::string Shared(const Propagation& p) {
+  std::string s;
+  if (p.shared != 0) s += fmt::format(" shared:{}", p.shared);
+  if (p.master != 0) s += fmt::format(" master:{}", p.master);
+  if (p.unbindable) s += " unbindable";
+  return s;
+}
+
 std::string Source(const Mount& mount) {
   return mount.source().empty() ? "none" : Mangle(mount.source());
 }
@@ -85,10 +94,11 @@ base::Result<std::string> PidMountInfo(const PidContext& c) {
   return ForEachMount(c, [](MountNamespace& ns, const Mount& m, const std::string& where) {
     base::Ref<Mount> parent = ns.ParentOf(m);
     dev_t dev = m.fs().dev();
-    return fmt::format("{} {} {}:{} {} {} {} - {} {} {}{}\n", m.id(),
+    return fmt::format("{} {} {}:{} {} {} {}{} - {} {} {}{}\n", m.id(),
                        parent != nullptr ? parent->id() : m.id(), gnu_dev_major(dev),
-                       gnu_dev_minor(dev), RootPath(m), where, Options(m), m.fs().type_name(),
-                       Source(m), m.read_only() ? "ro" : "rw", m.fs().ShowOptions());
+                       gnu_dev_minor(dev), RootPath(m), where, Options(m),
+                       Shared(ns.PropagationOf(m)), m.fs().type_name(), Source(m),
+                       m.read_only() ? "ro" : "rw", m.fs().ShowOptions());
   });
 }
 
