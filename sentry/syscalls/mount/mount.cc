@@ -1,11 +1,5 @@
 // mount, umount2, pivot_root (Linux: fs/namespace.c).
-#include <sys/mount.h>
-
-#include "sentry/syscalls/file_util.h"
-
-#ifndef MS_NOSYMFOLLOW
-#define MS_NOSYMFOLLOW 256
-#endif
+#include "sentry/syscalls/mount/mount_util.h"
 
 namespace sentry {
 namespace {
@@ -17,18 +11,12 @@ constexpr uint64_t kMagicMask = 0xffff0000, kMagic = 0xC0ED0000;  // MS_MGC_MSK,
 constexpr uint64_t kInternalFlags = uint64_t{1} << 31;            // MS_NOUSER
 constexpr uint64_t kMountFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME |
                                  MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME | MS_NOSYMFOLLOW;
-constexpr uint64_t kPropagation = MS_SHARED | MS_PRIVATE | MS_SLAVE | MS_UNBINDABLE;
 constexpr size_t kMaxOptions = 4096;
-
-// Linux: may_mount.
-base::Status MayMount(Task& t) { return t.HasCap(CAP_SYS_ADMIN) ? base::Ok() : Error(EPERM); }
 
 // A string argument that may be NULL.
 Result<std::string> CopyInOptional(Task& t, uint64_t addr, size_t max) {
   if (addr == 0) return std::string();
-  auto text = t.memory().ReadString(addr, max);
-  if (!text.ok() && text.error().code() == ENAMETOOLONG) return Error(EINVAL);
-  return text;
+  return CopyInText(t, addr, max);
 }
 
 uint64_t AttachFlags(uint64_t flags) {
@@ -37,17 +25,25 @@ uint64_t AttachFlags(uint64_t flags) {
   return result;
 }
 
-bool IsMountRoot(const Path& path) { return path.dentry == path.mount->root(); }
-
-base::Status Remount(const Path& path, uint64_t flags, std::string_view data) {
-  if (!IsMountRoot(path)) return Error(EINVAL);
-  if ((flags & MS_BIND) == 0) TRY(path.mount->fs().Reconfigure(data));
+// do_remount() or, with MS_BIND, do_reconfigure_mnt().
+base::Status Remount(Task& t, const Path& path, uint64_t flags, std::string_view data) {
+  MountNamespace& ns = t.mount_namespace();
+  if (!IsMountRoot(path) || !ns.Contains(*path.mount)) return Error(EINVAL);
+  Filesystem& fs = path.mount->fs();
+  if ((flags & MS_BIND) == 0) {
+    const bool before = fs.read_only();
+    TRY(fs.SetReadOnly((flags & MS_RDONLY) != 0));
+    const base::Status status = fs.Reconfigure(data);
+    if (!status.ok()) {
+      (void)fs.SetReadOnly(before);
+      return status;
+    }
+  }
   // Without a word about access times they stay as they are.
   constexpr uint64_t kTimes = MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
   uint64_t kept = AttachFlags(flags);
   if ((flags & kTimes) == 0) kept = (kept & ~kTimes) | (path.mount->flags() & kTimes);
-  path.mount->set_flags(kept);
-  return base::Ok();
+  return ns.SetAttr(*path.mount, {.set = kept, .clear = ~uint64_t{0}});
 }
 
 base::Status BindMount(Task& t, const std::string& source, const Path& target, uint64_t flags) {
@@ -83,16 +79,16 @@ base::Result<uint64_t> SysMount(Task& t, const SyscallArgs& args) {
   TRY(MayMount(t));
   base::Status status;
   if ((flags & MS_REMOUNT) != 0) {
-    status = Remount(target, flags, data);
+    status = Remount(t, target, flags, data);
   } else if ((flags & MS_BIND) != 0) {
     status = BindMount(t, source, target, flags);
-  } else if ((flags & kPropagation) != 0) {
-    if ((flags & ~(kPropagation | MS_REC | MS_SILENT)) != 0) return Error(EINVAL);
-    if (__builtin_popcountll(flags & kPropagation) != 1 || !IsMountRoot(target)) {
+  } else if ((flags & kPropagationTypes) != 0) {
+    if ((flags & ~(kPropagationTypes | MS_REC | MS_SILENT)) != 0) return Error(EINVAL);
+    if (__builtin_popcountll(flags & kPropagationTypes) != 1 || !IsMountRoot(target)) {
       return Error(EINVAL);
     }
-    status = t.mount_namespace().SetPropagation(*target.mount, flags & kPropagation,
-                                                (flags & MS_REC) != 0);
+    status = MountNamespace::SetPropagation(*target.mount, flags & kPropagationTypes,
+                                            (flags & MS_REC) != 0);
   } else if ((flags & MS_MOVE) != 0) {
     status = MoveMount(t, source, target);
   } else {
