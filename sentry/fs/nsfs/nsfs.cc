@@ -7,6 +7,10 @@
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/vfs.h"
 
+#ifndef NS_GET_MNTNS_ID
+#define NS_GET_MNTNS_ID _IOR(NSIO, 0x5, uint64_t)
+#endif
+
 namespace sentry {
 
 using base::Error;
@@ -42,6 +46,11 @@ class NsFile : public FileDescription {
   bool CanPoll() const override { return false; }
   Result<uint64_t> Ioctl(const IoctlArgs& args) override {
     if (args.cmd == NS_GET_NSTYPE) return static_cast<uint64_t>(ns_.type);
+    if (args.cmd == NS_GET_MNTNS_ID) {
+      if (ns_.type != CLONE_NEWNS) return Error(EINVAL);
+      TRY(base::UserPtr<uint64_t>(args.arg).CopyOut(args.memory, ns_.id));
+      return uint64_t{0};
+    }
     return Error(ENOTTY);
   }
 
