@@ -211,14 +211,15 @@ base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths,
   Drop drop;
   {
     absl::MutexLock l(&mutex_);
-    for (const auto& [id, m] : mounts_) {
+    const Tree tree = TreeLocked(*root_);
+    for (const auto& m : tree) {
       base::Ref<Mount> clone = CloneOf(*m, m->root_);
       ShareLike(*clone, *m, less_privileged);
       if (m == root_) copy->root_ = clone;
       copy->AdoptLocked(clone, &drop);
       clones[m.get()] = std::move(clone);
     }
-    for (const auto& [id, m] : mounts_) {
+    for (const auto& m : tree) {
       if (m->parent_) PlaceLocked(*clones[m.get()], *clones[m->parent_.get()], *m->mountpoint_);
     }
   }

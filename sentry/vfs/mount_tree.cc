@@ -54,10 +54,14 @@ void MountNamespace::AdoptLocked(const base::Ref<Mount>& mount, Drop* drop) {
 }
 
 MountNamespace::Tree MountNamespace::TreeLocked(Mount& mount) {
-  Tree tree{base::Ref<Mount>(&mount)};
-  for (size_t i = 0; i < tree.size(); ++i) {
-    const Mount& parent = *tree[i];
-    for (Mount* child : parent.children_) tree.emplace_back(child);
+  // Depth first, as next_mnt(): clones are numbered in this order.
+  Tree tree;
+  std::vector<Mount*> next{&mount};
+  while (!next.empty()) {
+    Mount* m = next.back();
+    next.pop_back();
+    tree.emplace_back(m);
+    next.insert(next.end(), m->children_.rbegin(), m->children_.rend());
   }
   return tree;
 }
@@ -71,18 +75,19 @@ base::Ref<Mount> MountNamespace::CloneOf(const Mount& mount, const base::Ref<Den
 base::Result<MountNamespace::Tree> MountNamespace::CloneLocked(const Path& what, bool recursive,
                                                                uint64_t flags) {
   if (what.mount->unbindable_) return base::Error(EINVAL);
-  std::vector<const Mount*> originals{what.mount.get()};
   Tree clones{CloneOf(*what.mount, what.dentry, flags)};
   ShareLike(*clones[0], *what.mount, /*as_slave=*/false);
-  for (size_t i = 0; recursive && i < originals.size(); ++i) {
-    for (Mount* child : originals[i]->children_) {
-      if (child->unbindable_) continue;
-      if (i == 0 && !what.dentry->IsAncestorOf(*child->mountpoint_)) continue;
-      originals.push_back(child);
-      clones.push_back(CloneOf(*child, child->root_, flags));
-      ShareLike(*clones.back(), *child, /*as_slave=*/false);
-      PlaceLocked(*clones.back(), *clones[i], *child->mountpoint_);
-    }
+  if (!recursive) return clones;
+  absl::flat_hash_map<const Mount*, Mount*> clone_of{{what.mount.get(), clones[0].get()}};
+  for (const auto& m : TreeLocked(*what.mount)) {
+    if (m == what.mount || m->unbindable_) continue;
+    auto parent = clone_of.find(m->parent_.get());
+    if (parent == clone_of.end()) continue;  // below one that was left out
+    if (m->parent_ == what.mount && !what.dentry->IsAncestorOf(*m->mountpoint_)) continue;
+    clones.push_back(CloneOf(*m, m->root_, flags));
+    ShareLike(*clones.back(), *m, /*as_slave=*/false);
+    PlaceLocked(*clones.back(), *parent->second, *m->mountpoint_);
+    clone_of[m.get()] = clones.back().get();
   }
   return clones;
 }
