@@ -62,6 +62,7 @@ class NsFile : public FileDescription {
 class NsInode : public Inode {
  public:
   NsInode(Filesystem* fs, NamespaceRef ns) : Inode(fs, ns.id, S_IFREG | 0444), ns_(std::move(ns)) {}
+  const NamespaceRef& ns() const { return ns_; }
   Result<InodeAttr> GetAttr() override {
     InodeAttr attr;
     attr.ino = ino();
@@ -107,6 +108,11 @@ Path NamespacePath(Vfs& vfs, const NamespaceRef& ns) {
 
 const NamespaceRef* NamespaceOfFile(const FileDescription& file) {
   const auto* ns = dynamic_cast<const NsFile*>(&file);
+  return ns == nullptr ? nullptr : &ns->ns();
+}
+
+const NamespaceRef* NamespaceOfInode(const Inode& inode) {
+  const auto* ns = dynamic_cast<const NsInode*>(&inode);
   return ns == nullptr ? nullptr : &ns->ns();
 }
 

@@ -84,6 +84,8 @@ std::string MountRootPath(const Mount& mount) {
     path.insert(0, "/" + d->name());
     d = std::move(parent);
   }
+  // What stands in no tree is called by its name (nsfs).
+  if (d == mount.root() && d->name() != "/") path = d->name();
   if (mount.root()->unlinked()) path += "//deleted";
   return path.empty() ? "/" : path;
 }

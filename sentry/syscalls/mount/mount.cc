@@ -1,4 +1,7 @@
 // mount, umount2, pivot_root (Linux: fs/namespace.c).
+#include <sched.h>
+
+#include "sentry/fs/nsfs/nsfs.h"
 #include "sentry/syscalls/mount/mount_util.h"
 
 namespace sentry {
@@ -46,9 +49,23 @@ base::Status Remount(Task& t, const Path& path, uint64_t flags, std::string_view
   return ns.SetAttr(*path.mount, {.set = kept, .clear = ~uint64_t{0}});
 }
 
+// /proc/PID/ns/NAME, which stands in no tree. Mounts that keep mount namespaces could keep each
+// other, so there are none (Linux: mnt_ns_loop, which refuses older ones alone).
+base::Status BindNamespace(Task& t, const Path& what, const NamespaceRef& ns, const Path& target) {
+  if (ns.type == CLONE_NEWNS) return Error(EINVAL);
+  base::Ref<Filesystem> fs(&what.dentry->inode_ptr()->fs());
+  return t.mount_namespace().Attach(
+      base::MakeRef<Mount>(std::move(fs), what.dentry, /*flags=*/0, "nsfs"), target);
+}
+
 base::Status BindMount(Task& t, const std::string& source, const Path& target, uint64_t flags) {
   if (source.empty()) return Error(EINVAL);
   const Path what = TRY(WalkFrom(t, AT_FDCWD, source, {}));
+  const Inode* inode = what.dentry->inode_ptr();
+  const NamespaceRef* ns = inode != nullptr ? NamespaceOfInode(*inode) : nullptr;
+  if (ns != nullptr && !t.mount_namespace().Contains(*what.mount)) {
+    return BindNamespace(t, what, *ns, target);
+  }
   return VfsOf(t).Bind(t.mount_namespace(), what, target, flags & MS_REC);
 }
 
