@@ -189,6 +189,7 @@ absl::StatusOr<SandboxSetup> BuildSandboxSetup(const oci::Spec& spec, const std:
   boot.domainname = spec.domainname;
   boot.process = BuildProcessSpec(*spec.process);
   boot.root_readonly = spec.root.readonly;
+  boot.root_propagation = oci::ParseMountOptions({spec.linux_.rootfs_propagation}).propagation;
   boot.overlay = flags.overlay;
   boot.root_shared = flags.file_access == "shared";
   for (const oci::Mount& mount : spec.mounts) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runsc/oci/json_reader.h"
+#include "runsc/oci/mount_options.h"
 
 namespace runsc::oci {
 
@@ -327,8 +328,11 @@ Linux ReadLinux(const Node& node, std::vector<std::string>* not_enforced) {
   for (const char* name : {"intelRdt", "personality", "timeOffsets"}) {
     NotEnforced(node[name], not_enforced);
   }
-  for (const char* name : {"mountLabel", "rootfsPropagation"}) {
-    if (!node[name].String().empty()) NotEnforced(node[name], not_enforced);
+  if (!node["mountLabel"].String().empty()) NotEnforced(node["mountLabel"], not_enforced);
+  l.rootfs_propagation = node["rootfsPropagation"].String();
+  if (!l.rootfs_propagation.empty() &&
+      ParseMountOptions({l.rootfs_propagation}).propagation.empty()) {
+    node["rootfsPropagation"].Fail("\"" + l.rootfs_propagation + "\" is not a propagation");
   }
   return l;
 }

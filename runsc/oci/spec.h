@@ -95,6 +95,7 @@ struct Resources {
 struct Linux {
   std::vector<Namespace> namespaces;
   std::vector<IdMap> uid_mappings, gid_mappings;
+  std::string rootfs_propagation;  // "rshared", "slave", ...; empty: as it comes
   std::vector<std::pair<std::string, std::string>> sysctl;
   std::string cgroups_path;
   Resources resources;

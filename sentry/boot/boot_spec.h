@@ -91,7 +91,8 @@ struct ContainerSpec {
   std::string domainname;
   ProcessSpec process;
   bool root_readonly = false;
-  bool overlay = false;      // writes to the root file system go to memory
+  std::vector<uint64_t> root_propagation;  // as MountSpec::propagation; once all is mounted
+  bool overlay = false;                    // writes to the root file system go to memory
   bool root_shared = false;  // others change the root file system while the container runs
   std::vector<MountSpec> mounts;
   std::vector<std::string> masked_paths;

@@ -103,6 +103,7 @@ void Fields(A& a, In<A, ContainerSpec>& s) {
   a("domainname", s.domainname);
   a("process", s.process);
   a("rootReadonly", s.root_readonly);
+  a("rootPropagation", s.root_propagation);
   a("overlay", s.overlay);
   a("rootShared", s.root_shared);
   a("mounts", s.mounts);

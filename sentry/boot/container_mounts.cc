@@ -30,8 +30,8 @@ constexpr uint64_t kKeptFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | M
 class Builder {
  public:
   Builder(Vfs& vfs, const base::Ref<GoferConnection>& gofer, const ContainerSpec& spec,
-          const Credentials& creds, std::string* why)
-      : vfs_(vfs), gofer_(gofer), spec_(spec), creds_(creds), why_(why) {}
+          const Credentials& creds, const base::Ref<UserNamespace>& user_ns, std::string* why)
+      : vfs_(vfs), gofer_(gofer), spec_(spec), creds_(creds), user_ns_(user_ns), why_(why) {}
 
   base::Result<ContainerMounts> Build() {
     TRY(MakeRoot());
@@ -52,6 +52,7 @@ class Builder {
     if (spec_.root_readonly) {
       made_.root.mount->set_flags(made_.root.mount->flags() | MS_RDONLY);
     }
+    TRY(Share(*made_.root.mount, spec_.root_propagation));
     return made_;
   }
 
@@ -87,7 +88,7 @@ class Builder {
     }
     if (!root->IsDir()) return Named("mounting the root file system", base::Error(ENOTDIR));
     base::Ref<Mount> mount = Vfs::NewMount(root, MS_RELATIME, "none");
-    made_.ns = MountNamespace::New(mount);
+    made_.ns = MountNamespace::New(mount, user_ns_);
     made_.root = Path{mount, mount->root()};
     return base::Ok();
   }
@@ -141,7 +142,9 @@ class Builder {
     if (spec.gofer_mount >= 0) {
       auto index = static_cast<uint32_t>(spec.gofer_mount);
       base::Ref<Inode> root = TRY(MountGofer(gofer_, index, GoferCache::kShared));
-      return made_.ns->Attach(Vfs::NewMount(root, flags, spec.source), where);
+      base::Ref<Mount> mount = Vfs::NewMount(root, flags, spec.source);
+      TRY(made_.ns->Attach(mount, where));
+      return Share(*mount, spec.propagation);
     }
     base::Ref<Mount> mount =
         TRY(spec.type == "tmpfs" ? NewTmpfsMount(spec, flags, made_here ? nullptr : &where)
@@ -149,6 +152,14 @@ class Builder {
     if (spec.type == "devpts" && !made_.devpts) made_.devpts = Path{mount, mount->root()};
     TRY(made_.ns->Attach(mount, where));
     if (spec.destination == "/dev") dev_is_ours_ = true;
+    return Share(*mount, spec.propagation);
+  }
+
+  static base::Status Share(Mount& mount, const std::vector<uint64_t>& propagation) {
+    for (uint64_t type : propagation) {
+      const bool recursive = (type & MS_REC) != 0;
+      TRY(MountNamespace::SetPropagation(mount, type & ~uint64_t{MS_REC}, recursive));
+    }
     return base::Ok();
   }
 
@@ -236,6 +247,7 @@ class Builder {
   const base::Ref<GoferConnection>& gofer_;
   const ContainerSpec& spec_;
   const Credentials& creds_;
+  const base::Ref<UserNamespace>& user_ns_;
   std::string* const why_;
   ContainerMounts made_;
   bool dev_is_ours_ = false;
@@ -245,8 +257,9 @@ class Builder {
 
 base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnection>& gofer,
                                           const ContainerSpec& spec, const Credentials& creds,
+                                          const base::Ref<UserNamespace>& user_ns,
                                           std::string* why) {
-  return Builder(vfs, gofer, spec, creds, why).Build();
+  return Builder(vfs, gofer, spec, creds, user_ns, why).Build();
 }
 
 base::Status MakeDirectories(Vfs& vfs, const ContainerMounts& mounts, const Credentials& creds,

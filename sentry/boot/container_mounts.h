@@ -23,10 +23,11 @@ struct ContainerMounts {
 };
 
 // Builds the root, the mounts, /dev, sysctls, read-only and masked paths in the order in which runc
-// does it. `creds` has all capabilities. Runs on a fiber. On error `why` is one line that names the
-// mount.
+// does it. `creds` has all capabilities; the mount namespace is `user_ns`'s. Runs on a fiber. On
+// error `why` is one line that names the mount.
 base::Result<ContainerMounts> BuildMounts(Vfs& vfs, const base::Ref<GoferConnection>& gofer,
                                           const ContainerSpec& spec, const Credentials& creds,
+                                          const base::Ref<UserNamespace>& user_ns,
                                           std::string* why);
 
 // mkdir -p. Existing directories stay as they are.

@@ -275,7 +275,7 @@ base::Status KernelContainer::Init(Place place, ContainerFds fds, std::string* w
     Kernel::ActsIn inside(&kernel_, &ns_, cgroup_);
     // The container's mounts are made with the rights of its root.
     base::Ref<Credentials> root = Credentials::NewRoot(kernel_.root_user_ns());
-    mounts_ = TRY(BuildMounts(kernel_.vfs(), gofer_, spec_, *root, why));
+    mounts_ = TRY(BuildMounts(kernel_.vfs(), gofer_, spec_, *root, user_ns_, why));
     return MakeProcess(spec_.process, std::move(fds.process), true, why);
   });
   if (!pid.ok()) return pid.error();

@@ -104,7 +104,7 @@ base::Status Task::CloneNamespaces(uint64_t flags, Task& child) {
   if (flags & CLONE_NEWNS) {
     Path root = child.fs_->root(), cwd = child.fs_->cwd();
     Path* paths[] = {&root, &cwd};
-    child.mount_ns_ = mount_ns_->Copy(paths);
+    child.mount_ns_ = mount_ns_->Copy(paths, creds.user_ns);
     child.fs_->SetRoot(std::move(root));
     child.fs_->SetCwd(std::move(cwd));
   }

@@ -90,6 +90,25 @@ base::Result<uint32_t> NewFlags(const Vma& vma, int advice) {
   }
 }
 
+// Would `advice` drop what sealed memory holds, which its owner could not write? (is_discard,
+// is_ro_anon)
+bool BreaksSeal(const Vma& vma, int advice) {
+  if ((vma.flags & kVmaSealed) == 0 || vma.file || vma.shared || (vma.prot & PROT_WRITE) != 0) {
+    return false;
+  }
+  switch (advice) {
+    case MADV_FREE:
+    case MADV_DONTNEED:
+    case MADV_DONTNEED_LOCKED:
+    case MADV_REMOVE:
+    case MADV_DONTFORK:
+    case MADV_WIPEONFORK:
+      return true;
+    default:
+      return false;
+  }
+}
+
 // One mapped piece of the range of a madvise.
 struct Piece {
   uint64_t lo, hi;
@@ -126,8 +145,8 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
     Undo undo;
     for (const Piece& piece : pieces) {
       const Vma& vma = *impl.vmas.At(piece.lo);
-      int failed = 0;
-      switch (kind) {
+      int failed = BreaksSeal(vma, advice) ? EPERM : 0;
+      switch (failed == 0 ? kind : Kind::kIgnored) {
         case Kind::kFlag:
         case Kind::kHuge: {
           auto flags = NewFlags(vma, advice);

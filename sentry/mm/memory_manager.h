@@ -67,7 +67,8 @@ inline constexpr uint32_t kVmaGrowsDown = 1, kVmaLocked = 2, kVmaNoReserve = 4, 
                           kVmaWipeOnFork = 16, kVmaDontDump = 32, kVmaStack = 64, kVmaHeap = 128,
                           kVmaHugePage = 256, kVmaNoHugePage = 512, kVmaLockOnFault = 1024,
                           kVmaSeqRead = 2048, kVmaRandRead = 4096,
-                          kVmaAccount = 16384;  // counted as committed memory (VM_ACCOUNT)
+                          kVmaAccount = 16384,  // counted as committed memory (VM_ACCOUNT)
+    kVmaSealed = 32768;                         // mseal(2)
 
 struct MmapArgs {
   uint64_t addr = 0, length = 0;
@@ -153,6 +154,8 @@ class MemoryManager : public base::RefCounted {
   base::Status Munlock(uint64_t addr, uint64_t length);
   base::Status MlockAll(OrderRunner& runner, int flags);
   void MunlockAll();
+  // mseal(2). ENOMEM if not all of it is mapped.
+  base::Status Mseal(uint64_t addr, uint64_t length);
   base::Status RemapFilePages(OrderRunner& runner, uint64_t addr, uint64_t length, int prot,
                               uint64_t pgoff);
   // True if all of [addr, addr + length) is mapped (for calls that only check: mbind, move_pages).

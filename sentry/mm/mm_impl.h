@@ -95,6 +95,10 @@ struct MemoryManager::Impl {
   bool MayLock(const OrderRunner& runner, uint64_t bytes) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
+  // --- seals (mseal.cc) ---
+  // May nothing of [lo, hi) be unmapped, moved or protected otherwise?
+  bool AnySealed(uint64_t lo, uint64_t hi) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
   // --- addresses (mmap.cc) ---
   // Where a mapping of `length` goes (Linux: get_unmapped_area). EINVAL, ENOMEM, EPERM.
   base::Result<uint64_t> ChooseAddress(uint64_t hint, uint64_t length, int flags, bool anonymous)

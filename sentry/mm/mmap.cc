@@ -262,6 +262,7 @@ base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& 
   if (flags & MAP_GROWSDOWN) vma.flags |= kVmaGrowsDown;
   if (flags & MAP_NORESERVE) vma.flags |= kVmaNoReserve;
   TRY(SetKind(args, &vma));
+  if (impl.AnySealed(addr, addr + length)) return base::Error(EPERM);
   if (!impl.MayExpand(runner, prot, vma.shared, vma.flags, length)) {
     const uint64_t replaced = impl.vmas.MappedBytes(addr, addr + length);
     if (!impl.MayExpand(runner, prot, vma.shared, vma.flags, length - replaced)) {
@@ -373,6 +374,7 @@ base::Status MemoryManager::Impl::MunmapLocked(OrderRunner& runner, uint64_t add
   if (first != nullptr && first->start < addr && end < first->end && vmas.count() >= kMaxMapCount) {
     return base::Error(ENOMEM);
   }
+  if (AnySealed(addr, end)) return base::Error(EPERM);
   Orders orders;
   Undo undo;
   undo.Add(addr, end, UnmapRange(orders, addr, end));
@@ -404,6 +406,7 @@ base::Result<uint64_t> MemoryManager::Brk(OrderRunner& runner, uint64_t brk) {
   undo.result = static_cast<int64_t>(old);
   Orders orders;
   if (brk <= old) {
+    if (impl.AnySealed(new_end, old_end)) return old;
     undo.Add(new_end, old_end, impl.UnmapRange(orders, new_end, old_end));
   } else {
     const uint64_t length = new_end - old_end;

@@ -72,6 +72,10 @@ base::Status MemoryManager::Mprotect(OrderRunner& runner, uint64_t addr, uint64_
       error = EACCES;
       break;
     }
+    if ((vma.flags & kVmaSealed) != 0) {
+      error = EPERM;
+      break;
+    }
     if (new_prot != vma.prot) {
       const uint64_t bytes = piece_end - at;
       if ((new_prot & PROT_WRITE) &&

@@ -100,6 +100,7 @@ base::Result<uint64_t> MemoryManager::Impl::Move(OrderRunner& runner, MremapArgs
   Undo undo;
   // What is at the new place goes, as does the tail of a mapping that shrinks.
   if (args.flags & MREMAP_FIXED) {
+    if (AnySealed(args.new_addr, args.new_addr + new_length)) return base::Error(EPERM);
     for (const Vma& old : vmas.Remove(args.new_addr, args.new_addr + new_length)) {
       AddMunmapOrder(orders, old.host_start, old.end);
     }
@@ -149,6 +150,7 @@ base::Result<uint64_t> MemoryManager::Mremap(OrderRunner& runner, uint64_t old_a
   if (moves && impl.vmas.count() + 2 >= kMaxMapCount - 3) return base::Error(ENOMEM);
   const Vma* found = impl.vmas.At(old_addr);
   if (found == nullptr) return base::Error(EFAULT);
+  if ((found->flags & kVmaSealed) != 0) return base::Error(EPERM);
   if (args.old_length == 0 && !found->shared) return base::Error(EINVAL);
   if (!moves && args.old_length >= args.new_length) {  // shrinks in place, or stays
     if (args.old_length > args.new_length) {
@@ -200,6 +202,7 @@ base::Status MemoryManager::RemapFilePages(OrderRunner& runner, uint64_t addr, u
   }
   Orders orders;
   Undo undo;
+  if (impl.AnySealed(start, vma.end)) return base::Error(EPERM);
   undo.Add(start, vma.end, impl.vmas.Remove(start, vma.end));
   Impl::AddMapOrder(orders, vma);
   impl.vmas.Insert(std::move(vma));

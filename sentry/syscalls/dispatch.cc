@@ -13,6 +13,10 @@
 #include "sentry/trace/strace.h"
 #include "sentry/vfs/dentry.h"
 
+#ifndef SYS_open_tree_attr
+#define SYS_open_tree_attr 467
+#endif
+
 namespace sentry {
 
 namespace {
@@ -30,22 +34,24 @@ void NoteUnknown(Kernel& kernel, int nr, const SyscallInfo* info) {
 // The calls that make the sentry hold more for the guest until the guest gives it up. Pipes,
 // sockets and tmpfs look for themselves when something is written or made.
 constexpr int kGrowing[] = {
-    SYS_pipe,         SYS_pipe2,         SYS_socket,
-    SYS_socketpair,   SYS_accept,        SYS_accept4,
-    SYS_connect,      SYS_bind,          SYS_sendmsg,
-    SYS_sendmmsg,     SYS_mkdir,         SYS_mkdirat,
-    SYS_mknod,        SYS_mknodat,       SYS_symlink,
-    SYS_symlinkat,    SYS_link,          SYS_linkat,
-    SYS_setxattr,     SYS_lsetxattr,     SYS_fsetxattr,
-    SYS_epoll_create, SYS_epoll_create1, SYS_epoll_ctl,
-    SYS_inotify_init, SYS_inotify_init1, SYS_inotify_add_watch,
-    SYS_eventfd,      SYS_eventfd2,      SYS_signalfd,
-    SYS_signalfd4,    SYS_timer_create,  SYS_timerfd_create,
-    SYS_memfd_create, SYS_mount,         SYS_open_tree,
-    SYS_fsopen,       SYS_fsmount,       SYS_unshare,
-    SYS_pidfd_open,   SYS_flock,         SYS_semget,
-    SYS_shmget,       SYS_msgget,        SYS_msgsnd,
-    SYS_mq_open,      SYS_mq_timedsend,  SYS_add_key,
+    SYS_pipe,           SYS_pipe2,         SYS_socket,
+    SYS_socketpair,     SYS_accept,        SYS_accept4,
+    SYS_connect,        SYS_bind,          SYS_sendmsg,
+    SYS_sendmmsg,       SYS_mkdir,         SYS_mkdirat,
+    SYS_mknod,          SYS_mknodat,       SYS_symlink,
+    SYS_symlinkat,      SYS_link,          SYS_linkat,
+    SYS_setxattr,       SYS_lsetxattr,     SYS_fsetxattr,
+    SYS_epoll_create,   SYS_epoll_create1, SYS_epoll_ctl,
+    SYS_inotify_init,   SYS_inotify_init1, SYS_inotify_add_watch,
+    SYS_eventfd,        SYS_eventfd2,      SYS_signalfd,
+    SYS_signalfd4,      SYS_timer_create,  SYS_timerfd_create,
+    SYS_memfd_create,   SYS_mount,         SYS_open_tree,
+    SYS_fsopen,         SYS_fsmount,       SYS_unshare,
+    SYS_pidfd_open,     SYS_flock,         SYS_semget,
+    SYS_shmget,         SYS_msgget,        SYS_msgsnd,
+    SYS_mq_open,        SYS_mq_timedsend,  SYS_add_key,
+    SYS_fsconfig,       SYS_fspick,        SYS_move_mount,
+    SYS_open_tree_attr,
 };
 // Those without which nothing runs, not even what would free memory: they have a reserve.
 constexpr int kBasic[] = {

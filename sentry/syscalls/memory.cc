@@ -139,6 +139,11 @@ Result<uint64_t> SysProcessMadvise(Task& t, const SyscallArgs& args) {
   return done;
 }
 
+Result<uint64_t> SysMseal(Task& t, const SyscallArgs& args) {
+  if (args[2] != 0) return Error(EINVAL);
+  return Zero(t.mm().Mseal(args[0], args[1]));
+}
+
 Result<uint64_t> SysMsync(Task& t, const SyscallArgs& args) {
   return Zero(t.mm().Msync(args[0], args[1], args.Int(2)));
 }

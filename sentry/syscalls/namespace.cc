@@ -49,7 +49,7 @@ Result<uint64_t> SysUnshare(Task& t, const SyscallArgs& a) {
   if (flags & CLONE_NEWNS) {
     Path root = t.fs_context().root(), cwd = t.fs_context().cwd();
     Path* paths[] = {&root, &cwd};
-    t.SetMountNamespace(t.mount_namespace().Copy(paths));
+    t.SetMountNamespace(t.mount_namespace().Copy(paths, creds->user_ns));
     t.fs_context().SetRoot(std::move(root));
     t.fs_context().SetCwd(std::move(cwd));
   }

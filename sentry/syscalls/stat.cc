@@ -7,6 +7,10 @@
 
 #include "sentry/syscalls/file_util.h"
 
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x4000
+#endif
+
 namespace sentry {
 namespace {
 
@@ -63,7 +67,8 @@ statx_timestamp ToStatx(const timespec& ts) {
   return out;
 }
 
-Result<uint64_t> CopyOutStatx(Task& t, uint64_t addr, const InodeAttr& attr, const Path& path) {
+Result<uint64_t> CopyOutStatx(Task& t, uint64_t addr, const InodeAttr& attr, const Path& path,
+                              uint32_t mask) {
   struct statx st;
   memset(&st, 0, sizeof(st));
   st.stx_mask = STATX_BASIC_STATS;
@@ -87,8 +92,9 @@ Result<uint64_t> CopyOutStatx(Task& t, uint64_t addr, const InodeAttr& attr, con
   st.stx_dev_major = major(attr.dev);
   st.stx_dev_minor = minor(attr.dev);
   if (path.mount) {
-    st.stx_mnt_id = static_cast<uint64_t>(path.mount->id());
-    st.stx_mask |= STATX_MNT_ID;
+    const bool unique = (mask & STATX_MNT_ID_UNIQUE) != 0;
+    st.stx_mnt_id = unique ? path.mount->unique_id() : static_cast<uint64_t>(path.mount->id());
+    st.stx_mask |= unique ? STATX_MNT_ID_UNIQUE : STATX_MNT_ID;
     st.stx_attributes_mask |= STATX_ATTR_MOUNT_ROOT;
     if (path.dentry == path.mount->root()) st.stx_attributes |= STATX_ATTR_MOUNT_ROOT;
   }
@@ -173,10 +179,10 @@ base::Result<uint64_t> SysStatx(Task& t, const SyscallArgs& args) {
   }
   if ((flags & AT_EMPTY_PATH) != 0 && args.Int(0) >= 0 && TRY(IsEmptyPath(t, args[1]))) {
     base::Ref<FileDescription> file = TRY(t.GetFile(args.Int(0)));
-    return CopyOutStatx(t, args[4], TRY(file->GetAttr()), file->path());
+    return CopyOutStatx(t, args[4], TRY(file->GetAttr()), file->path(), args.Uint(3));
   }
   const Path found = TRY(WalkArg(t, args.Int(0), args[1], AtFlags(flags)));
-  return CopyOutStatx(t, args[4], TRY(VfsOf(t).GetAttr(found)), found);
+  return CopyOutStatx(t, args[4], TRY(VfsOf(t).GetAttr(found)), found, args.Uint(3));
 }
 
 base::Result<uint64_t> SysAccess(Task& t, const SyscallArgs& args) {

@@ -62,8 +62,16 @@ FileDescription::~FileDescription() {
     locks->Unflock(this);
     locks->ReleaseRecords(this);
   }
-  if (holds_write_access_) i->DropWriteAccess();
+  if (holds_write_access_) {
+    i->DropWriteAccess();
+    path_.mount->DropWriter();
+  }
   if (!path_only_) NotifyDentry(*path_.dentry, writable_ ? IN_CLOSE_WRITE : IN_CLOSE_NOWRITE);
+}
+
+void FileDescription::set_holds_write_access() {
+  holds_write_access_ = true;
+  path_.mount->AddWriter();
 }
 
 Inode* FileDescription::inode() const { return path_.dentry ? path_.dentry->inode_ptr() : nullptr; }

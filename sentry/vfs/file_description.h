@@ -153,7 +153,7 @@ class FileDescription : public base::RefCounted {
   virtual base::Result<uint64_t> Fcntl(int cmd, uint64_t arg);
 
   // The VFS took write access to the inode for it (ETXTBSY), to be dropped at the end.
-  void set_holds_write_access() { holds_write_access_ = true; }
+  void set_holds_write_access();
 
   // The last descriptor of one table went (flush); errors are close(2)'s.
   virtual base::Status OnClose() { return base::Ok(); }
@@ -225,7 +225,13 @@ class SeekableFile : public FileDescription {
 // What open(O_PATH) makes.
 class PathOnlyFile : public FileDescription {
  public:
-  explicit PathOnlyFile(Path path) : FileDescription(std::move(path), O_PATH) {}
+  // detached: the anonymous namespace that `path` is in, if it ends with this description (Linux:
+  // FMODE_NEED_UNMOUNT).
+  explicit PathOnlyFile(Path path, base::Ref<MountNamespace> detached = nullptr)
+      : FileDescription(std::move(path), O_PATH), detached_(std::move(detached)) {}
+
+ private:
+  const base::Ref<MountNamespace> detached_;
 };
 
 }  // namespace sentry

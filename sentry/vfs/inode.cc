@@ -188,6 +188,18 @@ void Inode::ClearSpecial() {
   if (old != nullptr) old->DecRef();
 }
 
+base::Status Filesystem::SetReadOnly(bool read_only) {
+  if (read_only && !this->read_only() && writers_.load(std::memory_order_acquire) > 0) {
+    return base::Error(EBUSY);
+  }
+  read_only_.store(read_only, std::memory_order_release);
+  return base::Ok();
+}
+
+base::Status FilesystemType::CheckOption(std::string_view, std::string_view) const {
+  return base::Error(ENOENT);
+}
+
 base::Status Inode::GetWriteAccess() {
   int n = write_count_.load(std::memory_order_relaxed);
   do {

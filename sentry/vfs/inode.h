@@ -50,6 +50,12 @@ class Filesystem : public base::RefCounted {
   // Mounts of it in any namespace; when the last goes, cached dentries are dropped.
   void AddMount() { mounts_.fetch_add(1, std::memory_order_relaxed); }
   bool RemoveMount() { return mounts_.fetch_sub(1, std::memory_order_acq_rel) == 1; }
+  int mounts() const { return mounts_.load(std::memory_order_acquire); }
+  // Linux's SB_RDONLY: whatever its mounts say. EBUSY while a file is open for writing.
+  bool read_only() const { return read_only_.load(std::memory_order_acquire); }
+  base::Status SetReadOnly(bool read_only);
+  // Files that are open for writing.
+  void AddWriters(int n) { writers_.fetch_add(n, std::memory_order_acq_rel); }
 
  protected:
   ~Filesystem() override;
@@ -60,7 +66,8 @@ class Filesystem : public base::RefCounted {
   const dev_t dev_;
   fiber::Mutex rename_mutex_;
   std::atomic<uint64_t> change_sequence_{0};
-  std::atomic<int> mounts_{0};
+  std::atomic<int> mounts_{0}, writers_{0};
+  std::atomic<bool> read_only_{false};
 };
 
 // Owner and permissions, all that a permission check needs.
@@ -230,6 +237,8 @@ class FilesystemType {
   virtual bool requires_device() const { return false; }
   // Root inode of a new (or the shared) instance. EINVAL for bad options.
   virtual base::Result<base::Ref<Inode>> Mount(const MountArgs& args) = 0;
+  // ENOENT if it has no such option (none, by default), EINVAL if it cannot have this value.
+  virtual base::Status CheckOption(std::string_view key, std::string_view value) const;
 };
 
 }  // namespace sentry

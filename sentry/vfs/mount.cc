@@ -6,14 +6,13 @@
 
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/inode.h"
+#include "sentry/vfs/notify.h"
 
 namespace sentry {
 namespace {
 
 std::atomic<int> g_next_mount_id{20};
 std::atomic<uint64_t> g_next_ns_id{0xf0000100};
-
-bool IsDirectory(const Dentry& d) { return d.inode_ptr() != nullptr && d.inode_ptr()->IsDir(); }
 
 }  // namespace
 
@@ -28,62 +27,90 @@ Mount::Mount(base::Ref<Filesystem> fs, base::Ref<Dentry> root, uint64_t flags, s
 
 Mount::~Mount() {
   // Nothing of an unmounted filesystem should stay cached.
-  if (fs_->RemoveMount()) root_->PruneChildren();
+  if (!fs_->RemoveMount()) return;
+  NotifyUnmount(*fs_);
+  root_->PruneChildren();
 }
 
-bool Mount::read_only() const { return (flags() & MS_RDONLY) != 0; }
+bool Mount::read_only() const { return (flags() & MS_RDONLY) != 0 || fs_->read_only(); }
 
-MountNamespace::MountNamespace() : id_(g_next_ns_id.fetch_add(1, std::memory_order_relaxed)) {}
+void Mount::AddWriter() {
+  writers_.fetch_add(1, std::memory_order_acq_rel);
+  fs_->AddWriters(1);
+}
 
-base::Ref<MountNamespace> MountNamespace::New(base::Ref<Mount> root) {
-  auto ns = base::MakeRef<MountNamespace>();
-  absl::MutexLock l(&ns->mutex_);
-  root->ns_ = ns.get();
-  ns->mounts_.push_back(root);
+void Mount::DropWriter() {
+  fs_->AddWriters(-1);
+  writers_.fetch_sub(1, std::memory_order_acq_rel);
+}
+
+absl::Mutex MountNamespace::mutex_(absl::kConstInit);
+absl::flat_hash_map<MountNamespace::Key, Mount*>& MountNamespace::by_place_ =
+    *new absl::flat_hash_map<Key, Mount*>;
+absl::flat_hash_map<uint64_t, MountNamespace*>& MountNamespace::all_ =
+    *new absl::flat_hash_map<uint64_t, MountNamespace*>;
+
+MountNamespace::MountNamespace(base::Ref<UserNamespace> user_ns, bool anonymous, uint64_t origin)
+    : user_ns_(std::move(user_ns)),
+      anonymous_(anonymous),
+      origin_(origin),
+      id_(g_next_ns_id.fetch_add(1, std::memory_order_relaxed)) {
+  if (anonymous_) return;
+  absl::MutexLock l(&mutex_);
+  all_[id_] = this;
+}
+
+base::Ref<MountNamespace> MountNamespace::New(base::Ref<Mount> root,
+                                              base::Ref<UserNamespace> user_ns) {
+  auto ns = base::MakeRef<MountNamespace>(std::move(user_ns), /*anonymous=*/false, 0);
+  Drop drop;
+  absl::MutexLock l(&mutex_);
+  ns->AdoptLocked(root, &drop);
+  ns->root_ = std::move(root);
+  return ns;
+}
+
+base::Ref<MountNamespace> MountNamespace::NewDetached(base::Ref<Mount> root) const {
+  auto ns = base::MakeRef<MountNamespace>(user_ns_, /*anonymous=*/true, 0);
+  Drop drop;
+  absl::MutexLock l(&mutex_);
+  ns->AdoptLocked(root, &drop);
   ns->root_ = std::move(root);
   return ns;
 }
 
 MountNamespace::~MountNamespace() {
-  std::vector<base::Ref<base::RefCounted>> drop;
+  Drop drop;
   absl::MutexLock l(&mutex_);
-  for (const auto& mount : mounts_) {
+  all_.erase(id_);
+  for (const auto& [id, mount] : mounts_) {
+    Isolate(*mount);
     UnplaceLocked(*mount, &drop);
     mount->ns_ = nullptr;
   }
 }
 
-void MountNamespace::PlaceLocked(Mount& mount, Mount& parent, Dentry& where) {
-  mount.parent_ = base::Ref<Mount>(&parent);
-  mount.mountpoint_ = base::Ref<Dentry>(&where);
-  parent.children_++;
-  where.AddMountCount(1);
-  by_place_[Key(&parent, &where)] = &mount;
-  version_.fetch_add(1, std::memory_order_acq_rel);
+base::Ref<MountNamespace> MountNamespace::Find(uint64_t id) {
+  absl::ReaderMutexLock l(&mutex_);
+  auto it = all_.find(id);
+  if (it == all_.end() || !it->second->TryIncRef()) return nullptr;
+  return base::Ref<MountNamespace>::Adopt(it->second);
 }
 
-void MountNamespace::UnplaceLocked(Mount& mount, std::vector<base::Ref<base::RefCounted>>* drop) {
-  if (!mount.parent_) return;
-  by_place_.erase(Key(mount.parent_.get(), mount.mountpoint_.get()));
-  mount.mountpoint_->AddMountCount(-1);
-  mount.parent_->children_--;
-  drop->push_back(std::move(mount.parent_));
-  drop->push_back(std::move(mount.mountpoint_));
-  version_.fetch_add(1, std::memory_order_acq_rel);
+Mount* MountNamespace::At(const Mount* mount, const Dentry* dentry) {
+  auto it = by_place_.find(Key(mount, dentry));
+  return it == by_place_.end() ? nullptr : it->second;
 }
 
-Mount* MountNamespace::TopLocked(const Mount* mount, const Dentry* dentry) const {
+Mount* MountNamespace::TopLocked(const Mount* mount, const Dentry* dentry) {
   Mount* top = nullptr;
-  for (;;) {
-    auto it = by_place_.find(Key(mount, dentry));
-    if (it == by_place_.end()) return top;
-    top = it->second;
-    mount = top;
-    dentry = top->root_.get();
+  for (Mount* next = At(mount, dentry); next != nullptr; next = At(top, top->root_.get())) {
+    top = next;
   }
+  return top;
 }
 
-bool MountNamespace::IsAbove(const Mount& ancestor, const Mount& mount) const {
+bool MountNamespace::IsAbove(const Mount& ancestor, const Mount& mount) {
   for (const Mount* m = &mount; m != nullptr; m = m->parent_.get()) {
     if (m == &ancestor) return true;
   }
@@ -123,182 +150,77 @@ bool MountNamespace::Contains(const Mount& mount) const {
   return mount.ns_ == this;
 }
 
+// is_path_reachable().
+bool MountNamespace::IsReachable(const Mount& mount, const Path& root) {
+  absl::ReaderMutexLock l(&mutex_);
+  const Mount* m = &mount;
+  const Dentry* at = mount.root_.get();
+  while (m != root.mount.get() && m->parent_) {
+    at = m->mountpoint_.get();
+    m = m->parent_.get();
+  }
+  return m == root.mount.get() && root.dentry->IsAncestorOf(*at);
+}
+
 std::vector<base::Ref<Mount>> MountNamespace::Mounts() const {
   absl::ReaderMutexLock l(&mutex_);
-  return mounts_;
+  std::vector<base::Ref<Mount>> all;
+  all.reserve(mounts_.size());
+  for (const auto& [id, mount] : mounts_) all.push_back(mount);
+  return all;
 }
 
-base::Status MountNamespace::AttachLocked(const base::Ref<Mount>& mount, const Path& where,
-                                          bool is_new) {
-  if (where.mount->ns_ != this) return base::Error(EINVAL);
-  if (where.dentry->unlinked()) return base::Error(ENOENT);
-  Mount* parent = where.mount.get();
-  Dentry* point = where.dentry.get();
-  if (Mount* top = TopLocked(parent, point)) {
-    parent = top;
-    point = top->root_.get();
-  }
-  if (IsDirectory(*mount->root_) != IsDirectory(*point)) return base::Error(ENOTDIR);
-  if (is_new) {
-    if (mounts_.size() >= kMaxMounts) return base::Error(ENOSPC);
-    mount->ns_ = this;
-    mounts_.push_back(mount);
-  }
-  PlaceLocked(*mount, *parent, *point);
-  return base::Ok();
+base::Ref<Mount> MountNamespace::FindMount(uint64_t unique_id) const {
+  if (unique_id <= kUniqueMountIds || unique_id - kUniqueMountIds > INT32_MAX) return nullptr;
+  absl::ReaderMutexLock l(&mutex_);
+  auto it = mounts_.find(static_cast<int>(unique_id - kUniqueMountIds));
+  return it == mounts_.end() ? nullptr : it->second;
 }
 
-base::Status MountNamespace::Attach(base::Ref<Mount> mount, const Path& where) {
+bool MountNamespace::MayUse(const Mount& mount) const {
+  if (mount.ns_ == this) return true;
+  return mount.ns_ != nullptr && mount.ns_->anonymous_ &&
+         (mount.ns_->origin_ == 0 || mount.ns_->origin_ == id_);
+}
+
+bool MountNamespace::IsDetachedRoot(const Mount& mount) {
+  return mount.ns_ != nullptr && mount.ns_->anonymous_ && mount.ns_->root_.get() == &mount;
+}
+
+base::Status MountNamespace::SetAttr(Mount& mount, const AttrChange& change) {
   absl::MutexLock l(&mutex_);
-  if (mount->ns_ != nullptr) return base::Error(EINVAL);
-  // Linux refuses the same root on itself.
-  if (where.mount->fs_ == mount->fs_ && where.dentry == where.mount->root_ &&
-      mount->root_ == where.mount->root_) {
-    return base::Error(EBUSY);
-  }
-  return AttachLocked(mount, where, /*is_new=*/true);
-}
-
-base::Status MountNamespace::Detach(const base::Ref<Mount>& mount, int flags,
-                                    uint32_t caller_refs) {
-  std::vector<base::Ref<base::RefCounted>> drop;  // dropped without the mutex
-  absl::MutexLock l(&mutex_);
-  if (mount->ns_ != this || mount == root_) return base::Error(EINVAL);
-  if ((flags & MNT_DETACH) == 0) {
-    if (mount->children_ > 0) return base::Error(EBUSY);
-    if (mount->ref_count() > 1 + caller_refs) return base::Error(EBUSY);
-    // Linux: the first umount2(MNT_EXPIRE) marks, the second unmounts if it was unused between.
-    if ((flags & MNT_EXPIRE) != 0) return base::Error(EAGAIN);
-  }
-  std::vector<base::Ref<Mount>> gone;
-  for (const auto& m : mounts_) {
-    if (IsAbove(*mount, *m)) gone.push_back(m);
-  }
-  for (auto& m : gone) {
-    UnplaceLocked(*m, &drop);
-    m->ns_ = nullptr;
-    mounts_.erase(std::find(mounts_.begin(), mounts_.end(), m));
-    drop.push_back(std::move(m));
-  }
-  return base::Ok();
-}
-
-base::Status MountNamespace::Move(const base::Ref<Mount>& mount, const Path& where) {
-  std::vector<base::Ref<base::RefCounted>> drop;
-  absl::MutexLock l(&mutex_);
-  if (mount->ns_ != this || where.mount->ns_ != this || !mount->parent_) return base::Error(EINVAL);
-  Mount* top = TopLocked(where.mount.get(), where.dentry.get());
-  const Dentry& point = top ? *top->root_ : *where.dentry;
-  if (IsDirectory(*mount->root_) != IsDirectory(point)) return base::Error(EINVAL);
-  if (where.dentry->unlinked()) return base::Error(ENOENT);
-  if (IsAbove(*mount, top ? *top : *where.mount)) return base::Error(ELOOP);
-  UnplaceLocked(*mount, &drop);
-  return AttachLocked(mount, where, /*is_new=*/false);
-}
-
-base::Status MountNamespace::PivotRoot(const Path& root, const Path& new_root,
-                                       const Path& put_old) {
-  std::vector<base::Ref<base::RefCounted>> drop;
-  absl::MutexLock l(&mutex_);
-  Mount* const root_mount = root.mount.get();
-  Mount* const new_mount = new_root.mount.get();
-  if (put_old.mount->ns_ != this || root_mount->ns_ != this || new_mount->ns_ != this) {
-    return base::Error(EINVAL);
-  }
-  if (new_root.dentry->unlinked()) return base::Error(ENOENT);
-  // A loop, on the same filesystem.
-  if (new_mount == root_mount || put_old.mount == root.mount) return base::Error(EBUSY);
-  if (root.dentry != root_mount->root_) return base::Error(EINVAL);  // chroot into a directory
-  if (new_root.dentry != new_mount->root_ || !new_mount->parent_) return base::Error(EINVAL);
-  // put_old must lie below new_root, and new_root below root.
-  auto reachable = [&](const Mount* m, const Path& from)
-                       ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return IsAbove(*from.mount, *m); };
-  if (!reachable(put_old.mount.get(), new_root)) return base::Error(EINVAL);
-  if (!new_root.dentry->IsAncestorOf(*put_old.dentry) && put_old.mount == new_root.mount) {
-    return base::Error(EINVAL);
-  }
-  if (!reachable(new_mount, root)) return base::Error(EINVAL);
-  const base::Ref<Mount> root_parent = root_mount->parent_;
-  const base::Ref<Dentry> root_point = root_mount->mountpoint_;
-  UnplaceLocked(*new_mount, &drop);
-  UnplaceLocked(*root_mount, &drop);
-  PlaceLocked(*root_mount, *put_old.mount, *put_old.dentry);
-  if (root_parent) {
-    PlaceLocked(*new_mount, *root_parent, *root_point);
-  } else {
-    drop.push_back(std::move(root_));
-    root_ = new_root.mount;
-  }
-  return base::Ok();
-}
-
-base::Status MountNamespace::Bind(const Path& what, const Path& where, bool recursive,
-                                  uint64_t flags) {
-  absl::MutexLock l(&mutex_);
-  if (what.mount->ns_ != this || where.mount->ns_ != this) return base::Error(EINVAL);
-  // Clones of the mounts below go where their originals stand, seen from what.dentry.
-  struct Clone {
-    base::Ref<Mount> from, to;
-  };
-  auto clone = [flags](const Mount& m, const base::Ref<Dentry>& root) {
-    return base::MakeRef<Mount>(m.fs_, root, m.flags() | flags, m.source_);
-  };
-  std::vector<Clone> clones{{what.mount, clone(*what.mount, what.dentry)}};
-  if (recursive) {
-    if (mounts_.size() * 2 > kMaxMounts) return base::Error(ENOSPC);
-    // Parents stand before children in creation order, except after moves; so look until all are
-    // in.
-    for (bool grown = true; grown;) {
-      grown = false;
-      for (const auto& m : mounts_) {
-        auto have = [&](const Mount* p) {
-          return std::any_of(clones.begin(), clones.end(),
-                             [&](const Clone& c) { return c.from.get() == p; });
-        };
-        if (!m->parent_ || have(m.get()) || !have(m->parent_.get())) continue;
-        if (m->parent_ == what.mount && !what.dentry->IsAncestorOf(*m->mountpoint_)) continue;
-        clones.push_back({m, clone(*m, m->root_)});
-        grown = true;
-      }
+  if (mount.ns_ != this && !IsDetachedRoot(mount)) return base::Error(EINVAL);
+  const Tree tree = change.recursive ? TreeLocked(mount) : Tree{base::Ref<Mount>(&mount)};
+  if ((change.set & MS_RDONLY) != 0) {
+    for (const auto& m : tree) {
+      if ((m->flags() & MS_RDONLY) == 0 && m->writers() > 0) return base::Error(EBUSY);
     }
   }
-  TRY(AttachLocked(clones[0].to, where, /*is_new=*/true));
-  for (size_t i = 1; i < clones.size(); i++) {
-    const Mount& from = *clones[i].from;
-    auto parent = std::find_if(clones.begin(), clones.end(),
-                               [&](const Clone& c) { return c.from == from.parent_; });
-    clones[i].to->ns_ = this;
-    mounts_.push_back(clones[i].to);
-    PlaceLocked(*clones[i].to, *parent->to, *from.mountpoint_);
+  for (const auto& m : tree) {
+    m->set_flags((m->flags() & ~change.clear) | change.set);
+    if (change.propagation != 0) ChangeType(*m, change.propagation);
   }
   return base::Ok();
 }
 
-base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths) {
-  auto copy = base::MakeRef<MountNamespace>();
+base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths,
+                                               base::Ref<UserNamespace> user_ns) {
+  const bool less_privileged = user_ns != user_ns_;
+  auto copy = base::MakeRef<MountNamespace>(std::move(user_ns), /*anonymous=*/false, 0);
   absl::flat_hash_map<const Mount*, base::Ref<Mount>> clones;
-  struct Place {
-    base::Ref<Mount> mount, parent;
-    base::Ref<Dentry> point;
-  };
-  std::vector<Place> places;
-  base::Ref<Mount> root;
+  Drop drop;
   {
-    absl::ReaderMutexLock l(&mutex_);
-    for (const auto& m : mounts_) {
-      auto clone = base::MakeRef<Mount>(m->fs_, m->root_, m->flags(), m->source_);
-      clones[m.get()] = clone;
-      if (m == root_) root = clone;
-      places.push_back({std::move(clone), m->parent_, m->mountpoint_});
+    absl::MutexLock l(&mutex_);
+    const Tree tree = TreeLocked(*root_);
+    for (const auto& m : tree) {
+      base::Ref<Mount> clone = CloneOf(*m, m->root_);
+      ShareLike(*clone, *m, less_privileged);
+      if (m == root_) copy->root_ = clone;
+      copy->AdoptLocked(clone, &drop);
+      clones[m.get()] = std::move(clone);
     }
-  }
-  {
-    absl::MutexLock l(&copy->mutex_);
-    copy->root_ = root;
-    for (Place& p : places) {
-      p.mount->ns_ = copy.get();
-      copy->mounts_.push_back(p.mount);
-      if (p.parent) copy->PlaceLocked(*p.mount, *clones[p.parent.get()], *p.point);
+    for (const auto& m : tree) {
+      if (m->parent_) PlaceLocked(*clones[m.get()], *clones[m->parent_.get()], *m->mountpoint_);
     }
   }
   for (Path* path : paths) {

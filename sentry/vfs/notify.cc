@@ -2,13 +2,59 @@
 
 #include <algorithm>
 
+#include "absl/container/flat_hash_map.h"
 #include "sentry/vfs/dentry.h"
 
 namespace sentry {
 namespace {
+
 std::atomic<uint32_t> g_cookie{0};
 std::atomic<int64_t> g_watches{0};
+
+// Who is to be told of unmounts, and how often it was asked for. Each of them is kept by who asked.
+struct UnmountWatches {
+  absl::Mutex mutex;
+  absl::flat_hash_map<const Filesystem*, absl::flat_hash_map<Inode*, int>> inodes
+      ABSL_GUARDED_BY(mutex);
+};
+UnmountWatches& Unmounts() {
+  static auto* const watches = new UnmountWatches;
+  return *watches;
+}
+
 }  // namespace
+
+void WatchUnmount(Inode& inode) {
+  UnmountWatches& watches = Unmounts();
+  absl::MutexLock l(&watches.mutex);
+  ++watches.inodes[&inode.fs()][&inode];
+}
+
+void UnwatchUnmount(Inode& inode) {
+  UnmountWatches& watches = Unmounts();
+  absl::MutexLock l(&watches.mutex);
+  auto fs = watches.inodes.find(&inode.fs());
+  if (fs == watches.inodes.end()) return;
+  auto it = fs->second.find(&inode);
+  if (it == fs->second.end() || --it->second > 0) return;
+  fs->second.erase(it);
+  if (fs->second.empty()) watches.inodes.erase(fs);
+}
+
+void NotifyUnmount(const Filesystem& fs) {
+  if (!AnyWatches()) return;
+  std::vector<base::Ref<Inode>> told;
+  {
+    UnmountWatches& watches = Unmounts();
+    absl::MutexLock l(&watches.mutex);
+    auto it = watches.inodes.find(&fs);
+    if (it == watches.inodes.end()) return;
+    for (const auto& [inode, count] : it->second) told.emplace_back(inode);
+  }
+  for (const auto& inode : told) {
+    NotifyInode(*inode, inode->IsDir() ? IN_UNMOUNT | IN_ISDIR : IN_UNMOUNT);
+  }
+}
 
 bool AnyWatches() { return g_watches.load(std::memory_order_relaxed) != 0; }
 uint32_t NextNotifyCookie() { return g_cookie.fetch_add(1, std::memory_order_relaxed) + 1; }

@@ -60,6 +60,11 @@ inline void NotifyDir(Inode& dir, uint32_t mask, std::string_view name, uint32_t
 inline void NotifyInode(Inode& inode, uint32_t mask) {
   if (InodeWatches* w = inode.watches()) w->Notify(mask, 0, {});
 }
+// An inode that is to be told IN_UNMOUNT, as often as it is asked for and until it is taken back.
+void WatchUnmount(Inode& inode);
+void UnwatchUnmount(Inode& inode);
+// The last mount of `fs` is gone.
+void NotifyUnmount(const Filesystem& fs);
 // Ties IN_MOVED_FROM to IN_MOVED_TO.
 uint32_t NextNotifyCookie();
 // True while any watch exists; lets hot paths skip looking at the parent.

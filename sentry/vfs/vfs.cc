@@ -96,7 +96,10 @@ base::Ref<Mount> Vfs::NewMount(const base::Ref<Inode>& root, uint64_t flags, std
 base::Result<base::Ref<Mount>> Vfs::MakeMount(std::string_view fs_type, const MountArgs& args) {
   FilesystemType* type = FindFilesystem(fs_type);
   if (type == nullptr) return base::Error(ENODEV);
-  return NewMount(TRY(type->Mount(args)), args.flags, args.source);
+  const base::Ref<Inode> root = TRY(type->Mount(args));
+  // One that is there already stays as it is.
+  if ((args.flags & MS_RDONLY) != 0 && root->fs().mounts() == 0) TRY(root->fs().SetReadOnly(true));
+  return NewMount(root, args.flags, args.source);
 }
 
 base::Status Vfs::Bind(MountNamespace& ns, const Path& what, const Path& where, uint64_t flags) {

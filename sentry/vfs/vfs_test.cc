@@ -310,7 +310,7 @@ TEST_F(VfsTest, BindMovePivotAndCopies) {
   EXPECT_EQ(Code(ns_->Move(bound.mount, *vfs_.Walk(Ctx(), "/c/in", {}))), ELOOP);
   Path copied_root = root_;
   Path* paths[] = {&copied_root};
-  auto copy = ns_->Copy(paths);
+  auto copy = ns_->Copy(paths, ns_->user_ns());
   EXPECT_EQ(copy->Mounts().size(), 2u);
   EXPECT_EQ(Code(ns_->Detach(bound.mount, MNT_DETACH)), 0);
   EXPECT_EQ(WalkCode("/c/in"), ENOENT);

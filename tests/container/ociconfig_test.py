@@ -184,6 +184,39 @@ class ConfigTest(harness.ContainerTest):
         self.assertEqual("below\nbelow\nran\nno exec\nread-only\nread-only\n1755\n128 tt\n50\n/etc/x tmpfs\n/q mqueue\n"
                          "/relative tmpfs\nnosuid,nodev,noexec\n", r.stdout, r.stderr)
 
+    def test_propagation_of_mounts(self):
+        def fields(mounts, root=None):
+            config = default_config(["cat", "/proc/self/mountinfo"])
+            config["mounts"] += mounts
+            if root is not None:
+                config["linux"]["rootfsPropagation"] = root
+            r = self.sb.run([], config=config)
+            self.assertEqual(0, r.returncode, r.stderr)
+            found = {}
+            for line in r.stdout.splitlines():
+                words = line.split()
+                found[words[4]] = [re.sub(r"\d+", "N", w) for w in words[6:words.index("-")]]
+            return found
+
+        source = os.path.join(self.sb.dir, "source")
+        os.makedirs(source)
+        tmpfs = {"type": "tmpfs", "source": "t"}
+        mounts = [{"destination": "/mnt/shared", "options": ["shared"], **tmpfs},
+                  {"destination": "/mnt/alone", "options": ["runbindable"], **tmpfs},
+                  {"destination": "/mnt/bound", "type": "bind", "source": source, "options": ["bind", "rshared"]}]
+        found = fields(mounts)
+        self.assertEqual([[], ["shared:N"], ["unbindable"], ["shared:N"]],
+                         [found[p] for p in ("/", "/mnt/shared", "/mnt/alone", "/mnt/bound")])
+        found = fields(mounts, "shared")
+        self.assertEqual([["shared:N"], ["unbindable"]], [found[p] for p in ("/", "/mnt/alone")])
+        found = fields(mounts, "rshared")
+        self.assertEqual({("shared:N",)}, {tuple(f) for f in found.values()})
+        config = default_config(["true"])
+        config["linux"]["rootfsPropagation"] = "nonsense"
+        r = self.sb.run([], config=config)
+        self.assertNotEqual(0, r.returncode)
+        self.assertIn("nonsense", r.stderr)
+
     def test_namespaces_and_their_ids(self):
         config = default_config(["sh", "-c", "echo $$; hostname; readlink /proc/self/ns/uts; cat /proc/self/uid_map"])
         config["hostname"] = "named-" + "x" * 50
@@ -224,7 +257,6 @@ class ConfigTest(harness.ContainerTest):
         config = default_config(["true"])
         config["process"]["apparmorProfile"] = "some-profile"
         config["process"]["selinuxLabel"] = "some:label"
-        config["linux"]["rootfsPropagation"] = "rslave"
         config["linux"]["mountLabel"] = "some:label"
         config["linux"]["intelRdt"] = {"closID": "x"}
         config["linux"]["resources"] = {"blockIO": {"weight": 10}, "rdma": {"mlx": {"hcaHandles": 3}}}
@@ -235,7 +267,7 @@ class ConfigTest(harness.ContainerTest):
             entries = [json.loads(line) for line in f]
         text = " ".join(e["msg"] for e in entries if e["level"] == "warning")
         self.assertIn("not enforced", text)
-        for item in ("process.apparmorProfile", "process.selinuxLabel", "linux.rootfsPropagation",
+        for item in ("process.apparmorProfile", "process.selinuxLabel",
                      "linux.mountLabel", "linux.intelRdt", "linux.resources.blockIO", "linux.resources.rdma"):
             self.assertIn(item, text)
 

@@ -220,6 +220,14 @@ class DevptsType : public FilesystemType {
     DevptsFs::Options options = TRY(DevptsFs::ParseOptions(args.data));
     return DevptsFs::NewRoot(base::MakeRef<DevptsFs>(kernel_, options));
   }
+  base::Status CheckOption(std::string_view key, std::string_view value) const override {
+    for (std::string_view known : {"uid", "gid", "mode", "ptmxmode", "max", "newinstance"}) {
+      if (key != known) continue;
+      TRY(DevptsFs::ParseOptions(std::string(key) + "=" + std::string(value)));
+      return base::Ok();
+    }
+    return base::Error(ENOENT);
+  }
 
  private:
   Kernel* const kernel_;

@@ -25,7 +25,9 @@ std::atomic<int> g_watches{0};
 class InotifyWatch : public InodeWatch {
  public:
   InotifyWatch(InotifyFile* file, base::Ref<Inode> inode, int wd, uint32_t mask)
-      : inode_(std::move(inode)), wd_(wd), mask_(mask), file_(file) {}
+      : inode_(std::move(inode)), wd_(wd), mask_(mask), file_(file) {
+    WatchUnmount(*inode_);
+  }
   uint32_t mask() const override { return mask_.load(std::memory_order_relaxed); }
   void set_mask(uint32_t mask) { mask_.store(mask, std::memory_order_relaxed); }
   int wd() const { return wd_; }
@@ -37,7 +39,7 @@ class InotifyWatch : public InodeWatch {
     const uint32_t wanted = mask_.load(std::memory_order_relaxed);
     file_->Queue(wd_, mask & (wanted | IN_ISDIR | IN_UNMOUNT), cookie, name);
     // The object is gone, or one event was asked for.
-    if ((mask & IN_DELETE_SELF) != 0 || (wanted & IN_ONESHOT) != 0) {
+    if ((mask & (IN_DELETE_SELF | IN_UNMOUNT)) != 0 || (wanted & IN_ONESHOT) != 0) {
       file_->DropWatch(wd_);
       file_ = nullptr;
       inode_->MakeWatches().Remove(*this);
@@ -54,7 +56,10 @@ class InotifyWatch : public InodeWatch {
   }
 
  private:
-  ~InotifyWatch() override { g_watches.fetch_sub(1); }
+  ~InotifyWatch() override {
+    UnwatchUnmount(*inode_);
+    g_watches.fetch_sub(1);
+  }
   const base::Ref<Inode> inode_;
   const int wd_;
   std::atomic<uint32_t> mask_;

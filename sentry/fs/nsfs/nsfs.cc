@@ -9,6 +9,10 @@
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/vfs.h"
 
+#ifndef NS_GET_MNTNS_ID
+#define NS_GET_MNTNS_ID _IOR(NSIO, 0x5, uint64_t)
+#endif
+
 namespace sentry {
 
 using base::Error;
@@ -53,6 +57,7 @@ class NsFile : public FileDescription {
 class NsInode : public Inode {
  public:
   NsInode(Filesystem* fs, NamespaceRef ns) : Inode(fs, ns.id, S_IFREG | 0444), ns_(std::move(ns)) {}
+  const NamespaceRef& ns() const { return ns_; }
   Result<InodeAttr> GetAttr() override {
     InodeAttr attr;
     attr.ino = ino();
@@ -90,6 +95,10 @@ Result<uint64_t> NsFile::Ioctl(const IoctlArgs& args) {
   switch (args.cmd) {
     case NS_GET_NSTYPE:
       return static_cast<uint64_t>(ns_.type);
+    case NS_GET_MNTNS_ID:
+      if (ns_.type != CLONE_NEWNS) return Error(EINVAL);
+      TRY(base::UserPtr<uint64_t>(args.arg).CopyOut(args.memory, ns_.id));
+      return 0;
     case NS_GET_OWNER_UID:
       if (!is_user) return Error(EINVAL);
       TRY(base::UserPtr<uid_t>(args.arg).CopyOut(args.memory,
@@ -149,6 +158,11 @@ Path NamespacePath(Vfs& vfs, const NamespaceRef& ns) {
 
 const NamespaceRef* NamespaceOfFile(const FileDescription& file) {
   const auto* ns = dynamic_cast<const NsFile*>(&file);
+  return ns == nullptr ? nullptr : &ns->ns();
+}
+
+const NamespaceRef* NamespaceOfInode(const Inode& inode) {
+  const auto* ns = dynamic_cast<const NsInode*>(&inode);
   return ns == nullptr ? nullptr : &ns->ns();
 }
 

@@ -34,5 +34,7 @@ NamespaceRef NamespaceOf(Task& task, int type);
 Path NamespacePath(Vfs& vfs, const NamespaceRef& ns);
 // What an open one stands for; null for other files.
 const NamespaceRef* NamespaceOfFile(const FileDescription& file);
+// What an inode of this filesystem stands for; null for others.
+const NamespaceRef* NamespaceOfInode(const Inode& inode);
 
 }  // namespace sentry

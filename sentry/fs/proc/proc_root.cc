@@ -262,6 +262,11 @@ class ProcType : public FilesystemType {
     if (!data.empty() && data != "hidepid=0" && data != "hidepid=off") return Error(EINVAL);
     return ProcFs::NewRoot(base::MakeRef<ProcFs>(kernel_, kernel_->CurrentNamespaces().pid));
   }
+  base::Status CheckOption(std::string_view key, std::string_view value) const override {
+    if (key == "gid" || key == "subset") return Error(EINVAL);
+    if (key != "hidepid") return Error(ENOENT);
+    return value == "0" || value == "off" ? base::Ok() : Error(EINVAL);
+  }
 
  private:
   Kernel* const kernel_;

@@ -67,7 +67,7 @@ base::Status ParseOption(std::string_view key, std::string_view value, uint64_t 
     options->gid = static_cast<gid_t>(n);
   } else if (key != "huge" && key != "mpol" && key != "inode64" && key != "inode32" &&
              key != "noswap" && key != "context" && key != "rw" && key != "ro") {
-    return base::Error(EINVAL);
+    return base::Error(ENOENT);
   }
   return base::Ok();
 }
@@ -87,6 +87,10 @@ class TmpfsType : public FilesystemType {
     TRY(ParseTmpfsOptions(args.data, total_memory_, &options));
     return NewTmpfs(options);
   }
+  base::Status CheckOption(std::string_view key, std::string_view value) const override {
+    TmpfsOptions options;
+    return ParseOption(key, value, total_memory_, &options);
+  }
 
  private:
   const uint64_t total_memory_;
@@ -105,8 +109,11 @@ base::Status ParseTmpfsOptions(std::string_view data, uint64_t total_memory,
     if (option.empty()) continue;
     const size_t equals = option.find('=');
     const bool has_value = equals != std::string_view::npos;
-    TRY(ParseOption(option.substr(0, equals), has_value ? option.substr(equals + 1) : "",
-                    total_memory, options));
+    if (!ParseOption(option.substr(0, equals), has_value ? option.substr(equals + 1) : "",
+                     total_memory, options)
+             .ok()) {
+      return base::Error(EINVAL);
+    }
   }
   return base::Ok();
 }

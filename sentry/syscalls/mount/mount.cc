@@ -1,11 +1,8 @@
 // mount, umount2, pivot_root (Linux: fs/namespace.c).
-#include <sys/mount.h>
+#include <sched.h>
 
-#include "sentry/syscalls/file_util.h"
-
-#ifndef MS_NOSYMFOLLOW
-#define MS_NOSYMFOLLOW 256
-#endif
+#include "sentry/fs/nsfs/nsfs.h"
+#include "sentry/syscalls/mount/mount_util.h"
 
 namespace sentry {
 namespace {
@@ -17,18 +14,12 @@ constexpr uint64_t kMagicMask = 0xffff0000, kMagic = 0xC0ED0000;  // MS_MGC_MSK,
 constexpr uint64_t kInternalFlags = uint64_t{1} << 31;            // MS_NOUSER
 constexpr uint64_t kMountFlags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME |
                                  MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME | MS_NOSYMFOLLOW;
-constexpr uint64_t kPropagation = MS_SHARED | MS_PRIVATE | MS_SLAVE | MS_UNBINDABLE;
 constexpr size_t kMaxOptions = 4096;
-
-// Linux: may_mount.
-base::Status MayMount(Task& t) { return t.HasCap(CAP_SYS_ADMIN) ? base::Ok() : Error(EPERM); }
 
 // A string argument that may be NULL.
 Result<std::string> CopyInOptional(Task& t, uint64_t addr, size_t max) {
   if (addr == 0) return std::string();
-  auto text = t.memory().ReadString(addr, max);
-  if (!text.ok() && text.error().code() == ENAMETOOLONG) return Error(EINVAL);
-  return text;
+  return CopyInText(t, addr, max);
 }
 
 uint64_t AttachFlags(uint64_t flags) {
@@ -37,22 +28,44 @@ uint64_t AttachFlags(uint64_t flags) {
   return result;
 }
 
-bool IsMountRoot(const Path& path) { return path.dentry == path.mount->root(); }
-
-base::Status Remount(const Path& path, uint64_t flags, std::string_view data) {
-  if (!IsMountRoot(path)) return Error(EINVAL);
-  if ((flags & MS_BIND) == 0) TRY(path.mount->fs().Reconfigure(data));
+// do_remount() or, with MS_BIND, do_reconfigure_mnt().
+base::Status Remount(Task& t, const Path& path, uint64_t flags, std::string_view data) {
+  MountNamespace& ns = t.mount_namespace();
+  if (!IsMountRoot(path) || !ns.Contains(*path.mount)) return Error(EINVAL);
+  Filesystem& fs = path.mount->fs();
+  if ((flags & MS_BIND) == 0) {
+    const bool before = fs.read_only();
+    TRY(fs.SetReadOnly((flags & MS_RDONLY) != 0));
+    const base::Status status = fs.Reconfigure(data);
+    if (!status.ok()) {
+      (void)fs.SetReadOnly(before);
+      return status;
+    }
+  }
   // Without a word about access times they stay as they are.
   constexpr uint64_t kTimes = MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
   uint64_t kept = AttachFlags(flags);
   if ((flags & kTimes) == 0) kept = (kept & ~kTimes) | (path.mount->flags() & kTimes);
-  path.mount->set_flags(kept);
-  return base::Ok();
+  return ns.SetAttr(*path.mount, {.set = kept, .clear = ~uint64_t{0}});
+}
+
+// /proc/PID/ns/NAME, which stands in no tree. Mounts that keep mount namespaces could keep each
+// other, so there are none (Linux: mnt_ns_loop, which refuses older ones alone).
+base::Status BindNamespace(Task& t, const Path& what, const NamespaceRef& ns, const Path& target) {
+  if (ns.type == CLONE_NEWNS) return Error(EINVAL);
+  base::Ref<Filesystem> fs(&what.dentry->inode_ptr()->fs());
+  return t.mount_namespace().Attach(
+      base::MakeRef<Mount>(std::move(fs), what.dentry, /*flags=*/0, "nsfs"), target);
 }
 
 base::Status BindMount(Task& t, const std::string& source, const Path& target, uint64_t flags) {
   if (source.empty()) return Error(EINVAL);
   const Path what = TRY(WalkFrom(t, AT_FDCWD, source, {}));
+  const Inode* inode = what.dentry->inode_ptr();
+  const NamespaceRef* ns = inode != nullptr ? NamespaceOfInode(*inode) : nullptr;
+  if (ns != nullptr && !t.mount_namespace().Contains(*what.mount)) {
+    return BindNamespace(t, what, *ns, target);
+  }
   return VfsOf(t).Bind(t.mount_namespace(), what, target, flags & MS_REC);
 }
 
@@ -83,16 +96,16 @@ base::Result<uint64_t> SysMount(Task& t, const SyscallArgs& args) {
   TRY(MayMount(t));
   base::Status status;
   if ((flags & MS_REMOUNT) != 0) {
-    status = Remount(target, flags, data);
+    status = Remount(t, target, flags, data);
   } else if ((flags & MS_BIND) != 0) {
     status = BindMount(t, source, target, flags);
-  } else if ((flags & kPropagation) != 0) {
-    // Mounts of the sandbox propagate nowhere: what asks for that is granted, and sharing is kept
-    // to the namespace.
-    if ((flags & ~(kPropagation | MS_REC | MS_SILENT)) != 0) return Error(EINVAL);
-    if (__builtin_popcountll(flags & kPropagation) != 1 || !IsMountRoot(target)) {
+  } else if ((flags & kPropagationTypes) != 0) {
+    if ((flags & ~(kPropagationTypes | MS_REC | MS_SILENT)) != 0) return Error(EINVAL);
+    if (__builtin_popcountll(flags & kPropagationTypes) != 1 || !IsMountRoot(target)) {
       return Error(EINVAL);
     }
+    status = MountNamespace::SetPropagation(*target.mount, flags & kPropagationTypes,
+                                            (flags & MS_REC) != 0);
   } else if ((flags & MS_MOVE) != 0) {
     status = MoveMount(t, source, target);
   } else {
