@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/lanes/path_words.h"
 #include "sentry/vfs/types.h"
 
 namespace sentry {
@@ -26,7 +27,10 @@ class Mount : public base::RefCounted {
   const std::string& source() const { return source_; }
   int id() const { return id_; }
   uint64_t flags() const { return flags_.load(std::memory_order_relaxed); }
-  void set_flags(uint64_t flags) { flags_.store(flags, std::memory_order_relaxed); }
+  void set_flags(uint64_t flags) {
+    flags_.store(flags, std::memory_order_relaxed);
+    AllPathsChanged();
+  }
   bool read_only() const;  // by the mount
 
  private:
