@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "platform/lane_epoll.h"
+#include "platform/path_lane.h"
 #include "platform/stream_lane.h"
 
 namespace platform {
@@ -46,7 +47,9 @@ static_assert(kFileWindowsEnd <= kMailboxBase);
 
 // Streams that processes like this one share (stream_lane.h).
 inline constexpr uint64_t kLaneBase = kRegionBase + 0x8000'0000;
-static_assert(kLaneBase + kLaneArenaSize <= kRegionEnd);
+// What look-ups of paths give (path_lane.h), read-only.
+inline constexpr uint64_t kPathBase = kRegionBase + 0xc000'0000;
+static_assert(kLaneBase + kLaneArenaSize <= kPathBase && kPathBase + kPathTableSize <= kRegionEnd);
 
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
@@ -215,6 +218,9 @@ inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
 // What is answered by stream lanes, which threads that a filter or a tracer looks at do not have.
 inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45, 232, 233, 281};
 
+// The same for those that are answered from the table of paths.
+inline constexpr int kPathCalls[] = {2, 4, 6, 21, 89, 257, 262, 267, 269, 332, 439};
+
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
   uint64_t rip;
@@ -318,6 +324,8 @@ struct Slot {
   // With what this thread locks stream lanes; 0: it has none. The descriptors in the header are
   // its.
   uint32_t lane_owner;
+  // The name of the place of its working directory in the table of paths; 0: it uses none.
+  uint64_t path_place;
 
   // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
   // a bit that tells in which of the two tables its action stands. The other is written before the

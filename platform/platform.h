@@ -249,6 +249,9 @@ class Context : public base::UserMemory {
   virtual void SetLanes(Lanes /*lanes*/) {}
   // With which number the thread locks stream lanes; 0: it uses none.
   virtual void SetLaneOwner(uint32_t /*owner*/) {}
+  // The name of the place of its working directory in the table of paths (platform/path_lane.h); 0:
+  // it uses none. From any thread; holds for calls that begin later.
+  virtual void SetPathPlace(uint64_t /*place*/) {}
   // After a kSyscall trap: the next Resume(kGuest) has call `nr` with the arguments in regs()
   // (which must not have changed) answered without the kernel after all. If that cannot be, or the
   // wait is interrupted, it traps with the call again. `remaining_ns` >= 0: timeout of a relative
@@ -340,6 +343,13 @@ class AddressSpace : public base::UserMemory {
   // Place `index` (below kLaneEpolls) for an epoll instance that the platform answers calls about
   // (platform/lane_epoll.h), which the guest may write in. Null: there are none.
   virtual LaneEpoll* LaneEpollAt(uint32_t /*index*/) { return nullptr; }
+
+  // The same for a table of paths, which is mapped read-only; `table` is sealed against more than
+  // that. MayMapPaths: false if none will ever be.
+  virtual bool MayMapPaths() const { return false; }
+  virtual bool MapPaths(const base::Ref<base::HostFd>& /*table*/) { return false; }
+  virtual bool HasPaths(const base::Ref<base::HostFd>& /*table*/) const { return false; }
+  virtual void DropPaths() {}
 };
 
 struct Options {

@@ -236,21 +236,26 @@ bool Futex(Slot* s) {
   return false;
 }
 
-constexpr uint32_t kLaneCount = 320;
+constexpr uint32_t kLaneCount = 440;
 
 struct LaneTable {
   Lane lane[kLaneCount] = {};
   constexpr LaneTable() {
     lane[0] = StreamRead;
     lane[1] = StreamWrite;
+    lane[2] = PathOpen;
+    lane[4] = PathStat;
+    lane[6] = PathLstat;
     lane[13] = RtSigaction;
     lane[14] = RtSigprocmask;
     lane[19] = StreamReadv;
     lane[20] = StreamWritev;
+    lane[21] = PathAccess;
     lane[24] = SchedYield;
     lane[39] = GetPid;
     lane[44] = StreamSendto;
     lane[45] = StreamRecvfrom;
+    lane[89] = PathReadlink;
     lane[96] = GetTimeOfDay;
     lane[102] = GetUid;
     lane[104] = GetGid;
@@ -263,8 +268,14 @@ struct LaneTable {
     lane[228] = ClockGettime;
     lane[232] = StreamEpollWait;
     lane[233] = StreamEpollCtl;
+    lane[257] = PathOpenat;
+    lane[262] = PathNewfstatat;
+    lane[267] = PathReadlinkat;
+    lane[269] = PathFaccessat;
     lane[281] = StreamEpollPwait;
     lane[309] = GetCpu;
+    lane[332] = PathStatx;
+    lane[439] = PathFaccessat2;
   }
 };
 constexpr LaneTable kLanes;
@@ -274,12 +285,12 @@ constexpr bool OnlyNamedLanes() {
     bool named = nr == kFutexNr;
     for (int call : kLaneCalls) named |= call == nr;
     for (int call : kStreamCalls) named |= call == nr;
+    for (int call : kPathCalls) named |= call == nr;
     if (named != (kLanes.lane[nr] != nullptr)) return false;
   }
   return true;
 }
-static_assert(OnlyNamedLanes(),
-              "kLaneCalls and kStreamCalls in mailbox.h tell which calls have a lane");
+static_assert(OnlyNamedLanes(), "the lists in mailbox.h tell which calls have a lane");
 
 }  // namespace
 

@@ -127,6 +127,19 @@ bool StreamEpollCtl(Slot* slot);
 bool StreamEpollWait(Slot* slot);
 bool StreamEpollPwait(Slot* slot);
 
+// ---- paths.cc: look-ups that the table of paths answers ----
+bool PathOpen(Slot* slot);
+bool PathOpenat(Slot* slot);
+bool PathStat(Slot* slot);
+bool PathLstat(Slot* slot);
+bool PathNewfstatat(Slot* slot);
+bool PathStatx(Slot* slot);
+bool PathAccess(Slot* slot);
+bool PathFaccessat(Slot* slot);
+bool PathFaccessat2(Slot* slot);
+bool PathReadlink(Slot* slot);
+bool PathReadlinkat(Slot* slot);
+
 // ---- copy_in.cc ----
 
 // Copies what the call's arguments point to into the slot, as far as its shape tells and room

@@ -50,12 +50,19 @@ base::Result<std::unique_ptr<AddressSpace>> SystrapAddressSpace::PrepareFork() {
   base::Ref<StubProcess> child = TRY(process_->CreateChild());
   child->windows().InheritFrom(process_->windows());
   child->lanes().InheritFrom(process_->lanes());
+  child->paths().InheritFrom(process_->paths());
   return std::unique_ptr<AddressSpace>(
       std::make_unique<SystrapAddressSpace>(std::move(child), limits_));
 }
 
 bool SystrapAddressSpace::MapLanes(const base::Ref<base::HostFd>& arena) {
   return process_->platform().lanes() && process_->lanes().Want(arena);
+}
+
+bool SystrapAddressSpace::MayMapPaths() const { return process_->platform().lanes(); }
+
+bool SystrapAddressSpace::MapPaths(const base::Ref<base::HostFd>& table) {
+  return MayMapPaths() && process_->paths().Want(table);
 }
 
 void SystrapAddressSpace::ClearLanes() {

@@ -43,6 +43,12 @@ class SystrapAddressSpace final : public AddressSpace, public ExecInPlace {
   }
   void ClearLanes() override;
   void DropLanes() override { process_->lanes().Drop(); }
+  bool MayMapPaths() const override;
+  bool MapPaths(const base::Ref<base::HostFd>& table) override;
+  bool HasPaths(const base::Ref<base::HostFd>& table) const override {
+    return process_->paths().Has(table);
+  }
+  void DropPaths() override { process_->paths().Drop(); }
   void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
   LaneEpoll* LaneEpollAt(uint32_t index) override {
     return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;

@@ -57,6 +57,9 @@ class ThreadContext final : public Context {
   void SetLaneOwner(uint32_t owner) override {
     __atomic_store_n(&slot_->lane_owner, owner, __ATOMIC_SEQ_CST);
   }
+  void SetPathPlace(uint64_t place) override {
+    __atomic_store_n(&slot_->path_place, place, __ATOMIC_SEQ_CST);
+  }
   void AnswerInLane(int nr, int64_t remaining_ns, bool then_trap) override {
     regs_.rax = static_cast<uint64_t>(nr);
     in_lane_ = true;
@@ -152,6 +155,7 @@ class ThreadContext final : public Context {
   // round before all others, and what there is to do about lanes. False if there is nothing to do.
   bool ChangeWindows();
   void ChangeLanes(Batch* batch);
+  bool ChangeMap(Batch* batch, LaneMap& map, uint64_t addr, uint64_t size, int prot);
   // The round that had copies from windows has been answered. `failed`: by that they could not all
   // be made; they are left for FlushWrites.
   void ReleaseWindows(bool failed);
@@ -251,6 +255,7 @@ class ThreadContext final : public Context {
   std::vector<uint32_t> changed_windows_;  // pinned during the round that unmaps them
   bool changes_windows_ = false;           // that round, or one that maps, is under way
   bool changes_lanes_ = false;             // and maps or unmaps the lanes
+  bool changes_paths_ = false;             // and the table of paths
 
   // Of an unborn child, under the poll lock: it has been resumed.
   bool resumed_unborn_ = false;

@@ -437,6 +437,7 @@ base::Status SystrapPlatform::AdoptFork(SystrapAddressSpace* child, StubProcess*
   // Again: other threads may have mapped more until it was made.
   process.windows().InheritFrom(parent->windows());
   process.lanes().InheritFrom(parent->lanes());
+  process.paths().InheritFrom(parent->paths());
   process.InheritFrom(*parent);
   AddContextLocked(child->MakeMain());
   return {};

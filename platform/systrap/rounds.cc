@@ -155,7 +155,7 @@ bool ThreadContext::ChangeWindows() {
       while (i + n < changed_windows_.size() && changed_windows_[i + n] == changed_windows_[i] + n)
         n++;
       // There is room for all of them, however they lie.
-      static_assert(kMaxCopies + kFileWindows / 2 + 1 <= kMaxOrders);
+      static_assert(kMaxCopies + kFileWindows / 2 + 2 <= kMaxOrders);
       add(OrderOp::kMunmap, changed_windows_[i], n, nullptr);
       i += n;
     }
@@ -175,19 +175,24 @@ bool ThreadContext::ChangeWindows() {
 }
 
 void ThreadContext::ChangeLanes(Batch* batch) {
-  LaneMap& lanes = process_->lanes();
-  if (!lanes.WantsChange()) return;
-  std::optional<LaneMap::Change> change = lanes.Take();
-  if (!change) return;
-  changes_lanes_ = true;
+  changes_lanes_ =
+      ChangeMap(batch, process_->lanes(), kLaneBase, kLaneArenaSize, PROT_READ | PROT_WRITE);
+  changes_paths_ = ChangeMap(batch, process_->paths(), kPathBase, kPathTableSize, PROT_READ);
+}
+
+bool ThreadContext::ChangeMap(Batch* batch, LaneMap& map, uint64_t addr, uint64_t size, int prot) {
+  if (!map.WantsChange()) return false;
+  std::optional<LaneMap::Change> change = map.Take();
+  if (!change) return false;
   OrderEntry e{};
   e.op = OrderOp::kMmap;
-  e.a = kLaneBase;
-  e.b = kLaneArenaSize;
-  e.c = PROT_READ | PROT_WRITE;
+  e.a = addr;
+  e.b = size;
+  e.c = static_cast<uint64_t>(prot);
   e.fd = change->arena ? batch->AddFile(change->arena) : -1;
   e.d = MAP_FIXED | (change->arena ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
   AddEntry(batch, e, change->arena);
+  return true;
 }
 
 // Whether the changes could be made or not: a window that is not there is found out by who reads
@@ -195,6 +200,7 @@ void ThreadContext::ChangeLanes(Batch* batch) {
 void ThreadContext::EndWindowRound(bool good) {
   changes_windows_ = false;
   if (std::exchange(changes_lanes_, false)) process_->lanes().Made(good);
+  if (std::exchange(changes_paths_, false)) process_->paths().Made(good);
   FileWindows& windows = process_->windows();
   for (uint32_t window : std::exchange(changed_windows_, {})) windows.Unpin(window);
   for (const FileCopy& file : file_copies_) windows.Mapped(file.window);

@@ -169,6 +169,7 @@ class StubProcess : public base::RefCounted {
   Patcher& patcher() { return patcher_; }
   FileWindows& windows() { return windows_; }
   LaneMap& lanes() { return lanes_; }
+  LaneMap& paths() { return paths_; }
 
   // Whether contexts may be running: the poller looks into the mailbox only then. A context says so
   // after it has begun to run; the poller takes it back and looks at the contexts after that.
@@ -209,6 +210,7 @@ class StubProcess : public base::RefCounted {
   Patcher patcher_;
   FileWindows windows_;
   LaneMap lanes_;
+  LaneMap paths_;
 
   // Held shared while a pid or tid is used, exclusively while the process is reaped, so that no
   // call can reach a later process of the same number.

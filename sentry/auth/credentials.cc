@@ -1,5 +1,7 @@
 #include "sentry/auth/credentials.h"
 
+#include <linux/securebits.h>
+
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -259,6 +261,20 @@ bool Credentials::HasCapIn(int cap, const UserNamespace& ns) const {
 }
 
 bool Credentials::HasCap(int cap) const { return (effective & CapBit(cap)) != 0; }
+
+base::Ref<Credentials> Credentials::RealIds() const {
+  CapSet real = effective;
+  if ((securebits & SECBIT_NO_SETUID_FIXUP) == 0) {
+    const bool root = user_ns ? user_ns->MapUidOut(ruid) == 0 : ruid == 0;
+    real = root ? permitted : 0;
+  }
+  if (fsuid == ruid && fsgid == rgid && real == effective) return nullptr;
+  base::Ref<Credentials> creds = Clone();
+  creds->fsuid = ruid;
+  creds->fsgid = rgid;
+  creds->effective = real;
+  return creds;
+}
 
 bool Credentials::InGroup(gid_t kgid) const {
   return kgid == fsgid || std::binary_search(groups.begin(), groups.end(), kgid);

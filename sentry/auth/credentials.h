@@ -89,6 +89,9 @@ class Credentials : public base::RefCounted {
   bool HasCapIn(int cap, const UserNamespace& ns) const;
   // In their own user namespace.
   bool HasCap(int cap) const;
+  // With what access(2) looks: the real ids, and the capabilities that they would give (Linux:
+  // access_override_creds). Null: these will do.
+  base::Ref<Credentials> RealIds() const;
   bool InGroup(gid_t kgid) const;  // fsgid or supplementary (Linux: in_group_p)
 };
 

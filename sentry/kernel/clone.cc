@@ -141,8 +141,15 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
     if (!child.context_) return base::Error(ENOMEM);
     pending = child.mm_->TakePendingOrders();
   }
-  if (!IsSameSubject(*child.creds_, *creds_)) child.mm_->address_space().DropFileWindows();
+  const bool same = IsSameSubject(*child.creds_, *creds_);
+  if (!same) child.mm_->address_space().DropFileWindows();
+  if (!same || child.mount_ns_ != mount_ns_) child.mm_->DropPaths();
   child.context_->set_listener(&child);
+  child.context_->SetPathPlace(0);
+  child.paths_ = paths_;
+  child.paths_creds_ = paths_creds_;
+  child.paths_namespace_ = paths_namespace_;
+  child.path_asks_ = path_asks_;
   platform::Regs& r = child.context_->regs();
   r = regs();
   r.rax = 0;

@@ -332,6 +332,7 @@ void Task::Adopt(LoadedProgram program) {
   if (old_mm != nullptr) old_mm->UnbindLanes();
   if (moves) {
     context_->SetLaneOwner(0);
+    context_->SetPathPlace(0);
     dynamic_cast<platform::ExecInPlace&>(mm_->address_space()).TakeThread(*context_);
     ClearMemory(mm_->address_space(), orders);
     context_->regs() = program.regs;

@@ -1,13 +1,27 @@
-// Which tasks have stream lanes (sentry/lanes).
+// Which tasks have stream lanes (sentry/lanes), and look paths up without the sentry.
+#include <fcntl.h>
 #include <linux/seccomp.h>
+#include <sys/resource.h>
 
+#include <cstring>
 #include <string>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/vfs/path_outcome.h"
 
 namespace sentry {
+namespace {
+
+using platform::PathQuery;
+
+// Who looks up little does not need the table: so many look-ups before it is asked for, and before
+// a stub that does not have it yet maps it.
+constexpr uint32_t kAsksBeforeTable = 4, kAsksBeforeMap = 12;
+
+}  // namespace
 
 // Tasks of one domain may trace one another, whoever of them begins (Linux: ptrace_may_access):
 // they have the same ids, capabilities and namespaces, and are dumpable. One container has one
@@ -51,6 +65,89 @@ void Task::FinishLaneCall() {
   rax_kept_ = false;
   context_->SetResult(static_cast<uint64_t>(result));
   if (base::Ref<LaneBinding> binding = mm_->lanes()) binding->arena().Tell(name, wrote);
+}
+
+// All that decides what a walk finds, its beginning and the tree aside. Empty: the task is in no
+// domain, and each of its look-ups is the sentry's.
+std::string Task::PathDomain(int root_mount) const {
+  const Credentials& c = *creds_;
+  if (c.ruid != c.euid || c.ruid != c.suid || c.ruid != c.fsuid) return "";
+  if (c.rgid != c.egid || c.rgid != c.sgid || c.rgid != c.fsgid) return "";
+  if (!c.user_ns) return "";
+  // Until ids are mapped, they will be shown in another way some day.
+  if (c.user_ns->parent() && (c.user_ns->uid_map().empty() || c.user_ns->gid_map().empty())) {
+    return "";
+  }
+  return fmt::format("{} {} {:x} {:x} {:x} {} {} {} {}", c.ruid, c.rgid, c.permitted, c.effective,
+                     c.securebits, fmt::ptr(c.user_ns.get()), mount_ns_->id(), root_mount,
+                     fmt::join(c.groups, ","));
+}
+
+PathTable* Task::PathsNow() {
+  if (paths_ && paths_creds_ == creds_ && paths_namespace_ == mount_ns_->id()) return paths_.get();
+  paths_ = nullptr;
+  const Path root = fs_->root();
+  const std::string domain = PathDomain(root.mount->id());
+  if (domain.empty()) return nullptr;
+  auto table = PathTable::OfDomain(domain, root.mount->id(), creds_->user_ns);
+  if (!table.ok()) {
+    path_asks_ = 0;  // later, perhaps
+    return nullptr;
+  }
+  paths_ = *std::move(table);
+  paths_creds_ = creds_;
+  paths_namespace_ = mount_ns_->id();
+  return paths_.get();
+}
+
+void Task::LeavePaths() {
+  if (context_) context_->SetPathPlace(0);
+  paths_ = nullptr;
+  if (mm_) mm_->DropPaths();
+}
+
+void Task::HandOffLookUps() {
+  absl::MutexLock l(&group_->signal_mutex());
+  if (context_) context_->SetPathPlace(0);
+}
+
+void Task::ConsiderPath(int dirfd, std::string_view path, bool follows) {
+  if (path.empty() || path.size() > platform::kPathMost) return;
+  if (path.front() != '/' && dirfd != AT_FDCWD) return;
+  platform::AddressSpace& space = mm_->address_space();
+  if (path_asks_ < kAsksBeforeMap) path_asks_++;
+  if (path_asks_ < kAsksBeforeTable || !space.MayMapPaths()) return;
+  if (syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED ||
+      kernel_->strace.load(std::memory_order_relaxed)) {
+    return;
+  }
+  PathTable* table = PathsNow();
+  if (table == nullptr) return;
+  const FsContext::Place place = fs_->EnterPaths(*table);
+  if (place.name == 0) return;
+  if (space.HasPaths(table->file())) {
+    // open(2) without room for descriptors fails before it looks anything up.
+    if (Rlimit(RLIMIT_NOFILE) != 0) context_->SetPathPlace(place.name);
+  } else if (path_asks_ >= kAsksBeforeMap) {
+    space.MapPaths(table->file());
+  }
+  uint64_t text[platform::kPathBuffer / 8] = {};
+  memcpy(text, path.data(), path.size());
+  PathQuery query{0, path.front() == '/' ? platform::kPathAtRoot : place.directory, text,
+                  static_cast<uint32_t>(path.size()), follows};
+  query.hash = platform::HashPath(query.directory, follows, text, query.length);
+  if (!table->Asked(query.hash)) return;
+  base::Result<WalkContext> ctx = Walk(AT_FDCWD, path);
+  if (!ctx.ok()) return;
+  // Another thread may have changed them meanwhile.
+  if (ctx->root.dentry != ctx->root.mount->root() || ctx->root.mount->id() != table->root_mount() ||
+      FsContext::NumberOf(ctx->start) != place.directory) {
+    return;
+  }
+  PathOutcome outcome(*table, kernel_->vfs(), *ctx, path, follows);
+  const bool found = outcome.Find();
+  if (found) table->Publish(query, outcome.entry(), outcome.link());
+  table->Tried(query.hash, found);
 }
 
 }  // namespace sentry

@@ -50,6 +50,9 @@ void Task::SetCredentials(base::Ref<const Credentials> creds) {
   if (mm_ && !IsSameSubject(*creds_, *creds)) {
     mm_->address_space().DropFileWindows();
     mm_->DropLanes();
+    LeavePaths();
+  } else if (mm_ && creds_->securebits != creds->securebits) {
+    LeavePaths();  // access(2) finds something else
   }
   PublishIdentity();
 }
@@ -86,6 +89,7 @@ base::Ref<CgroupNamespace> Task::cgroup_namespace_ref() const {
   return cgroup_ns_;
 }
 void Task::SetFsContext(base::Ref<FsContext> fs) {
+  if (context_) context_->SetPathPlace(0);
   absl::MutexLock l(&mutex_);
   std::swap(fs_, fs);
 }
@@ -96,6 +100,7 @@ void Task::SetFdTable(base::Ref<FdTable> fds) {
 }
 void Task::SetMountNamespace(base::Ref<MountNamespace> ns) {
   if (mm_) mm_->DropLanes();  // of the domain of the old one
+  LeavePaths();
   absl::MutexLock l(&mutex_);
   std::swap(mount_ns_, ns);
 }

@@ -237,6 +237,14 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Has the platform answer the next reads and writes of descriptor `fd`, which is `file`, by
   // lanes, if both may have some (lanes.cc).
   void ConsiderLanes(int fd, FileDescription& file);
+  // A path has been looked up, the last link followed or not: has the platform answer such
+  // look-ups, and enters the outcome if it is asked for again (lanes.cc). May park.
+  void ConsiderPath(int dirfd, std::string_view path, bool follows);
+  // The task's look-ups are the sentry's from now on, until it asks for others: what they give has
+  // changed.
+  void LeavePaths();
+  // They are until it makes one more. [any]
+  void HandOffLookUps();
 
   // --- state for /proc, getrusage and others ---
   TaskState state() const { return state_.load(std::memory_order_relaxed); }  // [any] see StateChar
@@ -315,6 +323,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void HandleTrap();
   void HandleSyscall();
   std::string LaneDomain() const;
+  std::string PathDomain(int root_mount) const;
+  PathTable* PathsNow();
   void FinishLaneCall();
   bool EnterWithWork(int* nr, base::Result<uint64_t>* result);
   void FinishSyscall(const base::Result<uint64_t>& result);
@@ -449,6 +459,12 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   bool copy_out_failed_ = false;  // the current call wrote to a bad address
   int restart_code_ = 0;          // the current call's result, if it asks for a restart
   bool rax_kept_ = false;         // the call leaves rax as it is
+  // The table of paths that its look-ups are answered from, of whom it is, and how many have
+  // reached the sentry, up to a bound. The fiber's.
+  base::Ref<PathTable> paths_;
+  base::Ref<const Credentials> paths_creds_;
+  uint64_t paths_namespace_ = 0;
+  uint32_t path_asks_ = 0;
   std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 

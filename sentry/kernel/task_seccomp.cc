@@ -60,11 +60,15 @@ void Task::UpdateLanes() {
   }
   if (traced()) lanes = Lanes::kNone;
   if (context_) context_->SetLanes(lanes);
-  if (context_ && seccomp_mode() != SECCOMP_MODE_DISABLED) context_->SetLaneOwner(0);
+  if (context_ && seccomp_mode() != SECCOMP_MODE_DISABLED) {
+    context_->SetLaneOwner(0);
+    context_->SetPathPlace(0);
+  }
 }
 
 base::Status Task::SetStrictSeccomp() {
   mm_->DropLanes();
+  mm_->DropPaths();
   absl::MutexLock l(&group_->signal_mutex());
   if (seccomp_mode() == SECCOMP_MODE_FILTER) return base::Error(EINVAL);
   SetSeccompMode(SECCOMP_MODE_STRICT);
@@ -75,6 +79,7 @@ base::Status Task::SetStrictSeccomp() {
 base::Result<int> Task::InstallSeccomp(base::Ref<SeccompFilter> filter, bool sync) {
   // Who may do less than others is no longer their equal.
   mm_->DropLanes();
+  mm_->DropPaths();
   absl::MutexLock l(&group_->signal_mutex());
   if (seccomp_mode() == SECCOMP_MODE_STRICT) return base::Error(EINVAL);
   base::Ref<const SeccompFilter> own = seccomp_filter();

@@ -201,6 +201,8 @@ class MemoryManager : public base::RefCounted {
   void UnbindLanes();
   // The process is no longer the equal of others that have lanes, and gives its own up.
   void DropLanes();
+  // The same for the table of paths: what the process finds is no longer what others do.
+  void DropPaths() { as_->DropPaths(); }
 
   // --- for the loader, on a fresh address space ---
   // Chooses where mappings go (Linux: arch_pick_mmap_layout): `stack_limit` is RLIMIT_STACK,

@@ -190,6 +190,7 @@ base::Result<uint64_t> SysChroot(Task& t, const SyscallArgs& args) {
   Path path = TRY(WalkArg(t, AT_FDCWD, args[0], {.need_dir = true, .exec_check = true}));
   if (!t.HasCap(CAP_SYS_CHROOT)) return Error(EPERM);
   t.fs_context().SetRoot(std::move(path));
+  t.LeavePaths();
   return uint64_t{0};
 }
 

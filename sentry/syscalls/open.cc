@@ -42,7 +42,11 @@ Result<uint64_t> DoOpen(Task& t, int dirfd, uint64_t path_addr, uint32_t flags, 
   const std::string path = TRY(t.CopyInPath(path_addr));
   if (path.empty()) return Error(ENOENT);
   const WalkContext ctx = TRY(t.Walk(dirfd, path));
-  return OpenAndInstall(t, ctx, path, flags, mode & 07777);
+  auto opened = OpenAndInstall(t, ctx, path, flags, mode & 07777);
+  if (!opened.ok() && opened.error().code() == ENOENT && (flags & (O_CREAT | kTmpfile)) == 0) {
+    t.ConsiderPath(dirfd, path, /*follows=*/(flags & O_NOFOLLOW) == 0);
+  }
+  return opened;
 }
 
 Result<uint64_t> CloseRange(Task& t, uint32_t first, uint32_t last) {

@@ -337,6 +337,10 @@ Status SetLimit(Task& t, ThreadGroup& group, int resource, Rlimits::Limit limit)
   // A CPU limit of zero would kill at once: Linux makes it one second.
   if (resource == RLIMIT_CPU && limit.soft == 0) limit.soft = 1;
   group.rlimits().Set(resource, limit);
+  if (resource == RLIMIT_NOFILE && limit.soft == 0) {
+    // open(2) fails in another way from now on.
+    for (const Ref<Task>& thread : group.Threads()) thread->HandOffLookUps();
+  }
   if (resource == RLIMIT_STACK && &group == &t.thread_group()) t.mm().ReadyMainStack(t);
   if (resource == RLIMIT_CPU && limit.soft != RLIM64_INFINITY) group.timers().WatchCpuLimit();
   return base::Ok();

@@ -1,5 +1,4 @@
 // stat and its forms, access, readlink, statfs (Linux: fs/stat.c, fs/open.c, fs/statfs.c).
-#include <linux/securebits.h>
 #include <linux/stat.h>
 #include <sys/stat.h>
 
@@ -18,32 +17,22 @@ using base::Error;
 using base::Result;
 using base::UserPtr;
 
-struct stat ToStat(const UserNamespace& ns, const InodeAttr& attr) {
-  struct stat st;
-  memset(&st, 0, sizeof(st));
-  st.st_dev = attr.dev;
-  st.st_ino = attr.ino;
-  st.st_nlink = attr.nlink;
-  st.st_mode = attr.mode;
-  st.st_uid = ns.MapUidOut(attr.uid);
-  st.st_gid = ns.MapGidOut(attr.gid);
-  st.st_rdev = attr.rdev;
-  st.st_size = static_cast<off_t>(attr.size);
-  st.st_blksize = attr.blksize;
-  st.st_blocks = static_cast<blkcnt_t>(attr.blocks);
-  st.st_atim = attr.atime;
-  st.st_mtim = attr.mtime;
-  st.st_ctim = attr.ctime;
-  return st;
-}
-
 Result<uint64_t> CopyOutStat(Task& t, uint64_t addr, const InodeAttr& attr) {
   TRY(UserPtr<struct stat>(addr).CopyOut(t.memory(), ToStat(t.user_ns(), attr)));
   return uint64_t{0};
 }
 
+// The walk of a path argument of a call that the platform may answer by itself, the next time.
+Result<Path> LookUp(Task& t, int dirfd, uint64_t path_addr, WalkFlags flags,
+                    const Credentials* creds = nullptr) {
+  const std::string path = TRY(t.CopyInPath(path_addr));
+  auto found = WalkFrom(t, dirfd, path, flags, creds);
+  t.ConsiderPath(dirfd, path, flags.follow_last);
+  return found;
+}
+
 Result<uint64_t> StatPath(Task& t, int dirfd, uint64_t path, uint64_t out, WalkFlags flags) {
-  const Path found = TRY(WalkArg(t, dirfd, path, flags));
+  const Path found = TRY(LookUp(t, dirfd, path, flags));
   return CopyOutStat(t, out, TRY(VfsOf(t).GetAttr(found)));
 }
 
@@ -102,31 +91,13 @@ Result<uint64_t> CopyOutStatx(Task& t, uint64_t addr, const InodeAttr& attr, con
   return uint64_t{0};
 }
 
-// access(2) looks with the real ids and with what capabilities they would give (Linux:
-// access_override_creds). Null: the task's own will do.
-base::Ref<Credentials> RealCredentials(const Credentials& creds) {
-  CapSet effective = creds.effective;
-  if ((creds.securebits & SECBIT_NO_SETUID_FIXUP) == 0) {
-    const bool root = creds.user_ns ? creds.user_ns->MapUidOut(creds.ruid) == 0 : creds.ruid == 0;
-    effective = root ? creds.permitted : 0;
-  }
-  if (creds.fsuid == creds.ruid && creds.fsgid == creds.rgid && effective == creds.effective) {
-    return nullptr;
-  }
-  base::Ref<Credentials> real = creds.Clone();
-  real->fsuid = creds.ruid;
-  real->fsgid = creds.rgid;
-  real->effective = effective;
-  return real;
-}
-
 Result<uint64_t> DoAccess(Task& t, int dirfd, uint64_t path, int mode, int flags) {
   if ((mode & ~7) != 0) return Error(EINVAL);
   if ((flags & ~(AT_EACCESS | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
   base::Ref<Credentials> real;
-  if ((flags & AT_EACCESS) == 0) real = RealCredentials(t.creds());
+  if ((flags & AT_EACCESS) == 0) real = t.creds().RealIds();
   const Credentials& creds = real ? *real : t.creds();
-  const Path found = TRY(WalkArg(t, dirfd, path, AtFlags(flags), &creds));
+  const Path found = TRY(LookUp(t, dirfd, path, AtFlags(flags), &creds));
   TRY(VfsOf(t).Access(creds, found, mode));
   return uint64_t{0};
 }
@@ -134,7 +105,9 @@ Result<uint64_t> DoAccess(Task& t, int dirfd, uint64_t path, int mode, int flags
 Result<uint64_t> DoReadlink(Task& t, int dirfd, uint64_t path_addr, uint64_t out, int size) {
   if (size <= 0) return Error(EINVAL);
   const std::string path = TRY(t.CopyInPath(path_addr));
-  const Path found = TRY(WalkFrom(t, dirfd, path, {.follow_last = false, .allow_empty = true}));
+  auto walked = WalkFrom(t, dirfd, path, {.follow_last = false, .allow_empty = true});
+  t.ConsiderPath(dirfd, path, /*follows=*/false);
+  const Path found = TRY(std::move(walked));
   if (path.empty() && !found.dentry->inode_ptr()->IsSymlink()) return Error(ENOENT);
   const std::string target = TRY(VfsOf(t).ReadLink(t.creds(), found));
   const size_t n = std::min(target.size(), static_cast<size_t>(size));
@@ -181,7 +154,7 @@ base::Result<uint64_t> SysStatx(Task& t, const SyscallArgs& args) {
     base::Ref<FileDescription> file = TRY(t.GetFile(args.Int(0)));
     return CopyOutStatx(t, args[4], TRY(file->GetAttr()), file->path(), args.Uint(3));
   }
-  const Path found = TRY(WalkArg(t, args.Int(0), args[1], AtFlags(flags)));
+  const Path found = TRY(LookUp(t, args.Int(0), args[1], AtFlags(flags)));
   return CopyOutStatx(t, args[4], TRY(VfsOf(t).GetAttr(found)), found, args.Uint(3));
 }
 

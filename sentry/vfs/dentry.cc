@@ -12,6 +12,7 @@ constexpr size_t kDefaultLimit = 50000;
 constexpr int kScan = 32;
 
 std::atomic<uint64_t> g_rename_sequence{0};
+std::atomic<uint64_t> g_numbers{1};
 
 // Root dentries by root inode.
 struct Roots {
@@ -109,6 +110,7 @@ base::Ref<Dentry> Dentry::AddChild(std::string_view name, base::Ref<Inode> inode
         (*it)->Touch();
         return base::Ref<Dentry>::Adopt(*it);
       }
+      (*it)->word_.Changed();
       children_.erase(it);  // it is dying and will not find itself
     }
     children_.insert(fresh.get());
@@ -120,7 +122,16 @@ base::Ref<Dentry> Dentry::AddChild(std::string_view name, base::Ref<Inode> inode
 void Dentry::Instantiate(base::Ref<Inode> inode) {
   Inode* expected = nullptr;
   Inode* p = inode.get();
+  word_.Changing();
   if (inode_.compare_exchange_strong(expected, p, std::memory_order_acq_rel)) inode.release();
+  word_.Changed();
+}
+
+uint64_t Dentry::number() {
+  uint64_t number = number_.load(std::memory_order_acquire);
+  if (number != 0) return number;
+  const uint64_t fresh = g_numbers.fetch_add(1, std::memory_order_relaxed);
+  return number_.compare_exchange_strong(number, fresh, std::memory_order_acq_rel) ? fresh : number;
 }
 
 bool Dentry::EraseChild(Dentry* child) {
@@ -136,6 +147,7 @@ void Dentry::InsertChild(Dentry* child) {
   auto it = children_.find(std::string_view(child->name_));
   if (it != children_.end()) {
     if (*it == child) return;
+    (*it)->word_.Changed();
     children_.erase(it);
   }
   children_.insert(child);
@@ -144,6 +156,7 @@ void Dentry::InsertChild(Dentry* child) {
 void Dentry::MarkUnlinked() {
   unlinked_.store(true, std::memory_order_release);
   parent()->EraseChild(this);
+  word_.Changed();
   PruneChildren();
   DentryCache::Get().Remove(*this);
 }
@@ -153,12 +166,14 @@ void Dentry::Invalidate() {
   base::Ref<Dentry> up = parent();
   if (up.get() == this) return;
   up->EraseChild(this);
+  word_.Changed();
   PruneChildren();
   DentryCache::Get().Remove(*this);
 }
 
 void Dentry::Move(Dentry& moved, Dentry& new_parent, std::string_view new_name) {
   g_rename_sequence.fetch_add(1, std::memory_order_acq_rel);
+  moved.word_.Changing();
   base::Ref<Dentry> old_parent = moved.parent();
   if (base::Ref<Dentry> there = new_parent.FindChild(new_name); there && there.get() != &moved) {
     there->MarkUnlinked();
@@ -170,11 +185,14 @@ void Dentry::Move(Dentry& moved, Dentry& new_parent, std::string_view new_name) 
     moved.name_ = new_name;
   }
   new_parent.InsertChild(&moved);
+  moved.word_.Changed();
   g_rename_sequence.fetch_add(1, std::memory_order_acq_rel);
 }
 
 void Dentry::Exchange(Dentry& a, Dentry& b) {
   g_rename_sequence.fetch_add(1, std::memory_order_acq_rel);
+  a.word_.Changing();
+  b.word_.Changing();
   base::Ref<Dentry> a_parent = a.parent(), b_parent = b.parent();
   const std::string a_name = a.name(), b_name = b.name();
   a_parent->EraseChild(&a);
@@ -191,6 +209,8 @@ void Dentry::Exchange(Dentry& a, Dentry& b) {
   }
   b_parent->InsertChild(&a);
   a_parent->InsertChild(&b);
+  a.word_.Changed();
+  b.word_.Changed();
   g_rename_sequence.fetch_add(1, std::memory_order_acq_rel);
 }
 
@@ -231,6 +251,7 @@ void Dentry::OnZeroRefs() {
   while (!list.empty()) {
     Dentry* d = list.back();
     list.pop_back();
+    d->word_.Changed();  // while nobody else can have its name
     base::Ref<Dentry> up = std::move(d->parent_);
     if (up) up->EraseChild(d);
     delete d;

@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/lanes/path_words.h"
 #include "sentry/vfs/types.h"
 
 namespace sentry {
@@ -44,7 +45,10 @@ class Dentry : public base::RefCounted {
   bool IsAncestorOf(const Dentry& other) const;
   // Set while a mount stands on this dentry in any namespace.
   bool is_mountpoint() const { return mount_count_.load(std::memory_order_acquire) > 0; }
-  void AddMountCount(int n) { mount_count_.fetch_add(n, std::memory_order_acq_rel); }
+  void AddMountCount(int n) {
+    mount_count_.fetch_add(n, std::memory_order_acq_rel);
+    AllPathsChanged();
+  }
 
   // The cached child, or null if nothing is known. Needs no lock.
   base::Ref<Dentry> FindChild(std::string_view name) const;
@@ -63,6 +67,10 @@ class Dentry : public base::RefCounted {
   void Invalidate();
   // Drops all cached descendants that nobody uses.
   void PruneChildren();
+  // Changes with what the name leads to, and when it is no longer known.
+  PathWord& word() { return word_; }
+  // A number of its own, which no other gets.
+  uint64_t number();
   // Cached children at this moment.
   std::vector<base::Ref<Dentry>> CachedChildren() const;
 
@@ -106,6 +114,8 @@ class Dentry : public base::RefCounted {
   std::atomic<bool> unlinked_{false};
   std::atomic<bool> recently_used_{false};
   std::atomic<int> mount_count_{0};
+  std::atomic<uint64_t> number_{0};
+  PathWord word_;
   // The cache's list; guarded by its mutex.
   Dentry* lru_prev_ = nullptr;
   Dentry* lru_next_ = nullptr;

@@ -89,9 +89,15 @@ Inode::~Inode() {
 }
 
 void Inode::CachePerm(mode_t mode, uid_t uid, gid_t gid) {
-  perm_mode_.store((mode & ~S_IFMT) | type_, std::memory_order_relaxed);
-  perm_ids_.store(uint64_t{uid} << 32 | gid, std::memory_order_relaxed);
-  perm_cached_.store(true, std::memory_order_release);
+  const mode_t full = (mode & ~S_IFMT) | type_;
+  const uint64_t ids = uint64_t{uid} << 32 | gid;
+  const bool changes = perm_mode_.load(std::memory_order_relaxed) != full ||
+                       perm_ids_.load(std::memory_order_relaxed) != ids;
+  if (changes && perm_used_.load(std::memory_order_acquire)) AllPathsChanged();
+  perm_mode_.store(full, std::memory_order_relaxed);
+  perm_ids_.store(ids, std::memory_order_relaxed);
+  perm_cached_.store(true, std::memory_order_seq_cst);
+  if (changes && perm_used_.load(std::memory_order_seq_cst)) AllPathsChanged();
 }
 
 base::Result<InodePerm> Inode::GetPerm() {
@@ -193,6 +199,7 @@ base::Status Filesystem::SetReadOnly(bool read_only) {
     return base::Error(EBUSY);
   }
   read_only_.store(read_only, std::memory_order_release);
+  AllPathsChanged();
   return base::Ok();
 }
 

@@ -10,9 +10,11 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/fiber/mutex.h"
+#include "sentry/lanes/path_words.h"
 #include "sentry/vfs/types.h"
 
 namespace sentry {
@@ -40,6 +42,9 @@ class Filesystem : public base::RefCounted {
   virtual bool needs_revalidation() const { return false; }
   // True if a lookup is as cheap as the dentry cache, which then keeps no negative entries.
   virtual bool cheap_lookup() const { return false; }
+  // True if names, owners and permissions change by this kernel's doing alone, and are where the
+  // dentry cache and Inode::GetPerm find them.
+  virtual bool keeps_names() const { return false; }
 
   // Linux's s_vfs_rename_mutex: held over a rename between directories.
   fiber::Mutex& rename_mutex() { return rename_mutex_; }
@@ -120,10 +125,20 @@ class Inode : public base::RefCounted {
   // --- attributes ---
   virtual base::Result<InodeAttr> GetAttr() = 0;
   virtual base::Status SetAttr(const AttrChange& change) = 0;
+  // Adds the words that change before GetAttr answers something else than now. False: that may
+  // happen without.
+  using AttrWords = absl::InlinedVector<PathWord*, 4>;
+  virtual bool WatchAttr(AttrWords* /*words*/) { return false; }
+  // That of the attributes, for filesystems that implement WatchAttr.
+  PathWord& attr_word() { return attr_word_; }
   // May `creds` do `may` (kMay*)? Default: Linux's generic_permission with GetAttr; EACCES.
   virtual base::Status CheckPermission(const Credentials& creds, int may);
   // Owner and permissions: from what CachePerm left, else by GetAttr.
   base::Result<InodePerm> GetPerm();
+  // The outcome of a walk that is kept (PathRecord) depends on what GetPerm says of this directory.
+  void NotePermUsed() {
+    if (!perm_used_.load(std::memory_order_relaxed)) perm_used_.store(true);
+  }
 
   // --- directories ---
   // ENOENT if there is none (the VFS then caches a negative dentry).
@@ -217,6 +232,8 @@ class Inode : public base::RefCounted {
   std::atomic<bool> perm_cached_{false};
   std::atomic<mode_t> perm_mode_{0};
   std::atomic<uint64_t> perm_ids_{0};
+  std::atomic<bool> perm_used_{false};
+  PathWord attr_word_;
   std::atomic<FileLocks*> locks_{nullptr};
   std::atomic<InodeWatches*> watches_{nullptr};
   Special* special_ = nullptr;  // under a mutex chosen by the inode's address

@@ -16,6 +16,7 @@
 #include "sentry/base/id_allocator.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
+#include "sentry/lanes/path_words.h"
 #include "sentry/vfs/types.h"
 
 namespace sentry {
@@ -37,7 +38,10 @@ class Mount : public base::RefCounted {
   // As statmount(2) and STATX_MNT_ID_UNIQUE tell it.
   uint64_t unique_id() const { return kUniqueMountIds + static_cast<uint64_t>(id_); }
   uint64_t flags() const { return flags_.load(std::memory_order_relaxed); }
-  void set_flags(uint64_t flags) { flags_.store(flags, std::memory_order_relaxed); }
+  void set_flags(uint64_t flags) {
+    flags_.store(flags, std::memory_order_relaxed);
+    AllPathsChanged();
+  }
   bool read_only() const;  // by the mount or by its filesystem
   // Files that are open for writing through it: it cannot become read-only.
   void AddWriter();

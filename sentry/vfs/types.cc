@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include "sentry/auth/credentials.h"
+
 namespace sentry {
 
 base::Result<size_t> IoDest::PutZeros(size_t n) {
@@ -31,6 +33,25 @@ base::Result<size_t> BufferSource::Get(std::span<std::byte> dst) {
   if (n > 0) memcpy(dst.data(), left_.data(), n);
   left_ = left_.subspan(n);
   return n;
+}
+
+struct stat ToStat(const UserNamespace& ns, const InodeAttr& attr) {
+  struct stat st;
+  memset(&st, 0, sizeof(st));
+  st.st_dev = attr.dev;
+  st.st_ino = attr.ino;
+  st.st_nlink = attr.nlink;
+  st.st_mode = attr.mode;
+  st.st_uid = ns.MapUidOut(attr.uid);
+  st.st_gid = ns.MapGidOut(attr.gid);
+  st.st_rdev = attr.rdev;
+  st.st_size = static_cast<off_t>(attr.size);
+  st.st_blksize = attr.blksize;
+  st.st_blocks = static_cast<blkcnt_t>(attr.blocks);
+  st.st_atim = attr.atime;
+  st.st_mtim = attr.mtime;
+  st.st_ctim = attr.ctime;
+  return st;
 }
 
 }  // namespace sentry

@@ -42,6 +42,10 @@ struct InodeAttr {
   timespec atime{}, mtime{}, ctime{}, btime{};
 };
 
+class UserNamespace;
+// As stat(2) shows them in `ns`.
+struct stat ToStat(const UserNamespace& ns, const InodeAttr& attr);
+
 // What SetAttr changes; unset fields stay (Linux: struct iattr).
 struct AttrChange {
   bool set_mode = false, set_uid = false, set_gid = false, set_size = false;

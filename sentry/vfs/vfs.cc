@@ -210,6 +210,7 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
     AttrChange change;
     change.set_size = change.set_mtime = change.mtime_now = true;
     TRY(RemovePrivs(ctx.creds, inode));
+    inode.attr_word().Changing();
     TRY(inode.SetAttr(change));
     NotifyDentry(*path.dentry, IN_MODIFY);
   }
@@ -264,6 +265,8 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenCreate(const WalkContext& ctx,
         TRY(dir_inode.CheckPermission(ctx.creds, kMayWrite | kMayExec));
         const NewInode fresh = TRY(PrepareNewInode(ctx, dir_inode, S_IFREG | (mode & 07777), 0));
         dir_inode.fs().BeginChange();
+        dir_inode.attr_word().Changing();
+        if (child) child->word().Changing();
         base::Ref<Inode> inode = TRY(dir_inode.Create(walker.last(), fresh));
         if (child) {
           child->Instantiate(std::move(inode));

@@ -18,6 +18,8 @@
 
 namespace sentry {
 
+struct PathRecord;
+
 // Where a walk starts and under which identity. The caller keeps the referenced objects alive.
 struct WalkContext {
   const Credentials& creds;
@@ -27,6 +29,8 @@ struct WalkContext {
   mode_t umask = 0;
   // openat2(2) RESOLVE_* bits.
   uint64_t resolve = 0;
+  // Where the walk notes what its outcome depends on; null: nowhere.
+  PathRecord* record = nullptr;
 };
 
 // How the last component is treated.

@@ -98,6 +98,7 @@ base::Status Vfs::SetAttr(const Credentials& creds, const Path& path, AttrChange
       TRY(inode->CheckPermission(creds, kMayWrite));
     }
   }
+  inode->attr_word().Changing();
   TRY(inode->SetAttr(change));
   if (change.set_mode || change.set_uid || change.set_gid || change.set_atime || change.set_mtime) {
     NotifyDentry(*path.dentry, IN_ATTRIB);
@@ -131,6 +132,7 @@ base::Status Vfs::Truncate(const Credentials& creds, const Path& path, uint64_t 
     AttrChange change;
     change.set_size = true;
     change.size = size;
+    inode->attr_word().Changing();
     return inode->SetAttr(change);
   };
   base::Status status = run();

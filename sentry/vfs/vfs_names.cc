@@ -39,6 +39,12 @@ class ABSL_SCOPED_LOCKABLE NewName {
   Inode& dir() { return *dir_; }
   const base::Ref<Mount>& mount() { return walker_.cur().mount; }
   std::string_view name() const { return walker_.last(); }
+  // The filesystem is about to make it.
+  void Begin() {
+    dir_->fs().BeginChange();
+    dir_->attr_word().Changing();
+    if (child_) child_->word().Changing();
+  }
   // The filesystem made it.
   Path Done(base::Ref<Inode> inode) {
     const bool is_dir = inode->IsDir();
@@ -74,6 +80,14 @@ base::Status CheckNodeType(mode_t mode) {
     default:
       return base::Error(EINVAL);
   }
+}
+
+// A name is about to be removed, or given to something else. Null: there is none.
+void BeginChange(Inode& dir, Dentry* name) {
+  dir.attr_word().Changing();
+  if (name == nullptr) return;
+  name->word().Changing();
+  if (Inode* inode = name->inode_ptr()) inode->attr_word().Changing();
 }
 
 // After a name was removed: the cache learns that there is none.
@@ -148,7 +162,7 @@ base::Status Vfs::Mkdir(const WalkContext& ctx, std::string_view path, mode_t mo
   auto name = TRY(NewName::Find(ctx, path, /*for_dir=*/true));
   TRY(MayCreate(ctx.creds, name->dir()));
   const NewInode fresh = TRY(PrepareNewInode(ctx, name->dir(), S_IFDIR | (mode & 01777), 0));
-  name->dir().fs().BeginChange();
+  name->Begin();
   name->Done(TRY(name->dir().Mkdir(name->name(), fresh)));
   return base::Ok();
 }
@@ -163,7 +177,7 @@ base::Result<Path> Vfs::MknodAt(const WalkContext& ctx, std::string_view path, m
   }
   if ((mode & S_IFMT) == 0) mode |= S_IFREG;
   const NewInode fresh = TRY(PrepareNewInode(ctx, name->dir(), mode & (S_IFMT | 07777), dev));
-  name->dir().fs().BeginChange();
+  name->Begin();
   return name->Done(TRY(name->dir().Create(name->name(), fresh)));
 }
 
@@ -178,7 +192,7 @@ base::Status Vfs::Symlink(const WalkContext& ctx, std::string_view target, std::
   auto name = TRY(NewName::Find(ctx, path, /*for_dir=*/false));
   TRY(MayCreate(ctx.creds, name->dir()));
   const NewInode fresh = TRY(PrepareNewInode(ctx, name->dir(), S_IFLNK | 0777, 0));
-  name->dir().fs().BeginChange();
+  name->Begin();
   name->Done(TRY(name->dir().Symlink(name->name(), target, fresh)));
   return base::Ok();
 }
@@ -195,7 +209,8 @@ base::Status Vfs::LinkPath(const Path& old, const WalkContext& new_ctx, std::str
   if (!inode) return base::Error(ENOENT);
   TRY(MayCreate(new_ctx.creds, name->dir()));
   if (inode->IsDir()) return base::Error(EPERM);
-  name->dir().fs().BeginChange();
+  name->Begin();
+  inode->attr_word().Changing();
   TRY(name->dir().Link(name->name(), *inode));
   NotifyInode(*inode, IN_ATTRIB);
   name->Done(std::move(inode));
@@ -219,6 +234,7 @@ base::Status Vfs::Unlink(const WalkContext& ctx, std::string_view path) {
   TRY(MayDelete(ctx.creds, dir_inode, *victim, /*want_dir=*/false));
   if (victim->is_mountpoint()) return base::Error(EBUSY);
   dir_inode.fs().BeginChange();
+  BeginChange(dir_inode, victim.get());
   TRY(dir_inode.Unlink(w.last(), inode));
   ForgetName(dir, *victim, w.last());
   NotifyRemoved(dir_inode, w.last(), inode);
@@ -251,6 +267,7 @@ base::Status Vfs::Rmdir(const WalkContext& ctx, std::string_view path) {
   Inode& inode = *victim->inode_ptr();
   fiber::WriterLock l2(&inode.lock());
   dir_inode.fs().BeginChange();
+  BeginChange(dir_inode, victim.get());
   TRY(dir_inode.Rmdir(w.last(), inode));
   inode.SetDead();
   ForgetName(dir, *victim, w.last());
@@ -402,6 +419,8 @@ base::Status Vfs::Rename(const WalkContext& old_ctx, std::string_view old_path,
     return status;
   };
   old_dir.fs().BeginChange();
+  BeginChange(old_dir, p.moved.get());
+  BeginChange(new_dir, p.target.get());
   TRY(run());
   if (exchange) {
     Dentry::Exchange(*p.moved, *p.target);

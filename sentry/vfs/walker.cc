@@ -6,6 +6,7 @@
 
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/inode.h"
+#include "sentry/vfs/path_record.h"
 
 namespace sentry {
 namespace {
@@ -77,6 +78,7 @@ base::Status Walker::Begin(std::string_view path) {
 }
 
 base::Status Walker::MaySearch() {
+  if (ctx_.record != nullptr) ctx_.record->Searched(*cur_.dentry->inode_ptr());
   return cur_.dentry->inode_ptr()->CheckPermission(ctx_.creds, kMayExec);
 }
 
@@ -133,6 +135,7 @@ base::Status Walker::DotDot() {
       if ((ctx_.resolve & RESOLVE_BENEATH) != 0) return base::Error(EXDEV);
       break;
     }
+    if (ctx_.record != nullptr) ctx_.record->names.push_back(cur_.dentry);
     if (cur_.dentry != cur_.mount->root()) {
       cur_.dentry = cur_.dentry->parent();
       break;
@@ -171,6 +174,7 @@ base::Result<bool> Walker::FollowLink(base::Ref<Dentry> link) {
   if ((cur_.mount->flags() & MS_NOSYMFOLLOW) != 0) return base::Error(ELOOP);
   Inode& inode = *link->inode_ptr();
   if (inode.is_magic_link()) {
+    if (ctx_.record != nullptr) ctx_.record->fixed = false;
     if ((ctx_.resolve & RESOLVE_NO_MAGICLINKS) != 0) return base::Error(ELOOP);
     Path target = TRY(inode.FollowMagicLink(ctx_.creds));
     if ((ctx_.resolve & RESOLVE_NO_XDEV) != 0 && target.mount != cur_.mount) {
@@ -192,8 +196,17 @@ base::Result<bool> Walker::FollowLink(base::Ref<Dentry> link) {
 
 base::Result<base::Ref<Dentry>> Walker::LookupChild(std::string_view name) {
   Dentry& dir = *cur_.dentry;
-  if (base::Ref<Dentry> child = FindValid(dir, *dir.inode_ptr(), name)) return child;
-  return LookupSlow(name);
+  base::Ref<Dentry> child = FindValid(dir, *dir.inode_ptr(), name);
+  if (!child) {
+    auto found = LookupSlow(name);
+    if (!found.ok()) {
+      if (ctx_.record != nullptr) ctx_.record->fixed = false;
+      return found;
+    }
+    child = *std::move(found);
+  }
+  if (ctx_.record != nullptr) ctx_.record->Found(*dir.inode_ptr(), child);
+  return child;
 }
 
 base::Result<base::Ref<Dentry>> Walker::LookupSlow(std::string_view name) {

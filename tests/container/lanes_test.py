@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which connections are moved by lanes, as the counts of the sentry's system calls show."""
+"""Which connections are moved by lanes, and which look-ups answered, as the counts of the sentry's system calls show."""
 
 import json
 import time
@@ -40,7 +40,54 @@ time.sleep(100)
 """
 
 
+# Look-ups of the same paths. The first lines change who asks.
+LOOKUPS = f"""
+import os, sys, tempfile, time
+kind = sys.argv[1]
+d = tempfile.mkdtemp(); os.chmod(d, 0o755)
+if kind == "root": os.makedirs(d + d)
+files = d + d if kind == "root" else d
+open(files + "/f", "w").close(); os.symlink("f", files + "/l")
+if kind == "user": os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)
+if kind == "child" and os.fork(): os.wait(); print("done", flush=True); time.sleep(100)
+if kind == "root": os.chroot(d)
+if kind == "relative": os.chdir(d)
+at = "" if kind == "relative" else d + "/"
+for i in range({TIMES}):
+    os.stat(at + "f"); os.lstat(at + "l"); os.access(at + "f", os.R_OK)
+    if os.readlink(at + "l") != "f": sys.exit(1)
+    try: os.open(at + "missing", os.O_RDONLY)
+    except FileNotFoundError: pass
+if kind == "child": sys.exit(0)
+print("done", flush=True)
+time.sleep(100)
+"""
+
+
 class LanesTest(harness.ContainerTest):
+
+    def lookups(self, kind, flags=()):
+        """How many look-ups of the program were the sentry's, for each that it makes."""
+        id = self.sb.create(default_config(["python3", "-c", LOOKUPS, kind]), flags=flags)
+        self.assertEqual(0, self.sb.runsc("start", id).returncode)
+        deadline = time.monotonic() + 60
+        while "done" not in self.sb.output(id) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual("done\n", self.sb.output(id), self.sb.output(id, "err"))
+        r = self.sb.runsc("syscalls", "--format", "json", id)
+        self.assertEqual(0, r.returncode, r.stderr)
+        calls = {c["name"]: c["count"] for c in json.loads(r.stdout)["calls"]}
+        self.sb.runsc("kill", id, "KILL")
+        names = ("stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "openat")
+        return sum(calls.get(name, 0) for name in names) / (5 * TIMES)
+
+    def test_lookups_are_answered_without_the_sentry(self):
+        for kind in ("plain", "user", "child", "relative"):
+            self.assertLess(self.lookups(kind), 0.2, kind)
+
+    def test_lookups_of_others_are_not(self):
+        self.assertGreaterEqual(self.lookups("root"), 1)
+        self.assertGreaterEqual(self.lookups("plain", flags=["--lanes=off"]), 1)
 
     def counts(self, kind, flags=()):
         id = self.sb.create(default_config(["python3", "-c", PROGRAM, kind]), flags=flags)

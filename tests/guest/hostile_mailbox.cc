@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -172,6 +173,39 @@ void ScribbleLanes() {
     uint64_t value = Random() % 3 ? Random() : Random() % 16;
     *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
   }
+}
+
+void* LookUpCalls(void*) {
+  struct stat st;
+  char link[64];
+  for (;;) {
+    stat("/file", &st);
+    lstat("/etc/passwd", &st);
+    access("/nothing", F_OK);
+    readlink("/file", link, sizeof link);
+  }
+}
+
+// The table of what paths lead to, which all of this user's processes read.
+void WritePaths() {
+  Spawn(LookUpCalls);
+  Spawn(LookUpCalls);
+  for (int i = 0; i < 100; i++) {
+    Slot* s = SlotOf(static_cast<uint32_t>(Random() % kSlots));
+    usleep(1000);
+    if (s->path_place == 0) continue;
+    const uint64_t writable = PROT_READ | PROT_WRITE;
+    if (StubCall(g_gadget, SYS_mprotect, kPathBase, kPathTableSize, writable) == 0) {
+      g_counts->written++;
+    }
+    __atomic_store_n(&s->path_place, Random() % 2 ? s->path_place + 1 : Random(), __ATOMIC_RELAXED);
+  }
+  const uint64_t other = 0x10000000;
+  if (StubCall(g_gadget, SYS_mremap, kPathBase, kPageSize, kPageSize, 3, other) == 0x10000000 &&
+      StubCall(g_gadget, SYS_mprotect, other, kPageSize, PROT_READ | PROT_WRITE) == 0) {
+    g_counts->written++;
+  }
+  *reinterpret_cast<volatile uint64_t*>(kPathBase) = 1;
 }
 
 // Answers a round before the sentry has begun it, in each of the ways that there are.
@@ -402,6 +436,7 @@ void Look() {
 
 constexpr void (*kAttacks[])() = {Scribble,
                                   ScribbleLanes,
+                                  WritePaths,
                                   AnswerEarly,
                                   LieAboutClones,
                                   Ring,

@@ -249,6 +249,7 @@ base::Result<size_t> GoferFile::PWrite(IoSource& src, uint64_t offset, bool nonb
   if (offset > kMaxFileSize) return base::Error(EINVAL);
   const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
+  const PathChange change(inode_->attr_word());
   const size_t n = TRY(WriteChunks(src, fd, offset, false));
   if (n > 0) inode_->Wrote(offset + n);
   return n;
@@ -258,6 +259,7 @@ base::Result<size_t> GoferFile::PWriteAppend(IoSource& src, uint64_t* offset, bo
   // The host appends, so that a writer outside of the sandbox loses nothing either.
   const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
+  const PathChange change(inode_->attr_word());
   const size_t n = TRY(WriteChunks(src, fd, 0, true));
   if (n == 0) return n;
   const off_t end = lseek(fd, 0, SEEK_CUR);
@@ -281,6 +283,7 @@ base::Status GoferFile::Allocate(int mode, uint64_t offset, uint64_t length) {
   if ((mode & ~kModes) != 0) return base::Error(EOPNOTSUPP);
   const int fd = TRY(HostFile())->get();
   fiber::MutexLock l(&inode_->data_mutex());
+  const PathChange change(inode_->attr_word());
   const int error = fiber::BlockingCall([&] {
     return fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0 ? 0
                                                                                             : errno;

@@ -44,6 +44,7 @@ class GoferFilesystem : public Filesystem {
   GoferConnection& connection() const { return *connection_; }
   bool exclusive() const { return cache_ == GoferCache::kExclusive; }
   bool needs_revalidation() const override { return !exclusive(); }
+  bool keeps_names() const override { return exclusive(); }
   bool readonly() const { return readonly_; }
   base::Result<struct statfs> StatFs() override;
   base::Status Sync() override;

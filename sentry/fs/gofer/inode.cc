@@ -84,6 +84,12 @@ void GoferInode::AttrChanged() {
     read_at_atime_.reset();
   }
   atime_due_.store(due, std::memory_order_relaxed);
+  attr_word().Changed();
+}
+
+bool GoferInode::WatchAttr(AttrWords* words) {
+  words->push_back(&attr_word());
+  return gofer_fs().exclusive() && !mapped_writable_.load(std::memory_order_acquire);
 }
 
 base::Result<InodeAttr> GoferInode::GetAttr() {
@@ -139,6 +145,7 @@ base::Status GoferInode::SetAttr(const AttrChange& change) {
     r.mask |= change.mtime_now ? gofer::kSetMtimeNow : gofer::kSetMtime;
     if (!change.mtime_now) r.mtime = ToTime(change.mtime);
   }
+  attr_word().Changing();
   if (r.mask == 0 || ChangeLate(r)) return base::Ok();
   const auto attr = gofer::ParseAttr(Call(gofer::MakeSetAttr(r)));
   if (gofer_fs().exclusive()) NoteChange(r.mask, attr.ok());
@@ -151,6 +158,7 @@ base::Status GoferInode::Truncate(uint64_t size) {
   if (size > kMaxFileSize) return base::Error(EFBIG);
   Settle();
   fiber::MutexLock data(&data_mutex_);
+  const PathChange change(attr_word());
   base::Ref<base::HostFd> fd;
   {
     absl::MutexLock l(&mutex_);

@@ -70,6 +70,7 @@ class GoferInode : public Inode {
   bool Is(const gofer::Attr& attr) const;
 
   base::Result<InodeAttr> GetAttr() override;
+  bool WatchAttr(AttrWords* words) override;
   base::Status SetAttr(const AttrChange& change) override;
 
   base::Result<base::Ref<Inode>> Lookup(std::string_view name) override;
@@ -126,7 +127,10 @@ class GoferInode : public Inode {
   base::Ref<base::FileSource> MappedSource();
   // How long the file is; `fd` is open on it. May be outdated at once, as any size.
   base::Result<uint64_t> SizeNow(int fd) const;
-  void SetMappedWritable() { mapped_writable_.store(true, std::memory_order_release); }
+  void SetMappedWritable() {
+    mapped_writable_.store(true, std::memory_order_release);
+    attr_word().Changed();
+  }
   base::Status Truncate(uint64_t size);
   // Parks until the gofer has made what changes of attributes were not waited for. Before any use
   // of the host's file that shows them or changes them too.
@@ -206,7 +210,10 @@ class GoferInode : public Inode {
   // Without its last name the file may hold so much room on the host's disk until the gofer lets go
   // of it that this should be soon.
   bool HoldsRoom() const;
-  void MarkStale() { stale_.store(true, std::memory_order_release); }
+  void MarkStale() {
+    stale_.store(true, std::memory_order_release);
+    attr_word().Changed();
+  }
   // The names in this directory have changed: what is known of them is adapted. Called with the
   // directory's lock held exclusive, so that no lookup is under way.
   void NameAdded(std::string_view name);

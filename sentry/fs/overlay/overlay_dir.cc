@@ -104,6 +104,7 @@ base::Status OverlayInode::Link(std::string_view name, Inode& target) {
   if (inode.state_ && inode.state_->nlink.load() <= 0) return base::Error(ENOENT);
   TRY(upper()->Link(name, *inode.upper()));
   if (inode.state_) inode.state_->nlink.fetch_add(1);
+  inode.attr_word().Changed();
   return base::Ok();
 }
 

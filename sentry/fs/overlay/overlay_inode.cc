@@ -78,6 +78,7 @@ base::Status OverlayInode::SetAttr(const AttrChange& change) {
   TRY(CopyUp(/*data=*/!(change.set_size && change.size == 0)));
   TRY(upper()->SetAttr(change));
   RefreshPerm();
+  attr_word().Changed();
   return base::Ok();
 }
 
@@ -182,6 +183,7 @@ base::Status OverlayInode::CopyUp(bool data) {
   fs.lost_.erase(lower_.get());
   fs.live_[copy.get()] = this;
   upper_.store(copy.release(), std::memory_order_release);
+  attr_word().Changed();
   return base::Ok();
 }
 
@@ -205,6 +207,7 @@ void OverlayInode::DropFromPool() {
 }
 
 void OverlayInode::LoseLink() {
+  const PathChange change(attr_word());
   if (upper() == nullptr) {
     const int lost = lost_links_.fetch_add(1) + 1;
     auto attr = lower_->GetAttr();

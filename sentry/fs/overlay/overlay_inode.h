@@ -43,6 +43,7 @@ class OverlayFilesystem : public Filesystem {
   OverlayFilesystem(const base::Ref<Inode>& lower, const base::Ref<Inode>& pool);
   base::Result<struct statfs> StatFs() override;
   std::string ShowOptions() const override;
+  bool keeps_names() const override { return lower_mount_->fs().keeps_names(); }
 
   // The one inode for what stands in the layers; `upper` alone, or `lower` alone.
   base::Ref<OverlayInode> Wrap(base::Ref<Inode> lower, base::Ref<Inode> upper);
@@ -84,6 +85,10 @@ class OverlayInode : public Inode {
                base::Ref<UpperState> state, int lost_links);
 
   base::Result<InodeAttr> GetAttr() override;
+  bool WatchAttr(AttrWords* words) override {
+    words->push_back(&attr_word());
+    return real().WatchAttr(words);
+  }
   base::Status SetAttr(const AttrChange& change) override;
   base::Result<base::Ref<Inode>> Lookup(std::string_view name) override;
   base::Result<std::vector<base::Ref<Inode>>> LookupMany(

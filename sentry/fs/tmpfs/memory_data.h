@@ -48,6 +48,8 @@ class MemoryData {
   MemoryData& operator=(const MemoryData&) = delete;
 
   uint64_t size() const { return size_; }
+  // Guests map it, or did: blocks() may change by itself.
+  bool mapped() const { return exact_; }
   // Of 512 bytes.
   uint64_t blocks() const;
 

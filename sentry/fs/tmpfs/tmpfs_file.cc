@@ -84,6 +84,12 @@ void TmpfsRegular::FillAttr(InodeAttr* attr) {
   attr->blocks = data_.blocks();
 }
 
+bool TmpfsRegular::WatchAttr(AttrWords* words) {
+  words->push_back(&attr_word());
+  fiber::ReaderLock l(&data_lock_);
+  return !data_.mapped();
+}
+
 uint64_t TmpfsRegular::Size() {
   fiber::ReaderLock l(&data_lock_);
   return data_.size();
@@ -95,6 +101,7 @@ base::Result<size_t> TmpfsRegular::Read(IoDest& dst, uint64_t offset) {
 }
 
 base::Result<size_t> TmpfsRegular::Write(IoSource& src, uint64_t* offset, bool append) {
+  const PathChange change(attr_word());
   size_t n;
   {
     fiber::WriterLock l(&data_lock_);
@@ -117,11 +124,13 @@ base::Status TmpfsRegular::Resize(uint64_t size) {
   if (size > kMaxFileSize) return base::Error(EFBIG);
   if ((seals_ & F_SEAL_SHRINK) != 0 && size < data_.size()) return base::Error(EPERM);
   if ((seals_ & F_SEAL_GROW) != 0 && size > data_.size()) return base::Error(EPERM);
+  const PathChange change(attr_word());
   return data_.Truncate(size);
 }
 
 base::Status TmpfsRegular::Allocate(int mode, uint64_t offset, uint64_t length) {
   if ((mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)) != 0) return base::Error(EOPNOTSUPP);
+  const PathChange change(attr_word());
   {
     fiber::WriterLock l(&data_lock_);
     if ((mode & FALLOC_FL_PUNCH_HOLE) != 0) {
@@ -152,7 +161,9 @@ base::Result<HostMapping> TmpfsRegular::Map(uint64_t offset, bool shared, bool m
     if (shared && (prot & PROT_WRITE) != 0) return base::Error(EPERM);
     may_write = false;
   }
-  return HostMapping{TRY(data_.HostFile(may_write)), offset};
+  auto file = data_.HostFile(may_write);
+  attr_word().Changed();
+  return HostMapping{TRY(std::move(file)), offset};
 }
 
 uint32_t TmpfsRegular::seals() {

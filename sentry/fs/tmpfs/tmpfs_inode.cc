@@ -149,6 +149,7 @@ base::Status TmpfsInode::SetAttr(const AttrChange& change) {
   if (change.set_size && !change.set_mtime) attr_.mtime = now;
   attr_.ctime = now;
   CachePerm(attr_.mode, attr_.uid, attr_.gid);
+  attr_word().Changed();
   return base::Ok();
 }
 
@@ -160,6 +161,7 @@ void TmpfsInode::AddLink(int n) {
   absl::MutexLock l(&mutex_);
   attr_.nlink += n;
   attr_.ctime = CurrentTime();
+  attr_word().Changed();
 }
 
 void TmpfsInode::DropName() {
@@ -178,6 +180,7 @@ void TmpfsInode::Touch(bool atime, bool mtime, bool ctime) {
   if (atime) attr_.atime = now;
   if (mtime) attr_.mtime = now;
   if (ctime) attr_.ctime = now;
+  attr_word().Changed();
 }
 
 void TmpfsInode::TouchAccess(const Mount& mount, uint32_t open_flags) {
@@ -192,6 +195,7 @@ void TmpfsInode::TouchAccess(const Mount& mount, uint32_t open_flags) {
     return;
   }
   attr_.atime = now;
+  attr_word().Changed();
 }
 
 base::Result<std::string> TmpfsInode::GetXattr(std::string_view name) {
@@ -219,6 +223,7 @@ base::Status TmpfsInode::SetXattr(std::string_view name, std::string_view value,
     xattrs_.emplace(name, value);
   }
   attr_.ctime = CurrentTime();
+  attr_word().Changed();
   return base::Ok();
 }
 
@@ -236,6 +241,7 @@ base::Status TmpfsInode::RemoveXattr(std::string_view name) {
   TRY(ChargeXattrs(xattr_bytes_ - name.size() - it->second.size()));
   xattrs_.erase(it);
   attr_.ctime = CurrentTime();
+  attr_word().Changed();
   return base::Ok();
 }
 

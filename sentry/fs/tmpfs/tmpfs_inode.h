@@ -25,6 +25,7 @@ class TmpfsFilesystem : public Filesystem {
   std::string ShowOptions() const override;
   base::Status Reconfigure(std::string_view data) override;
   bool cheap_lookup() const override { return true; }
+  bool keeps_names() const override { return true; }
 
   PageQuota& pages() { return pages_; }
   // ENOSPC beyond nr_inodes; a number for a new inode.
@@ -46,6 +47,10 @@ class TmpfsInode : public Inode {
   // Takes over one inode of the filesystem's budget.
   TmpfsInode(TmpfsFilesystem* fs, uint64_t ino, const NewInode& args);
   base::Result<InodeAttr> GetAttr() override;
+  bool WatchAttr(AttrWords* words) override {
+    words->push_back(&attr_word());
+    return true;
+  }
   base::Status SetAttr(const AttrChange& change) override;
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;  // ENXIO
   base::Result<std::string> GetXattr(std::string_view name) override;
@@ -89,6 +94,7 @@ class TmpfsRegular : public TmpfsInode {
   TmpfsRegular(TmpfsFilesystem* fs, uint64_t ino, const NewInode& args)
       : TmpfsInode(fs, ino, args), data_(&fs->pages()) {}
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;
+  bool WatchAttr(AttrWords* words) override;
 
   // The contents; the data lock may be held over a park (copies to guest memory).
   base::Result<size_t> Read(IoDest& dst, uint64_t offset);
