@@ -21,7 +21,9 @@ class PipeTest : public ::testing::TestWithParam<bool> {
  protected:
   PipeTest() {
     EXPECT_TRUE(pipe_->Open(true, true, false, false, &seen_).ok());
-    if (GetParam()) EXPECT_NE(pipe_->EnterLane(arena()), 0u);
+    if (GetParam()) {
+      EXPECT_NE(pipe_->EnterLane(arena()), 0u);
+    }
   }
   static LaneArena& arena() { return **LaneArena::OfDomain("test"); }
   base::Result<size_t> Write(const std::vector<std::byte>& v, bool packet = false) {
