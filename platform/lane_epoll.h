@@ -1,9 +1,8 @@
-// What a process knows of an epoll instance whose watched connections have lanes (stream_lane.h):
-// so much that it adds, changes and removes them, and finds those that are ready, without the
-// sentry. Only level-triggered watches of descriptors with lanes are served; a call about anything
-// else, or that has to wait, is the sentry's. In the mailbox: written by the process and the
-// sentry, who takes over what has changed before it looks at the instance. Compiled into both;
-// freestanding.
+// What a process knows of an epoll instance whose watched files have lanes (stream_lane.h): so much
+// that it adds, changes and removes them, and finds those that are ready, without the sentry. A
+// call about anything else, or that has to wait, is the sentry's. In the mailbox: written by the
+// process and the sentry, who takes over what has changed before it looks at the instance. Compiled
+// into both; freestanding.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +22,11 @@ enum LaneWatchState : uint32_t {
 
 struct LaneWatch {
   uint32_t events;
-  uint16_t state;    // LaneWatchState
+  uint8_t state;     // LaneWatchState
+  uint8_t edge;      // EPOLLET: what is true now is to be told, whether or not it is new
   uint16_t changed;  // stands in LaneEpoll::changes
   uint64_t data;
+  uint64_t seen;  // EPOLLET: how much had come when that was told last
 };
 
 struct LaneEpoll {
@@ -44,17 +45,41 @@ struct LaneEpoll {
 // EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP and their forms: what a watch here may ask for.
 inline constexpr uint32_t kLaneEpollEvents =
     0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x2000;
+inline constexpr uint32_t kLaneEdge = 1u << 31, kLaneOneShot = 1u << 30;
+inline constexpr uint32_t kLaneWatchBits = kLaneEpollEvents | kLaneEdge | kLaneOneShot;
 inline constexpr uint32_t kLaneIn = 0x1 | 0x40, kLaneOut = 0x4 | 0x100;
+inline constexpr uint32_t kEpollWriteBand = 0x200;
 
-// Which of kLaneIn and kLaneOut are true of a descriptor whose lanes are these; `*known`: false if
-// only the sentry can tell.
-inline uint32_t LaneReadiness(const StreamLane* in, uint32_t in_generation, const StreamLane* out,
-                              uint32_t out_generation, bool* known) {
-  *known = LaneServes(in, in_generation) && LaneServes(out, out_generation);
-  const uint64_t unread = LaneUsed(in), used = LaneUsed(out), limit = LaneLoad(&out->limit);
-  if (unread > kLaneRing || used > kLaneRing || limit > kLaneRing) *known = false;
-  const uint64_t room = used < limit ? limit - used : 0;
-  return (unread != 0 ? kLaneIn : 0) | (room != 0 && room * 2 >= used ? kLaneOut : 0);
+// What is true of a descriptor with lanes.
+struct LaneState {
+  bool known;      // false: only the sentry can tell
+  uint32_t ready;  // EPOLLIN, EPOLLOUT and their forms
+  uint64_t came;   // grows with all that comes
+};
+
+// Of one direction; `lane` is null if there is none.
+inline void LookAtLaneIn(const StreamLane* lane, uint32_t generation, LaneState* state) {
+  if (lane == nullptr) return;
+  const uint32_t kind = LaneLoad(&lane->kind);
+  state->came = LaneLoad(&lane->written);
+  const bool counts = kind == kLaneCounter || kind == kLaneSemaphore;
+  const uint64_t unread = counts ? LaneLoad(&lane->count) : LaneUsed(lane);
+  if (!LaneServes(lane, generation) || (!counts && unread > kLaneRing)) state->known = false;
+  // A counter that is full is an error.
+  if (counts && unread == kCounterMax) state->known = false;
+  if (unread != 0) state->ready |= counts ? uint32_t{0x1} : kLaneIn;
+}
+inline void LookAtLaneOut(const StreamLane* lane, uint32_t generation, LaneState* state) {
+  if (lane == nullptr) return;
+  const uint32_t kind = LaneLoad(&lane->kind);
+  if (!LaneServes(lane, generation)) state->known = false;
+  if (kind == kLaneCounter || kind == kLaneSemaphore) {
+    if (LaneLoad(&lane->count) < kCounterMax - 1) state->ready |= 0x4;
+    return;
+  }
+  if (LaneUsed(lane) > kLaneRing || LaneLoad(&lane->limit) > kLaneRing) state->known = false;
+  if (!LaneWritable(lane)) return;
+  state->ready |= kind == kLaneUnix ? kLaneOut | kEpollWriteBand : kLaneOut;
 }
 
 }  // namespace platform

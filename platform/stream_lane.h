@@ -1,7 +1,7 @@
-// A lane: one direction of a byte stream, a ring in memory that the sentry and the stubs of
-// processes that may trace one another map. Whoever holds an end moves bytes without asking
-// anybody; who waits does so in the sentry, which is told when that is due. Compiled into both;
-// freestanding.
+// A lane: one direction of a byte stream (a ring) or an event counter, in memory that the sentry
+// and the stubs of processes that may trace one another map. Whoever holds an end moves bytes
+// without asking anybody; who waits does so in the sentry, which is told when that is due. Compiled
+// into both; freestanding.
 //
 // Positions count the bytes of the stream's life. Everything here may be changed by a hostile
 // process at any time: what is read is checked before it is used, and no value leads out of the
@@ -30,6 +30,16 @@ inline constexpr uint64_t kLaneMostBytes = 64 * 1024;
 using LaneWish = uint32_t;
 inline constexpr LaneWish kNoWish = 0, kWish = 1, kFirstSleeper = 2;
 
+// What a lane carries; written by the sentry before it opens it.
+enum LaneKind : uint32_t {
+  kLaneTcp = 0,
+  kLaneUnix = 1,
+  kLanePipe = 2,  // its capacity counts in pages, of which a read frees whole ones
+  kLaneCounter = 3,
+  kLaneSemaphore = 4,
+};
+inline constexpr uint64_t kLanePage = 4096;
+
 // Followed, kLaneHeaderSize bytes after its beginning, by the ring.
 struct StreamLane {
   // The writer's line. A lock holds the number of its owner, or 0.
@@ -45,6 +55,8 @@ struct StreamLane {
   uint32_t open;   // 0: only the sentry moves bytes
   LaneWish want_data, want_room;
   uint64_t limit;  // bytes that may be on their way, at most kLaneRing
+  uint32_t kind;   // LaneKind
+  uint64_t count;  // of a counter, which has no ring; `written` is how often it was added to
 };
 static_assert(sizeof(StreamLane) == 192);
 
@@ -85,6 +97,31 @@ inline uint64_t LaneUsed(const StreamLane* lane) {
   return __atomic_load_n(&lane->written, __ATOMIC_ACQUIRE) - read;
 }
 
+// What a lane holds as it counts against `limit`: of a pipe's first page, what was read too.
+inline uint64_t LaneOccupied(const StreamLane* lane, uint64_t used) {
+  if (used == 0 || LaneLoad(&lane->kind) != kLanePipe) return used;
+  return used + ((LaneLoad(&lane->read) - LaneLoad(&lane->base)) & (kLanePage - 1));
+}
+// Bytes that may be added; 0 if the positions make no sense.
+inline uint64_t LaneRoom(const StreamLane* lane) {
+  const uint64_t used = LaneUsed(lane), limit = LaneLoad(&lane->limit);
+  if (used > kLaneRing || limit > kLaneRing) return 0;
+  const uint64_t occupied = LaneOccupied(lane, used);
+  return occupied < limit ? limit - occupied : 0;
+}
+// Whether who waits for room is content: sk_stream_is_writeable(), unix_writable(), pipe_full().
+inline bool LaneWritable(const StreamLane* lane) {
+  const uint64_t used = LaneUsed(lane), room = LaneRoom(lane);
+  switch (LaneLoad(&lane->kind)) {
+    case kLaneUnix:
+      return room != 0 && used * 4 <= LaneLoad(&lane->limit);
+    case kLanePipe:
+      return room >= kLanePage;
+    default:
+      return room != 0 && room * 2 >= used;
+  }
+}
+
 enum class LaneOutcome {
   kDeclined,  // nothing was done
   kDone,
@@ -116,8 +153,7 @@ inline LaneOutcome WriteLane(StreamLane* lane, uint32_t* sleepers, uint32_t gene
     return LaneOutcome::kDeclined;
   }
   bool done = false;
-  const uint64_t used = LaneUsed(lane), limit = LaneLoad(&lane->limit);
-  if (LaneServes(lane, generation) && limit <= kLaneRing && used <= limit && n <= limit - used) {
+  if (LaneServes(lane, generation) && n <= LaneRoom(lane)) {
     const uint64_t written = __atomic_load_n(&lane->written, __ATOMIC_RELAXED);
     const LanePieces p = CutLane(written, LaneLoad(&lane->base), n);
     done = copy(p.first, p.first_length) && (p.second_length == 0 || copy(0, p.second_length)) &&
@@ -143,20 +179,68 @@ template <typename Copy>
 inline LaneOutcome ReadLane(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
                             uint32_t owner, uint64_t* n, Copy copy) {
   if (*n == 0 || !TryLockLane(&lane->read_lock, owner)) return LaneOutcome::kDeclined;
-  bool done = false;
+  bool done = false, roomier = true;
   const uint64_t used = LaneUsed(lane);
   if (LaneServes(lane, generation) && used != 0 && used <= kLaneRing) {
     uint64_t most = used < kLaneMostBytes ? used : kLaneMostBytes;
     if (*n > most) *n = most;
     const uint64_t read = __atomic_load_n(&lane->read, __ATOMIC_RELAXED);
-    const LanePieces p = CutLane(read, LaneLoad(&lane->base), *n);
+    const uint64_t base = LaneLoad(&lane->base);
+    const LanePieces p = CutLane(read, base, *n);
     done = copy(p.first, p.first_length) && (p.second_length == 0 || copy(0, p.second_length)) &&
            LaneServes(lane, generation);
     if (done) {
+      roomier = LaneLoad(&lane->kind) != kLanePipe || *n == used ||
+                ((read - base) & (kLanePage - 1)) + *n >= kLanePage;
       __atomic_store_n(&lane->read, read + *n, __ATOMIC_SEQ_CST);
       if (*n == used) RewindLane(lane, owner);
     }
   }
+  UnlockLane(&lane->read_lock);
+  if (!done) return LaneOutcome::kDeclined;
+  if (!roomier && LaneLoad(&lane->open) != 0) return LaneOutcome::kDone;
+  return TellIfWanted(lane, &lane->want_room, sleepers);
+}
+
+// --- counters: eventfd(2) ---
+inline constexpr uint64_t kCounterMax = ~uint64_t{0};
+
+// Adds, unless the sum would reach the maximum.
+inline bool AddToCounter(StreamLane* lane, uint64_t value) {
+  uint64_t n = LaneLoad(&lane->count);
+  do {
+    if (kCounterMax - n <= value) return false;
+  } while (!__atomic_compare_exchange_n(&lane->count, &n, n + value, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST));
+  __atomic_fetch_add(&lane->written, uint64_t{1}, __ATOMIC_SEQ_CST);
+  return true;
+}
+// Takes all, or 1 of a semaphore; false if there is nothing.
+inline bool TakeFromCounter(StreamLane* lane, bool semaphore, uint64_t* value) {
+  uint64_t n = LaneLoad(&lane->count);
+  do {
+    if (n == 0) return false;
+    *value = semaphore ? 1 : n;
+  } while (!__atomic_compare_exchange_n(&lane->count, &n, n - *value, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST));
+  return true;
+}
+
+// write(2) and read(2) of a counter in a lane.
+inline LaneOutcome WriteCounter(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
+                                uint32_t owner, uint64_t value) {
+  if (value == kCounterMax || !TryLockLane(&lane->write_lock, owner)) {
+    return LaneOutcome::kDeclined;
+  }
+  const bool done = LaneServes(lane, generation) && AddToCounter(lane, value);
+  UnlockLane(&lane->write_lock);
+  return done ? TellIfWanted(lane, &lane->want_data, sleepers) : LaneOutcome::kDeclined;
+}
+inline LaneOutcome ReadCounter(StreamLane* lane, uint32_t* sleepers, uint32_t generation,
+                               uint32_t owner, uint64_t* value) {
+  if (!TryLockLane(&lane->read_lock, owner)) return LaneOutcome::kDeclined;
+  const bool done = LaneServes(lane, generation) &&
+                    TakeFromCounter(lane, LaneLoad(&lane->kind) == kLaneSemaphore, value);
   UnlockLane(&lane->read_lock);
   return done ? TellIfWanted(lane, &lane->want_room, sleepers) : LaneOutcome::kDeclined;
 }

@@ -1,4 +1,4 @@
-// epoll(7) on connections that have lanes (platform/lane_epoll.h).
+// epoll(7) on files that have lanes (platform/lane_epoll.h).
 #include "platform/lane_epoll.h"
 
 #include "platform/stub/stub.h"
@@ -27,52 +27,83 @@ bool Serves(const LaneEpoll* e, uint64_t fd) {
   return Load(&e->fd_plus_one) == fd + 1 && Load(&e->busy) == 0;
 }
 
+// The lane of this name; null: it is that of a direction which the descriptor does not have.
 const StreamLane* LaneAt(uint64_t name) {
+  if (LaneIndex(name) >= kLanes) return nullptr;
   return reinterpret_cast<const StreamLane*>(kLaneBase + LaneIndex(name) * kLaneStride);
 }
 
-// What is true of descriptor `fd`. False: only the sentry can tell.
-bool Readiness(uint32_t fd, uint32_t* ready) {
+LaneState StateOf(uint32_t fd) {
   const LaneFd& lanes = Header()->lane_fds[fd];
   const uint64_t in = Load(&lanes.in), out = Load(&lanes.out);
-  if (in == 0 || out == 0 || LaneIndex(in) >= kLanes || LaneIndex(out) >= kLanes) return false;
-  bool known;
-  *ready = LaneReadiness(LaneAt(in), LaneGeneration(in), LaneAt(out), LaneGeneration(out), &known);
-  return known;
+  LaneState state{in != 0 && out != 0, 0, 0};
+  if (!state.known) return state;
+  LookAtLaneIn(LaneAt(in), LaneGeneration(in), &state);
+  LookAtLaneOut(LaneAt(out), LaneGeneration(out), &state);
+  return state;
+}
+
+// The sentry is to learn of what has become of the watch. False: too much is noted already.
+bool NoteChange(LaneEpoll* e, uint32_t fd) {
+  LaneWatch& w = e->watches[fd];
+  if (w.changed) return true;
+  if (e->change_count >= kLaneEpollFds) return false;
+  e->changes[e->change_count] = static_cast<uint16_t>(fd);
+  Store(&e->change_count, e->change_count + 1);
+  w.changed = 1;
+  return true;
 }
 
 bool Control(LaneEpoll* e, uint32_t op, uint32_t fd, const Event& event) {
   LaneWatch& w = e->watches[fd];
-  uint32_t ready;
   if (w.state != (op == kAdd ? kWatchNone : kWatchLane)) return false;
-  if (op != kDelete && ((event.events & ~kLaneEpollEvents) != 0 || !Readiness(fd, &ready))) {
-    return false;
-  }
-  if (!w.changed) {
-    if (e->change_count >= kLaneEpollFds) return false;
-    e->changes[e->change_count] = static_cast<uint16_t>(fd);
-    Store(&e->change_count, e->change_count + 1);
-    w.changed = 1;
-  }
+  if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !StateOf(fd).known)) return false;
+  if (!NoteChange(e, fd)) return false;
   w.state = op == kDelete ? kWatchNone : kWatchLane;
   w.events = event.events | kAlways;
   w.data = event.data;
+  w.edge = 1;
   if (fd >= e->end) e->end = fd + 1;
   return true;
 }
 
-// Fills `events` with up to `max` of what is ready. -1: only the sentry can tell.
-int Look(LaneEpoll* e, Event* events, uint64_t max) {
+enum Found { kFoundNothing, kFoundEvent, kFoundUnknown };
+
+// What there is to tell of a watch. What is told once is stored at `guest` at once, and counts as
+// told.
+Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
+  LaneWatch& w = e->watches[fd];
+  const LaneState state = StateOf(fd);
+  if (!state.known) return kFoundUnknown;
+  const uint32_t ready = state.ready & w.events;
+  if (ready == 0) return kFoundNothing;
+  if ((w.events & kLaneEdge) != 0 && !w.edge && w.seen == state.came) return kFoundNothing;
+  *event = {ready, w.data};
+  if ((w.events & (kLaneEdge | kLaneOneShot)) == 0) return kFoundEvent;
+  if (StubCopy(reinterpret_cast<void*>(guest), event, sizeof(*event)) != 0) return kFoundUnknown;
+  if ((w.events & kLaneOneShot) != 0) {
+    if (!NoteChange(e, fd)) return kFoundUnknown;
+    w.events &= kLaneEdge | kLaneOneShot;
+  }
+  w.edge = 0;
+  w.seen = state.came;
+  return kFoundEvent;
+}
+
+// Fills `events`, which is to go to `guest`, with up to `max` of what is ready. -1: only the sentry
+// can tell.
+int Look(LaneEpoll* e, Event* events, uint64_t guest, uint64_t max) {
   if (Load(&e->sentry_ready) != 0) return -1;
   const uint32_t end = e->end <= kLaneEpollFds ? e->end : 0;
   uint32_t fd = e->next < end ? e->next : 0;
   uint64_t count = 0;
   for (uint32_t i = 0; i < end && count < max; i++, fd = fd + 1 < end ? fd + 1 : 0) {
-    const LaneWatch& w = e->watches[fd];
-    if (w.state != kWatchLane) continue;
-    uint32_t ready;
-    if (!Readiness(fd, &ready)) return -1;
-    if ((ready & w.events) != 0) events[count++] = {ready & w.events, w.data};
+    if (e->watches[fd].state != kWatchLane) continue;
+    const Found found = LookAt(e, fd, &events[count], guest + count * sizeof(Event));
+    if (found == kFoundEvent) count++;
+    // What has been taken is handed out before the sentry is asked.
+    if (found == kFoundUnknown && count == 0) return -1;
+    if (found == kFoundUnknown) break;
   }
   e->next = fd;
   return static_cast<int>(count);
@@ -103,11 +134,11 @@ bool StreamEpollWait(Slot* s) {
   LaneEpoll* e = Find(s->rdi);
   const int32_t max = static_cast<int32_t>(s->rdx);
   if (e == nullptr || max <= 0 || s->rsi >= kRegionBase) return false;
-  if (!TryLockLane(&e->lock, s->lane_owner)) return false;
   Event events[kMaxEvents];
   const uint64_t most =
       static_cast<uint64_t>(max) < kMaxEvents ? static_cast<uint64_t>(max) : kMaxEvents;
-  const int n = Serves(e, s->rdi) ? Look(e, events, most) : -1;
+  if (!TryLockLane(&e->lock, s->lane_owner)) return false;
+  const int n = Serves(e, s->rdi) ? Look(e, events, s->rsi, most) : -1;
   UnlockLane(&e->lock);
   // Waiting is the sentry's.
   if (n < 0 || (n == 0 && s->r10 != 0)) return false;

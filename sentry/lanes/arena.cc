@@ -57,6 +57,15 @@ Owners& TheOwners() {
 
 }  // namespace
 
+// There is room for one wish: that of a single sleeper, or one for all.
+void AddLaneWish(platform::LaneWish* word, platform::LaneWish wish) {
+  platform::LaneWish now = platform::LaneLoad(word), next;
+  do {
+    next = now == platform::kNoWish || now == wish ? wish : platform::kWish;
+  } while (
+      !__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+}
+
 LaneOwner::LaneOwner() : number_(Next(g_owner)) {
   absl::MutexLock lock(&TheOwners().mutex);
   TheOwners().numbers.insert(number_);

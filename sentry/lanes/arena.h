@@ -29,6 +29,9 @@ class LaneUser {
   ~LaneUser() = default;
 };
 
+// Joins a wish to the one that stands in `word` of a lane.
+void AddLaneWish(platform::LaneWish* word, platform::LaneWish wish);
+
 // The number of an address space, with which its threads lock lanes. What one that is gone has
 // locked is free: a call that did not end has done nothing.
 class LaneOwner {

@@ -121,6 +121,45 @@ TEST_F(StreamLaneTest, AFaultChangesNothing) {
   EXPECT_EQ("abc", text_);
 }
 
+TEST_F(StreamLaneTest, APipeHasRoomByThePage) {
+  lane_->kind = platform::kLanePipe;
+  lane_->limit = 8192;
+  ASSERT_EQ(LaneOutcome::kDone, Write(std::string(8192, 'x')));
+  lane_->want_room = 1;
+  // No page is free yet, and nobody has to know.
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 4095));
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("y"));
+  EXPECT_FALSE(platform::LaneWritable(lane_));
+  EXPECT_EQ(LaneOutcome::kTell, Read(&text_, 1));
+  EXPECT_TRUE(platform::LaneWritable(lane_));
+  EXPECT_EQ(LaneOutcome::kDone, Write(std::string(4096, 'y')));
+  EXPECT_EQ(LaneOutcome::kDeclined, Write("z"));
+}
+
+TEST_F(StreamLaneTest, ACounterCounts) {
+  lane_->kind = platform::kLaneCounter;
+  auto add = [&](uint64_t n) { return WriteCounter(lane_, sleepers_, kGeneration, kOwner, n); };
+  uint64_t n = 0;
+  auto take = [&] { return ReadCounter(lane_, sleepers_, kGeneration, kOther, &n); };
+  EXPECT_EQ(LaneOutcome::kDeclined, take());
+  lane_->want_data = 1;
+  EXPECT_EQ(LaneOutcome::kTell, add(2));
+  EXPECT_EQ(LaneOutcome::kDone, add(40));
+  EXPECT_EQ(LaneOutcome::kDone, take());
+  EXPECT_EQ(42u, n);
+  EXPECT_EQ(LaneOutcome::kDeclined, add(platform::kCounterMax));
+  EXPECT_EQ(LaneOutcome::kDone, add(platform::kCounterMax - 1));
+  EXPECT_EQ(LaneOutcome::kDeclined, add(1));
+  lane_->kind = platform::kLaneSemaphore;
+  EXPECT_EQ(LaneOutcome::kDone, take());
+  EXPECT_EQ(1u, n);
+  EXPECT_EQ(platform::kCounterMax - 2, lane_->count);
+  lane_->open = 0;
+  EXPECT_EQ(LaneOutcome::kDeclined, take());
+  EXPECT_EQ(LaneOutcome::kDeclined, add(1));
+  EXPECT_EQ(3u, lane_->written);
+}
+
 TEST_F(StreamLaneTest, LongStreamsWrap) {
   std::minstd_rand random(1);
   uint64_t sent = 0, received = 0;
@@ -144,6 +183,7 @@ TEST_F(StreamLaneTest, Nonsense) {
     lane_->read = random() % 2 ? lane_->written - random() % (2 * kLaneRing) : random();
     lane_->base = random();
     lane_->limit = random() >> (random() % 64);
+    lane_->kind = static_cast<uint32_t>(random() % 6);
     Write(std::string(random() % 5000, 'x'));
     Read(&text_, random() % 5000);
   }

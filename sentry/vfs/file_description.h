@@ -124,8 +124,8 @@ class FileDescription : public base::RefCounted {
   // Null: readiness never changes. The queue lives as long as this.
   virtual fiber::WaitQueue* wait_queue();
   // Whoever waits for what comes from now on is to be told of it although something is there now:
-  // for edge-triggered watches, before they look at Readiness.
-  virtual void WatchEdges() {}
+  // for edge-triggered watches, before they look at Readiness. `wish` as in ReadinessFor.
+  virtual void WatchEdges(uint32_t /*wish*/ = platform::kWish) {}
 
   // --- stream lanes (sentry/lanes) ---
   // A read or write was made by the sentry: true, now and then, if lanes might do the next ones.
@@ -144,6 +144,8 @@ class FileDescription : public base::RefCounted {
   virtual bool HasOpenLanes() { return false; }
   // Readiness, for a sleeper of its lanes' arena who has this wish (platform/stream_lane.h).
   virtual uint32_t ReadinessFor(uint32_t /*wish*/) { return Readiness(); }
+  // Grows with all that comes by its lane; 0 if nothing can.
+  virtual uint64_t LaneCame() { return 0; }
   // An epoll instance: what descriptor `fd` of the space of `binding` asks of it is answered
   // without the sentry, as far as it is about files with lanes. False: it is none, or it cannot be.
   virtual bool BindWatches(int /*fd*/, const base::Ref<LaneBinding>& /*binding*/) { return false; }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Which connections are moved by lanes, and which look-ups answered, as the counts of the sentry's system calls show."""
+"""Which connections, pipes and counters are moved by lanes, and which look-ups answered, as the counts of the sentry's system
+calls show."""
 
 import json
 import time
@@ -35,6 +36,40 @@ while True:
     data = end.recv(100)
     if not data: break
     end.sendall(data)
+print("done", os.waitpid(pid, 0)[1], flush=True)
+time.sleep(100)
+"""
+
+# The same with os.read and os.write, over a pair of pipes, of sockets, or of counters.
+PLAIN_PROGRAM = f"""
+import ctypes, os, socket, sys, time
+kind, what = sys.argv[1:3]
+libc = ctypes.CDLL(None)
+def channel():
+    if what == "pipe":
+        there, back = os.pipe(), os.pipe()
+        return (back[0], there[1]), (there[0], back[1])
+    if what == "unix":
+        a, b = (s.detach() for s in socket.socketpair())
+        return (a, a), (b, b)
+    there, back = libc.eventfd(0, 0), libc.eventfd(0, 0)
+    return (back, there), (there, back)
+mine, theirs = channel()
+pid = os.fork()
+if pid == 0:
+    if kind == "other-user":
+        os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)
+        libc.prctl(4, 1)  # PR_SET_DUMPABLE
+    if kind == "undumpable":
+        libc.prctl(4, 0)
+    for i in range({TIMES}):
+        message = os.read(theirs[0], 100)
+        if not message or os.write(theirs[1], message) != len(message): os._exit(1)
+    os._exit(0)
+for i in range({TIMES}):
+    message = (i + 1).to_bytes(8, "little")
+    os.write(mine[1], message)
+    if os.read(mine[0], 100) != message: sys.exit(1)
 print("done", os.waitpid(pid, 0)[1], flush=True)
 time.sleep(100)
 """
@@ -89,8 +124,8 @@ class LanesTest(harness.ContainerTest):
         self.assertGreaterEqual(self.lookups("root"), 1)
         self.assertGreaterEqual(self.lookups("plain", flags=["--lanes=off"]), 1)
 
-    def counts(self, kind, flags=()):
-        id = self.sb.create(default_config(["python3", "-c", PROGRAM, kind]), flags=flags)
+    def counts(self, kind, flags=(), program=PROGRAM, what="", name="sendto"):
+        id = self.sb.create(default_config(["python3", "-c", program, kind, what]), flags=flags)
         self.assertEqual(0, self.sb.runsc("start", id).returncode)
         deadline = time.monotonic() + 60
         while "done" not in self.sb.output(id) and time.monotonic() < deadline:
@@ -100,7 +135,10 @@ class LanesTest(harness.ContainerTest):
         self.assertEqual(0, r.returncode, r.stderr)
         calls = {c["name"]: c["count"] for c in json.loads(r.stdout)["calls"]}
         self.sb.runsc("kill", id, "KILL")
-        return calls.get("sendto", 0)
+        return calls.get(name, 0)
+
+    def plain_counts(self, what, kind="equals", flags=()):
+        return self.counts(kind, flags, PLAIN_PROGRAM, what, "write")
 
     def test_equals_move_bytes_themselves(self):
         self.assertLess(self.counts("equals"), TIMES / 4)
@@ -112,6 +150,16 @@ class LanesTest(harness.ContainerTest):
         # One end may be moved by its own process, the other is not.
         for kind in ("other-user", "undumpable"):
             self.assertGreaterEqual(self.counts(kind), TIMES, kind)
+
+    def test_pipes_sockets_and_counters(self):
+        for what in ("pipe", "unix", "eventfd"):
+            self.assertLess(self.plain_counts(what), TIMES / 4, what)
+            self.assertGreaterEqual(self.plain_counts(what, flags=["--lanes=off"]), 2 * TIMES, what)
+
+    def test_others_share_none_of_them(self):
+        for what in ("pipe", "unix", "eventfd"):
+            for kind in ("other-user", "undumpable"):
+                self.assertGreaterEqual(self.plain_counts(what, kind), TIMES, (what, kind))
 
 
 if __name__ == "__main__":

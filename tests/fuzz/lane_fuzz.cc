@@ -1,13 +1,15 @@
 // A stream in a lane whose other users write whatever they like between the sentry's operations:
 // the header of the lane is overwritten by the input's bytes, in any order with reads, writes and
-// questions.
+// questions. And a pipe and a counter in lanes, the same way.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <span>
 #include <vector>
 
-#include "sentry/net/byte_stream.h"
+#include "sentry/fs/eventfd/eventfd.h"
+#include "sentry/fs/pipe/pipe.h"
+#include "sentry/vfs/byte_stream.h"
 
 namespace sentry {
 namespace {
@@ -98,6 +100,76 @@ void Step(ByteStream& stream, platform::StreamLane* lane, Input* input) {
   if (stream.Used() > ByteStream::kSize || stream.Room() > ByteStream::kSize) abort();
 }
 
+void PipeStep(Pipe& pipe, platform::StreamLane* lane, Input* input) {
+  bool broken;
+  Bytes bytes(input->Take(2));
+  switch (input->Take(1) % 7) {
+    case 0:
+    case 1:
+      Scribble(lane, input);
+      break;
+    case 2:
+      if (bytes.remaining() > 0) (void)pipe.Write(bytes, /*nonblock=*/true, false, &broken);
+      break;
+    case 3:
+      (void)pipe.Read(bytes, /*nonblock=*/true);
+      break;
+    case 4:
+      (void)pipe.Peek(bytes, /*nonblock=*/true);
+      pipe.Discard(input->Take(3));
+      break;
+    case 5:
+      (void)pipe.SetSize(input->Take(3), /*privileged=*/false);
+      (void)pipe.WaitForRoom(/*nonblock=*/true);
+      break;
+    case 6:
+      if (input->Take(1) % 16 == 0) (void)pipe.Write(bytes, /*nonblock=*/true, true, &broken);
+      break;
+  }
+  if (pipe.BytesReadable() > std::max<size_t>(pipe.size(), ByteStream::kSize)) abort();
+}
+
+void CounterStep(EventCounter& counter, platform::StreamLane* lane, Input* input) {
+  uint64_t value = 0;
+  switch (input->Take(1) % 4) {
+    case 0:
+      Scribble(lane, input);
+      break;
+    case 1:
+      counter.TryAdd(input->Take(8));
+      break;
+    case 2:
+      if (counter.TryTake(&value) && value == 0) abort();
+      break;
+    case 3:
+      counter.Readiness(static_cast<platform::LaneWish>(input->Take(1)));
+      break;
+  }
+}
+
+void FuzzStream(LaneArena& arena, Input* input) {
+  auto holder = base::MakeRef<Holder>();
+  ByteStream stream;
+  if (!stream.EnterLane(arena, *holder, *holder)) abort();
+  stream.OpenLane(true);
+  platform::StreamLane* lane = arena.lane(platform::LaneIndex(stream.LaneName()));
+  while (!input->empty()) Step(stream, lane, input);
+}
+
+void FuzzPipe(LaneArena& arena, Input* input) {
+  auto pipe = base::MakeRef<Pipe>();
+  uint32_t seen;
+  if (!pipe->Open(true, true, false, false, &seen).ok()) abort();
+  platform::StreamLane* lane = arena.lane(platform::LaneIndex(pipe->EnterLane(arena)));
+  while (!input->empty()) PipeStep(*pipe, lane, input);
+}
+
+void FuzzCounter(LaneArena& arena, Input* input) {
+  auto counter = base::MakeRef<EventCounter>(input->Take(1), input->Take(1) % 2 != 0);
+  platform::StreamLane* lane = arena.lane(platform::LaneIndex(counter->EnterLane(arena)));
+  while (!input->empty()) CounterStep(*counter, lane, input);
+}
+
 }  // namespace
 }  // namespace sentry
 
@@ -105,12 +177,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace sentry;  // NOLINT
   auto arena = LaneArena::OfDomain("fuzz");
   if (!arena.ok()) abort();
-  auto holder = base::MakeRef<Holder>();
-  ByteStream stream;
-  if (!stream.EnterLane(**arena, *holder, *holder)) abort();
-  stream.OpenLane(true);
-  platform::StreamLane* lane = (*arena)->lane(platform::LaneIndex(stream.LaneName()));
   Input input(std::span(data, size));
-  while (!input.empty()) Step(stream, lane, &input);
+  switch (input.Take(1) % 3) {
+    case 0:
+      FuzzStream(**arena, &input);
+      break;
+    case 1:
+      FuzzPipe(**arena, &input);
+      break;
+    default:
+      FuzzCounter(**arena, &input);
+      break;
+  }
   return 0;
 }

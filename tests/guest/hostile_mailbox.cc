@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -121,7 +122,7 @@ void Scribble() {
 
 // --- the memory of streams, which a process may write in ---
 
-int g_stream[2];
+int g_stream[2], g_pipe[2], g_pair[2], g_counter;
 
 void* StreamCalls(void*) {
   char buffer[3000];
@@ -139,6 +140,51 @@ void* StreamCalls(void*) {
     recvmsg(g_stream[1], &message, MSG_DONTWAIT);
     send(g_stream[1], buffer, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     read(g_stream[0], buffer, 1);
+  }
+}
+
+void* OtherLaneCalls(void*) {
+  char buffer[3000];
+  for (;;) {
+    uint64_t n = Random() % 5;
+    write(g_counter, &n, 8);
+    read(g_counter, &n, 8);
+    write(g_pipe[1], buffer, Random() % sizeof buffer);
+    int in = dup(g_pipe[0]), out = dup(g_pipe[1]);
+    tee(in, g_pair[0], 100, SPLICE_F_NONBLOCK);
+    splice(in, nullptr, g_pair[0], nullptr, 100, SPLICE_F_NONBLOCK);
+    write(out, buffer, Random() % sizeof buffer);
+    read(in, buffer, Random() % sizeof buffer);
+    close(in);
+    close(out);
+    iovec part{buffer, Random() % sizeof buffer};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    sendmsg(g_pair[0], &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    recvmsg(g_pair[1], &message, MSG_DONTWAIT | (Random() % 2 ? MSG_PEEK : 0));
+    for (int fd : {g_pipe[0], g_pipe[1], g_pair[1], g_counter}) {
+      pollfd p{fd, POLLIN | POLLOUT, 0};
+      poll(&p, 1, 0);
+    }
+  }
+}
+
+// Uses a pipe, a pair of sockets and a counter so much that they have lanes.
+void MakeOtherLanes() {
+  pipe2(g_pipe, O_NONBLOCK);
+  socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, g_pair);
+  g_counter = eventfd(0, EFD_NONBLOCK);
+  uint64_t n = 1;
+  for (int i = 0; i < 200; i++) {
+    write(g_pipe[1], &n, 1);
+    read(g_pipe[0], &n, 1);
+    write(g_counter, &n, 8);
+    read(g_counter, &n, 8);
+    for (int side : {0, 1}) {
+      write(g_pair[side], &n, 1);
+      read(g_pair[1 - side], &n, 1);
+    }
   }
 }
 
@@ -162,11 +208,13 @@ void ScribbleLanes() {
       read(g_stream[1 - side], &c, 1);
     }
   }
+  MakeOtherLanes();
   // The descriptors of a thread lead to any lane.
   Spawn(StreamCalls);
   Spawn(StreamCalls);
+  Spawn(OtherLaneCalls);
   for (;;) {
-    uint64_t where = kLaneBase + Random() % 6 * kLaneStride + Random() % sizeof(StreamLane);
+    uint64_t where = kLaneBase + Random() % 8 * kLaneStride + Random() % sizeof(StreamLane);
     if (Random() % 64 == 0) {
       where = kMailboxBase + offsetof(MailboxHeader, lane_fds) + Random() % (16 * sizeof(LaneFd));
     }

@@ -66,9 +66,7 @@ void EventPoll::Erase(Key key) {
 void EventPoll::PushReady(Item& item) {
   absl::MutexLock lock(&ready_mutex_);
   LaneWatches* lanes = lanes_.load(std::memory_order_acquire);
-  if (lanes != nullptr && !item.in_lane.load(std::memory_order_relaxed)) {
-    lanes->SetSentryReady(true);
-  }
+  if (lanes != nullptr && NeedsSentry(item)) lanes->SetSentryReady(true);
   if (item.queued) return;
   item.queued = true;
   item.ready_prev = ready_tail_;
@@ -127,17 +125,26 @@ base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
     for (size_t budget = ready_count(); budget > 0 && events.size() < max; --budget) {
       Item* item = PopReady();
       if (item == nullptr) break;
-      uint32_t ready = ReadinessOf(*item);
+      uint32_t ready;
+      if (item->in_lane.load()) {
+        ready = TakeFromLane(*item);
+      } else {
+        item->edge.store(false);
+        ready = item->Ready();
+      }
       if (ready == 0) continue;
       uint32_t wanted = item->events.load();
       events.push_back({ready, item->data.load()});
       taken.push_back({item, wanted, (wanted & (EPOLLET | EPOLLONESHOT)) == 0});
-      if (wanted & EPOLLONESHOT) item->events.store(wanted & kEpollPrivateBits);
+      if (wanted & EPOLLONESHOT) SetEvents(*item, wanted & kEpollPrivateBits);
     }
     if (!events.empty()) {
       base::Status copied = emit(events);
       for (Taken& t : taken) {
-        if (!copied.ok()) t.item->events.store(t.events_before);
+        if (!copied.ok()) {
+          SetEvents(*t.item, t.events_before);
+          t.item->edge.store(true);
+        }
         if (!copied.ok() || t.again) PushReady(*t.item);
       }
       if (!copied.ok()) return copied.error();
@@ -177,7 +184,7 @@ uint32_t EventPoll::Readiness() {
   return 0;
 }
 
-void EventPoll::WatchEdges() {
+void EventPoll::WatchEdges(uint32_t /*wish*/) {
   fiber::MutexLock lock(&mutex_);
   for (auto& [key, item] : items_) item->WatchEdges();
 }
@@ -219,7 +226,6 @@ EventPoll::Item& EventPoll::Insert(const Key& key, EpollEvent event, fiber::Wait
   event.events |= EPOLLERR | EPOLLHUP;
   base::Ref<Item> item = base::MakeRef<Item>(this, key.fd, key.file, event);
   items_[key] = item;
-  NoteAdded(*item);
   Registry::Get().Add(key.file, item);
   key.file->WatchRelease(&OnFileRelease);
   fiber::MutexLock lock(&item->mutex);
@@ -246,6 +252,7 @@ base::Status EventPoll::Add(int fd, const base::Ref<FileDescription>& file,
     const Key key{file.get(), fd};
     if (items_.contains(key)) return base::Error(EEXIST);
     Item& item = Insert(key, event, queue);
+    NoteAdded(item);
     if (item.Ready() != 0) MarkReady(item);
     return base::Ok();
   };

@@ -54,7 +54,7 @@ class EventPoll : public AnonFile, public LaneWatcher {
     CloseLanes();  // who waits there is to be told of everything
     return &queue_;
   }
-  void WatchEdges() override;
+  void WatchEdges(uint32_t wish = platform::kWish) override;
   bool BindWatches(int fd, const base::Ref<LaneBinding>& binding) override;
   void TakeLaneChanges() override;
   std::string FdInfo() const override;
@@ -111,7 +111,11 @@ class EventPoll : public AnonFile, public LaneWatcher {
   // Finds out which of the items that the process looks after are ready, and has the sentry told of
   // the others' next events; and which items each of them looks after.
   void LookAtLanes();
-  uint32_t ReadinessOf(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What is true of an item that is in_lane, if it is to be told; it counts as told.
+  uint32_t TakeFromLane(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetEvents(Item& item, uint32_t events) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Were it ready, the process would not find out by itself.
+  static bool NeedsSentry(const Item& item);
   bool ServedByLane(const Item& item, FdTable* table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Promote(FdTable* table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetInLane(Item& item, bool in_lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -28,6 +28,7 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
   void OnEvent(uint32_t what) override {
     uint32_t wanted = events.load(std::memory_order_acquire);
     if ((wanted & ~kEpollPrivateBits) == 0 || (what != 0 && (what & wanted) == 0)) return;
+    if (wanted & EPOLLET) edge.store(true);
     owner->MarkReady(*this);
   }
   bool TryEvent(uint32_t what) override {
@@ -38,10 +39,14 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     fiber::MutexLock lock(&mutex);
     if (file != nullptr) file->WatchEdges();
   }
-  // The same for an item that is in_lane.
-  uint32_t ReadyFor(uint32_t wish) {
+  // The same as Ready, for an item that is in_lane. *came: how much had come by its lane before.
+  uint32_t ReadyFor(uint32_t wish, uint64_t* came) {
     fiber::MutexLock lock(&mutex);
-    return file != nullptr ? file->ReadinessFor(wish) & events.load() : 0;
+    if (file == nullptr) return 0;
+    const uint32_t wanted = events.load(std::memory_order_acquire);
+    if (wanted & EPOLLET) file->WatchEdges(wish);
+    *came = file->LaneCame();
+    return file->ReadinessFor(wish) & wanted;
   }
   // What of the wanted events is true.
   uint32_t Ready() {
@@ -69,6 +74,8 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
   std::atomic<uint32_t> events;
   std::atomic<uint64_t> data;
   std::atomic<bool> in_lane{false};  // the process looks at it by itself; written under the owner's
+  // EPOLLET of an item that is in_lane: something has happened that is to be told.
+  std::atomic<bool> edge{false};
   // Guarded by the owner's ready_mutex_.
   Item* ready_prev = nullptr;
   Item* ready_next = nullptr;

@@ -83,7 +83,7 @@ void EventPoll::Apply(const LaneWatches::Change& change, FdTable* table) {
     Item& item = *it->second;
     if (!change.watched) return Erase({item.file_key, item.fd});
     item.data.store(change.data);
-    item.events.store(change.events | EPOLLERR | EPOLLHUP);
+    item.events.store(change.events);
     return;
   }
   if (!change.watched) return;
@@ -101,12 +101,19 @@ void EventPoll::AddFromLane(const LaneWatches::Change& change, base::Ref<FileDes
   const Key key{file.get(), change.fd};
   if (items_.contains(key)) return;
   Item& item = Insert(key, {change.events, change.data}, file->wait_queue());
-  SetInLane(item, in_lane);
+  item.events.store(change.events);  // told once already, maybe
+  if (in_lane) {
+    // What the process has found there it will not find again.
+    item.in_lane.store(true);
+    lane_items_[item.fd] = &item;
+  } else {
+    SetInLane(item, false);
+  }
   if (item.Ready() != 0) MarkReady(item);
 }
 
 bool EventPoll::ServedByLane(const Item& item, FdTable* table) {
-  return table != nullptr && (item.events.load() & ~platform::kLaneEpollEvents) == 0 &&
+  return table != nullptr && (item.events.load() & ~platform::kLaneWatchBits) == 0 &&
          item.file_key->HasOpenLanes() && table->HasLanes(item.fd, item.file_key);
 }
 
@@ -114,7 +121,8 @@ void EventPoll::SetInLane(Item& item, bool in_lane) {
   item.in_lane.store(in_lane);
   if (in_lane) {
     lane_items_[item.fd] = &item;
-    lane_watches_->Set(item.fd, platform::kWatchLane, item.events.load(), item.data.load());
+    lane_watches_->Set(item.fd, platform::kWatchLane, item.events.load(), item.data.load(),
+                       item.file_key->LaneCame());
   } else {
     lane_items_.erase(item.fd);
     lane_watches_->Set(item.fd, platform::kWatchSentry);
@@ -137,13 +145,34 @@ void EventPoll::LookAtLanes() {
   for (auto it = lane_items_.begin(); it != lane_items_.end();) {
     Item& item = *(it++)->second;
     if (!ServedByLane(item, TableOf(table))) SetInLane(item, false);
-    if (ReadinessOf(item) != 0) PushReady(item);
+    if (!item.in_lane.load()) {
+      if (item.Ready() != 0) PushReady(item);
+      continue;
+    }
+    uint64_t came = 0;
+    if (item.ReadyFor(lane_watches_->wish(), &came) == 0) continue;
+    const bool edges = (item.events.load() & EPOLLET) != 0;
+    if (!edges || item.edge.load() || lane_watches_->HasEdge(item.fd, came)) PushReady(item);
   }
   if (looks_++ % kLooksPerPromotion == 0) Promote(TableOf(table));
 }
 
-uint32_t EventPoll::ReadinessOf(Item& item) {
-  return item.in_lane.load() ? item.ReadyFor(lane_watches_->wish()) : item.Ready();
+bool EventPoll::NeedsSentry(const Item& item) {
+  return !item.in_lane.load(std::memory_order_relaxed) ||
+         (item.edge.load(std::memory_order_relaxed) && (item.events.load() & EPOLLET) != 0);
+}
+
+uint32_t EventPoll::TakeFromLane(Item& item) {
+  uint64_t came = 0;
+  const uint32_t ready = item.ReadyFor(lane_watches_->wish(), &came);
+  if (ready == 0 || (item.events.load() & EPOLLET) == 0) return ready;
+  const bool news = lane_watches_->TakeEdge(item.fd, came);
+  return item.edge.exchange(false) || news ? ready : 0;
+}
+
+void EventPoll::SetEvents(Item& item, uint32_t events) {
+  item.events.store(events);
+  if (item.in_lane.load()) SetInLane(item, true);
 }
 
 void EventPoll::NoteAdded(Item& item) {
@@ -153,7 +182,7 @@ void EventPoll::NoteAdded(Item& item) {
 
 void EventPoll::NoteModified(Item& item) {
   if (!item.in_lane.load()) return;
-  const bool plain = (item.events.load() & ~platform::kLaneEpollEvents) == 0;
+  const bool plain = (item.events.load() & ~platform::kLaneWatchBits) == 0;
   SetInLane(item, plain);
 }
 
@@ -173,7 +202,7 @@ void EventPoll::UpdateSentryReady() {
   absl::MutexLock lock(&ready_mutex_);
   bool ready = false;
   for (Item* item = ready_head_; item != nullptr && !ready; item = item->ready_next) {
-    ready = !item->in_lane.load(std::memory_order_relaxed);
+    ready = NeedsSentry(*item);
   }
   lanes->SetSentryReady(ready);
 }

@@ -64,8 +64,10 @@ void LaneWatches::WithLock(F f) {
 std::vector<LaneWatches::Change> LaneWatches::Take() {
   std::vector<Change> changes;
   bool any = false;
-  binding_->WithEpoll(place_,
-                      [&](LaneEpoll& e) { any = platform::LaneLoad(&e.change_count) != 0; });
+  binding_->WithEpoll(place_, [&](LaneEpoll& e) {
+    // Who has the lock may be about to note one.
+    any = platform::LaneLoad(&e.lock) != 0 || platform::LaneLoad(&e.change_count) != 0;
+  });
   if (!any) return changes;
   WithLock([&](LaneEpoll& e) {
     const uint32_t count = std::min(platform::LaneLoad(&e.change_count), kLaneEpollFds);
@@ -76,14 +78,15 @@ std::vector<LaneWatches::Change> LaneWatches::Take() {
       memcpy(&watch, &e.watches[fd], sizeof(watch));
       e.watches[fd].changed = 0;
       changes.push_back({fd, watch.state == platform::kWatchLane,
-                         watch.events & platform::kLaneEpollEvents, watch.data});
+                         watch.events & platform::kLaneWatchBits, watch.data});
     }
     Store(&e.change_count, 0);
   });
   return changes;
 }
 
-void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, uint64_t data) {
+void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, uint64_t data,
+                      uint64_t came) {
   if (!HasPlace(fd)) return;
   WithLock([&](LaneEpoll& e) {
     LaneWatch& watch = e.watches[fd];
@@ -91,9 +94,33 @@ void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, u
     if (watch.changed) return;
     watch.events = events;
     watch.data = data;
-    watch.state = static_cast<uint16_t>(state);
+    watch.seen = came;
+    watch.edge = 0;
+    watch.state = static_cast<uint8_t>(state);
     if (e.end <= static_cast<uint32_t>(fd)) e.end = static_cast<uint32_t>(fd) + 1;
   });
+}
+
+bool LaneWatches::HasEdge(int fd, uint64_t came) {
+  bool news = true;
+  if (!HasPlace(fd)) return news;
+  binding_->WithEpoll(place_, [&](LaneEpoll& e) {
+    const LaneWatch& watch = e.watches[fd];
+    news = platform::LaneLoad(&watch.edge) != 0 || platform::LaneLoad(&watch.seen) != came;
+  });
+  return news;
+}
+
+bool LaneWatches::TakeEdge(int fd, uint64_t came) {
+  bool news = true;
+  if (!HasPlace(fd)) return news;
+  WithLock([&](LaneEpoll& e) {
+    LaneWatch& watch = e.watches[fd];
+    news = watch.edge != 0 || watch.seen != came;
+    watch.edge = 0;
+    watch.seen = came;
+  });
+  return news;
 }
 
 void LaneWatches::SetBusy(bool busy) {

@@ -37,9 +37,14 @@ class LaneWatches {
     uint64_t data;
   };
   std::vector<Change> Take();
-  // What the process is to know of descriptor `fd`, if it is one that there is a place for. May
-  // park.
-  void Set(int fd, platform::LaneWatchState state, uint32_t events = 0, uint64_t data = 0);
+  // What the process is to know of descriptor `fd`, if it is one that there is a place for; `came`
+  // is what has come until now, which is told already, or will be by the sentry. May park.
+  void Set(int fd, platform::LaneWatchState state, uint32_t events = 0, uint64_t data = 0,
+           uint64_t came = 0);
+  // Of an edge-triggered watch: something is to be told that the process has not found yet, all of
+  // which has come when `came` had. With Take it counts as told, which may park.
+  bool HasEdge(int fd, uint64_t came);
+  bool TakeEdge(int fd, uint64_t came);
 
   // Only the sentry serves, or no longer; something is ready that only it knows of.
   void SetBusy(bool busy);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <utility>
 
 #include "sentry/vfs/file_description.h"
 
@@ -73,24 +74,45 @@ void Pipe::Take(size_t n) {
   Publish();
 }
 
-base::Status Pipe::WaitReadable() {
+base::Status Pipe::WaitReadable(VainRounds& rounds) {
   mutex_.Unlock();
+  waiting_readers_.fetch_add(1);
   auto reason = fiber::WaitUntil(
-      queue_, EPOLLIN | EPOLLHUP, [this] { return used_.load() > 0 || writers_.load() == 0; },
+      queue_, EPOLLIN | EPOLLHUP,
+      [this] { return writers_.load() == 0 || WantContent(platform::kWish); },
       {.interruptible = true}, /*exclusive=*/true);
+  waiting_readers_.fetch_sub(1);
+  const bool woken = reason == fiber::WakeReason::kWoken && rounds.Note();
   mutex_.Lock();
-  if (reason != fiber::WakeReason::kWoken) return base::Error(base::kERESTARTSYS);
+  if (!woken) return base::Error(base::kERESTARTSYS);
   return base::Ok();
 }
 
-base::Status Pipe::WaitWritable() {
+base::Status Pipe::WaitWritable(VainRounds& rounds) {
   mutex_.Unlock();
+  waiting_writers_.fetch_add(1);
   auto reason = fiber::WaitUntil(
-      queue_, EPOLLOUT | EPOLLERR, [this] { return !Full() || readers_.load() == 0; },
+      queue_, EPOLLOUT | EPOLLERR,
+      [this] { return readers_.load() == 0 || WantSpace(platform::kWish); },
       {.interruptible = true}, /*exclusive=*/true);
+  waiting_writers_.fetch_sub(1);
+  const bool woken = reason == fiber::WakeReason::kWoken && rounds.Note();
   mutex_.Lock();
-  if (reason != fiber::WakeReason::kWoken) return base::Error(base::kERESTARTSYS);
+  if (!woken) return base::Error(base::kERESTARTSYS);
   return base::Ok();
+}
+
+base::Result<size_t> Pipe::ReadStep(IoDest& dst, bool* last) {
+  if (in_lane_.load()) {
+    *last = true;
+    return ReadLane(dst);
+  }
+  bool packet;
+  std::span<std::byte> run = NextRun(ring_.tail(), dst.remaining(), &packet);
+  const size_t n = TRY(dst.Put(run));
+  *last = packet || n < run.size();
+  if (n > 0 || run.empty()) Take(n);
+  return n;
 }
 
 base::Result<size_t> Pipe::Read(IoDest& dst, bool nonblock) {
@@ -98,32 +120,31 @@ base::Result<size_t> Pipe::Read(IoDest& dst, bool nonblock) {
   size_t total = 0;
   base::Status error;
   bool was_full = false, waited = false;
+  VainRounds rounds;
   mutex_.Lock();
   while (true) {
-    if (used_.load() > 0) {
+    if (HasContent()) {
       was_full = was_full || Full();
-      bool packet;
-      std::span<std::byte> run = NextRun(ring_.tail(), dst.remaining(), &packet);
-      base::Result<size_t> n = dst.Put(run);
-      if (!n.ok() || (*n == 0 && !run.empty())) {
-        if (!n.ok()) error = n.error();
-        break;
-      }
-      total += *n;
-      Take(*n);
-      if (packet || *n < run.size() || dst.remaining() == 0) break;
-      continue;
+      bool last = false;
+      base::Result<size_t> n = ReadStep(dst, &last);
+      if (!n.ok()) error = n.error();
+      if (n.ok()) total += *n;
+      // Of a lane, others may have taken what was there.
+      const bool taken = n.ok() && in_lane_.load() && total == 0;
+      if (!taken && (!n.ok() || last || dst.remaining() == 0)) break;
+      if (!taken) continue;
+    } else if (writers_.load() == 0 || total > 0) {
+      break;
     }
-    if (writers_.load() == 0 || total > 0) break;
     if (nonblock) {
       error = base::Error(EAGAIN);
       break;
     }
     waited = true;
-    error = WaitReadable();
+    error = WaitReadable(rounds);
     if (!error.ok()) break;
   }
-  bool more = waited && used_.load() > 0;
+  bool more = waited && HasContent();
   mutex_.Unlock();
   if (was_full) queue_.Wake(EPOLLOUT | EPOLLWRNORM);
   if (more) queue_.Wake(EPOLLIN | EPOLLRDNORM | kWakeQuietly);  // for the next reader
@@ -131,48 +152,51 @@ base::Result<size_t> Pipe::Read(IoDest& dst, bool nonblock) {
   return error.error();
 }
 
-base::Result<size_t> Pipe::Peek(IoDest& dst, bool nonblock) {
+base::Result<size_t> Pipe::PeekSlots(IoDest& dst) {
   size_t total = 0;
-  base::Status error;
-  mutex_.Lock();
-  while (used_.load() == 0 && writers_.load() != 0 && error.ok()) {
-    error = nonblock ? base::Error(EAGAIN) : WaitReadable();
+  for (uint64_t i = ring_.tail(); i != ring_.head() && dst.remaining() > 0; ++i) {
+    bool broken = false;
+    SlotRing::View v = ring_.Get(i, &broken);
+    size_t want = std::min<size_t>(v.length, dst.remaining());
+    base::Result<size_t> n = dst.Put(std::span(ring_.Page(i) + v.offset, want));
+    if (!n.ok()) return total > 0 ? base::Result<size_t>(total) : n;
+    total += *n;
+    if (*n < want) break;
   }
-  if (error.ok() && used_.load() > 0) {
-    for (uint64_t i = ring_.tail(); i != ring_.head() && dst.remaining() > 0; ++i) {
-      bool broken = false;
-      SlotRing::View v = ring_.Get(i, &broken);
-      size_t want = std::min<size_t>(v.length, dst.remaining());
-      base::Result<size_t> n = dst.Put(std::span(ring_.Page(i) + v.offset, want));
-      if (!n.ok()) {
-        error = n.error();
-        break;
-      }
-      total += *n;
-      if (*n < want) break;
-    }
+  return total;
+}
+
+base::Result<size_t> Pipe::Peek(IoDest& dst, bool nonblock) {
+  VainRounds rounds;
+  fiber::MutexLock lock(&mutex_);
+  while (!HasContent() && writers_.load() != 0) {
+    if (nonblock) return base::Error(EAGAIN);
+    TRY(WaitReadable(rounds));
   }
-  mutex_.Unlock();
-  if (total > 0 || error.ok()) return total;
-  return error.error();
+  if (!HasContent()) return size_t{0};
+  return in_lane_.load() ? PeekLane(dst) : PeekSlots(dst);
 }
 
 void Pipe::Discard(size_t n) {
   {
     fiber::MutexLock lock(&mutex_);
-    if (used_.load() == 0) return;
-    Take(n);
+    if (!HasContent()) return;
+    in_lane_.load() ? DiscardLane(n) : Take(n);
   }
   queue_.Wake(EPOLLOUT | EPOLLWRNORM);
 }
 
 base::Result<size_t> Pipe::WaitForRoom(bool nonblock) {
+  VainRounds rounds;
   fiber::MutexLock lock(&mutex_);
   while (true) {
     if (readers_.load() == 0) return base::Error(EPIPE);
+    if (!Full() && in_lane_.load()) {
+      return std::max<size_t>(stream_.Room() / kPageSize, 1) * kPageSize;
+    }
     if (!Full()) return size_t{slots_.load() - used_.load()} * kPageSize;
     if (nonblock) return base::Error(EAGAIN);
-    TRY(WaitWritable());
+    TRY(WaitWritable(rounds));
   }
 }
 
@@ -207,6 +231,18 @@ base::Result<size_t> Pipe::FillSlots(IoSource& src, bool packet) {
   return n;
 }
 
+base::Result<size_t> Pipe::WriteStep(IoSource& src, bool packet, bool first) {
+  if (packet && in_lane_.load()) TRY(MoveToSlots());
+  if (in_lane_.load()) return WriteLane(src);
+  TRY(EnsureRing());
+  size_t merged = 0;
+  if (first) merged = TRY(MergeIntoLast(src));
+  if (merged > 0 || Full()) return merged;
+  const size_t n = TRY(FillSlots(src, packet));
+  if (n == 0) return base::Error(EFAULT);
+  return n;
+}
+
 base::Result<size_t> Pipe::Write(IoSource& src, bool nonblock, bool packet, bool* broken) {
   *broken = false;
   if (src.remaining() == 0) return size_t{0};
@@ -214,34 +250,23 @@ base::Result<size_t> Pipe::Write(IoSource& src, bool nonblock, bool packet, bool
   base::Status error;
   mutex_.Lock();
   bool first = true, waited = false;
+  VainRounds rounds;
   while (true) {
     if (readers_.load() == 0) {
       *broken = true;
       error = base::Error(EPIPE);
       break;
     }
-    if (error = EnsureRing(); !error.ok()) break;
-    base::Result<size_t> n = size_t{0};
-    if (first) {
-      first = false;
-      n = MergeIntoLast(src);
-      if (n.ok() && *n > 0) {
-        total += *n;
-        if (src.remaining() == 0) break;
-      }
-    }
-    if (n.ok() && !Full()) {
-      n = FillSlots(src, packet);
-      if (n.ok() && *n == 0) n = base::Error(EFAULT);
-      if (n.ok()) {
-        total += *n;
-        if (src.remaining() == 0) break;
-        continue;
-      }
-    }
+    base::Result<size_t> n = WriteStep(src, packet, std::exchange(first, false));
     if (!n.ok()) {
       error = n.error();
       break;
+    }
+    total += *n;
+    if (src.remaining() == 0) break;
+    if (*n > 0) {
+      rounds = VainRounds();
+      continue;
     }
     if (nonblock) {
       error = base::Error(EAGAIN);
@@ -249,7 +274,7 @@ base::Result<size_t> Pipe::Write(IoSource& src, bool nonblock, bool packet, bool
     }
     if (total > 0) queue_.Wake(EPOLLIN | EPOLLRDNORM);
     waited = true;
-    error = WaitWritable();
+    error = WaitWritable(rounds);
     if (!error.ok()) break;
   }
   bool room = waited && !Full();
@@ -262,6 +287,7 @@ base::Result<size_t> Pipe::Write(IoSource& src, bool nonblock, bool packet, bool
 
 size_t Pipe::BytesReadable() {
   fiber::MutexLock lock(&mutex_);
+  if (in_lane_.load()) return stream_.Used();
   if (used_.load() == 0) return 0;
   size_t n = 0;
   bool broken = false;
@@ -269,6 +295,26 @@ size_t Pipe::BytesReadable() {
     n += ring_.Get(i, &broken).length;
   }
   return n;
+}
+
+base::Status Pipe::ResizeRing(uint32_t pages) {
+  const uint32_t used = used_.load();
+  if (used > pages) return base::Error(EBUSY);
+  if (!ring_.valid()) return base::Ok();
+  auto memory = base::RingMemory::New(SlotRing::MemorySize(pages));
+  if (!memory.ok()) return base::Error(ENOMEM);
+  SlotRing ring((*memory)->data(), pages);
+  ring.Reset();
+  bool broken = false;
+  for (uint32_t i = 0; i < used; ++i) {
+    SlotRing::View v = ring_.Get(ring_.tail() + i, &broken);
+    std::copy_n(ring_.Page(ring_.tail() + i), kPageSize, ring.Page(i));
+    ring.Set(i, v);
+  }
+  ring.SetHead(used);
+  memory_ = *std::move(memory);
+  ring_ = ring;
+  return base::Ok();
 }
 
 base::Result<uint32_t> Pipe::SetSize(uint64_t size, bool privileged) {
@@ -281,22 +327,12 @@ base::Result<uint32_t> Pipe::SetSize(uint64_t size, bool privileged) {
     return base::Error(EPERM);
   }
   if (pages == slots_.load()) return pages * kPageSize;
-  uint32_t used = used_.load();
-  if (used > pages) return base::Error(EBUSY);
-  if (ring_.valid()) {
-    auto memory = base::RingMemory::New(SlotRing::MemorySize(pages));
-    if (!memory.ok()) return base::Error(ENOMEM);
-    SlotRing ring((*memory)->data(), pages);
-    ring.Reset();
-    bool broken = false;
-    for (uint32_t i = 0; i < used; ++i) {
-      SlotRing::View v = ring_.Get(ring_.tail() + i, &broken);
-      std::copy_n(ring_.Page(ring_.tail() + i), kPageSize, ring.Page(i));
-      ring.Set(i, v);
-    }
-    ring.SetHead(used);
-    memory_ = *std::move(memory);
-    ring_ = ring;
+  if (in_lane_.load() && uint64_t{pages} * kPageSize > ByteStream::kSize) TRY(MoveToSlots());
+  if (in_lane_.load()) {
+    if (stream_.Used() > uint64_t{pages} * kPageSize) return base::Error(EBUSY);
+    stream_.set_limit(size_t{pages} * kPageSize);
+  } else {
+    TRY(ResizeRing(pages));
   }
   slots_.store(pages);
   Publish();
@@ -356,20 +392,22 @@ void Pipe::Close(bool read, bool write) {
       slots_.store(kDefaultSlots);
       Publish();
     }
+    // Only the sentry knows of ends.
+    if (readers_.load() == 0 || writers_.load() == 0) stream_.OpenLane(false);
   }
   if ((readers_.load() == 0) != (writers_.load() == 0)) {
     queue_.WakeAll(EPOLLIN | EPOLLOUT | EPOLLRDNORM | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
   }
 }
 
-uint32_t Pipe::Readiness(bool read, bool write, uint32_t writers_seen) const {
+uint32_t Pipe::Readiness(bool read, bool write, uint32_t writers_seen, platform::LaneWish wish) {
   uint32_t mask = 0;
   if (read) {
-    if (used_.load(std::memory_order_acquire) > 0) mask |= EPOLLIN | EPOLLRDNORM;
+    if (WantContent(wish)) mask |= EPOLLIN | EPOLLRDNORM;
     if (writers_.load() == 0 && writer_opens_.load() != writers_seen) mask |= EPOLLHUP;
   }
   if (write) {
-    if (!Full()) mask |= EPOLLOUT | EPOLLWRNORM;
+    if (WantSpace(wish)) mask |= EPOLLOUT | EPOLLWRNORM;
     if (readers_.load() == 0) mask |= EPOLLERR;
   }
   return mask;

@@ -18,6 +18,9 @@ bool Writes(uint32_t flags) {
   return (flags & O_ACCMODE) == O_WRONLY || (flags & O_ACCMODE) == O_RDWR;
 }
 
+// The name of the direction that an end does not have: no lane's, so that it is never ready.
+constexpr uint64_t kNever = platform::LaneName(platform::kLanes, 0);
+
 Filesystem* PipeFs() {
   static Filesystem* fs = base::MakeRef<Filesystem>("pipefs", PIPEFS_MAGIC).release();
   return fs;
@@ -43,9 +46,10 @@ base::Result<base::Ref<FileDescription>> OpenFifo(const OpenArgs& args) {
 }  // namespace
 
 PipeFile::PipeFile(Path path, uint32_t flags, base::Ref<Pipe> pipe, uint32_t writers_seen)
-    : FileDescription(std::move(path), flags),
-      pipe_(std::move(pipe)),
-      writers_seen_(writers_seen) {}
+    : FileDescription(std::move(path), flags), pipe_(std::move(pipe)), writers_seen_(writers_seen) {
+  // Who reads and writes a name in a file system changes its times, and tells who watches it.
+  if (inode() != nullptr && inode()->fs().magic() == PIPEFS_MAGIC) MayHaveLanes();
+}
 
 PipeFile::~PipeFile() { pipe_->Close(readable(), writable()); }
 
@@ -86,7 +90,25 @@ base::Result<uint64_t> PipeFile::Fcntl(int cmd, uint64_t arg) {
   return uint64_t{TRY(pipe_->SetSize(static_cast<uint32_t>(arg), privileged))};
 }
 
-uint32_t PipeFile::Readiness() { return pipe_->Readiness(readable(), writable(), writers_seen_); }
+base::Status PipeFile::SetStatusFlags(uint32_t flags) {
+  TRY(FileDescription::SetStatusFlags(flags));
+  if (packet()) pipe_->LeaveLanes();
+  return base::Ok();
+}
+
+uint32_t PipeFile::ReadinessFor(uint32_t wish) {
+  return pipe_->Readiness(readable(), writable(), writers_seen_, wish);
+}
+
+void PipeFile::WatchEdges(uint32_t wish) {
+  if (readable()) pipe_->WatchEdges(wish);
+}
+
+FileDescription::LaneNames PipeFile::EnterLanes(LaneArena& arena) {
+  const uint64_t name = packet() ? 0 : pipe_->EnterLane(arena);
+  if (name == 0) return {};
+  return {.in = readable() ? name : kNever, .out = writable() ? name : kNever};
+}
 
 std::string PipeFile::Describe() const {
   if (inode() == nullptr) return "pipe:[0]";

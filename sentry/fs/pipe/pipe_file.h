@@ -25,9 +25,18 @@ class PipeFile : public FileDescription {
   base::Result<size_t> Write(IoSource& src, bool nonblock) override;
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
   base::Result<uint64_t> Fcntl(int cmd, uint64_t arg) override;  // F_GETPIPE_SZ, F_SETPIPE_SZ
-  uint32_t Readiness() override;
+  base::Status SetStatusFlags(uint32_t flags) override;
+  uint32_t Readiness() override { return ReadinessFor(platform::kWish); }
+  uint32_t ReadinessFor(uint32_t wish) override;
+  void WatchEdges(uint32_t wish = platform::kWish) override;
+  LaneNames EnterLanes(LaneArena& arena) override;
+  bool HasOpenLanes() override { return pipe_->lane_open(); }
+  uint64_t LaneCame() override { return readable() ? pipe_->came() : 0; }
   fiber::WaitQueue* wait_queue() override { return &pipe_->wait_queue(); }
   std::string Describe() const override;
+
+ protected:
+  void OnAsyncOn() override { pipe_->LeaveLanes(); }
 
  private:
   ~PipeFile() override;

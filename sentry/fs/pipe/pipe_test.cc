@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "gtest/gtest.h"
+#include "sentry/lanes/arena.h"
 
 namespace sentry {
 namespace {
@@ -15,9 +16,16 @@ std::vector<std::byte> Bytes(size_t n, int first = 0) {
   return v;
 }
 
-class PipeTest : public ::testing::Test {
+// With `true`, of a pipe in a lane.
+class PipeTest : public ::testing::TestWithParam<bool> {
  protected:
-  PipeTest() { EXPECT_TRUE(pipe_->Open(true, true, false, false, &seen_).ok()); }
+  PipeTest() {
+    EXPECT_TRUE(pipe_->Open(true, true, false, false, &seen_).ok());
+    if (GetParam()) {
+      EXPECT_NE(pipe_->EnterLane(arena()), 0u);
+    }
+  }
+  static LaneArena& arena() { return **LaneArena::OfDomain("test"); }
   base::Result<size_t> Write(const std::vector<std::byte>& v, bool packet = false) {
     BufferSource src(v);
     return pipe_->Write(src, true, packet, &broken_);
@@ -35,7 +43,7 @@ class PipeTest : public ::testing::Test {
   bool broken_ = false;
 };
 
-TEST_F(PipeTest, BytesComeOutInOrderAcrossTheWrap) {
+TEST_P(PipeTest, BytesComeOutInOrderAcrossTheWrap) {
   for (int round = 0; round < 50; ++round) {
     auto in = Bytes(5000, round);
     ASSERT_EQ(*Write(in), in.size());
@@ -45,7 +53,7 @@ TEST_F(PipeTest, BytesComeOutInOrderAcrossTheWrap) {
   }
 }
 
-TEST_F(PipeTest, HoldsExactlyItsCapacityOfSmallWrites) {
+TEST_P(PipeTest, HoldsExactlyItsCapacityOfSmallWrites) {
   size_t n = 0;
   while (Write(Bytes(1)).ok()) ++n;
   EXPECT_EQ(n, 65536u);
@@ -58,19 +66,19 @@ TEST_F(PipeTest, HoldsExactlyItsCapacityOfSmallWrites) {
   EXPECT_EQ(pipe_->Readiness(false, true, seen_), uint32_t{EPOLLOUT | EPOLLWRNORM});
 }
 
-TEST_F(PipeTest, AtomicWritesAreNotSplit) {
+TEST_P(PipeTest, AtomicWritesAreNotSplit) {
   ASSERT_EQ(*Write(Bytes(15 * 4096 + 10)), 15u * 4096 + 10);
   EXPECT_EQ(Write(Bytes(4096)).error(), base::Error(EAGAIN));
   EXPECT_EQ(*Write(Bytes(4086)), 4086u);
 }
 
-TEST_F(PipeTest, LargeNonblockingWriteIsPartial) {
+TEST_P(PipeTest, LargeNonblockingWriteIsPartial) {
   EXPECT_EQ(*Write(Bytes(100000)), 65536u);
   EXPECT_EQ(*Read(70000), Bytes(65536));
   EXPECT_EQ(Read(1).error(), base::Error(EAGAIN));
 }
 
-TEST_F(PipeTest, Packets) {
+TEST_P(PipeTest, Packets) {
   ASSERT_EQ(*Write(Bytes(10), true), 10u);
   ASSERT_EQ(*Write(Bytes(5000), true), 5000u);
   EXPECT_EQ(Read(4)->size(), 4u);  // the rest of the packet is lost
@@ -78,7 +86,7 @@ TEST_F(PipeTest, Packets) {
   EXPECT_EQ(Read(8000)->size(), 904u);
 }
 
-TEST_F(PipeTest, ClosedEnds) {
+TEST_P(PipeTest, ClosedEnds) {
   ASSERT_TRUE(Write(Bytes(3)).ok());
   pipe_->Close(false, true);
   EXPECT_EQ(pipe_->Readiness(true, false, seen_), uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLHUP});
@@ -92,7 +100,7 @@ TEST_F(PipeTest, ClosedEnds) {
   EXPECT_EQ(pipe_->Readiness(false, true, seen_) & EPOLLERR, uint32_t{EPOLLERR});
 }
 
-TEST_F(PipeTest, Resize) {
+TEST_P(PipeTest, Resize) {
   auto in = Bytes(3 * 4096);
   ASSERT_TRUE(Write(in).ok());
   EXPECT_EQ(pipe_->SetSize(4096, false).error(), base::Error(EBUSY));
@@ -102,7 +110,7 @@ TEST_F(PipeTest, Resize) {
   EXPECT_EQ(*Read(100000), in);
 }
 
-TEST_F(PipeTest, FifoOpenWithoutPartner) {
+TEST_P(PipeTest, FifoOpenWithoutPartner) {
   auto fifo = base::MakeRef<Pipe>();
   uint32_t seen;
   EXPECT_EQ(fifo->Open(false, true, true, true, &seen).error(), base::Error(ENXIO));
@@ -114,7 +122,7 @@ TEST_F(PipeTest, FifoOpenWithoutPartner) {
   EXPECT_EQ(fifo->Readiness(true, false, seen), uint32_t{EPOLLHUP});
 }
 
-TEST_F(PipeTest, PeekLeavesTheContent) {
+TEST_P(PipeTest, PeekLeavesTheContent) {
   auto in = Bytes(9000);
   ASSERT_TRUE(Write(in).ok());
   std::vector<std::byte> out(9000);
@@ -124,6 +132,45 @@ TEST_F(PipeTest, PeekLeavesTheContent) {
   pipe_->Discard(8999);
   EXPECT_EQ(pipe_->BytesReadable(), 1u);
 }
+
+TEST_P(PipeTest, ContentMovesIntoALaneAndOut) {
+  auto in = Bytes(9000);
+  ASSERT_TRUE(Write(in).ok());
+  ASSERT_EQ(*Read(5000), std::vector<std::byte>(in.begin(), in.begin() + 5000));
+  ASSERT_NE(pipe_->EnterLane(arena()), 0u);
+  EXPECT_TRUE(pipe_->lane_open());
+  EXPECT_EQ(pipe_->BytesReadable(), 4000u);
+  ASSERT_EQ(*Write(Bytes(3), true), 3u);  // a packet: out of the lane for good
+  EXPECT_FALSE(pipe_->lane_open());
+  EXPECT_EQ(pipe_->EnterLane(arena()), 0u);
+  EXPECT_EQ(pipe_->BytesReadable(), 4003u);
+  EXPECT_EQ(*Read(4000), std::vector<std::byte>(in.begin() + 5000, in.end()));
+  EXPECT_EQ(*Read(100), Bytes(3));
+}
+
+TEST_P(PipeTest, PacketsStayOutOfLanes) {
+  auto pipe = base::MakeRef<Pipe>();
+  uint32_t seen;
+  ASSERT_TRUE(pipe->Open(true, true, false, false, &seen).ok());
+  auto in = Bytes(3);
+  BufferSource src(in);
+  ASSERT_TRUE(pipe->Write(src, true, true, &broken_).ok());
+  EXPECT_EQ(pipe->EnterLane(arena()), 0u);
+  pipe_->LeaveLanes();
+  EXPECT_EQ(pipe_->EnterLane(arena()), 0u);
+}
+
+TEST_P(PipeTest, AnEndClosesTheLane) {
+  ASSERT_NE(pipe_->EnterLane(arena()), 0u);
+  ASSERT_TRUE(Write(Bytes(3)).ok());
+  pipe_->Close(false, true);
+  EXPECT_FALSE(pipe_->lane_open());
+  EXPECT_EQ(pipe_->EnterLane(arena()), 0u);
+  EXPECT_EQ(*Read(10), Bytes(3));
+  EXPECT_EQ(*Read(10), Bytes(0));
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, PipeTest, ::testing::Bool());
 
 }  // namespace
 }  // namespace sentry

@@ -15,8 +15,8 @@
 #include "absl/synchronization/mutex.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/timer.h"
-#include "sentry/net/byte_stream.h"
 #include "sentry/net/inet/endpoint.h"
+#include "sentry/vfs/byte_stream.h"
 
 namespace sentry {
 
@@ -107,8 +107,9 @@ class TcpEndpoint : public InetEndpoint {
   base::Result<size_t> ReceiveUrgent(IoDest& dst, RecvArgs* args);
   // `wish`: FileDescription::ReadinessFor.
   uint32_t Readiness(platform::LaneWish wish = platform::kWish);
-  // FileDescription::WatchEdges.
-  void WatchEdges();
+  // FileDescription::WatchEdges, LaneCame.
+  void WatchEdges(platform::LaneWish wish);
+  uint64_t BytesCome();
   int TakeError() { return error_.exchange(0); }
   // SIOCINQ, SIOCOUTQ, SIOCATMARK; EINVAL of a listener.
   base::Result<int> BytesReadable();

@@ -22,23 +22,6 @@ Error Interrupted(int64_t deadline_ns) {
   return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
 }
 
-// Rounds of one call in which nothing moved although something should have. Who writes nonsense
-// into a lane can make many; after a few the call sleeps in between, so that it takes little time
-// and can be interrupted.
-class VainRounds {
- public:
-  // False: the call was interrupted.
-  bool Note() {
-    if (++count_ < kMany) return true;
-    return fiber::SleepUntil(base::MonotonicNs() + kPauseNs) != fiber::WakeReason::kInterrupted;
-  }
-
- private:
-  static constexpr int kMany = 64;
-  static constexpr int64_t kPauseNs = 1'000'000;
-  int count_ = 0;
-};
-
 // Keeps the last byte that went through it: the urgent one.
 class LastByte : public IoSource {
  public:
@@ -393,9 +376,15 @@ uint32_t TcpEndpoint::Readiness(platform::LaneWish wish) {
   return out.bytes.Writable() ? mask | kOut : mask;
 }
 
-void TcpEndpoint::WatchEdges() {
+void TcpEndpoint::WatchEdges(platform::LaneWish wish) {
   int side;
-  if (Conn c = connection(&side)) in(*c, side)->bytes.WantData();
+  if (Conn c = connection(&side)) in(*c, side)->bytes.WantData(wish);
+}
+
+uint64_t TcpEndpoint::BytesCome() {
+  int side;
+  Conn c = connection(&side);
+  return c != nullptr ? in(*c, side)->bytes.written() : 0;
 }
 
 Result<int> TcpEndpoint::BytesReadable() {

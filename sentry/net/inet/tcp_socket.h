@@ -26,7 +26,8 @@ class TcpSocket : public InetSocket {
   base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
   uint32_t Readiness() override { return endpoint_->Readiness(); }
-  void WatchEdges() override { endpoint_->WatchEdges(); }
+  void WatchEdges(uint32_t wish = platform::kWish) override { endpoint_->WatchEdges(wish); }
+  uint64_t LaneCame() override { return endpoint_->BytesCome(); }
   LaneNames EnterLanes(LaneArena& arena) override { return endpoint_->EnterLanes(arena); }
   uint32_t ReadinessFor(uint32_t wish) override { return endpoint_->Readiness(wish); }
   bool HasOpenLanes() override { return endpoint_->HasOpenLanes(); }

@@ -224,6 +224,7 @@ Status UnixEndpoint::Shutdown(int how) {
     shutdown_ |= mode;
     if (!datagram()) other = peer_;
   }
+  CloseLanes();
   queue_.WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP | kWakeQuietly);
   room_queue_.WakeAll(EPOLLOUT);
   if (other == nullptr) return base::Ok();
@@ -248,6 +249,7 @@ void UnixEndpoint::PeerGone(bool reset) {
     shutdown_ = kBothShut;
     if (reset) error_ = ECONNRESET;
   }
+  bytes_.OpenLane(false);
   queue_.WakeAll(kIn | kOut | EPOLLRDHUP | EPOLLHUP | EPOLLERR);
 }
 
@@ -259,9 +261,10 @@ void UnixEndpoint::Release() {
   base::Ref<AbstractNames> names;
   Path place;
   std::string name;
-  bool embryo;
+  bool embryo, unread;
   {
     fiber::MutexLock io(&io_mutex_);  // nobody is about to append
+    bytes_.OpenLane(false);
     absl::MutexLock lock(&mutex_);
     if (std::exchange(dead_, true)) return;
     other = std::move(peer_);
@@ -273,7 +276,8 @@ void UnixEndpoint::Release() {
     name = name_;
     embryo = embryo_;
     shutdown_ = kBothShut;
-    ring_.Drop();
+    unread = !records.empty() || (plain_.load() && bytes_.Used() > 0);
+    bytes_.Drop();
     queued_.store(0);
   }
   if (names != nullptr) names->Remove(name, *this);
@@ -285,7 +289,7 @@ void UnixEndpoint::Release() {
       inode->ClearSpecial();
     }
   }
-  if (other != nullptr && !datagram()) other->PeerGone(!records.empty() || embryo);
+  if (other != nullptr && !datagram()) other->PeerGone(unread || embryo);
   for (auto& end : waiting) end->Release();
   queue_.WakeAll(kIn | kOut | EPOLLHUP | EPOLLERR | kWakeQuietly);
   room_queue_.WakeAll(EPOLLOUT);
@@ -301,8 +305,9 @@ void UnixEndpoint::Release() {
   CollectUnreachableSockets();
 }
 
-uint32_t UnixEndpoint::Readiness() {
+uint32_t UnixEndpoint::Readiness(platform::LaneWish wish) {
   uint32_t mask = 0;
+  if (HasBytes(wish)) mask |= kIn;
   base::Ref<UnixEndpoint> to;
   {
     absl::MutexLock lock(&mutex_);
@@ -312,8 +317,9 @@ uint32_t UnixEndpoint::Readiness() {
     if (!records_.empty() || !waiting_.empty()) mask |= kIn;
     if (!datagram() && state_ == State::kUnconnected) mask |= EPOLLHUP;
     if (state_ == State::kListening) return mask;
-    if (datagram()) to = peer_;
+    to = peer_;
   }
+  if (!datagram() && to != nullptr) return WritableTo(*to, wish) ? mask | kOut : mask;
   if (!Writable()) return mask;
   if (to != nullptr && to->peer().get() != this) {
     absl::MutexLock lock(&to->mutex_);

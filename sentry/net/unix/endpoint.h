@@ -21,9 +21,10 @@
 #include "sentry/base/result.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fiber/wait_queue.h"
-#include "sentry/net/ring_buffer.h"
+#include "sentry/lanes/arena.h"
 #include "sentry/net/socket.h"
 #include "sentry/net/unix/inflight.h"
+#include "sentry/vfs/byte_stream.h"
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/types.h"
 
@@ -43,8 +44,9 @@ struct UnixRecord {
 
 // One end. Lives while its description, a connection, a queue or a name refers to it. Thread-safe.
 // What it receives is in a ring in a memory file; what belongs to the bytes (sender, files,
-// boundaries) is kept beside it.
-class UnixEndpoint : public base::RefCounted {
+// boundaries) is kept beside it, but for a stream in a lane (sentry/lanes), which has nothing of
+// that.
+class UnixEndpoint final : public base::RefCounted, public LaneUser {
  public:
   enum class State { kUnconnected, kListening, kConnected };
   static constexpr size_t kMaxQueuedMessages = 10;  // net.unix.max_dgram_qlen
@@ -91,17 +93,31 @@ class UnixEndpoint : public base::RefCounted {
   base::Result<size_t> ReceiveStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
   base::Result<size_t> ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
 
-  uint32_t Readiness();
+  // `wish` as in FileDescription::ReadinessFor.
+  uint32_t Readiness(platform::LaneWish wish = platform::kWish);
   fiber::WaitQueue& wait_queue() { return queue_; }
   // SIOCINQ, SIOCOUTQ.
   base::Result<size_t> BytesReadable() const;
-  size_t BytesUnread() const { return charged_.load(std::memory_order_relaxed); }
+  size_t BytesUnread() const;
+
+  // --- lanes ---
+  // FileDescription::EnterLanes: of a connected stream whose ends ask for nobody's credentials.
+  FileDescription::LaneNames EnterLanes(LaneArena& arena);
+  bool HasOpenLanes() const;
+  void WatchEdges(platform::LaneWish wish) {
+    if (plain_.load()) bytes_.WantData(wish);
+  }
+  uint64_t BytesCome() const { return bytes_.written(); }
+  // Only the sentry moves bytes, and knows whose they are from now on.
+  void LeaveLanes();
+  void LaneWritten() override;
+  void LaneRead() override;
 
   // --- options ---
   int TakeError();
   std::optional<SenderCreds> peer_creds() const;
   int send_buffer() const { return send_buffer_.load(std::memory_order_relaxed); }
-  void set_send_buffer(int bytes) { send_buffer_.store(bytes); }
+  void set_send_buffer(int bytes);
 
   // For the collection of unreachable sockets: the files in its queue and in those of ends that
   // wait to be accepted; and the same files taken out.
@@ -113,6 +129,24 @@ class UnixEndpoint : public base::RefCounted {
 
   ~UnixEndpoint() override;
   bool Writable() const { return charged_.load() * 4 <= static_cast<size_t>(send_buffer_.load()); }
+  // The same of a stream to `to`; if not, others than the sentry are to tell when it is.
+  bool WritableTo(UnixEndpoint& to, platform::LaneWish wish);
+  // Something has come; if not, others than the sentry are to tell when it does.
+  bool HasBytes(platform::LaneWish wish);
+  // Both ends may have lanes.
+  bool MayHaveLanes();
+  void CloseLanes();
+  // Of the bytes that it receives. The name of their lane, or 0.
+  uint64_t EnterLane(LaneArena& arena);
+  bool MakePlain(LaneArena& arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  void MakeRecords(UnixEndpoint& from) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  base::Result<size_t> FillPlain(IoSource& src) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  // From `skip` bytes after the first on.
+  base::Result<size_t> TakePlain(IoDest& dst, size_t skip, bool peek)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  // A step of SendStream: sends what fits now; 0: nothing does.
+  base::Result<size_t> SendSome(UnixEndpoint& to, IoSource& src, SendArgs& args)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(to.io_mutex_);
   // Enters a record for `length` bytes that have been filled in; joins it to the last of a stream.
   void Append(UnixEndpoint& from, size_t length, SendArgs& args)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
@@ -141,7 +175,10 @@ class UnixEndpoint : public base::RefCounted {
   const int type_;
   // Held while bytes move through the ring; before mutex_. A sender takes the receiver's alone.
   fiber::Mutex io_mutex_;
-  RingBuffer ring_ ABSL_GUARDED_BY(io_mutex_);
+  ByteStream bytes_{platform::kLaneUnix};  // moved under io_mutex_
+  // Its bytes are in a lane, and have no records. Written under io_mutex_.
+  std::atomic<bool> plain_{false};
+  std::atomic<bool> without_lanes_{false};  // LeaveLanes
   // State. Of two ends, the lower address first.
   mutable absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kUnconnected;

@@ -45,7 +45,7 @@ Error Interrupted(int64_t deadline_ns) {
 }  // namespace
 
 void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
-  ring_.Produced(length);
+  bytes_.Produced(length);
   queued_.fetch_add(length);
   absl::MutexLock lock(&mutex_);
   if (stream() && args.files.empty() && !records_.empty()) {
@@ -88,8 +88,8 @@ void UnixEndpoint::Consume(size_t n, bool whole) {
     from = r.from;
     if (r.length == 0) records_.pop_front();
   }
-  ring_.Consumed(n);
-  if (queued_.fetch_sub(n) == n) ring_.Reset();
+  bytes_.ConsumedTo(bytes_.read() + n);
+  if (queued_.fetch_sub(n) == n) bytes_.Rewind();
   from->Uncharge(charge);
 }
 
@@ -136,44 +136,49 @@ Status UnixEndpoint::CheckSend(UnixEndpoint& to) {
   return base::Ok();
 }
 
+Result<size_t> UnixEndpoint::SendSome(UnixEndpoint& to, IoSource& src, SendArgs& args) {
+  TRY(CheckSend(to));
+  if (to.plain_.load() && !args.files.empty()) to.MakeRecords(*this);
+  if (to.plain_.load()) return to.FillPlain(src);
+  TRY(to.bytes_.Ensure());
+  const size_t limit = static_cast<size_t>(send_buffer()), charged = charged_.load();
+  const size_t room = std::min(to.bytes_.Room(), limit > charged ? limit - charged : 0);
+  if (room == 0) return size_t{0};
+  const size_t n = TRY(to.bytes_.Fill(src, std::min(room, src.remaining())));
+  if (n == 0) return Error(EFAULT);
+  to.Append(*this, n, args);
+  return n;
+}
+
 Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t deadline_ns) {
   base::Ref<UnixEndpoint> to = peer();
   if (to == nullptr) return Error(ENOTCONN);
   TRY(CheckSendShut());  // also of nothing
   size_t total = 0;
+  VainRounds rounds;
   while (src.remaining() > 0) {
-    Status status;
-    size_t done = 0;
+    Result<size_t> n = size_t{0};
     {
       fiber::MutexLock lock(&to->io_mutex_);
-      status = CheckSend(*to);
-      if (status.ok()) status = to->ring_.Ensure();
-      if (status.ok()) {
-        size_t limit = static_cast<size_t>(send_buffer()), charged = charged_.load();
-        size_t room = std::min(to->ring_.Room(), limit > charged ? limit - charged : 0);
-        if (room > 0) {
-          Result<size_t> n = to->ring_.Fill(src, std::min(room, src.remaining()));
-          if (n.ok() && *n > 0) {
-            done = *n;
-            to->Append(*this, done, args);
-          } else {
-            status = n.ok() ? Error(EFAULT) : n.error();
-          }
-        }
-      }
+      n = SendSome(*to, src, args);
     }
-    if (done > 0) {
-      total += done;
+    if (n.ok() && *n > 0) {
+      total += *n;
+      rounds = VainRounds();
       to->queue_.Wake(kIn);
       continue;
     }
+    Status status = n.ok() ? base::Ok() : Status(n.error());
     if (status.ok() && args.nonblock) status = Error(EAGAIN);
     if (status.ok()) {
-      auto reason = fiber::WaitUntil(queue_, EPOLLOUT | EPOLLHUP,
-                                     [&] { return Writable() || !CheckSend(*to).ok(); },
-                                     {.interruptible = true, .deadline_ns = deadline_ns});
+      auto reason =
+          fiber::WaitUntil(queue_, EPOLLOUT | EPOLLHUP,
+                           [&] { return WritableTo(*to, platform::kWish) || !CheckSend(*to).ok(); },
+                           {.interruptible = true, .deadline_ns = deadline_ns});
       if (reason == fiber::WakeReason::kTimeout) status = Error(EAGAIN);
-      if (reason == fiber::WakeReason::kInterrupted) status = Interrupted(deadline_ns);
+      if (reason == fiber::WakeReason::kInterrupted || !rounds.Note()) {
+        status = Interrupted(deadline_ns);
+      }
     }
     if (!status.ok()) return total > 0 ? Result<size_t>(total) : status.error();
   }
@@ -188,7 +193,7 @@ bool UnixEndpoint::QueueFull() const {
 bool UnixEndpoint::HasRoomFor(UnixEndpoint& to, size_t n) {
   // As sock_alloc_send_pskb: the last message may go beyond the limit.
   if (charged_.load() >= static_cast<size_t>(send_buffer())) return false;
-  if (RingBuffer::kSize - std::min(to.queued_.load(), RingBuffer::kSize) < n) return false;
+  if (ByteStream::kSize - std::min(to.queued_.load(), ByteStream::kSize) < n) return false;
   return to.peer().get() == this || !to.QueueFull();
 }
 
@@ -196,16 +201,16 @@ Result<size_t> UnixEndpoint::SendMessage(UnixEndpoint& to, IoSource& src, SendAr
                                          int64_t deadline_ns) {
   size_t length = src.remaining();
   if (length + kMessageOverhead > static_cast<size_t>(send_buffer()) ||
-      length > RingBuffer::kSize) {
+      length > ByteStream::kSize) {
     return Error(EMSGSIZE);
   }
   while (true) {
     {
       fiber::MutexLock lock(&to.io_mutex_);
       TRY(CheckSend(to));
-      TRY(to.ring_.Ensure());
-      if (HasRoomFor(to, length) && to.ring_.Room() >= length) {
-        if (length > 0 && TRY(to.ring_.Fill(src, length)) != length) return Error(EFAULT);
+      TRY(to.bytes_.Ensure());
+      if (HasRoomFor(to, length) && to.bytes_.Room() >= length) {
+        if (length > 0 && TRY(to.bytes_.Fill(src, length)) != length) return Error(EFAULT);
         to.Append(*this, length, args);
         break;
       }
@@ -240,6 +245,7 @@ Status UnixEndpoint::WaitForData(int64_t deadline_ns, bool nonblock, bool* end) 
   auto reason =
       fiber::WaitUntil(queue_, EPOLLIN | EPOLLHUP,
                        [this] {
+                         if (HasBytes(platform::kWish)) return true;
                          absl::MutexLock lock(&mutex_);
                          return !records_.empty() || error_ != 0 || (shutdown_ & kReceiveShut) != 0;
                        },
@@ -257,12 +263,23 @@ Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t 
   size_t total = 0, skip = 0, index = 0;
   bool have_creds = false, end = false;
   Status status;
+  VainRounds rounds;
   fiber::MutexLock lock(&io_mutex_);
   while (dst.remaining() > 0) {
+    if (plain_.load()) {
+      Result<size_t> n = TakePlain(dst, peek ? total : 0, peek);
+      if (!n.ok()) {
+        status = n.error();
+        break;
+      }
+      total += *n;
+      if (*n > 0) continue;
+    }
     Glance record;
     if (!Look(index, &record)) {
       if (total > 0 && (!all || peek)) break;
       status = WaitForData(deadline_ns, args->nonblock, &end);
+      if (status.ok() && !end && !rounds.Note()) status = Interrupted(deadline_ns);
       if (!status.ok() || end) break;
       continue;
     }
@@ -271,7 +288,7 @@ Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t 
     args->creds = record.creds;
     have_creds = true;
     size_t want = std::min(record.length, dst.remaining());
-    Result<size_t> n = ring_.Copy(skip, want, dst);
+    Result<size_t> n = bytes_.Copy(bytes_.read() + skip, want, dst);
     if (!n.ok()) {
       status = n.error();
       break;
@@ -319,7 +336,7 @@ Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t
     args->full_length = record.length;
     args->creds = record.creds;
     args->from = AddressOf(record.from->name());
-    Result<size_t> n = ring_.Copy(0, want, dst);
+    Result<size_t> n = bytes_.Copy(bytes_.read(), want, dst);
     TakeFilesOf(0, peek, args);
     if (!peek) Consume(0, /*whole=*/true);
     if (!n.ok()) return n;
@@ -333,7 +350,13 @@ Result<size_t> UnixEndpoint::BytesReadable() const {
   absl::MutexLock lock(&mutex_);
   if (state_ == State::kListening) return Error(EINVAL);
   if (datagram()) return records_.empty() ? size_t{0} : records_.front().length;
-  return queued_.load();
+  return plain_.load() ? bytes_.Used() : queued_.load();
+}
+
+size_t UnixEndpoint::BytesUnread() const {
+  const size_t charged = charged_.load(std::memory_order_relaxed);
+  base::Ref<UnixEndpoint> to = stream() ? peer() : nullptr;
+  return to != nullptr && to->plain_.load() ? charged + to->bytes_.Used() : charged;
 }
 
 void UnixEndpoint::VisitFiles(const std::function<void(FileDescription*)>& f) {

@@ -171,6 +171,13 @@ Result<size_t> UnixSocket::Receive(IoDest& dst, RecvArgs* args) {
   return endpoint_->ReceiveMessage(dst, args, ReceiveDeadline());
 }
 
+Status UnixSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
+  TRY(Socket::SetOption(t, level, name, value));
+  // Whose bytes these are is of interest from now on.
+  if (pass_creds()) endpoint_->LeaveLanes();
+  return base::Ok();
+}
+
 Result<uint64_t> UnixSocket::Ioctl(const IoctlArgs& args) {
   size_t n;
   switch (args.cmd) {

@@ -15,7 +15,9 @@ class UnixSocket : public Socket {
   UnixSocket(Vfs& vfs, base::Ref<UnixEndpoint> endpoint, uint32_t flags)
       : Socket(vfs, AF_UNIX, endpoint->type(), 0, flags),
         vfs_(vfs),
-        endpoint_(std::move(endpoint)) {}
+        endpoint_(std::move(endpoint)) {
+    if (endpoint_->stream()) MayHaveLanes();
+  }
   static UnixSocket* From(FileDescription& file) { return dynamic_cast<UnixSocket*>(&file); }
   const base::Ref<UnixEndpoint>& endpoint() const { return endpoint_; }
 
@@ -29,8 +31,14 @@ class UnixSocket : public Socket {
   base::Result<size_t> Send(IoSource& src, SendArgs args) override;
   base::Result<size_t> Receive(IoDest& dst, RecvArgs* args) override;
 
+  base::Status SetOption(Task& t, int level, int name, std::span<const std::byte> value) override;
   base::Result<uint64_t> Ioctl(const IoctlArgs& args) override;
   uint32_t Readiness() override { return endpoint_->Readiness(); }
+  uint32_t ReadinessFor(uint32_t wish) override { return endpoint_->Readiness(wish); }
+  void WatchEdges(uint32_t wish = platform::kWish) override { endpoint_->WatchEdges(wish); }
+  LaneNames EnterLanes(LaneArena& arena) override { return endpoint_->EnterLanes(arena); }
+  bool HasOpenLanes() override { return endpoint_->HasOpenLanes(); }
+  uint64_t LaneCame() override { return endpoint_->BytesCome(); }
   fiber::WaitQueue* wait_queue() override { return &endpoint_->wait_queue(); }
 
  protected:
@@ -38,6 +46,7 @@ class UnixSocket : public Socket {
   bool listening() const override { return endpoint_->state() == UnixEndpoint::State::kListening; }
   int send_buffer() const override { return endpoint_->send_buffer(); }
   void set_send_buffer(int bytes) override { endpoint_->set_send_buffer(bytes); }
+  void OnAsyncOn() override { endpoint_->LeaveLanes(); }
   std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }
 
  private:

@@ -257,6 +257,94 @@ TEST_F(EpollLane, EdgesAmongLevels) {
   EXPECT_EQ(Ready{}, Wait(0));
 }
 
+TEST_F(EpollLane, EachEdgeIsToldOnce) {
+  ASSERT_OK(Control(EPOLL_CTL_DEL, 0, 0));
+  ASSERT_OK(Control(EPOLL_CTL_ADD, 0, EPOLLIN | EPOLLOUT | EPOLLET));
+  ASSERT_EQ((Ready{{0, EPOLLOUT}}), Wait(0));
+  ASSERT_EQ(Ready{}, Wait(0));
+  for (int round = 0; round < 100; ++round) {
+    ASSERT_EQ(2, write(client(0), "xy", 2));
+    ASSERT_EQ((Ready{{0, EPOLLIN | EPOLLOUT}}), Wait(1000)) << round;
+    ASSERT_EQ(Ready{}, Wait(0)) << round;
+    if (round % 3 == 0) {
+      std::thread writer([&] {
+        if (round % 2 == 0) SleepMs(1);
+        write(client(0), "z", 1);
+      });
+      ASSERT_EQ((Ready{{0, EPOLLIN | EPOLLOUT}}), Wait(10'000)) << round;
+      writer.join();
+      ASSERT_EQ(Ready{}, Wait(0)) << round;
+      ReadAll(server(0), 1);
+    }
+    ReadAll(server(0), 2);
+    // What is changed is looked at anew.
+    if (round % 10 == 0) {
+      ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLOUT | EPOLLET));
+      ASSERT_EQ((Ready{{0, EPOLLOUT}}), Wait(0)) << round;
+      ASSERT_EQ(Ready{}, Wait(0)) << round;
+    }
+  }
+}
+
+TEST_F(EpollLane, RoomIsAnEdgeOfItsOwn) {
+  ASSERT_OK(fcntl(server(0), F_SETFL, O_NONBLOCK));
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLOUT | EPOLLET));
+  ASSERT_EQ((Ready{{0, EPOLLOUT}}), Wait(0));
+  std::vector<char> block(60'000);
+  for (int round = 0; round < 10; ++round) {
+    size_t sent = 0;
+    for (ssize_t n; (n = write(server(0), block.data(), block.size())) > 0;) {
+      sent += static_cast<size_t>(n);
+    }
+    ASSERT_EQ(Ready{}, Wait(0));
+    std::thread reader([&] { ASSERT_EQ(sent, ReadAll(client(0), sent).size()); });
+    ASSERT_EQ((Ready{{0, EPOLLOUT}}), Wait(10'000)) << round;
+    reader.join();
+    while (!Wait(0).empty()) continue;
+  }
+}
+
+TEST_F(EpollLane, OneShotsAreArmedAgain) {
+  for (uint32_t how : {0u, uint32_t{EPOLLET}}) {
+    for (int round = 0; round < 50; ++round) {
+      ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLONESHOT | how));
+      ASSERT_EQ(Ready{}, Wait(0));
+      Send(0);
+      ASSERT_EQ((Ready{{0, EPOLLIN}}), Wait(0));
+      ASSERT_EQ(Ready{}, Wait(0));
+      Send(0);
+      ASSERT_EQ(Ready{}, Wait(round % 8 == 0 ? 1 : 0));
+      ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLONESHOT | how));
+      ASSERT_EQ((Ready{{0, EPOLLIN}}), Wait(0));
+      ReadAll(server(0), 2);
+    }
+  }
+}
+
+TEST_F(EpollLane, OneShotIsForOneThread) {
+  std::atomic<int> told{0};
+  std::atomic<bool> over{false};
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLONESHOT));
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      while (!over.load()) {
+        if (!Wait(t == 0 ? 1 : 0).empty()) ++told;
+      }
+    });
+  }
+  for (int round = 1; round <= 300; ++round) {
+    ASSERT_EQ(1, write(client(0), "x", 1));
+    const int64_t end = NowNs() + 10'000'000'000;
+    while (told.load() < round && NowNs() < end) sched_yield();
+    ASSERT_EQ(round, told.load());
+    ReadAll(server(0), 1);
+    ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLIN | EPOLLONESHOT));
+  }
+  over = true;
+  for (auto& t : threads) t.join();
+}
+
 TEST_F(EpollLane, FdInfoKnowsEach) {
   ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLOUT | EPOLLRDHUP));
   ASSERT_OK(Control(EPOLL_CTL_DEL, 1, 0));

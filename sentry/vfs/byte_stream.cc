@@ -1,4 +1,4 @@
-#include "sentry/net/byte_stream.h"
+#include "sentry/vfs/byte_stream.h"
 
 #include <algorithm>
 #include <cstring>
@@ -24,7 +24,13 @@ constexpr int64_t kGiveUpNs = 2'000'000'000;
 // What is moved into a lane at most.
 constexpr size_t kMostMoved = 64 * 1024;
 
+constexpr int64_t kPauseNs = 1'000'000;  // of a call that makes no progress
+
 }  // namespace
+
+bool VainRounds::Pause() {
+  return fiber::SleepUntil(base::MonotonicNs() + kPauseNs) != fiber::WakeReason::kInterrupted;
+}
 
 ByteStream::~ByteStream() {
   if (arena_ != nullptr) arena_->Free(index_);
@@ -36,20 +42,6 @@ size_t ByteStream::limit() const {
 
 void ByteStream::set_limit(size_t bytes) {
   __atomic_store_n(&lane()->limit, uint64_t{bytes}, __ATOMIC_SEQ_CST);
-}
-
-size_t ByteStream::Room() const {
-  const uint64_t used = platform::LaneUsed(lane()), most = limit();
-  return used < most ? most - used : 0;
-}
-
-// There is room for one wish: that of a single sleeper, or one for all.
-void ByteStream::Wish(platform::LaneWish* word, platform::LaneWish wish) {
-  platform::LaneWish now = platform::LaneLoad(word), next;
-  do {
-    next = now == platform::kNoWish || now == wish ? wish : platform::kWish;
-  } while (
-      !__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
 }
 
 void ByteStream::Lock(uint32_t StreamLane::*lock) {
@@ -102,6 +94,14 @@ void ByteStream::Produced(size_t n) {
   __atomic_store_n(&lane()->written, end, __ATOMIC_SEQ_CST);
 }
 
+void ByteStream::Drop() {
+  ConsumedTo(written());
+  if (in_lane()) return;
+  Rewind();
+  memory_.reset();
+  data_ = nullptr;
+}
+
 Result<size_t> ByteStream::Copy(uint64_t position, size_t n, IoDest& dst) const {
   if (n == 0) return size_t{0};
   const platform::LanePieces p =
@@ -132,6 +132,7 @@ bool ByteStream::EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser&
   to->base = to->read = read();
   to->written = written();
   to->limit = limit();
+  to->kind = own_.kind;
   std::byte* ring = arena.ring(*index);
   if (used > 0) {
     const platform::LanePieces p =

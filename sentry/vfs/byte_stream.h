@@ -17,6 +17,23 @@
 
 namespace sentry {
 
+// Rounds of one call in which nothing moved although something should have. Who writes nonsense
+// into a lane can make many; after a few the call sleeps in between, so that it takes little time
+// and can be interrupted.
+class VainRounds {
+ public:
+  // False: the call was interrupted.
+  bool Note() {
+    if (++count_ < kMany) return true;
+    return Pause();
+  }
+
+ private:
+  static bool Pause();
+  static constexpr int kMany = 64;
+  int count_ = 0;
+};
+
 // Positions count the bytes of its life. What others may have written into a lane is checked: a
 // ring that makes no sense is empty and has no room.
 class ByteStream {
@@ -46,7 +63,10 @@ class ByteStream {
     ByteStream& stream_;
   };
 
-  ByteStream() { own_.limit = kSize; }
+  explicit ByteStream(platform::LaneKind kind = platform::kLaneTcp) {
+    own_.limit = kSize;
+    own_.kind = kind;
+  }
   ~ByteStream();
   ByteStream(const ByteStream&) = delete;
   ByteStream& operator=(const ByteStream&) = delete;
@@ -58,14 +78,18 @@ class ByteStream {
   size_t Used() const { return Sane(platform::LaneUsed(lane())); }
   size_t UsedFrom(uint64_t position) const { return Sane(written() - position); }
   // Bytes that may be added.
-  size_t Room() const;
-  // sk_stream_is_writeable(): a third is free.
-  bool Writable() const { return Room() * 2 >= Used() && Room() > 0; }
+  size_t Room() const { return platform::LaneRoom(lane()); }
+  // There is so much that who waits for room is content.
+  bool Writable() const { return platform::LaneWritable(lane()); }
   size_t limit() const;
   void set_limit(size_t bytes);
   // Whoever waits is to be told of the next bytes that come, or go. Look again after it.
-  void WantData(platform::LaneWish wish = platform::kWish) { Wish(&lane()->want_data, wish); }
-  void WantRoom(platform::LaneWish wish = platform::kWish) { Wish(&lane()->want_room, wish); }
+  void WantData(platform::LaneWish wish = platform::kWish) {
+    AddLaneWish(&lane()->want_data, wish);
+  }
+  void WantRoom(platform::LaneWish wish = platform::kWish) {
+    AddLaneWish(&lane()->want_room, wish);
+  }
   bool wants_room() const { return platform::LaneLoad(&lane()->want_room) != 0; }
   // True once for each WantRoom.
   bool TakeWantRoom() { return __atomic_exchange_n(&lane()->want_room, 0u, __ATOMIC_SEQ_CST) != 0; }
@@ -77,6 +101,8 @@ class ByteStream {
   // Precondition: n <= Room(). Fewer at a fault, EFAULT if none.
   base::Result<size_t> Fill(IoSource& src, size_t n);
   void Produced(size_t n);
+  // Forgets its bytes, and gives memory of the sentry's own back. With both of the owner's locks.
+  void Drop();
 
   // --- in a reader's turn ---
   // Copies `n` bytes from `position` on, which are there.
@@ -90,6 +116,7 @@ class ByteStream {
   // first. `user` is a part of `holder`, and owns this. False if it cannot, or is in one of another
   // arena.
   bool EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser& user);
+  bool InLaneOf(const LaneArena& arena) const { return in_lane() && arena_.get() == &arena; }
   // The lane's name; 0: it is in none, or only the sentry moves its bytes.
   uint64_t LaneName() const;
   // From now on others move bytes, or no longer do (one who is doing it finishes).
@@ -99,7 +126,6 @@ class ByteStream {
 
  private:
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
-  static void Wish(platform::LaneWish* word, platform::LaneWish wish);
   static size_t Sane(uint64_t bytes) { return bytes <= kSize ? bytes : 0; }
   void Lock(uint32_t platform::StreamLane::*lock);
   void Unlock(uint32_t platform::StreamLane::*lock) {
