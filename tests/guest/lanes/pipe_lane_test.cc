@@ -293,7 +293,8 @@ TEST(PipeLane, OthersMayBeKilled) {
 TEST(PipeLane, SignalsWhenReady) {
   BusyPipe p;
   ASSERT_OK(fcntl(p.reader, F_SETOWN, getpid()));
-  static std::atomic<int> count{0};
+  static std::atomic<int> count;
+  count = 0;
   signal(SIGIO, [](int) { ++count; });
   ASSERT_OK(fcntl(p.reader, F_SETFL, O_ASYNC));
   for (int i = 1; i <= 20; ++i) {
