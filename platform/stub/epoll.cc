@@ -58,6 +58,8 @@ bool Control(LaneEpoll* e, uint32_t op, uint32_t fd, const Event& event) {
   LaneWatch& w = e->watches[fd];
   if (w.state != (op == kAdd ? kWatchNone : kWatchLane)) return false;
   if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !StateOf(fd).known)) return false;
+  // Edges that the sentry alone sees, as that of room, are to be known to it from the start.
+  if (op != kDelete && (event.events & kLaneEdge) != 0) return false;
   if (!NoteChange(e, fd)) return false;
   w.state = op == kDelete ? kWatchNone : kWatchLane;
   w.events = event.events | kAlways;
