@@ -22,8 +22,8 @@ enum LaneWatchState : uint32_t {
 
 struct LaneWatch {
   uint32_t events;
-  uint8_t state;     // LaneWatchState
-  uint8_t edge;      // EPOLLET: what is true now is to be told, whether or not it is new
+  uint8_t state;  // LaneWatchState
+  uint8_t pad;
   uint16_t changed;  // stands in LaneEpoll::changes
   uint64_t data;
   uint64_t seen;  // EPOLLET: how much had come when that was told last

@@ -58,13 +58,12 @@ bool Control(LaneEpoll* e, uint32_t op, uint32_t fd, const Event& event) {
   LaneWatch& w = e->watches[fd];
   if (w.state != (op == kAdd ? kWatchNone : kWatchLane)) return false;
   if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !StateOf(fd).known)) return false;
-  // Edges that the sentry alone sees, as that of room, are to be known to it from the start.
+  // What is ready already is an edge, and so is room: the sentry alone tells of those.
   if (op != kDelete && (event.events & kLaneEdge) != 0) return false;
   if (!NoteChange(e, fd)) return false;
   w.state = op == kDelete ? kWatchNone : kWatchLane;
   w.events = event.events | kAlways;
   w.data = event.data;
-  w.edge = 1;
   if (fd >= e->end) e->end = fd + 1;
   return true;
 }
@@ -79,7 +78,7 @@ Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
   if (!state.known) return kFoundUnknown;
   const uint32_t ready = state.ready & w.events;
   if (ready == 0) return kFoundNothing;
-  if ((w.events & kLaneEdge) != 0 && !w.edge && w.seen == state.came) return kFoundNothing;
+  if ((w.events & kLaneEdge) != 0 && w.seen == state.came) return kFoundNothing;
   *event = {ready, w.data};
   if ((w.events & (kLaneEdge | kLaneOneShot)) == 0) return kFoundEvent;
   if (StubCopy(reinterpret_cast<void*>(guest), event, sizeof(*event)) != 0) return kFoundUnknown;
@@ -87,7 +86,6 @@ Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
     if (!NoteChange(e, fd)) return kFoundUnknown;
     w.events &= kLaneEdge | kLaneOneShot;
   }
-  w.edge = 0;
   w.seen = state.came;
   return kFoundEvent;
 }

@@ -111,6 +111,12 @@ void EventPoll::MarkReady(Item& item) {
   queue_.Wake(EPOLLIN | EPOLLRDNORM);
 }
 
+void EventPoll::ReportNow(Item& item) {
+  if (item.Ready() == 0) return;
+  item.edge.store(true);
+  MarkReady(item);
+}
+
 base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
   std::vector<EpollEvent> events;
   struct Taken {
@@ -253,7 +259,7 @@ base::Status EventPoll::Add(int fd, const base::Ref<FileDescription>& file,
     if (items_.contains(key)) return base::Error(EEXIST);
     Item& item = Insert(key, event, queue);
     NoteAdded(item);
-    if (item.Ready() != 0) MarkReady(item);
+    ReportNow(item);
     return base::Ok();
   };
   if (nested == nullptr) return add();
@@ -275,7 +281,7 @@ base::Status EventPoll::Modify(int fd, FileDescription& file, const EpollEvent& 
   item.data.store(event.data);
   item.events.store(event.events | EPOLLERR | EPOLLHUP);
   NoteModified(item);
-  if (item.Ready() != 0) MarkReady(item);
+  ReportNow(item);
   return base::Ok();
 }
 

@@ -72,6 +72,8 @@ class EventPoll : public AnonFile, public LaneWatcher {
   void OnZeroRefs() override;
   // Called by Item's waiter: puts it on the ready list and wakes who waits here.
   void MarkReady(Item& item);
+  // Of a watch that begins or has been changed: what is true already is news.
+  void ReportNow(Item& item);
   Item* PopReady();
   void PushReady(Item& item);
   void DropReady(Item& item);

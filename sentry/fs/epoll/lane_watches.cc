@@ -95,7 +95,6 @@ void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, u
     watch.events = events;
     watch.data = data;
     watch.seen = came;
-    watch.edge = 0;
     watch.state = static_cast<uint8_t>(state);
     if (e.end <= static_cast<uint32_t>(fd)) e.end = static_cast<uint32_t>(fd) + 1;
   });
@@ -106,7 +105,7 @@ bool LaneWatches::HasEdge(int fd, uint64_t came) {
   if (!HasPlace(fd)) return news;
   binding_->WithEpoll(place_, [&](LaneEpoll& e) {
     const LaneWatch& watch = e.watches[fd];
-    news = platform::LaneLoad(&watch.edge) != 0 || platform::LaneLoad(&watch.seen) != came;
+    news = platform::LaneLoad(&watch.seen) != came;
   });
   return news;
 }
@@ -116,8 +115,7 @@ bool LaneWatches::TakeEdge(int fd, uint64_t came) {
   if (!HasPlace(fd)) return news;
   WithLock([&](LaneEpoll& e) {
     LaneWatch& watch = e.watches[fd];
-    news = watch.edge != 0 || watch.seen != came;
-    watch.edge = 0;
+    news = watch.seen != came;
     watch.seen = came;
   });
   return news;
