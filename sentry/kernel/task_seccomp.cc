@@ -53,6 +53,9 @@ void Task::UpdateLanes() {
   Lanes lanes = Lanes::kAll;
   // A trace shows every call, so none may be answered below the table.
   if (kernel_->strace.load(std::memory_order_relaxed)) lanes = Lanes::kFutex;
+  // A user namespace may get its maps after the ids were published, from whoever writes them.
+  const base::Ref<const Credentials> creds = credentials();
+  if (creds && creds->user_ns->parent()) lanes = Lanes::kFutex;
   if (base::Ref<const SeccompFilter> filter = seccomp_filter()) {
     lanes = std::max(lanes, LanesUnder(*filter, kernel_->platform()));
   } else if (seccomp_mode() == SECCOMP_MODE_STRICT) {
