@@ -100,7 +100,10 @@ base::Result<uint64_t> MemoryManager::Impl::Move(OrderRunner& runner, MremapArgs
   Undo undo;
   // What is at the new place goes, as does the tail of a mapping that shrinks.
   if (args.flags & MREMAP_FIXED) {
-    if (AnySealed(args.new_addr, args.new_addr + new_length)) return base::Error(EPERM);
+    if (AnySealed(args.new_addr, args.new_addr + new_length) ||
+        AnySealed(old_addr + std::min(new_length, args.old_length), old_addr + args.old_length)) {
+      return base::Error(EPERM);
+    }
     for (const Vma& old : vmas.Remove(args.new_addr, args.new_addr + new_length)) {
       AddMunmapOrder(orders, old.host_start, old.end);
     }

@@ -66,6 +66,9 @@ TEST_F(MsealTest, CannotBeMoved) {
   void* other = mmap(nullptr, kPage, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   EXPECT_ERRNO(Remap(other, kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, sealed_), EPERM);
   EXPECT_ERRNO(Remap(sealed_, kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, other), EPERM);
+  // What a mapping that moves leaves behind would go.
+  char* before = sealed_ - kPage;
+  EXPECT_ERRNO(Remap(before, 2 * kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, other), EPERM);
   EXPECT_OK(munmap(other, kPage));
 }
 
