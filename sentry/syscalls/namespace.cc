@@ -13,7 +13,6 @@ namespace sentry {
 using base::Error;
 using base::Ref;
 using base::Result;
-using base::UserPtr;
 
 Result<uint64_t> SysUnshare(Task& t, const SyscallArgs& a) {
   uint64_t flags = a[0];
