@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "platform/platform.h"
+#include "sentry/base/host_io.h"
 
 namespace runsc {
 
@@ -200,7 +201,7 @@ class FakeContainer : public sentry::Container {
     } else if (name == "cat") {
       char buffer[4096];
       ssize_t n;
-      while ((n = read(in, buffer, sizeof(buffer))) > 0) Put(out, std::string(buffer, n));
+      while ((n = base::HostRead(in, buffer, sizeof(buffer))) > 0) Put(out, std::string(buffer, n));
     } else {
       std::string text;
       for (size_t i = 1; i < args.size(); ++i) text += (i > 1 ? " " : "") + args[i];

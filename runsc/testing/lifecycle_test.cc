@@ -245,6 +245,7 @@ TEST_F(LifecycleTest, ExecRunsMoreProcesses) {
   pid_t pid = atoi(Slurp(dir_ + "/e").c_str());
   EXPECT_FALSE(Gone(pid));
   EXPECT_EQ(Processes(), 2);
+  ASSERT_GT(pid, 0);  // as none, it would name others
   kill(pid, SIGKILL);
   EXPECT_TRUE(Eventually([&] { return Processes() == 1; }));
   EXPECT_EQ(Runsc("delete -f c").code, 0);
@@ -277,6 +278,7 @@ TEST_F(LifecycleTest, AKilledRunTakesTheContainerAlong) {
   }
   ASSERT_TRUE(Eventually([&] { return Status() == "running"; }, 5000));
   pid_t sentry = State()["pid"], gofer = GoferPid();
+  ASSERT_GT(pid, 0);  // as none, it would name others
   kill(pid, SIGKILL);
   waitpid(pid, nullptr, 0);
   EXPECT_TRUE(Eventually([&] { return Status() == "stopped"; }));
@@ -293,6 +295,7 @@ TEST_F(LifecycleTest, RunForwardsSignals) {
     _exit(127);
   }
   ASSERT_TRUE(Eventually([&] { return Status() == "running"; }, 5000));
+  ASSERT_GT(pid, 0);
   kill(pid, SIGINT);
   int status;
   waitpid(pid, &status, 0);
