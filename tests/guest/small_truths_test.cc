@@ -295,13 +295,19 @@ TEST(Sysinfo, IsFilled) {
   EXPECT_NEAR(uptime, static_cast<double>(info.uptime), 3);
   sscanf(ReadFile("/proc/loadavg").c_str(), "%lf", &load);
   EXPECT_NEAR(load, static_cast<double>(info.loads[0]) / 65536, 3);
-  char* p = static_cast<char*>(
-      mmap(nullptr, 256 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  memset(p, 1, 256 << 20);
-  struct sysinfo less = {};
-  ASSERT_OK(sysinfo(&less));
-  EXPECT_LT(less.freeram * less.mem_unit, info.freeram * info.mem_unit);
-  munmap(p, 256 << 20);
+  // The machine's other processes end, and give memory back, now and then.
+  bool less = false;
+  for (int i = 0; i < 20 && !less; ++i) {
+    struct sysinfo before = {}, after = {};
+    ASSERT_OK(sysinfo(&before));
+    char* p = static_cast<char*>(
+        mmap(nullptr, 256 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memset(p, 1, 256 << 20);
+    ASSERT_OK(sysinfo(&after));
+    less = after.freeram * after.mem_unit < before.freeram * before.mem_unit;
+    munmap(p, 256 << 20);
+  }
+  EXPECT_TRUE(less);
 }
 
 TEST(Cpus, AgreeEverywhere) {
