@@ -67,7 +67,7 @@ class ContainerdTest(engines.EngineTest):
 
     def test_life(self):
         self.assertEqual(0, self.ctr_run(["-d", "--memory-limit", str(64 << 20)], "c", [
-            "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"]).returncode)
+            "sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait"]).returncode)
         self.assertEqual("RUNNING", self.task_status("c"))
         r = self.engine.command("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", "echo in; exit 4")
         self.assertEqual((4, "in\n"), (r.returncode, r.stdout), r.stderr)
