@@ -108,7 +108,10 @@ void PlaceFds(ChildPlan* plan) {
   std::vector<char*> argv;
   for (const std::string& arg : plan.argv) argv.push_back(const_cast<char*>(arg.c_str()));
   argv.push_back(nullptr);
-  char* envp[] = {nullptr};
+  // Neither process uses restartable sequences, and their filters do not have the call, which the C
+  // library would make for each thread.
+  char no_rseq[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
+  char* envp[] = {no_rseq, nullptr};
   syscall(SYS_execveat, plan.exe, "", argv.data(), envp, AT_EMPTY_PATH);
   ChildFail(plan, "exec");
 }

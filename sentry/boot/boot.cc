@@ -31,6 +31,7 @@
 #include "sentry/boot/warm_up.h"
 #include "sentry/control/protocol.h"
 #include "sentry/control/server.h"
+#include "sentry/fiber/fd_watch.h"
 
 namespace sentry {
 
@@ -131,9 +132,11 @@ void SetCloseOnExec(const BootOptions& options) {
 // Runs the main loop around a created sandbox.
 class Loop {
  public:
-  Loop(Sandbox* sandbox, UniqueFd sync, UniqueFd signals, UniqueFd gofer)
+  Loop(Sandbox* sandbox, ControlServer::LoopFds loop, UniqueFd sync, UniqueFd signals,
+       UniqueFd gofer)
       : sandbox_(sandbox),
         first_(sandbox->first()),
+        loop_(std::move(loop)),
         sync_(std::move(sync)),
         signals_(std::move(signals)),
         gofer_(std::move(gofer)),
@@ -145,7 +148,7 @@ class Loop {
   }
 
   int Run() {
-    Status status = server_.Init();
+    Status status = server_.Init(std::move(loop_));
     if (status.ok()) {
       auto served = server_.Serve(first_, UniqueFd(kBootControlFd), 0);
       if (served.ok()) first_served_ = *served;
@@ -218,6 +221,7 @@ class Loop {
 
   Sandbox* const sandbox_;
   const std::shared_ptr<Container> first_;
+  ControlServer::LoopFds loop_;
   UniqueFd sync_, signals_, gofer_;
   ControlServer server_;
   Members members_{&server_};
@@ -235,6 +239,7 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
   };
   std::string why;
   prctl(PR_SET_NAME, "runsc-sentry");
+  LearnPriority();
   // Without a limit malloc asks /sys for the number of processors; to trim a heap it asks /proc.
   mallopt(M_ARENA_MAX, kMallocArenas);
   mallopt(M_TRIM_THRESHOLD, INT_MAX);
@@ -256,6 +261,10 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
   if (!CloseFrom(kBootFirstFile + options.file_count, &why) || !SetUpSignals(&signals, &why)) {
     return fail("cannot confine the sentry: " + why);
   }
+  base::Result<ControlServer::LoopFds> loop_fds = ControlServer::MakeLoopFds();
+  if (base::Status status = fiber::PrepareFdWatches(); !loop_fds.ok() || !status.ok()) {
+    return fail("cannot make what the sentry waits with");
+  }
   std::unique_ptr<platform::Platform> platform;
   NetworkFds network;
   if (!Confine(options, *spec, hooks, &platform, &network, &why)) {
@@ -270,7 +279,7 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
     if (why.empty()) why = strerror(sandbox.error().code());
     return fail("unable to start container process: " + why);
   }
-  Loop loop(sandbox->get(), std::move(sync), std::move(signals), std::move(gofer));
+  Loop loop(sandbox->get(), *std::move(loop_fds), std::move(sync), std::move(signals), std::move(gofer));
   int code = loop.Run();
   // Threads of the kernel may still use it; the process ends now.
   (void)sandbox->release();

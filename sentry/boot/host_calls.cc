@@ -35,19 +35,16 @@ constexpr int kPlain[] = {
     SCMP_SYS(accept4),   // the control socket alone listens
     SCMP_SYS(shutdown),  // ends the gofer's connection
     // Waiting.
-    SCMP_SYS(ppoll), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl), SCMP_SYS(epoll_pwait),
-    SCMP_SYS(eventfd2),
+    SCMP_SYS(ppoll), SCMP_SYS(epoll_ctl), SCMP_SYS(epoll_pwait),
     SCMP_SYS(futex),            // locks, and waiting workers
     SCMP_SYS(clock_nanosleep),  // back-off of spin locks
     SCMP_SYS(restart_syscall),  // after a stop and continue of the sentry by the host
     // The sentry's own heap and stacks; mmap and mprotect are below.
-    SCMP_SYS(munmap), SCMP_SYS(mremap), SCMP_SYS(madvise), SCMP_SYS(brk),
+    SCMP_SYS(munmap), SCMP_SYS(mremap), SCMP_SYS(madvise),
     // Threads: their start, identity and end.
-    SCMP_SYS(set_robust_list), SCMP_SYS(rseq), SCMP_SYS(gettid), SCMP_SYS(getpid), SCMP_SYS(exit),
+    SCMP_SYS(set_robust_list), SCMP_SYS(gettid), SCMP_SYS(getpid), SCMP_SYS(exit),
     SCMP_SYS(exit_group), SCMP_SYS(sched_yield),
     SCMP_SYS(sched_getaffinity),  // how many processors there are
-    // A contended lock asks for its thread's priority.
-    SCMP_SYS(sched_getparam), SCMP_SYS(sched_getscheduler),
     // Signals to itself: handlers, masks, their end; abort raises SIGABRT by tgkill (below).
     SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn),
     // Clocks, where the vDSO cannot answer, and accounting for /proc.
@@ -128,6 +125,10 @@ int AllowSentryHostCalls(void* filter) {
   rc = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_EQ, kThread));
   if (rc != 0) return rc;
   rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+  if (rc != 0) return rc;
+
+  // malloc maps what it needs when the break does not move.
+  rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOMEM), SCMP_SYS(brk), 0);
   if (rc != 0) return rc;
 
   // Who asks on the control socket, and errors of non-blocking sockets.

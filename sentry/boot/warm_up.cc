@@ -1,6 +1,8 @@
 #include "sentry/boot/warm_up.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -35,6 +37,12 @@ void LearnFrequency() {
 }
 
 }  // namespace
+
+void LearnPriority() {
+  int policy;
+  sched_param param;
+  pthread_getschedparam(pthread_self(), &policy, &param);
+}
 
 void WarmUpLibraries() {
   absl::base_internal::NumCPUs();

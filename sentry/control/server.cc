@@ -57,12 +57,18 @@ ControlServer::~ControlServer() {
   for (auto& [id, thread] : threads_) thread.join();
 }
 
-Status ControlServer::Init() {
-  epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_.valid()) return LastError();
-  wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wake_.valid()) return LastError();
-  return Watch(wake_.get(), EPOLLIN, [this](uint32_t) { RunPosted(); });
+Result<ControlServer::LoopFds> ControlServer::MakeLoopFds() {
+  LoopFds fds;
+  fds.epoll.reset(epoll_create1(EPOLL_CLOEXEC));
+  if (!fds.epoll.valid()) return LastError();
+  fds.wake.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!fds.wake.valid()) return LastError();
+  return fds;
+}
+
+Status ControlServer::Init(LoopFds fds) {
+  fds_ = std::move(fds);
+  return Watch(fds_.wake.get(), EPOLLIN, [this](uint32_t) { RunPosted(); });
 }
 
 Result<uint64_t> ControlServer::Serve(std::shared_ptr<Container> container, UniqueFd listener,
@@ -92,13 +98,13 @@ Status ControlServer::Watch(int fd, uint32_t events, std::function<void(uint32_t
   epoll_event event{};
   event.events = events;
   event.data.fd = fd;
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return LastError();
+  if (epoll_ctl(fds_.epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) return LastError();
   watched_[fd] = std::move(callback);
   return base::Ok();
 }
 
 void ControlServer::Unwatch(int fd) {
-  if (watched_.erase(fd) != 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  if (watched_.erase(fd) != 0) epoll_ctl(fds_.epoll.get(), EPOLL_CTL_DEL, fd, nullptr);
 }
 
 void ControlServer::Post(std::function<void()> work) {
@@ -108,12 +114,12 @@ void ControlServer::Post(std::function<void()> work) {
   }
   uint64_t one = 1;
   // Fails only when the counter is full, and then the loop is awake anyway.
-  [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
+  [[maybe_unused]] ssize_t n = write(fds_.wake.get(), &one, sizeof(one));
 }
 
 void ControlServer::RunPosted() {
   uint64_t count;
-  [[maybe_unused]] ssize_t n = base::HostRead(wake_.get(), &count, sizeof(count));
+  [[maybe_unused]] ssize_t n = base::HostRead(fds_.wake.get(), &count, sizeof(count));
   std::vector<std::function<void()>> work;
   {
     absl::MutexLock lock(&mutex_);
@@ -125,7 +131,7 @@ void ControlServer::RunPosted() {
 int ControlServer::Run() {
   while (!quit_) {
     epoll_event events[16];
-    int n = base::HostEpollWait(epoll_.get(), events, 16, -1);
+    int n = base::HostEpollWait(fds_.epoll.get(), events, 16, -1);
     if (n < 0 && errno != EINTR) return EXIT_FAILURE;
     for (int i = 0; i < n; ++i) {
       // An earlier callback of this round may have unwatched it.

@@ -36,6 +36,11 @@ class ControlServer {
     base::UniqueFd gofer;     // to watch its connection by
     uint64_t connection = 0;  // with which it ends
   };
+  // What the loop waits with. Made before the sentry is confined, whose filter has no call for it.
+  struct LoopFds {
+    base::UniqueFd epoll, wake;
+  };
+  static base::Result<LoopFds> MakeLoopFds();
   // Takes charge of it.
   using OnJoin = std::function<base::Status(Joined)>;
 
@@ -45,8 +50,8 @@ class ControlServer {
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
 
-  // Makes the descriptors of the loop. Before Run.
-  base::Status Init();
+  // Before all else.
+  base::Status Init(LoopFds fds);
   // Calls `callback` with the poll events each time some of `events` (of poll(2)) or an error is
   // pending on `fd`, which stays the caller's. The callback may Unwatch.
   base::Status Watch(int fd, uint32_t events, std::function<void(uint32_t)> callback);
@@ -119,8 +124,7 @@ class ControlServer {
   Sandbox* const sandbox_;
   const PeerCheck peer_check_;
   OnJoin on_join_;
-  base::UniqueFd epoll_;
-  base::UniqueFd wake_;
+  LoopFds fds_;
   std::map<int, std::function<void(uint32_t)>> watched_;
   std::map<uint64_t, Connection> connections_;
   uint64_t next_connection_ = 1;

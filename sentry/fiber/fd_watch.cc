@@ -19,6 +19,19 @@
 #include "sentry/fiber/worker.h"
 
 namespace fiber {
+namespace {
+
+// Made once. Never closed.
+const base::UniqueFd& EpollInstance() {
+  static const base::UniqueFd* epoll = new base::UniqueFd(epoll_create1(EPOLL_CLOEXEC));
+  return *epoll;
+}
+
+}  // namespace
+
+base::Status PrepareFdWatches() {
+  return EpollInstance().valid() ? base::Ok() : base::Status(base::LastError());
+}
 
 struct FdWatch::Entry : public base::RefCounted {
   uint64_t id = 0;
@@ -61,16 +74,16 @@ class FdPoller {
   void Remove(Entry* entry) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
     if (entries_.erase(entry->id) > 0) {
-      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, entry->fd, nullptr);
+      epoll_ctl(epoll_, EPOLL_CTL_DEL, entry->fd, nullptr);
     }
     if (OnThread()) return;
     while (running_ == entry->id) callback_done_.Wait(&mu_);
   }
 
  private:
-  FdPoller() : epoll_(epoll_create1(EPOLL_CLOEXEC)) {
-    if (!epoll_.valid()) {
-      LOG_ERROR("epoll_create1: %s", strerror(errno));
+  FdPoller() : epoll_(EpollInstance().get()) {
+    if (epoll_ < 0) {
+      LOG_ERROR("no epoll instance: %s", strerror(errno));
       abort();
     }
     StartThread("runsc-epoll", [this] { Loop(); });
@@ -86,7 +99,7 @@ class FdPoller {
     epoll_event event{};
     event.events = events | entry->flags;
     event.data.u64 = entry->id;
-    if (epoll_ctl(epoll_.get(), op, entry->fd, &event) != 0) return base::LastError();
+    if (epoll_ctl(epoll_, op, entry->fd, &event) != 0) return base::LastError();
     return base::Ok();
   }
 
@@ -95,7 +108,7 @@ class FdPoller {
     constexpr int kBatch = 64;
     epoll_event events[kBatch];
     while (true) {
-      const int n = base::HostEpollWait(epoll_.get(), events, kBatch, -1);
+      const int n = base::HostEpollWait(epoll_, events, kBatch, -1);
       for (int i = 0; i < n; ++i) Dispatch(events[i]);
     }
   }
@@ -116,7 +129,7 @@ class FdPoller {
     callback_done_.SignalAll();
   }
 
-  const base::UniqueFd epoll_;
+  const int epoll_;
   absl::Mutex mu_;
   absl::CondVar callback_done_;
   std::unordered_map<uint64_t, base::Ref<Entry>> entries_ ABSL_GUARDED_BY(mu_);

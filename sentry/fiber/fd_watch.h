@@ -10,6 +10,10 @@
 
 namespace fiber {
 
+// Makes the epoll instance now, which is otherwise made when first needed: before the process gives
+// up the call for it.
+base::Status PrepareFdWatches();
+
 // Parks until one of `events` (EPOLLIN, ...) or an error or hang-up is ready on host descriptor
 // `fd`, which stays open meanwhile; returns kWoken then. A descriptor that epoll refuses (a regular
 // file) counts as ready. Several waits on one descriptor at a time are allowed.
