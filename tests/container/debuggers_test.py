@@ -10,6 +10,9 @@ import unittest
 
 import harness
 
+# Starts the program that waits, and goes on when it does; $! is its pid.
+WAITING = "rm -f /waiting; /program wait >/waiting & until grep -sq waiting /waiting; do sleep 0.1; done; "
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 
@@ -84,7 +87,7 @@ class DebuggersTest(unittest.TestCase):
         self.assertNotIn("mmap", r.stdout)
 
     def test_strace_attaches(self):
-        r = self.shell("/program wait & sleep 0.5; timeout 1 strace -o /out -p $!; "
+        r = self.shell(WAITING + "timeout 2 strace -o /out -p $!; "
                        "kill -0 $! && echo alive; kill $!; wait $!; cat /out")
         self.assertIn("alive", r.stdout)
         self.assertRegex(r.stdout, r"clock_nanosleep\(CLOCK_REALTIME, 0, \{tv_sec=0, tv_nsec=50000000\}, NULL\) = 0")
@@ -151,7 +154,7 @@ class DebuggersTest(unittest.TestCase):
         self.assertIn("0x10", out)
 
     def test_gdb_attaches(self):
-        r = self.shell("/program wait >/dev/null & sleep 0.5; gdb -q -batch -nx -p $! -ex 'break add' "
+        r = self.shell(WAITING + "gdb -q -batch -nx -p $! -ex 'break add' "
                        "-ex continue -ex backtrace -ex 'print a' -ex delete -ex detach 2>&1; "
                        "sleep 0.2; kill -0 $! && echo alive; kill $!; wait $!; true")
         self.assertIn("sum_up (n=3)", r.stdout)
