@@ -28,8 +28,22 @@ using base::UniqueFd;
 
 namespace {
 
-constexpr const char* kPrograms[] = {"echo",  "cat", "exit", "signal",
-                                     "sleep", "tty", "env",  "hostcall"};
+constexpr const char* kPrograms[] = {"echo", "cat", "exit",     "signal", "sleep",
+                                     "tty",  "env", "hostcall", "heap"};
+
+// Memory in small pieces from each of malloc's arenas, that of the program's break among them: more
+// threads than there may be arenas ask for it.
+void UseHeap() {
+  constexpr int kThreads = 24, kPieces = 4096;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([] {
+      std::vector<std::string> pieces;
+      for (int j = 0; j < kPieces; ++j) pieces.emplace_back(1000, 'x');
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
 
 // Without a leading '/'.
 std::string Name(const std::string& program) { return program.substr(program[0] == '/'); }
@@ -186,6 +200,10 @@ class FakeContainer : public sentry::Container {
     if (name == "exit") return atoi(arg.c_str()) << 8;
     if (name == "signal") return atoi(arg.c_str());
     if (name == "hostcall") return static_cast<int>(syscall(atoi(arg.c_str()), 0, 0, 0, 0, 0, 0));
+    if (name == "heap") {
+      UseHeap();
+      return 0;
+    }
     if (name == "sleep") return Await(pid, atof(arg.c_str()), [](Process&) { return false; });
     if (name == "tty") {
       int signo = Await(pid, 10, [](Process& p) { return p.size.has_value(); });

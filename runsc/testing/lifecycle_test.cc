@@ -341,6 +341,11 @@ TEST_F(LifecycleTest, BothProcessesAreConfined) {
   EXPECT_LE(Lines(Shell("ls /proc/" + std::to_string(sentry) + "/fd").out).size(), 15u);
 }
 
+TEST_F(LifecycleTest, TheHeapGrowsWhereTheBreakDoesNot) {
+  Result r = Run({"heap"});
+  EXPECT_EQ(r.code, 0) << r.err;
+}
+
 TEST_F(LifecycleTest, ARefusedHostCallEndsTheSandbox) {
   Result r = Run({"hostcall", "41"});  // socket(2)
   EXPECT_EQ(r.code, 128 + SIGSYS);
