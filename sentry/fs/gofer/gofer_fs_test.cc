@@ -389,6 +389,34 @@ TEST_F(GoferFsTest, SharedSeesChangesFromOutside) {
   });
 }
 
+// Of a file that is open the host is asked, which does not tell the owners.
+TEST_F(GoferFsTest, SharedSeesOwnersOfOpenFiles) {
+  if (getuid() != 0) GTEST_SKIP() << "only root gives files away";
+  SetHostText("/f", "one");
+  Mount(GoferCache::kShared);
+  base::Ref<FileDescription> file;
+  Run([&] { file = Open("/f", O_RDWR); });
+  for (uid_t uid = 1; uid < 40; ++uid) {
+    ASSERT_EQ(chown(Host("/f").c_str(), uid, 100 + uid), 0);
+    if (uid % 2 == 0) SetHostText("/f", std::string(uid, 'x'));
+    usleep(uid % 3 == 0 ? 30'000 : 2000);
+    Run([&] {
+      // What this side writes is not taken for all that has changed.
+      for (int i = 0; i < 3 && uid % 5 == 0; ++i) {
+        EXPECT_EQ(Write(*file, "y"), 1u);
+        usleep(10'000);
+      }
+      const InodeAttr attr = *file->GetAttr();
+      EXPECT_EQ(attr.uid, uid);
+      EXPECT_EQ(attr.gid, 100 + uid);
+      if (uid % 2 == 0) {
+        EXPECT_EQ(attr.size, uid);
+      }
+    });
+  }
+  Run([&] { file = nullptr; });
+}
+
 TEST_F(GoferFsTest, SymlinksStayInTheSandboxsTree) {
   mkdir(Host("/etc").c_str(), 0755);
   SetHostText("/etc/inside", "mine");

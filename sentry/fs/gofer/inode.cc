@@ -92,6 +92,16 @@ bool GoferInode::WatchAttr(AttrWords* words) {
   return gofer_fs().exclusive() && !mapped_writable_.load(std::memory_order_acquire);
 }
 
+// A change of owners changes the time of the last change, of which a coarse clock shows one for
+// many changes in a row.
+bool GoferInode::OwnersHold(const struct stat& st, bool changed) const {
+  if (changed && base::MonotonicNs() - fetched_ns_ < kOwnersNs) return true;
+  const struct timespec known = ToTimespec(attr_.ctime);
+  if (st.st_ctim.tv_sec != known.tv_sec || st.st_ctim.tv_nsec != known.tv_nsec) return false;
+  const struct timespec now = CurrentTime();
+  return (now.tv_sec - known.tv_sec) * 1'000'000'000 + now.tv_nsec - known.tv_nsec > kCoarseNs;
+}
+
 base::Result<InodeAttr> GoferInode::GetAttr() {
   Settle();
   const bool exclusive = gofer_fs().exclusive();
@@ -104,11 +114,11 @@ base::Result<InodeAttr> GoferInode::GetAttr() {
     fd = write_fd_ ? write_fd_ : read_fd_;
   }
   // Before the question: a change after it makes the answer stale again.
-  stale_.store(false, std::memory_order_seq_cst);
+  const bool changed = stale_.exchange(false, std::memory_order_seq_cst);
   struct stat st;
-  if (exclusive && fd && base::HostStat(fd->get(), &st) == 0) {
+  const bool seen = fd && base::HostStat(fd->get(), &st) == 0;
+  if (absl::MutexLock l(&mutex_); seen && (exclusive || OwnersHold(st, changed))) {
     // What the host changes by itself. Owners are in the sentry's own user namespace here.
-    absl::MutexLock l(&mutex_);
     attr_.mode = st.st_mode;
     attr_.nlink = static_cast<uint32_t>(st.st_nlink);
     attr_.size = static_cast<uint64_t>(st.st_size);

@@ -59,7 +59,8 @@ struct GoferNames {
 
 // Attributes are cached. With an exclusive filesystem they are the truth, but for what the host
 // changes by itself on a write or a change of names (`stale_`), which is asked for when somebody
-// wants to know. Otherwise they are good for kSharedNs.
+// wants to know. Otherwise they are good for kSharedNs, and after that asked for: of the host if
+// the file is open here and that tells enough, else of the gofer.
 class GoferInode : public Inode {
  public:
   GoferInode(GoferFilesystem* fs, uint64_t ino, const gofer::Node& node, std::string link);
@@ -160,6 +161,10 @@ class GoferInode : public Inode {
   friend class GoferFilesystem;
   friend class GoferContents;
   static constexpr int64_t kSharedNs = 200'000;
+  // How long owners are believed to be the same while this side writes, and how long after a change
+  // another one may get the same time: the host's clock of files may be a coarse one.
+  static constexpr int64_t kOwnersNs = 5'000'000;
+  static constexpr int64_t kCoarseNs = 20'000'000;
 
   ~GoferInode() override;
   gofer::Reply Call(gofer::Request request) {
@@ -203,6 +208,9 @@ class GoferInode : public Inode {
   // none. May block.
   ssize_t ReadHere(int fd, std::span<char> buffer, uint64_t offset, int flags, bool* end) const;
   void AttrChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether the owners are those that are known, if the host's own view of the file is `st`, whose
+  // owners say nothing. `changed`: this side has changed the file since it was last looked at.
+  bool OwnersHold(const struct stat& st, bool changed) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   InodeAttr ToInodeAttr(const gofer::Attr& attr) const;
   // A name of it was removed.
   void LostName();
