@@ -16,6 +16,7 @@ class UnixSocket : public Socket {
       : Socket(vfs, AF_UNIX, endpoint->type(), 0, flags),
         vfs_(vfs),
         endpoint_(std::move(endpoint)) {
+    endpoint_->SetDescription(this);
     if (endpoint_->stream()) MayHaveLanes();
   }
   static UnixSocket* From(FileDescription& file) { return dynamic_cast<UnixSocket*>(&file); }
@@ -50,7 +51,10 @@ class UnixSocket : public Socket {
   std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }
 
  private:
-  ~UnixSocket() override { endpoint_->Release(); }
+  ~UnixSocket() override {
+    endpoint_->SetDescription(nullptr);
+    endpoint_->Release();
+  }
   // Who stands behind an address: ECONNREFUSED, ENOENT, EACCES and others.
   base::Result<base::Ref<UnixEndpoint>> Find(Task& t, const SockAddr& address);
   // SO_PASSCRED gives a nameless sender a name.
