@@ -216,7 +216,8 @@ Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
     nl_pktinfo info{message.group};
     args->control.push_back({SOL_NETLINK, NETLINK_PKTINFO, OptionBytes(info)});
   }
-  return n > 0 ? dst.Put(std::span(message.bytes).first(n)) : Result<size_t>(n);
+  if (n > 0 && TRY(dst.Put(std::span(message.bytes).first(n))) != n) return Error(EFAULT);
+  return n;
 }
 
 uint32_t NetlinkSocket::Readiness() {
