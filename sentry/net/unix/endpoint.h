@@ -108,8 +108,23 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   size_t BytesUnread() const;
   // SIOCATMARK: the next byte is the urgent one, or was.
   bool AtMark() const;
-  // Whose owner gets SIGURG; null once it is about to go.
+  // Whose owner gets SIGURG, and whose inode is told; null once it is about to go.
   void SetDescription(FileDescription* file);
+  uint64_t ino() const { return ino_.load(std::memory_order_relaxed); }
+  // For lists of sockets.
+  struct Row {
+    int type = 0, state = 0;  // SOCK_*, TCP_*
+    int shutdown = 0, send_buffer = 0;
+    uint64_t ino = 0, place_ino = 0;  // place: of its path; 0: none
+    dev_t place_dev = 0;
+    uid_t uid = 0;
+    std::string name;
+    bool has_peer = false;
+    uint64_t peer_ino = 0;
+    size_t unread = 0, sent = 0;    // bytes; of a listener those who wait, and its backlog
+    std::vector<uint32_t> waiting;  // inodes of those who wait
+  };
+  Row Describe();
 
   // --- lanes ---
   // FileDescription::EnterLanes: of a connected stream whose ends ask for nobody's credentials.
@@ -236,6 +251,8 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   std::atomic<int> send_buffer_{212992};
   absl::Mutex description_mutex_;  // before the description's owner
   FileDescription* description_ ABSL_GUARDED_BY(description_mutex_) = nullptr;
+  std::atomic<uint64_t> ino_{0};  // of its description
+  std::atomic<uid_t> uid_{0};
   fiber::WaitQueue queue_;
   fiber::WaitQueue room_queue_;  // of a receiver: woken when its queue or backlog shrinks
 };

@@ -11,6 +11,10 @@ using base::Error;
 using base::Result;
 
 void UnixEndpoint::SetDescription(FileDescription* file) {
+  if (file != nullptr) {
+    ino_.store(file->inode()->ino());
+    if (auto perm = file->inode()->GetPerm(); perm.ok()) uid_.store(perm->uid);
+  }
   absl::MutexLock lock(&description_mutex_);
   description_ = file;
 }

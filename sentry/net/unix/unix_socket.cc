@@ -48,6 +48,20 @@ SockAddr AddressOf(const std::string& name) {
 
 }  // namespace
 
+void UnixSocket::Enter() {
+  endpoint_->SetDescription(this);
+  Task* t = Task::Current();
+  base::Ref<NetNamespace> ns = t != nullptr ? t->net_namespace_ref() : nullptr;
+  if (ns == nullptr) return;
+  sockets_ = UnixSockets::Of(*ns);
+  sockets_->Add(endpoint_.get());
+}
+
+void UnixSocket::Leave() {
+  if (sockets_ != nullptr) sockets_->Remove(endpoint_.get());
+  endpoint_->SetDescription(nullptr);
+}
+
 Status UnixSocket::Bind(Task& t, const SockAddr& address) {
   base::Ref<AbstractNames> names = AbstractNames::Current(t);
   if (address.length == kFamilySize && address.family() == AF_UNIX) {

@@ -7,6 +7,7 @@
 
 #include "sentry/net/socket.h"
 #include "sentry/net/unix/endpoint.h"
+#include "sentry/net/unix/unix_sockets.h"
 
 namespace sentry {
 
@@ -16,7 +17,7 @@ class UnixSocket : public Socket {
       : Socket(vfs, AF_UNIX, endpoint->type(), 0, flags),
         vfs_(vfs),
         endpoint_(std::move(endpoint)) {
-    endpoint_->SetDescription(this);
+    Enter();
     if (endpoint_->stream()) MayHaveLanes();
   }
   static UnixSocket* From(FileDescription& file) { return dynamic_cast<UnixSocket*>(&file); }
@@ -52,16 +53,20 @@ class UnixSocket : public Socket {
 
  private:
   ~UnixSocket() override {
-    endpoint_->SetDescription(nullptr);
+    Leave();
     endpoint_->Release();
   }
   // Who stands behind an address: ECONNREFUSED, ENOENT, EACCES and others.
   base::Result<base::Ref<UnixEndpoint>> Find(Task& t, const SockAddr& address);
+  // Into the list of its namespace's sockets, and out of it.
+  void Enter();
+  void Leave();
   // SO_PASSCRED gives a nameless sender a name.
   void AutoBind(Task& t);
 
   Vfs& vfs_;
   const base::Ref<UnixEndpoint> endpoint_;
+  base::Ref<UnixSockets> sockets_;  // null: of no task
 };
 
 base::Result<base::Ref<FileDescription>> NewUnixSocket(Vfs& vfs, int type, int protocol,
