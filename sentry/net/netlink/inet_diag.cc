@@ -106,10 +106,10 @@ std::vector<Row> HostRows(HostNetwork& host, int protocol, bool v6) {
 }
 
 // ENOENT for what there is no protocol of.
-Result<std::vector<Row>> RowsOf(const DiagScope& scope, int protocol, bool v6) {
+Result<std::vector<Row>> RowsOf(const DiagScope& scope, uint32_t protocol, bool v6) {
   if (protocol == IPPROTO_UDPLITE) return std::vector<Row>();
   if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP) return Error(ENOENT);
-  if (scope.host != nullptr) return HostRows(*scope.host, protocol, v6);
+  if (scope.host != nullptr) return HostRows(*scope.host, static_cast<int>(protocol), v6);
   return protocol == IPPROTO_TCP ? TcpRows(scope.stack, v6) : UdpRows(scope.stack, v6);
 }
 
@@ -239,7 +239,11 @@ Status DiagInet(const DiagRequest& r) {
   const bool v6 = request.sdiag_family == AF_INET6;
   const auto filter = NetlinkAttributes(rest).Find(INET_DIAG_REQ_BYTECODE);
   if (r.dump() && filter && !DiagFilterIsValid(*filter, r.scope.admin)) return Error(EINVAL);
-  const std::vector<Row> rows = TRY(RowsOf(r.scope, request.sdiag_protocol, v6));
+  // One that does not fit into the header.
+  const uint32_t protocol = NetlinkAttributes(rest)
+                                .Get<uint32_t>(INET_DIAG_REQ_PROTOCOL)
+                                .value_or(request.sdiag_protocol);
+  const std::vector<Row> rows = TRY(RowsOf(r.scope, protocol, v6));
   if (!r.dump()) return AnswerExact(r, request, rows, v6);
   for (const Row& row : rows) {
     if ((request.idiag_states >> row.state & 1) == 0) continue;

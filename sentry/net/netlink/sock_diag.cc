@@ -63,6 +63,8 @@ void WriteUnix(const DiagRequest& r, const unix_diag_req& request, const UnixEnd
 // __sock_diag_cmd().
 Status Answer(const DiagRequest& r) {
   const uint16_t type = r.message.header.nlmsg_type;
+  // The form of requests from before there were other families.
+  if (type == TCPDIAG_GETSOCK || type == DCCPDIAG_GETSOCK) return Error(EOPNOTSUPP);
   if (type != SOCK_DIAG_BY_FAMILY && type != SOCK_DESTROY) return Error(EINVAL);
   if (r.message.payload.size() < sizeof(sock_diag_req)) return Error(EINVAL);
   const auto family = static_cast<int>(r.message.payload[0]);
