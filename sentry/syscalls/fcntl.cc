@@ -4,6 +4,8 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 
+#include <set>
+
 #include "sentry/fs/inotify/dnotify.h"
 #include "sentry/kernel/async/sigio.h"
 #include "sentry/net/host/interface_ioctl.h"
@@ -193,6 +195,50 @@ Result<uint64_t> SetNotify(Task& t, int fd, FileDescription& file, uint32_t mask
   return uint64_t{0};
 }
 
+// Is the file open elsewhere? What only a mapping or a message on its way still has is not looked
+// for.
+bool IsOpenElsewhere(Task& t, const FileDescription& file) {
+  std::set<const FdTable*> seen;
+  for (const base::Ref<Task>& task : t.kernel().Tasks(*t.kernel().root_pid_ns())) {
+    base::Ref<FdTable> table = task->fd_table_ref();
+    if (table == nullptr || !seen.insert(table.get()).second) continue;
+    for (int fd : table->List()) {
+      base::Ref<FileDescription> other = table->Get(fd);
+      if (other == nullptr || other.get() == &file || other->is_path()) continue;
+      if (other->inode() == file.inode()) return true;
+    }
+  }
+  return false;
+}
+
+// Linux: fcntl_setlease, generic_setlease.
+Result<uint64_t> SetLease(Task& t, int fd, FileDescription& file, int type) {
+  Inode* inode = file.inode();
+  if (type != F_RDLCK && type != F_WRLCK && type != F_UNLCK) return Error(EINVAL);
+  if (inode == nullptr) return Error(EINVAL);
+  const InodePerm perm = TRY(inode->GetPerm());
+  if (perm.uid != t.creds().fsuid && !t.HasCap(CAP_LEASE)) return Error(EACCES);
+  if (!inode->IsReg()) return Error(EINVAL);
+  if (type == F_UNLCK) {
+    FileLocks* locks = inode->locks_if_any();
+    if (locks == nullptr) return Error(EAGAIN);
+    TRY(locks->DropLease(file));
+    file.set_async_owner({});
+    return uint64_t{0};
+  }
+  TRY(inode->locks().SetLease(file, fd, type, [&] {
+    return type == F_RDLCK ? !inode->has_writers() : !IsOpenElsewhere(t, file);
+  }));
+  SetAsyncOwnerIfNone(t, file, F_OWNER_PID, t.thread_group().pid());
+  return uint64_t{0};
+}
+
+int LeaseOf(const FileDescription& file) {
+  Inode* inode = file.inode();
+  FileLocks* locks = inode != nullptr ? inode->locks_if_any() : nullptr;
+  return locks != nullptr && locks->has_leases() ? locks->LeaseOf(file) : F_UNLCK;
+}
+
 // What works on O_PATH descriptors too (Linux: check_fcntl_cmd).
 bool AllowedOnPath(int cmd) {
   return cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC || cmd == F_GETFD || cmd == F_SETFD ||
@@ -240,8 +286,10 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
     case kGetSignal:
     case kSetSignal:
       return OwnerCommand(t, *file, cmd, arg);
+    case F_SETLEASE:
+      return SetLease(t, fd, *file, static_cast<int>(arg));
     case F_GETLEASE:
-      return uint64_t{F_UNLCK};
+      return static_cast<uint64_t>(LeaseOf(*file));
     case F_NOTIFY:
       return SetNotify(t, fd, *file, static_cast<uint32_t>(arg));
     default:

@@ -10,6 +10,7 @@
 
 #include "sentry/base/random.h"
 #include "sentry/base/time.h"
+#include "sentry/fs/epoll/epoll.h"
 #include "sentry/fs/proc/proc.h"
 #include "sentry/kernel/inspect.h"
 #include "sentry/kernel/kernel.h"
@@ -111,6 +112,22 @@ Result<uint64_t> SysGetrandom(Task& t, const SyscallArgs& a) {
   return done;
 }
 
+// kcmp_epoll_target(): the second one is what an epoll instance watches.
+Result<const FileDescription*> EpollTarget(Task& t, Task& task, uint64_t addr) {
+  struct Slot {
+    uint32_t instance, fd, number;
+  };
+  const Slot slot = TRY(base::UserPtr<Slot>(addr).CopyIn(t.memory()));
+  Ref<FdTable> table = task.fd_table_ref();
+  Ref<FileDescription> file = table ? table->Get(static_cast<int>(slot.instance)) : nullptr;
+  if (!file) return Error(EBADF);
+  EventPoll* poll = EventPoll::From(*file);
+  if (poll == nullptr) return Error(EINVAL);
+  const FileDescription* target = poll->Target(static_cast<int>(slot.fd), slot.number);
+  if (target == nullptr) return Error(ENOENT);
+  return target;
+}
+
 // Which of two processes' resources come first, and whether they are one (Linux: kernel/kcmp.c).
 // Pointers are told apart by a secret order.
 Result<uint64_t> SysKcmp(Task& t, const SyscallArgs& a) {
@@ -132,6 +149,12 @@ Result<uint64_t> SysKcmp(Task& t, const SyscallArgs& a) {
       Ref<FileDescription> d2 = f2 ? f2->Get(a.Int(4)) : nullptr;
       if (!d1 || !d2) return Error(EBADF);
       return compare(d1.get(), d2.get());
+    }
+    case KCMP_EPOLL_TFD: {
+      Ref<FdTable> table = first->fd_table_ref();
+      Ref<FileDescription> file = table ? table->Get(a.Int(3)) : nullptr;
+      if (!file) return Error(EBADF);
+      return compare(file.get(), TRY(EpollTarget(t, *second, a[4])));
     }
     case KCMP_VM:
       return compare(first->mm_ref().get(), second->mm_ref().get());

@@ -10,6 +10,7 @@
 #include "sentry/kernel/user_io.h"
 #include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
+#include "sentry/syscalls/read_target.h"
 
 namespace sentry {
 namespace {
@@ -186,7 +187,8 @@ Result<uint64_t> SysVmsplice(Task& t, const SyscallArgs& a) {
     LimitedSource limited(src, room);
     return uint64_t{TRY(file->Write(limited, nonblock))};
   }
-  UserIoDest dst(t.memory(), std::move(iovec));
+  base::UserMemory& target = ReadTarget(t, iovec);
+  UserIoDest dst(target, std::move(iovec));
   return uint64_t{TRY(file->Read(dst, nonblock))};
 }
 

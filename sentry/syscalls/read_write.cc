@@ -1,7 +1,9 @@
 // read, write and their vectored and positioned forms, lseek (Linux: fs/read_write.c).
 #include <sys/uio.h>
 
+#include "sentry/fs/eventfd/eventfd.h"
 #include "sentry/syscalls/file_util.h"
+#include "sentry/syscalls/read_target.h"
 
 #ifndef RWF_NOAPPEND
 #define RWF_NOAPPEND 0x00000020
@@ -61,15 +63,26 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
   if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
   if (iovec.total == 0 && !at_offset) return uint64_t{0};
-  // The task's own view of guest memory tells of a fault in a small copy when the call is over.
-  // With several parts, what came before the fault must count, so each is copied at once.
-  base::UserMemory& memory =
-      iovec.parts.size() > 1 ? static_cast<base::UserMemory&>(t.mm().address_space()) : t.memory();
+  base::UserMemory& memory = ReadTarget(t, iovec);
   UserIoDest dst(memory, std::move(iovec));
   const bool nonblock = file->nonblock() || (flags & RWF_NOWAIT) != 0;
   const size_t n = TRY(at_offset ? file->PRead(dst, static_cast<uint64_t>(offset), nonblock)
                                  : file->Read(dst, nonblock));
   return FinishRead(t, *file, n);
+}
+
+// The parts of a file that knows only whole values: each is a write of its own
+// (do_loop_readv_writev).
+Result<uint64_t> WriteParts(Task& t, FileDescription& file, const UserIovec& iovec, bool nonblock) {
+  uint64_t total = 0;
+  for (const struct iovec& part : iovec.parts) {
+    UserBufferSource src(t.memory(), reinterpret_cast<uint64_t>(part.iov_base), part.iov_len);
+    Result<size_t> n = WriteFileChecked(t, file, src, {.nonblock = nonblock});
+    if (!n.ok()) return total > 0 ? Result<uint64_t>(total) : n.error();
+    total += *n;
+    if (*n != part.iov_len) break;
+  }
+  return total;
 }
 
 Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, int64_t offset,
@@ -80,6 +93,9 @@ Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, i
   if ((flags & RWF_APPEND) != 0 && (flags & RWF_NOAPPEND) != 0) return Error(EINVAL);
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
   if (iovec.total == 0 && !at_offset) return uint64_t{0};
+  if (!at_offset && iovec.parts.size() > 1 && dynamic_cast<EventFile*>(file.get()) != nullptr) {
+    return WriteParts(t, *file, iovec, (flags & RWF_NOWAIT) != 0);
+  }
   UserIoSource src(t.memory(), std::move(iovec));
   return TRY(WriteFileChecked(t, *file, src,
                               {.at_offset = at_offset,
@@ -145,7 +161,8 @@ base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& 
 
 base::Result<uint64_t> SysRead(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
-  UserBufferDest dst(t.memory(), t.mm(), args[1], TRY(CheckBuffer(args[1], args[2])));
+  const uint64_t length = TRY(CheckBuffer(args[1], args[2]));
+  UserBufferDest dst(ReadTarget(t, args[1], length), t.mm(), args[1], length);
   return FinishRead(t, *file, TRY(file->Read(dst, file->nonblock())));
 }
 

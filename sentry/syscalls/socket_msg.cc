@@ -12,6 +12,7 @@
 #include "sentry/kernel/user_io.h"
 #include "sentry/net/unix/inflight.h"
 #include "sentry/syscalls/handlers.h"
+#include "sentry/syscalls/read_target.h"
 #include "sentry/syscalls/socket_util.h"
 
 namespace sentry {
@@ -209,7 +210,9 @@ uint64_t LengthOf(const SocketRef& s, const RecvArgs& args, size_t n) {
 
 Result<uint64_t> DoRecvmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
   UserMsghdr msg = TRY(CopyInHeader(t, addr));
-  UserIoDest dst(t.memory(), TRY(ImportIovec(t.memory(), msg.iov, msg.iov_count)));
+  UserIovec iovec = TRY(ImportIovec(t.memory(), msg.iov, msg.iov_count));
+  base::UserMemory& target = ReadTarget(t, iovec);
+  UserIoDest dst(target, std::move(iovec));
   RecvArgs args;
   args.flags = flags;
   args.nonblock = s.file->nonblock() || (flags & MSG_DONTWAIT) != 0;
@@ -266,7 +269,9 @@ Result<uint64_t> SysRecvfrom(Task& t, const SyscallArgs& a) {
   RecvArgs args;
   args.flags = a.Int(3);
   args.nonblock = s.file->nonblock() || (args.flags & MSG_DONTWAIT) != 0;
-  UserIoDest dst(t.memory(), TRY(ImportRange(a[1], a[2])));
+  UserIovec range = TRY(ImportRange(a[1], a[2]));
+  base::UserMemory& target = ReadTarget(t, range);
+  UserIoDest dst(target, std::move(range));
   size_t n = TRY(s.socket->Receive(dst, &args));
   DropFiles(std::move(args.files));
   if (a[4] != 0) TRY(CopyOutAddress(t, args.from, a[4], a[5]));

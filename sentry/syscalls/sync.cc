@@ -13,6 +13,13 @@ using base::Error;
 using base::Result;
 
 constexpr uint64_t kPage = 4096;
+constexpr uint32_t kMaxHandle = 128;  // MAX_HANDLE_SZ
+
+// struct file_handle without what the filesystem put in it.
+struct HandleHead {
+  uint32_t bytes;
+  int32_t type;
+};
 
 Result<uint64_t> SyncFile(Task& t, int fd, bool data_only) {
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
@@ -104,25 +111,44 @@ base::Result<uint64_t> SysCachestat(Task& t, const SyscallArgs& args) {
   return uint64_t{0};
 }
 
-// As a filesystem that cannot export handles answers.
+// No filesystem opens files by a handle; what a file is, a handle tells (AT_HANDLE_FID;
+// exportfs_encode_ino64_fid).
 base::Result<uint64_t> SysNameToHandleAt(Task& t, const SyscallArgs& args) {
+  constexpr int kUniqueId = 1, kConnectable = 2, kFid = 0x200;  // AT_HANDLE_*
+  constexpr int kInodeAndGeneration = 0x81;                     // FILEID_INO64_GEN
+  struct Fid {
+    uint64_t ino;
+    uint32_t generation;
+  } __attribute__((packed));
   const int flags = args.Int(4);
-  if ((flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
-  TRY(WalkArg(t, args.Int(0), args[1],
-              {.follow_last = (flags & AT_SYMLINK_FOLLOW) != 0,
-               .allow_empty = (flags & AT_EMPTY_PATH) != 0}));
-  return Error(EOPNOTSUPP);
+  if ((flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH | kUniqueId | kConnectable | kFid)) != 0 ||
+      ((flags & kConnectable) != 0 && (flags & kFid) != 0)) {
+    return Error(EINVAL);
+  }
+  const Path path = TRY(WalkArg(t, args.Int(0), args[1],
+                                {.follow_last = (flags & AT_SYMLINK_FOLLOW) != 0,
+                                 .allow_empty = (flags & AT_EMPTY_PATH) != 0}));
+  if ((flags & kFid) == 0) return Error(EOPNOTSUPP);
+  HandleHead head = TRY(base::UserPtr<HandleHead>(args[2]).CopyIn(t.memory()));
+  if (head.bytes > kMaxHandle) return Error(EINVAL);
+  const bool fits = head.bytes >= sizeof(Fid);
+  head = {sizeof(Fid), fits ? kInodeAndGeneration : 0xff};
+  if ((flags & kUniqueId) != 0) {
+    TRY(base::UserPtr<uint64_t>(args[3]).CopyOut(t.memory(), path.mount->unique_id()));
+  } else {
+    TRY(base::UserPtr<int>(args[3]).CopyOut(t.memory(), path.mount->id()));
+  }
+  TRY(base::UserPtr<HandleHead>(args[2]).CopyOut(t.memory(), head));
+  if (!fits) return Error(EOVERFLOW);
+  const Fid fid{path.dentry->inode_ptr()->ino(), 0};
+  TRY(base::UserPtr<Fid>(args[2] + sizeof(head)).CopyOut(t.memory(), fid));
+  return uint64_t{0};
 }
 
-// No handle was ever given out.
+// No handle was ever given out that opens a file.
 base::Result<uint64_t> SysOpenByHandleAt(Task& t, const SyscallArgs& args) {
-  struct Head {
-    uint32_t bytes;
-    int32_t type;
-  };
-  constexpr uint32_t kMaxHandle = 128;  // MAX_HANDLE_SZ
   if (!t.HasCap(CAP_DAC_READ_SEARCH)) return Error(EPERM);
-  const Head head = TRY(base::UserPtr<Head>(args[1]).CopyIn(t.memory()));
+  const HandleHead head = TRY(base::UserPtr<HandleHead>(args[1]).CopyIn(t.memory()));
   if (head.bytes == 0 || head.bytes > kMaxHandle) return Error(EINVAL);
   if (args.Int(0) != AT_FDCWD) TRY(GetOpenFile(t, args.Int(0)));
   return Error(ESTALE);

@@ -61,6 +61,7 @@ FileDescription::~FileDescription() {
   if (FileLocks* locks = i->locks_if_any(); locks != nullptr && locks->any()) {
     locks->Unflock(this);
     locks->ReleaseRecords(this);
+    if (locks->has_leases()) (void)locks->DropLease(*this);
   }
   if (holds_write_access_) {
     i->DropWriteAccess();

@@ -51,6 +51,11 @@ bool Overlaps(const RecordLock& a, uint64_t start, uint64_t end) {
 
 FileLocks::~FileLocks() = default;
 
+void FileLocks::NoteAny() {
+  has_leases_.store(!leases_.empty(), std::memory_order_release);
+  any_.store(!records_.empty() || !flocks_.empty() || !leases_.empty(), std::memory_order_release);
+}
+
 const RecordLock* FileLocks::ConflictLocked(const RecordLock& lock) const {
   const RecordLock* first = nullptr;
   for (const RecordLock& r : records_) {
@@ -138,7 +143,7 @@ void FileLocks::UnlockRecord(const LockOwner& owner, uint64_t start, uint64_t en
   {
     absl::MutexLock l(&mutex_);
     CutLocked(owner, start, end);
-    any_.store(!records_.empty() || !flocks_.empty(), std::memory_order_release);
+    NoteAny();
   }
   queue_.WakeAll(EPOLLOUT);
 }
@@ -200,7 +205,7 @@ void FileLocks::Unflock(const void* holder) {
     absl::MutexLock l(&mutex_);
     if (std::erase_if(flocks_, [&](const FlockEntry& e) { return e.holder == holder; }) == 0)
       return;
-    any_.store(!records_.empty() || !flocks_.empty(), std::memory_order_release);
+    NoteAny();
   }
   queue_.WakeAll(EPOLLOUT);
 }

@@ -6,7 +6,10 @@
 
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/inode.h"
+#include "sentry/vfs/mount_events.h"
+#include "sentry/vfs/mount_locks.h"
 #include "sentry/vfs/notify.h"
+#include "sentry/vfs/propagation.h"
 
 namespace sentry {
 namespace {
@@ -15,6 +18,13 @@ std::atomic<int> g_next_mount_id{20};
 std::atomic<uint64_t> g_next_ns_id{0xf0000100};
 
 }  // namespace
+
+fiber::WaitQueue& MountEvents() {
+  static fiber::WaitQueue& queue = *new fiber::WaitQueue;
+  return queue;
+}
+
+void TellMountChange() { MountEvents().WakeAll(EPOLLERR | EPOLLPRI); }
 
 Mount::Mount(base::Ref<Filesystem> fs, base::Ref<Dentry> root, uint64_t flags, std::string source)
     : fs_(std::move(fs)),
@@ -80,14 +90,21 @@ base::Ref<MountNamespace> MountNamespace::NewDetached(base::Ref<Mount> root) con
 }
 
 MountNamespace::~MountNamespace() {
-  Drop drop;
-  absl::MutexLock l(&mutex_);
-  all_.erase(id_);
-  for (const auto& [id, mount] : mounts_) {
-    Isolate(*mount);
-    UnplaceLocked(*mount, &drop);
-    mount->ns_ = nullptr;
+  {
+    Drop drop;
+    absl::MutexLock l(&mutex_);
+    all_.erase(id_);
+    for (const auto& [id, mount] : mounts_) {
+      Isolate(*mount);
+      // Whoever still has a place in one does not see what is under another.
+      if (!Propagator::KeepConnected(mount)) UnplaceLocked(*mount, &drop);
+      mount->ns_ = nullptr;
+      drop.push_back(mount);
+    }
+    drop.push_back(std::move(root_));
+    mounts_.clear();
   }
+  Propagator::SweepConnected();
 }
 
 base::Ref<MountNamespace> MountNamespace::Find(uint64_t id) {
@@ -191,15 +208,24 @@ base::Status MountNamespace::SetAttr(Mount& mount, const AttrChange& change) {
   absl::MutexLock l(&mutex_);
   if (mount.ns_ != this && !IsDetachedRoot(mount)) return base::Error(EINVAL);
   const Tree tree = change.recursive ? TreeLocked(mount) : Tree{base::Ref<Mount>(&mount)};
+  // The locks stay.
+  auto changed = [&](const Mount& m) {
+    return (m.flags() & ~(change.clear & ~kMountLocks)) | change.set;
+  };
+  for (const auto& m : tree) {
+    if (!LocksAllow(m->flags(), changed(*m))) return base::Error(EPERM);
+  }
   if ((change.set & MS_RDONLY) != 0) {
     for (const auto& m : tree) {
       if ((m->flags() & MS_RDONLY) == 0 && m->writers() > 0) return base::Error(EBUSY);
     }
   }
   for (const auto& m : tree) {
-    m->set_flags((m->flags() & ~change.clear) | change.set);
+    m->set_flags(changed(*m));
     if (change.propagation != 0) ChangeType(*m, change.propagation);
   }
+  mount.ns_->version_.fetch_add(1, std::memory_order_acq_rel);
+  TellMountChange();
   return base::Ok();
 }
 
@@ -215,6 +241,9 @@ base::Ref<MountNamespace> MountNamespace::Copy(std::span<Path*> paths,
     for (const auto& m : tree) {
       base::Ref<Mount> clone = CloneOf(*m, m->root_);
       ShareLike(*clone, *m, less_privileged);
+      if (less_privileged) {
+        clone->set_flags(WithLocks(clone->flags()) | (m == root_ ? 0 : kMountLocked));
+      }
       if (m == root_) copy->root_ = clone;
       copy->AdoptLocked(clone, &drop);
       clones[m.get()] = std::move(clone);

@@ -1,16 +1,28 @@
 // Changes of the tree of mounts (Linux: fs/namespace.c).
+#include <linux/magic.h>
 #include <sys/mount.h>
 
 #include <algorithm>
 #include <deque>
+#include <string>
 
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/mount.h"
+#include "sentry/vfs/mount_events.h"
+#include "sentry/vfs/mount_locks.h"
 #include "sentry/vfs/propagation.h"
 
 namespace sentry {
 namespace {
+
+// What comes and goes by itself (Linux: proc_splice_unmountable).
+bool IsEphemeral(const Dentry& d) {
+  const Inode* inode = d.inode_ptr();
+  if (inode == nullptr || inode->fs().magic() != PROC_SUPER_MAGIC || inode->IsDir()) return false;
+  const std::string in = d.parent()->name();
+  return in == "fd" || in == "fdinfo" || in == "map_files";
+}
 
 bool IsDirectory(const Dentry& d) { return d.inode_ptr() != nullptr && d.inode_ptr()->IsDir(); }
 
@@ -22,7 +34,10 @@ void MountNamespace::PlaceLocked(Mount& mount, Mount& parent, Dentry& where) {
   parent.children_.insert(&mount);
   where.AddMountCount(1);
   by_place_[Key(&parent, &where)] = &mount;
-  if (parent.ns_ != nullptr) parent.ns_->version_.fetch_add(1, std::memory_order_acq_rel);
+  if (parent.ns_ != nullptr) {
+    parent.ns_->version_.fetch_add(1, std::memory_order_acq_rel);
+    TellMountChange();
+  }
 }
 
 void MountNamespace::UnplaceLocked(Mount& mount, Drop* drop) {
@@ -32,7 +47,10 @@ void MountNamespace::UnplaceLocked(Mount& mount, Drop* drop) {
   mount.parent_->children_.erase(&mount);
   drop->push_back(std::move(mount.parent_));
   drop->push_back(std::move(mount.mountpoint_));
-  if (mount.ns_ != nullptr) mount.ns_->version_.fetch_add(1, std::memory_order_acq_rel);
+  if (mount.ns_ != nullptr) {
+    mount.ns_->version_.fetch_add(1, std::memory_order_acq_rel);
+    TellMountChange();
+  }
 }
 
 void MountNamespace::LeaveLocked(Mount& mount, Drop* drop) {
@@ -43,6 +61,7 @@ void MountNamespace::LeaveLocked(Mount& mount, Drop* drop) {
   ns->mounts_.erase(it);
   if (ns->root_.get() == &mount) drop->push_back(std::move(ns->root_));
   ns->version_.fetch_add(1, std::memory_order_acq_rel);
+  TellMountChange();
 }
 
 void MountNamespace::AdoptLocked(const base::Ref<Mount>& mount, Drop* drop) {
@@ -51,6 +70,7 @@ void MountNamespace::AdoptLocked(const base::Ref<Mount>& mount, Drop* drop) {
   mount->ns_ = this;
   mounts_[mount->id_] = mount;
   version_.fetch_add(1, std::memory_order_acq_rel);
+  TellMountChange();
 }
 
 MountNamespace::Tree MountNamespace::TreeLocked(Mount& mount) {
@@ -75,15 +95,28 @@ base::Ref<Mount> MountNamespace::CloneOf(const Mount& mount, const base::Ref<Den
 base::Result<MountNamespace::Tree> MountNamespace::CloneLocked(const Path& what, bool recursive,
                                                                uint64_t flags) {
   if (what.mount->unbindable_) return base::Error(EINVAL);
+  // What is locked cannot be left out.
+  for (const Mount* child : what.mount->children_) {
+    if ((child->flags() & kMountLocked) == 0) continue;
+    if (!what.dentry->IsAncestorOf(*child->mountpoint_)) continue;
+    if (!recursive) return base::Error(EINVAL);
+  }
   Tree clones{CloneOf(*what.mount, what.dentry, flags)};
+  clones[0]->set_flags(clones[0]->flags() & ~kMountLocked);
   ShareLike(*clones[0], *what.mount, /*as_slave=*/false);
   if (!recursive) return clones;
   absl::flat_hash_map<const Mount*, Mount*> clone_of{{what.mount.get(), clones[0].get()}};
   for (const auto& m : TreeLocked(*what.mount)) {
-    if (m == what.mount || m->unbindable_) continue;
+    if (m == what.mount) continue;
     auto parent = clone_of.find(m->parent_.get());
     if (parent == clone_of.end()) continue;  // below one that was left out
     if (m->parent_ == what.mount && !what.dentry->IsAncestorOf(*m->mountpoint_)) continue;
+    if (m->unbindable_ && (m->flags() & kMountLocked) == 0) continue;
+    if (m->unbindable_) {
+      Drop drop;
+      DiscardLocked(clones, &drop);
+      return base::Error(EPERM);
+    }
     clones.push_back(CloneOf(*m, m->root_, flags));
     ShareLike(*clones.back(), *m, /*as_slave=*/false);
     PlaceLocked(*clones.back(), *parent->second, *m->mountpoint_);
@@ -99,6 +132,20 @@ void MountNamespace::DiscardLocked(const Tree& tree, Drop* drop) {
     drop->push_back(m);
   }
 }
+
+namespace {
+
+// What has come to another user's namespace is locked there.
+void LockCopies(const std::vector<base::Ref<Mount>>& tree, const MountNamespace& to,
+                const MountNamespace& from) {
+  const bool foreign = to.user_ns() != from.user_ns();
+  for (const auto& m : tree) {
+    if (foreign) m->set_flags(WithLocks(m->flags()) | kMountLocked);
+  }
+  tree.front()->set_flags(tree.front()->flags() & ~kMountLocked);
+}
+
+}  // namespace
 
 // attach_recursive_mnt(). What stands on something shared is shared.
 base::Status MountNamespace::GraftLocked(Tree tree, Mount& parent, Dentry& point, Drop* drop) {
@@ -121,6 +168,7 @@ base::Status MountNamespace::GraftLocked(Tree tree, Mount& parent, Dentry& point
     }
   }
   UnplaceLocked(top, drop);
+  for (size_t i = 1; i < grafts.size(); ++i) LockCopies(grafts[i].tree, *grafts[i].parent->ns_, ns);
   for (const Graft& graft : grafts) {
     // What stands there already comes to stand on it.
     Mount* covering = At(graft.parent, &point);
@@ -137,7 +185,7 @@ base::Status MountNamespace::GraftLocked(Tree tree, Mount& parent, Dentry& point
 }
 
 base::Status MountNamespace::AttachLocked(Tree tree, const Path& where, Drop* drop) {
-  if (where.dentry->unlinked()) return base::Error(ENOENT);
+  if (where.dentry->unlinked() || IsEphemeral(*where.dentry)) return base::Error(ENOENT);
   if (!MayUse(*where.mount)) return base::Error(EINVAL);
   Mount* parent = where.mount.get();
   Dentry* point = where.dentry.get();
@@ -188,17 +236,23 @@ base::Result<base::Ref<MountNamespace>> MountNamespace::CloneDetached(const Path
 
 base::Status MountNamespace::Detach(const base::Ref<Mount>& mount, int flags,
                                     uint32_t caller_refs) {
-  Drop drop;
-  absl::MutexLock l(&mutex_);
-  if (mount->ns_ != this || mount == root_) return base::Error(EINVAL);
-  if ((flags & MNT_DETACH) == 0) {
-    if (!mount->children_.empty()) return base::Error(EBUSY);
-    if (mount->ref_count() > 1 + caller_refs) return base::Error(EBUSY);
-    // Linux: the first umount2(MNT_EXPIRE) marks, the second unmounts if it was unused between.
-    if ((flags & MNT_EXPIRE) != 0) return base::Error(EAGAIN);
-    if (CopiesBusy(*mount)) return base::Error(EBUSY);
-  }
-  RemoveTreeLocked(*mount, &drop);
+  auto detach = [&]() -> base::Status {
+    Drop drop;
+    absl::MutexLock l(&mutex_);
+    if (mount->ns_ != this || mount == root_) return base::Error(EINVAL);
+    if ((mount->flags() & kMountLocked) != 0) return base::Error(EINVAL);
+    if ((flags & MNT_DETACH) == 0) {
+      if (!mount->children_.empty()) return base::Error(EBUSY);
+      if (mount->ref_count() > 1 + caller_refs) return base::Error(EBUSY);
+      // Linux: the first umount2(MNT_EXPIRE) marks, the second unmounts if it was unused between.
+      if ((flags & MNT_EXPIRE) != 0) return base::Error(EAGAIN);
+      if (CopiesBusy(*mount)) return base::Error(EBUSY);
+    }
+    RemoveTreeLocked(*mount, &drop);
+    return base::Ok();
+  };
+  TRY(detach());
+  Propagator::SweepConnected();
   return base::Ok();
 }
 
@@ -207,6 +261,7 @@ base::Status MountNamespace::MayMoveBeneath(const Mount& mount, const Mount& ove
                                             const Mount* caller_root) {
   if (At(&mount, mount.root_.get()) != nullptr) return base::Error(EINVAL);
   if (&over == caller_root || IsAbove(over, mount)) return base::Error(EINVAL);
+  if ((over.flags() & kMountLocked) != 0) return base::Error(EINVAL);
   if (WouldCover(*over.parent_, *over.mountpoint_, over) ||
       WouldCover(*over.parent_, *over.mountpoint_, mount)) {
     return base::Error(EINVAL);
@@ -234,9 +289,10 @@ base::Status MountNamespace::Move(const base::Ref<Mount>& mount, const Path& whe
     point = over->mountpoint_.get();
     parent = over->parent_.get();
   }
-  if (point->unlinked()) return base::Error(ENOENT);
+  if (point->unlinked() || IsEphemeral(*point)) return base::Error(ENOENT);
   if (mount->ns_ == this) {
-    if (!mount->parent_ || mount->parent_->peer_group_ != 0) return base::Error(EINVAL);
+    if (!mount->parent_ || (mount->flags() & kMountLocked) != 0) return base::Error(EINVAL);
+    if (mount->parent_->peer_group_ != 0) return base::Error(EINVAL);
     if (parent->ns_ != this) return base::Error(EINVAL);
   } else if (!IsDetachedRoot(*mount) || mount->ns_ == parent->ns_ || !MayUse(*parent)) {
     return base::Error(EINVAL);
@@ -266,6 +322,7 @@ base::Status MountNamespace::PivotRoot(const Path& root, const Path& new_root,
   if (put_old.mount->ns_ != this || root_mount->ns_ != this || new_mount->ns_ != this) {
     return base::Error(EINVAL);
   }
+  if ((new_mount->flags() & kMountLocked) != 0) return base::Error(EINVAL);
   if (new_root.dentry->unlinked()) return base::Error(ENOENT);
   // A loop, on the same filesystem.
   if (new_mount == root_mount || put_old.mount == root.mount) return base::Error(EBUSY);
@@ -281,6 +338,10 @@ base::Status MountNamespace::PivotRoot(const Path& root, const Path& new_root,
   const base::Ref<Dentry> root_point = root_mount->mountpoint_;
   UnplaceLocked(*new_mount, &drop);
   UnplaceLocked(*root_mount, &drop);
+  if ((root_mount->flags() & kMountLocked) != 0) {
+    new_mount->set_flags(new_mount->flags() | kMountLocked);
+    root_mount->set_flags(root_mount->flags() & ~kMountLocked);
+  }
   PlaceLocked(*root_mount, *put_old.mount, *put_old.dentry);
   if (root_parent) {
     PlaceLocked(*new_mount, *root_parent, *root_point);

@@ -6,6 +6,7 @@
 
 #include "sentry/base/kernel_memory.h"
 #include "sentry/vfs/dentry.h"
+#include "sentry/vfs/mount_locks.h"
 
 namespace sentry {
 
@@ -188,6 +189,69 @@ base::Result<const MountNamespace::Tree*> MountNamespace::Propagator::CopyTo(con
   return &grafts_.back().tree;
 }
 
+std::vector<base::Ref<Mount>>& MountNamespace::Propagator::connected() {
+  static auto& mounts = *new std::vector<base::Ref<Mount>>;
+  return mounts;
+}
+
+bool MountNamespace::Propagator::KeepConnected(const base::Ref<Mount>& mount) {
+  if (!mount->parent_ || (mount->flags() & kMountLocked) == 0) return false;
+  connected().push_back(mount);
+  return true;
+}
+
+// From the top: what stands on a mount that only they refer to goes, and then what stands on that.
+void MountNamespace::Propagator::SweepLocked(Drop* drop) {
+  absl::flat_hash_map<const Mount*, std::vector<base::Ref<Mount>>> on;
+  absl::flat_hash_set<const Mount*> kept;
+  for (auto& m : connected()) kept.insert(m.get());
+  std::vector<base::Ref<Mount>> tops;
+  for (auto& m : connected()) {
+    auto& children = on[m->parent_.get()];
+    if (children.empty() && !kept.contains(m->parent_.get())) tops.push_back(m->parent_);
+    children.push_back(std::move(m));
+  }
+  connected().clear();
+  // A top is held by `tops` besides those on it.
+  std::vector<base::Ref<Mount>> stay;
+  while (!tops.empty()) {
+    base::Ref<Mount> top = std::move(tops.back());
+    tops.pop_back();
+    auto it = on.find(top.get());
+    if (it == on.end()) {
+      drop->push_back(std::move(top));
+      continue;
+    }
+    std::vector<base::Ref<Mount>> children = std::move(it->second);
+    on.erase(it);
+    if (top->ns_ == nullptr && top->ref_count() == 1 + top->children_.size()) {
+      for (auto& child : children) {
+        UnplaceLocked(*child, drop);
+        tops.push_back(std::move(child));
+      }
+      drop->push_back(std::move(top));
+      continue;
+    }
+    // With all that stands on them.
+    for (size_t i = 0; i < children.size(); ++i) {
+      base::Ref<Mount> child = children[i];
+      if (auto more = on.find(child.get()); more != on.end()) {
+        for (auto& m : more->second) children.push_back(std::move(m));
+        on.erase(more);
+      }
+      stay.push_back(std::move(child));
+    }
+    drop->push_back(std::move(top));
+  }
+  connected() = std::move(stay);
+}
+
+void MountNamespace::Propagator::SweepConnected() {
+  Drop drop;
+  absl::MutexLock l(&mutex_);
+  if (!connected().empty()) SweepLocked(&drop);
+}
+
 std::vector<Mount*> MountNamespace::Receivers(const Mount& mount) {
   std::vector<Mount*> out;
   if (mount.peer_group_ == 0) return out;
@@ -291,7 +355,8 @@ void MountNamespace::RemoveTreeLocked(Mount& mount, Drop* drop) {
   for (const auto& m : tree) {
     if (!going.contains(m.get())) continue;
     Isolate(*m);
-    UnplaceLocked(*m, drop);
+    const bool with_parent = m->parent_ && going.contains(m->parent_.get());
+    if (!with_parent || !Propagator::KeepConnected(m)) UnplaceLocked(*m, drop);
     LeaveLocked(*m, drop);
   }
   for (const Cover& cover : covers) {

@@ -18,6 +18,12 @@ class MountNamespace::Propagator {
   // ENOSPC, ENOMEM: what is in `grafts` by then is to be discarded.
   base::Status Run() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // Of a mount that goes: if it is locked to where it stands, it stays there as long as somebody is
+  // in what it stands on (Linux: disconnect_mount). True: it does.
+  static bool KeepConnected(const base::Ref<Mount>& mount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Ends those that nobody can come across any more.
+  static void SweepConnected() ABSL_LOCKS_EXCLUDED(mutex_);
+
  private:
   // A group whose peers get copies. The first of them follows `model`, or is its peer; those after
   // it are peers of the first.
@@ -31,6 +37,9 @@ class MountNamespace::Propagator {
   base::Status Slaves(int group, const Tree& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   base::Result<const Tree*> CopyTo(const Tree& model, Mount& receiver, bool follow, bool shared)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  static std::vector<base::Ref<Mount>>& connected() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void SweepLocked(Drop* drop) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   Dentry& point_;
   std::deque<Graft>& grafts_;  // a deque: trees stay where they are

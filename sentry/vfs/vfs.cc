@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/notify.h"
 #include "sentry/vfs/vfs_impl.h"
 #include "sentry/vfs/walker.h"
@@ -193,6 +194,7 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
   if (counts) TRY(inode.GetWriteAccess());
   auto open = [&]() -> base::Result<base::Ref<FileDescription>> {
     if (write && !IsSpecial(type) && path.mount->read_only()) return base::Error(EROFS);
+    TRY(BreakLease(inode, flags));
     const OpenArgs args{path, flags, ctx.creds};
     // A pipe of the host's that runsc donated is no FIFO of ours.
     const bool host_pipe = S_ISFIFO(type) && &inode.fs() == impl_->anonymous.get();
@@ -318,6 +320,7 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenExec(const WalkContext& ctx,
   if (inode.IsSymlink()) return base::Error(ELOOP);
   if (!inode.IsReg() || (found.mount->flags() & MS_NOEXEC) != 0) return base::Error(EACCES);
   TRY(inode.CheckPermission(ctx.creds, kMayExec));
+  TRY(BreakLease(inode, O_RDONLY));
   return inode.Open(OpenArgs{found, O_RDONLY, ctx.creds});
 }
 

@@ -1,6 +1,7 @@
 // Attributes and extended attributes (Linux: fs/attr.c, fs/open.c, fs/xattr.c).
 #include <sys/mount.h>
 
+#include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/notify.h"
 #include "sentry/vfs/vfs_impl.h"
 
@@ -128,6 +129,7 @@ base::Status Vfs::Truncate(const Credentials& creds, const Path& path, uint64_t 
   TRY(inode->CheckPermission(creds, kMayWrite));
   TRY(inode->GetWriteAccess());
   auto run = [&]() -> base::Status {
+    TRY(BreakLease(*inode, O_WRONLY));
     TRY(RemovePrivs(creds, *inode));
     AttrChange change;
     change.set_size = true;

@@ -285,6 +285,15 @@ base::Status EventPoll::Modify(int fd, FileDescription& file, const EpollEvent& 
   return base::Ok();
 }
 
+const FileDescription* EventPoll::Target(int fd, uint32_t number) {
+  fiber::MutexLock lock(&mutex_);
+  SyncLanes();
+  for (const auto& [key, item] : items_) {
+    if (key.fd == fd && number-- == 0) return key.file;
+  }
+  return nullptr;
+}
+
 base::Status EventPoll::Remove(int fd, FileDescription& file) {
   if (&file == this) return base::Error(EINVAL);
   fiber::MutexLock lock(&mutex_);

@@ -41,6 +41,9 @@ class EventPoll : public AnonFile, public LaneWatcher {
   base::Status Add(int fd, const base::Ref<FileDescription>& file, const EpollEvent& event);
   base::Status Modify(int fd, FileDescription& file, const EpollEvent& event);
   base::Status Remove(int fd, FileDescription& file);
+  // kcmp(2): which file is watched as `fd`; of several the one with this number. Only to compare;
+  // null: there is none.
+  const FileDescription* Target(int fd, uint32_t number);
 
   // epoll_wait(2): waits for the first event until `deadline_ns` (CLOCK_MONOTONIC; 0: does not
   // wait) and hands up to `max` to `emit`, which copies them out; when that fails they stay ready.

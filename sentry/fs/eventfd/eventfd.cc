@@ -154,7 +154,7 @@ base::Result<size_t> EventFile::Read(IoDest& dst, bool nonblock) {
 
 base::Result<size_t> EventFile::Write(IoSource& src, bool nonblock) {
   uint64_t value = 0;
-  if (src.remaining() < sizeof(value)) return base::Error(EINVAL);
+  if (src.remaining() != sizeof(value)) return base::Error(EINVAL);
   size_t n = TRY(src.Get(std::as_writable_bytes(std::span(&value, 1))));
   if (n != sizeof(value)) return base::Error(EFAULT);
   if (value == kMax) return base::Error(EINVAL);

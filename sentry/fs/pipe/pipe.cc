@@ -109,8 +109,15 @@ base::Result<size_t> Pipe::ReadStep(IoDest& dst, bool* last) {
   }
   bool packet;
   std::span<std::byte> run = NextRun(ring_.tail(), dst.remaining(), &packet);
-  const size_t n = TRY(dst.Put(run));
+  size_t n = TRY(dst.Put(run));
   *last = packet || n < run.size();
+  if (n < run.size()) {
+    // Of a page that cannot be stored as a whole nothing is taken.
+    bool broken = false;
+    const size_t first = std::min<size_t>(ring_.Get(ring_.tail(), &broken).length, run.size());
+    n = n < first ? 0 : first + (n - first) / kPageSize * kPageSize;
+    if (n == 0) return base::Error(EFAULT);
+  }
   if (n > 0 || run.empty()) Take(n);
   return n;
 }

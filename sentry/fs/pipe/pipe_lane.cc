@@ -50,7 +50,13 @@ base::Result<size_t> Pipe::PeekLane(IoDest& dst) {
 base::Result<size_t> Pipe::ReadLane(IoDest& dst) {
   ByteStream::ReaderTurn turn(stream_);
   const uint64_t from = stream_.read();
-  const size_t n = TRY(stream_.Copy(from, std::min(stream_.UsedFrom(from), dst.remaining()), dst));
+  const size_t want = std::min(stream_.UsedFrom(from), dst.remaining());
+  size_t n = TRY(stream_.Copy(from, want, dst));
+  if (n < want) {
+    // As of slots; how the bytes lie in pages nobody knows.
+    n = n / kPageSize * kPageSize;
+    if (n == 0) return base::Error(EFAULT);
+  }
   stream_.ConsumedTo(from + n);
   stream_.Rewind();
   return n;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <netinet/tcp.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@
 #include "sentry/net/inet/raw.h"
 #include "sentry/net/inet/tcp.h"
 #include "sentry/net/inet/udp.h"
+#include "sentry/net/unix/endpoint.h"
+#include "sentry/net/unix/unix_sockets.h"
 
 namespace sentry {
 namespace {
@@ -237,6 +240,25 @@ std::string SockstatText(InetStack& stack) {
       stack.RawSockets().size());
 }
 
+// unix_seq_show().
+std::string UnixText(UnixSockets& sockets) {
+  std::string text = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+  for (const base::Ref<UnixEndpoint>& end : sockets.All()) {
+    const UnixEndpoint::Row row = end->Describe();
+    constexpr unsigned kAcceptCon = 1 << 16, kUnconnected = 1, kConnected = 3;
+    text += fmt::format("{:016}: {:08X} {:08X} {:08X} {:04X} {:02X} {:5}", 0, row.has_peer ? 3 : 2,
+                        0, row.state == TCP_LISTEN ? kAcceptCon : 0, row.type,
+                        row.state == TCP_ESTABLISHED ? kConnected : kUnconnected, row.ino);
+    if (!row.name.empty()) {
+      std::string name = row.name;
+      std::replace(name.begin(), name.end(), '\0', '@');
+      text += " " + name;
+    }
+    text += "\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
@@ -270,6 +292,10 @@ base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
     add(
         name, [name](HostNetwork& h) { return h.ProcNet(name); }, std::move(text));
   };
+  dir->Add("unix", base::MakeRef<FuncFile>(fs, 0444, [find]() -> Result<std::string> {
+             base::Ref<NetNamespace> ns = TRY(find());
+             return UnixText(*UnixSockets::Of(*ns));
+           }));
   same("dev", DevText);
   same("route", [](InetStack&) { return RouteText(); });
   same("if_inet6", Addresses6);

@@ -75,7 +75,8 @@ class PidFile : public PidOwned<PseudoFile> {
       : PidOwned(fs, std::move(pid), whole, fs, info.mode, ino), info_(info) {}
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override {
     if (info_.checked) TRY(GetInspectable());
-    return PseudoFile::Open(args);
+    if (info_.open == nullptr) return PseudoFile::Open(args);
+    return info_.open(TRY(Context()), args, base::Ref<PseudoFile>(this));
   }
   base::Result<std::string> Generate() override { return info_.read(TRY(Context())); }
   base::Status Store(std::string_view data, uint64_t offset) override {

@@ -28,6 +28,9 @@ struct PidContext {
 };
 using PidRead = base::Result<std::string> (*)(const PidContext&);
 using PidWrite = base::Status (*)(const PidContext&, std::string_view data);
+// Makes the description of a file that can do more than be read.
+using PidOpen = base::Ref<FileDescription> (*)(const PidContext&, const OpenArgs&,
+                                               base::Ref<PseudoFile>);
 
 // One file of the directories; see pid_files.cc.
 struct PidFileInfo {
@@ -37,6 +40,7 @@ struct PidFileInfo {
   PidWrite write = nullptr;
   bool checked = false;       // only for who may inspect the task (MayReadTask)
   bool process_only = false;  // not in task/TID
+  PidOpen open = nullptr;
 };
 std::span<const PidFileInfo> PidFiles();
 

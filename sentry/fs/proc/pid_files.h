@@ -11,6 +11,8 @@ base::Result<std::string> PidStatm(const PidContext& c);
 base::Result<std::string> PidStatus(const PidContext& c);
 // pid_maps.cc
 base::Result<std::string> PidMaps(const PidContext& c);
+base::Ref<FileDescription> OpenPidMaps(const PidContext& c, const OpenArgs& args,
+                                       base::Ref<PseudoFile> file);
 base::Result<std::string> PidSmaps(const PidContext& c);
 base::Result<std::string> PidSmapsRollup(const PidContext& c);
 // Bytes that may be resident: what is mapped and accessible, as the host does not tell. Anonymous
@@ -27,6 +29,8 @@ base::Result<std::string> PidSyscall(const PidContext& c);
 base::Result<std::string> PidStack(const PidContext& c);
 // pid_mounts.cc
 base::Result<std::string> PidMounts(const PidContext& c);
+base::Ref<FileDescription> OpenPidMounts(const PidContext& c, const OpenArgs& args,
+                                         base::Ref<PseudoFile> file);
 base::Result<std::string> PidMountInfo(const PidContext& c);
 base::Result<std::string> PidMountStats(const PidContext& c);
 

@@ -3,10 +3,13 @@
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
 
+#include <atomic>
+
 #include "sentry/fs/proc/mount_text.h"
 #include "sentry/fs/proc/pid_files.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/vfs/mount.h"
+#include "sentry/vfs/mount_events.h"
 #include "sentry/vfs/vfs.h"
 
 #ifndef MS_NOSYMFOLLOW
@@ -45,7 +48,35 @@ base::Result<std::string> ForEachMount(const PidContext& c, Format format) {
   return s;
 }
 
+// mounts and mountinfo can be polled for changes of the namespace that the file was opened in
+// (mounts_poll).
+class MountsFile final : public PseudoFileDescription {
+ public:
+  MountsFile(Path path, uint32_t flags, base::Ref<PseudoFile> file, base::Ref<MountNamespace> ns)
+      : PseudoFileDescription(std::move(path), flags, std::move(file)),
+        ns_(std::move(ns)),
+        seen_(ns_ != nullptr ? ns_->version() : 0) {}
+  bool CanPoll() const override { return true; }
+  uint32_t Readiness() override {
+    const uint64_t now = ns_ != nullptr ? ns_->version() : 0;
+    const bool changed = seen_.exchange(now) != now;
+    return EPOLLIN | EPOLLRDNORM | (changed ? EPOLLERR | EPOLLPRI : 0);
+  }
+  fiber::WaitQueue* wait_queue() override { return &MountEvents(); }
+
+ private:
+  ~MountsFile() override = default;
+  const base::Ref<MountNamespace> ns_;  // null: of a task that has ended
+  std::atomic<uint64_t> seen_;
+};
+
 }  // namespace
+
+base::Ref<FileDescription> OpenPidMounts(const PidContext& c, const OpenArgs& args,
+                                         base::Ref<PseudoFile> file) {
+  return base::MakeRef<MountsFile>(args.path, args.flags, std::move(file),
+                                   c.task->mount_namespace_ref());
+}
 
 std::string MangleMountText(std::string_view text) {
   std::string out;

@@ -9,6 +9,7 @@
 #include "sentry/fs/proc/sysctl.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/mount.h"
 
 namespace sentry {
@@ -138,6 +139,16 @@ void AddFs(Kernel& kernel, SysctlBuilder dir) {
         g_pipe_max_size.store(std::bit_ceil(std::max(size, 4096u)));
         return base::Ok();
       });
+  auto number = [&dir](const char* name, std::atomic<int>* value) {
+    dir.ReadWrite(
+        name, [value] { return std::to_string(value->load()) + "\n"; },
+        [value](std::string_view data) -> Status {
+          *value = TRY(ParseSysctl<int>(data));
+          return base::Ok();
+        });
+  };
+  number("leases-enable", &g_leases_enable);
+  number("lease-break-time", &g_lease_break_time);
   dir.Value("pipe-user-pages-soft", 0);
   dir.Value("pipe-user-pages-hard", 0);
   dir.Value("mount-max", static_cast<int64_t>(kMaxMounts));

@@ -259,7 +259,7 @@ Result<size_t> DatagramEndpoint::ReceiveError(IoDest& dst, RecvArgs* args) {
   auto bytes = entry.data->bytes().subspan(entry.skip);
   size_t n = std::min(bytes.size(), dst.remaining());
   if (n < bytes.size()) args->out_flags |= MSG_TRUNC;
-  if (n > 0) n = TRY(dst.Put(bytes.first(n)));
+  if (n > 0 && TRY(dst.Put(bytes.first(n))) != n) return Error(EFAULT);
   args->full_length = bytes.size();
   args->from = entry.to.ToSockAddr(family());
   args->out_flags |= MSG_ERRQUEUE;

@@ -82,6 +82,8 @@ class DatagramEndpoint : public InetEndpoint {
   bool Deliver(Packet packet);
   // An ICMP error came back for a packet to `to`. `offender`: who sent it.
   void Fail(int error, const Packet& packet, bool hard);
+  // RCV_SHUTDOWN and SEND_SHUTDOWN.
+  int shut() const { return shutdown_.load(std::memory_order_relaxed); }
   // Bytes in the queue, for /proc.
   uint64_t queued() const { return charge_.load(); }
   uint64_t drops() const { return drops_.load(); }

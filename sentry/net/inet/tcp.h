@@ -127,6 +127,8 @@ class TcpEndpoint : public InetEndpoint {
   TcpOptions& tcp_options() { return tcp_options_; }
   void UpdateLimits();
   int state() const { return state_.load(std::memory_order_relaxed); }
+  // RCV_SHUTDOWN and SEND_SHUTDOWN.
+  int shut() const { return shutdown_.load(std::memory_order_relaxed); }
   bool listening() const { return state() == TCP_LISTEN; }
   tcp_info Info();
   // For /proc/net/tcp.

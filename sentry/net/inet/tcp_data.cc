@@ -229,8 +229,7 @@ Result<size_t> TcpEndpoint::ReceiveSome(TcpConnection& c, int side, IoDest& dst,
   size_t n = std::min(UpToMark(stream, r), r->left);
   if (n == 0) return n;
   if (!r->discard) {
-    n = TRY(stream.bytes.Copy(r->position, n, dst));
-    if (n == 0) return Error(EFAULT);
+    if (TRY(stream.bytes.Copy(r->position, n, dst)) < n) return Error(EFAULT);
   }
   r->position += n;
   r->total += n;

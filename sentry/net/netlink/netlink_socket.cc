@@ -9,6 +9,7 @@
 #include "sentry/base/random.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/netlink/route.h"
+#include "sentry/net/netlink/sock_diag.h"
 
 namespace sentry {
 namespace {
@@ -122,13 +123,14 @@ void NetlinkSocket::OnNews(InetStack& stack, const NetworkNews& news) {
   Push(std::move(messages));
 }
 
-void NetlinkSocket::Push(std::vector<Message> answers) {
+void NetlinkSocket::Push(std::vector<Message> answers, bool paced) {
   if (answers.empty()) return;
   bool lost = false;
   {
     absl::MutexLock lock(&mutex_);
+    const bool all = paced && queued_ <= static_cast<size_t>(options().receive_buffer.load());
     for (auto& answer : answers) {
-      if (queued_ > static_cast<size_t>(options().receive_buffer.load())) {
+      if (!all && queued_ > static_cast<size_t>(options().receive_buffer.load())) {
         lost = true;
         break;
       }
@@ -165,15 +167,24 @@ Result<size_t> NetlinkSocket::Send(IoSource& src, SendArgs args) {
     Push({{std::move(request), 0, to_port}});
     return length;
   }
-  if (to_port != 0 || protocol() != NETLINK_ROUTE) return Error(ECONNREFUSED);  // nobody is there
-  const bool admin = stack_->HasCap(*t, CAP_NET_ADMIN);
+  if (to_port != 0 || protocol() == NETLINK_KOBJECT_UEVENT) {
+    return Error(ECONNREFUSED);  // nobody is there
+  }
+  Answer(*t, request);
+  return length;
+}
+
+void NetlinkSocket::Answer(Task& t, std::span<const std::byte> request) {
+  const bool admin = stack_->HasCap(t, CAP_NET_ADMIN);
   const bool cap_ack = (kept_.load() >> NETLINK_CAP_ACK & 1) != 0;
+  const bool diag = protocol() == NETLINK_SOCK_DIAG;
+  const DiagScope scope{*stack_, host_, *unix_sockets_, t.user_ns(), admin, port_.load()};
   std::vector<Message> answers;
-  for (auto& answer : AnswerRoute(*stack_, host_, admin, cap_ack, port_.load(), request)) {
+  for (auto& answer : diag ? AnswerDiag(scope, cap_ack, request)
+                           : AnswerRoute(*stack_, host_, admin, cap_ack, port_.load(), request)) {
     answers.push_back({std::move(answer), 0});
   }
-  Push(std::move(answers));
-  return length;
+  Push(std::move(answers), /*paced=*/diag);
 }
 
 Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
@@ -216,7 +227,8 @@ Result<size_t> NetlinkSocket::Receive(IoDest& dst, RecvArgs* args) {
     nl_pktinfo info{message.group};
     args->control.push_back({SOL_NETLINK, NETLINK_PKTINFO, OptionBytes(info)});
   }
-  return n > 0 ? dst.Put(std::span(message.bytes).first(n)) : Result<size_t>(n);
+  if (n > 0 && TRY(dst.Put(std::span(message.bytes).first(n))) != n) return Error(EFAULT);
+  return n;
 }
 
 uint32_t NetlinkSocket::Readiness() {
@@ -270,11 +282,13 @@ Status NetlinkSocket::SetOption(Task& t, int level, int name, std::span<const st
 Result<base::Ref<FileDescription>> NewNetlinkSocket(Task& t, Vfs& vfs, int type, int protocol,
                                                     uint32_t flags) {
   if (type != SOCK_RAW && type != SOCK_DGRAM) return Error(ESOCKTNOSUPPORT);
-  if (protocol != NETLINK_ROUTE && protocol != NETLINK_KOBJECT_UEVENT) {
+  if (protocol != NETLINK_ROUTE && protocol != NETLINK_KOBJECT_UEVENT &&
+      protocol != NETLINK_SOCK_DIAG) {
     return Error(EPROTONOSUPPORT);
   }
-  return base::Ref<FileDescription>(base::MakeRef<NetlinkSocket>(
-      vfs, InetStack::Current(t), HostNetwork::Current(t), type, protocol, flags));
+  return base::Ref<FileDescription>(
+      base::MakeRef<NetlinkSocket>(vfs, InetStack::Current(t), HostNetwork::Current(t),
+                                   UnixSockets::Of(*t.net_namespace_ref()), type, protocol, flags));
 }
 
 }  // namespace sentry

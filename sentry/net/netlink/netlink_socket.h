@@ -1,5 +1,5 @@
-// AF_NETLINK sockets as files (Linux: net/netlink/af_netlink.c): NETLINK_ROUTE, and
-// NETLINK_KOBJECT_UEVENT, which tells nothing: no devices come and go.
+// AF_NETLINK sockets as files (Linux: net/netlink/af_netlink.c): NETLINK_ROUTE, NETLINK_SOCK_DIAG,
+// and NETLINK_KOBJECT_UEVENT, which tells nothing: no devices come and go.
 #pragma once
 
 #include <linux/netlink.h>
@@ -13,15 +13,19 @@
 #include "sentry/net/host/host_network.h"
 #include "sentry/net/inet/stack.h"
 #include "sentry/net/socket.h"
+#include "sentry/net/unix/unix_sockets.h"
 
 namespace sentry {
 
 class NetlinkSocket : public Socket, private NetworkListener {
  public:
   // `host`: where the network is the host's; null otherwise.
-  NetlinkSocket(Vfs& vfs, base::Ref<InetStack> stack, HostNetwork* host, int type, int protocol,
-                uint32_t flags)
-      : Socket(vfs, AF_NETLINK, type, protocol, flags), stack_(std::move(stack)), host_(host) {
+  NetlinkSocket(Vfs& vfs, base::Ref<InetStack> stack, HostNetwork* host,
+                base::Ref<UnixSockets> unix_sockets, int type, int protocol, uint32_t flags)
+      : Socket(vfs, AF_NETLINK, type, protocol, flags),
+        stack_(std::move(stack)),
+        host_(host),
+        unix_sockets_(std::move(unix_sockets)) {
     if (protocol == NETLINK_ROUTE) stack_->AddListener(this);
   }
 
@@ -50,12 +54,15 @@ class NetlinkSocket : public Socket, private NetworkListener {
     std::vector<std::byte> bytes;
     uint32_t group = 0, sender = 0;  // a port; 0: the kernel
   };
-  void Push(std::vector<Message> messages);
+  // paced: a dump, which Linux makes as it is read, and which may be longer than the queue.
+  void Push(std::vector<Message> messages, bool paced = false);
+  void Answer(Task& t, std::span<const std::byte> request);
   void OnNews(InetStack& stack, const NetworkNews& news) override;
   base::Status SetMembership(int name, uint32_t group);
 
   const base::Ref<InetStack> stack_;
   HostNetwork* const host_;
+  const base::Ref<UnixSockets> unix_sockets_;
   fiber::WaitQueue queue_;
   std::atomic<int> error_{0};
   std::atomic<uint32_t> port_{0}, kept_{0};

@@ -276,7 +276,10 @@ void UnixEndpoint::Release() {
     name = name_;
     embryo = embryo_;
     shutdown_ = kBothShut;
-    unread = !records.empty() || (plain_.load() && bytes_.Used() > 0);
+    // What was received out of band does not count.
+    const size_t taken = !records.empty() && records.front().gone > 0 ? 1 : 0;
+    has_urgent_ = false;
+    unread = records.size() > taken || (plain_.load() && bytes_.Used() > 0);
     bytes_.Drop();
     queued_.store(0);
   }
@@ -315,6 +318,7 @@ uint32_t UnixEndpoint::Readiness(platform::LaneWish wish) {
     if (shutdown_ == kBothShut) mask |= EPOLLHUP;
     if (shutdown_ & kReceiveShut) mask |= EPOLLRDHUP | kIn;
     if (!records_.empty() || !waiting_.empty()) mask |= kIn;
+    if (has_urgent_) mask |= EPOLLPRI;
     if (!datagram() && state_ == State::kUnconnected) mask |= EPOLLHUP;
     if (state_ == State::kListening) return mask;
     to = peer_;

@@ -34,7 +34,10 @@ class AbstractNames;
 
 // One message of a queue; of a stream, a run of bytes with the same sender and files.
 struct UnixRecord {
-  size_t length = 0;  // bytes in the ring that are left of it
+  size_t length = 0;    // bytes in the ring that are left of it
+  size_t gone = 0;      // bytes in the ring before them, which have been received out of band
+  bool mark = false;    // one byte that was sent with MSG_OOB; joined to nothing
+  bool urgent = false;  // it can be received so (Linux: unix_sock.oob_skb)
   SenderCreds creds;
   FileList files;  // in flight
   uid_t files_uid = 0;
@@ -90,7 +93,11 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   base::Result<size_t> SendStream(IoSource& src, SendArgs& args, int64_t deadline_ns);
   base::Result<size_t> SendMessage(UnixEndpoint& to, IoSource& src, SendArgs& args,
                                    int64_t deadline_ns);
-  base::Result<size_t> ReceiveStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
+  // in_line: SO_OOBINLINE.
+  base::Result<size_t> ReceiveStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns,
+                                     bool in_line);
+  // MSG_OOB: the urgent byte of a stream. EINVAL: there is none, or it is in line.
+  base::Result<size_t> ReceiveUrgent(IoDest& dst, RecvArgs* args, bool in_line);
   base::Result<size_t> ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t deadline_ns);
 
   // `wish` as in FileDescription::ReadinessFor.
@@ -99,6 +106,25 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   // SIOCINQ, SIOCOUTQ.
   base::Result<size_t> BytesReadable() const;
   size_t BytesUnread() const;
+  // SIOCATMARK: the next byte is the urgent one, or was.
+  bool AtMark() const;
+  // Whose owner gets SIGURG, and whose inode is told; null once it is about to go.
+  void SetDescription(FileDescription* file);
+  uint64_t ino() const { return ino_.load(std::memory_order_relaxed); }
+  // For lists of sockets.
+  struct Row {
+    int type = 0, state = 0;  // SOCK_*, TCP_*
+    int shutdown = 0, send_buffer = 0;
+    uint64_t ino = 0, place_ino = 0;  // place: of its path; 0: none
+    dev_t place_dev = 0;
+    uid_t uid = 0;
+    std::string name;
+    bool has_peer = false;
+    uint64_t peer_ino = 0;
+    size_t unread = 0, sent = 0;    // bytes; of a listener those who wait, and its backlog
+    std::vector<uint32_t> waiting;  // inodes of those who wait
+  };
+  Row Describe();
 
   // --- lanes ---
   // FileDescription::EnterLanes: of a connected stream whose ends ask for nobody's credentials.
@@ -140,23 +166,45 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   uint64_t EnterLane(LaneArena& arena);
   bool MakePlain(LaneArena& arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   void MakeRecords(UnixEndpoint& from) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
-  base::Result<size_t> FillPlain(IoSource& src) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  // All but the last `keep` bytes.
+  base::Result<size_t> FillPlain(IoSource& src, size_t keep)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   // From `skip` bytes after the first on.
   base::Result<size_t> TakePlain(IoDest& dst, size_t skip, bool peek)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   // A step of SendStream: sends what fits now; 0: nothing does.
   base::Result<size_t> SendSome(UnixEndpoint& to, IoSource& src, SendArgs& args)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(to.io_mutex_);
-  // Enters a record for `length` bytes that have been filled in; joins it to the last of a stream.
-  void Append(UnixEndpoint& from, size_t length, SendArgs& args)
+  // Enters a record for `length` bytes that have been filled in; joins it to the last of a stream
+  // unless it is `urgent`.
+  void Append(UnixEndpoint& from, size_t length, SendArgs& args, bool urgent = false)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  void SendSigurg();
+  // How far a receive of a stream has come.
+  struct Reading {
+    bool peek, in_line;
+    size_t total = 0;    // received
+    size_t index = 0;    // of the record that comes next
+    size_t skip = 0;     // bytes of the ring before it
+    FileList dropped{};  // with bytes that nobody gets
+  };
+  base::Result<size_t> ReadStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns, Reading* r)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  // Goes past what is not received in line (Linux: manage_oob()). False: the receive ends here.
+  bool PassUrgent(Reading* r) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  bool PassUrgent(Reading* r, std::vector<UnixRecord>* passed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  void PassRecord(Reading* r, std::vector<UnixRecord>* passed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_, mutex_);
+  // There is a record that a receive might look at; r: of a stream.
+  bool HasRecord(const Reading* r) const;
   // Takes `n` bytes of the first record; `whole`: the record goes with all its bytes.
   void Consume(size_t n, bool whole) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   void Uncharge(size_t n);
   // Why nothing can be sent to `to` any more, or Ok.
   base::Status CheckSend(UnixEndpoint& to);
-  base::Status WaitForData(int64_t deadline_ns, bool nonblock, bool* end)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  base::Status WaitForData(int64_t deadline_ns, bool nonblock, bool* end,
+                           const Reading* r = nullptr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   bool HasRoomFor(UnixEndpoint& to, size_t n);
   // The first record of the queue, from `index` on; false if there is none.
   struct Glance {
@@ -188,6 +236,7 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   int error_ ABSL_GUARDED_BY(mutex_) = 0;
   base::Ref<UnixEndpoint> peer_ ABSL_GUARDED_BY(mutex_);
   std::deque<UnixRecord> records_ ABSL_GUARDED_BY(mutex_);
+  bool has_urgent_ ABSL_GUARDED_BY(mutex_) = false;                      // one of them is
   std::deque<base::Ref<UnixEndpoint>> waiting_ ABSL_GUARDED_BY(mutex_);  // to be accepted
   // Datagram senders that found the queue full and poll for room.
   std::vector<base::Ref<UnixEndpoint>> full_pollers_ ABSL_GUARDED_BY(mutex_);
@@ -200,6 +249,10 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   std::atomic<size_t> queued_{0};   // bytes in its ring
   std::atomic<size_t> charged_{0};  // bytes it sent that nobody has read
   std::atomic<int> send_buffer_{212992};
+  absl::Mutex description_mutex_;  // before the description's owner
+  FileDescription* description_ ABSL_GUARDED_BY(description_mutex_) = nullptr;
+  std::atomic<uint64_t> ino_{0};  // of its description
+  std::atomic<uid_t> uid_{0};
   fiber::WaitQueue queue_;
   fiber::WaitQueue room_queue_;  // of a receiver: woken when its queue or backlog shrinks
 };

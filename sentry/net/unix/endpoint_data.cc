@@ -44,13 +44,13 @@ Error Interrupted(int64_t deadline_ns) {
 
 }  // namespace
 
-void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
+void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args, bool urgent) {
   bytes_.Produced(length);
   queued_.fetch_add(length);
   absl::MutexLock lock(&mutex_);
-  if (stream() && args.files.empty() && !records_.empty()) {
+  if (stream() && !urgent && args.files.empty() && !records_.empty()) {
     UnixRecord& last = records_.back();
-    if (last.files.empty() && last.creds == *args.creds && last.from.get() == &from) {
+    if (last.files.empty() && !last.mark && last.creds == *args.creds && last.from.get() == &from) {
       last.length += length;
       last.charge += length;
       from.charged_.fetch_add(length);
@@ -66,6 +66,11 @@ void UnixEndpoint::Append(UnixEndpoint& from, size_t length, SendArgs& args) {
   record.files = std::move(args.files);
   record.from = base::Ref<UnixEndpoint>(&from);
   args.files.clear();
+  if (urgent) {
+    // What was urgent before is so no longer.
+    for (UnixRecord& r : records_) r.urgent = false;
+    record.mark = record.urgent = has_urgent_ = true;
+  }
   records_.push_back(std::move(record));
 }
 
@@ -138,15 +143,19 @@ Status UnixEndpoint::CheckSend(UnixEndpoint& to) {
 
 Result<size_t> UnixEndpoint::SendSome(UnixEndpoint& to, IoSource& src, SendArgs& args) {
   TRY(CheckSend(to));
-  if (to.plain_.load() && !args.files.empty()) to.MakeRecords(*this);
-  if (to.plain_.load()) return to.FillPlain(src);
+  const bool out_of_band = (args.flags & MSG_OOB) != 0;
+  const bool urgent = out_of_band && src.remaining() == 1;  // the last byte
+  if (to.plain_.load() && (urgent || !args.files.empty())) to.MakeRecords(*this);
+  if (to.plain_.load()) return to.FillPlain(src, out_of_band ? 1 : 0);
   TRY(to.bytes_.Ensure());
   const size_t limit = static_cast<size_t>(send_buffer()), charged = charged_.load();
   const size_t room = std::min(to.bytes_.Room(), limit > charged ? limit - charged : 0);
   if (room == 0) return size_t{0};
-  const size_t n = TRY(to.bytes_.Fill(src, std::min(room, src.remaining())));
+  const size_t want = src.remaining() - (out_of_band && !urgent ? 1 : 0);
+  const size_t n = TRY(to.bytes_.Fill(src, std::min(room, want)));
   if (n == 0) return Error(EFAULT);
-  to.Append(*this, n, args);
+  to.Append(*this, n, args, urgent);
+  if (urgent) to.SendSigurg();
   return n;
 }
 
@@ -165,7 +174,7 @@ Result<size_t> UnixEndpoint::SendStream(IoSource& src, SendArgs& args, int64_t d
     if (n.ok() && *n > 0) {
       total += *n;
       rounds = VainRounds();
-      to->queue_.Wake(kIn);
+      to->queue_.Wake((args.flags & MSG_OOB) != 0 && src.remaining() == 0 ? kIn | EPOLLPRI : kIn);
       continue;
     }
     Status status = n.ok() ? base::Ok() : Status(n.error());
@@ -231,7 +240,7 @@ Result<size_t> UnixEndpoint::SendMessage(UnixEndpoint& to, IoSource& src, SendAr
 
 // Parks, with io_mutex_ given up, until there is a record or a reason why none will come. *end: the
 // other side sends no more.
-Status UnixEndpoint::WaitForData(int64_t deadline_ns, bool nonblock, bool* end) {
+Status UnixEndpoint::WaitForData(int64_t deadline_ns, bool nonblock, bool* end, const Reading* r) {
   {
     absl::MutexLock lock(&mutex_);
     if (error_ != 0) return Error(std::exchange(error_, 0));
@@ -242,45 +251,57 @@ Status UnixEndpoint::WaitForData(int64_t deadline_ns, bool nonblock, bool* end) 
   }
   if (nonblock) return Error(EAGAIN);
   io_mutex_.Unlock();
-  auto reason =
-      fiber::WaitUntil(queue_, EPOLLIN | EPOLLHUP,
-                       [this] {
-                         if (HasBytes(platform::kWish)) return true;
-                         absl::MutexLock lock(&mutex_);
-                         return !records_.empty() || error_ != 0 || (shutdown_ & kReceiveShut) != 0;
-                       },
-                       {.interruptible = true, .deadline_ns = deadline_ns});
+  auto reason = fiber::WaitUntil(queue_, EPOLLIN | EPOLLHUP,
+                                 [&] {
+                                   if (HasBytes(platform::kWish) || HasRecord(r)) return true;
+                                   absl::MutexLock lock(&mutex_);
+                                   return error_ != 0 || (shutdown_ & kReceiveShut) != 0;
+                                 },
+                                 {.interruptible = true, .deadline_ns = deadline_ns});
   io_mutex_.Lock();
   if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
   if (reason == fiber::WakeReason::kInterrupted) return Interrupted(deadline_ns);
   return base::Ok();
 }
 
-Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
+Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns,
+                                           bool in_line) {
   if (state() != State::kConnected) return Error(EINVAL);
-  bool peek = (args->flags & MSG_PEEK) != 0;
-  bool all = (args->flags & MSG_WAITALL) != 0;
-  size_t total = 0, skip = 0, index = 0;
+  Reading r{.peek = (args->flags & MSG_PEEK) != 0, .in_line = in_line};
+  Result<size_t> n = size_t{0};
+  {
+    fiber::MutexLock lock(&io_mutex_);
+    n = ReadStream(dst, args, deadline_ns, &r);
+  }
+  if (!r.dropped.empty()) DropFiles(std::move(r.dropped));
+  return n;
+}
+
+Result<size_t> UnixEndpoint::ReadStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns,
+                                        Reading* r) {
+  const bool all = (args->flags & MSG_WAITALL) != 0;
   bool have_creds = false, end = false;
   Status status;
   VainRounds rounds;
-  fiber::MutexLock lock(&io_mutex_);
   while (dst.remaining() > 0) {
     if (plain_.load()) {
-      Result<size_t> n = TakePlain(dst, peek ? total : 0, peek);
+      Result<size_t> n = TakePlain(dst, r->peek ? r->total : 0, r->peek);
       if (!n.ok()) {
         status = n.error();
         break;
       }
-      total += *n;
+      r->total += *n;
       if (*n > 0) continue;
     }
+    if (!PassUrgent(r)) break;
     Glance record;
-    if (!Look(index, &record)) {
-      if (total > 0 && (!all || peek)) break;
-      status = WaitForData(deadline_ns, args->nonblock, &end);
+    if (!Look(r->index, &record)) {
+      if (r->total > 0 && (!all || r->peek)) break;
+      status = WaitForData(deadline_ns, args->nonblock, &end, r);
       if (status.ok() && !end && !rounds.Note()) status = Interrupted(deadline_ns);
       if (!status.ok() || end) break;
+      // What was passed over while peeking may have gone meanwhile.
+      if (r->total == 0) r->index = r->skip = 0;
       continue;
     }
     // Messages of different senders are not glued together.
@@ -288,22 +309,23 @@ Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t 
     args->creds = record.creds;
     have_creds = true;
     size_t want = std::min(record.length, dst.remaining());
-    Result<size_t> n = bytes_.Copy(bytes_.read() + skip, want, dst);
-    if (!n.ok()) {
-      status = n.error();
+    Result<size_t> n = bytes_.Copy(bytes_.read() + r->skip, want, dst);
+    if (!n.ok() || *n < want) {
+      // What cannot be stored as a whole stays.
+      status = Error(EFAULT);
       break;
     }
-    total += *n;
-    if (record.has_files) TakeFilesOf(index, peek, args);
-    if (peek) {
-      skip += record.length;
-      ++index;
+    r->total += *n;
+    if (record.has_files) TakeFilesOf(r->index, r->peek, args);
+    if (r->peek) {
+      r->skip += record.length;
+      ++r->index;
     } else {
       Consume(*n, false);
     }
     if (*n < record.length || record.has_files) break;
   }
-  if (total > 0 || status.ok()) return total;
+  if (r->total > 0 || status.ok()) return r->total;
   return status.error();
 }
 
@@ -339,7 +361,7 @@ Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t
     Result<size_t> n = bytes_.Copy(bytes_.read(), want, dst);
     TakeFilesOf(0, peek, args);
     if (!peek) Consume(0, /*whole=*/true);
-    if (!n.ok()) return n;
+    if (!n.ok() || *n < want) return Error(EFAULT);  // and the message is gone
     total = *n;
   }
   if (!peek) WakeSenders();
@@ -350,7 +372,10 @@ Result<size_t> UnixEndpoint::BytesReadable() const {
   absl::MutexLock lock(&mutex_);
   if (state_ == State::kListening) return Error(EINVAL);
   if (datagram()) return records_.empty() ? size_t{0} : records_.front().length;
-  return plain_.load() ? bytes_.Used() : queued_.load();
+  if (plain_.load()) return bytes_.Used();
+  size_t n = 0;
+  for (const UnixRecord& r : records_) n += r.length;
+  return n;
 }
 
 size_t UnixEndpoint::BytesUnread() const {

@@ -38,13 +38,13 @@ void UnixEndpoint::LaneRead() {
   if (from != nullptr && from->WritableTo(*this, platform::kWish)) from->queue_.Wake(kOut);
 }
 
-Result<size_t> UnixEndpoint::FillPlain(IoSource& src) {
+Result<size_t> UnixEndpoint::FillPlain(IoSource& src, size_t keep) {
   ByteStream::WriterTurn turn(bytes_);
   // Whoever finds none is told when there is room, also by an edge.
   if (bytes_.Room() == 0) bytes_.WantRoom();
   const size_t room = bytes_.Room();
   if (room == 0) return size_t{0};
-  const size_t n = TRY(bytes_.Fill(src, std::min(room, src.remaining())));
+  const size_t n = TRY(bytes_.Fill(src, std::min(room, src.remaining() - keep)));
   if (n == 0) return Error(EFAULT);
   bytes_.Produced(n);
   return n;
@@ -55,7 +55,9 @@ Result<size_t> UnixEndpoint::TakePlain(IoDest& dst, size_t skip, bool peek) {
   {
     ByteStream::ReaderTurn turn(bytes_);
     const uint64_t from = bytes_.read() + skip;
-    n = TRY(bytes_.Copy(from, std::min(bytes_.UsedFrom(from), dst.remaining()), dst));
+    const size_t want = std::min(bytes_.UsedFrom(from), dst.remaining());
+    n = TRY(bytes_.Copy(from, want, dst));
+    if (n < want) return Error(EFAULT);
     if (peek || n == 0) return n;
     bytes_.ConsumedTo(from + n);
     bytes_.Rewind();
@@ -70,7 +72,7 @@ bool UnixEndpoint::MakePlain(LaneArena& arena) {
   if (from == nullptr) return false;
   absl::MutexLock lock(&mutex_);
   for (const UnixRecord& r : records_) {
-    if (!r.files.empty() || r.from != from) return false;
+    if (!r.files.empty() || r.mark || r.from != from) return false;
   }
   if (!bytes_.EnterLane(arena, *this, *this)) return false;
   bytes_.set_limit(std::min<size_t>(static_cast<size_t>(from->send_buffer()), ByteStream::kSize));

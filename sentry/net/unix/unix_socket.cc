@@ -48,6 +48,20 @@ SockAddr AddressOf(const std::string& name) {
 
 }  // namespace
 
+void UnixSocket::Enter() {
+  endpoint_->SetDescription(this);
+  Task* t = Task::Current();
+  base::Ref<NetNamespace> ns = t != nullptr ? t->net_namespace_ref() : nullptr;
+  if (ns == nullptr) return;
+  sockets_ = UnixSockets::Of(*ns);
+  sockets_->Add(endpoint_.get());
+}
+
+void UnixSocket::Leave() {
+  if (sockets_ != nullptr) sockets_->Remove(endpoint_.get());
+  endpoint_->SetDescription(nullptr);
+}
+
 Status UnixSocket::Bind(Task& t, const SockAddr& address) {
   base::Ref<AbstractNames> names = AbstractNames::Current(t);
   if (address.length == kFamilySize && address.family() == AF_UNIX) {
@@ -121,7 +135,10 @@ Result<size_t> UnixSocket::Send(IoSource& src, SendArgs args) {
   Task* t = Task::Current();
   const bool connected = endpoint_->state() == UnixEndpoint::State::kConnected;
   if (type() == SOCK_SEQPACKET && !connected) return Error(ENOTCONN);
-  if (args.flags & MSG_OOB) return Error(EOPNOTSUPP);
+  // Its last byte is urgent, if it has one.
+  if ((args.flags & MSG_OOB) && (!endpoint_->stream() || src.remaining() == 0)) {
+    return Error(EOPNOTSUPP);
+  }
   if (endpoint_->datagram()) TRY(endpoint_->CheckSendShut());
   if (!args.creds) args.creds = CurrentRealCreds();
   base::Ref<UnixEndpoint> to;
@@ -160,14 +177,14 @@ Result<size_t> UnixSocket::Send(IoSource& src, SendArgs args) {
 }
 
 Result<size_t> UnixSocket::Receive(IoDest& dst, RecvArgs* args) {
+  const bool in_line = options().flag(SO_OOBINLINE);
   if (args->flags & MSG_OOB) {
-    // Nothing urgent is ever sent, so none is there.
-    if (endpoint_->stream()) return Error(EINVAL);
+    if (endpoint_->stream()) return endpoint_->ReceiveUrgent(dst, args, in_line);
     const bool connected = endpoint_->state() == UnixEndpoint::State::kConnected;
     return Error(type() == SOCK_SEQPACKET && !connected ? ENOTCONN : EOPNOTSUPP);
   }
   args->has_creds = pass_creds();
-  if (endpoint_->stream()) return endpoint_->ReceiveStream(dst, args, ReceiveDeadline());
+  if (endpoint_->stream()) return endpoint_->ReceiveStream(dst, args, ReceiveDeadline(), in_line);
   return endpoint_->ReceiveMessage(dst, args, ReceiveDeadline());
 }
 
@@ -189,7 +206,7 @@ Result<uint64_t> UnixSocket::Ioctl(const IoctlArgs& args) {
       break;
     case SIOCATMARK:
       if (!endpoint_->stream()) return Error(EOPNOTSUPP);
-      n = 0;
+      n = endpoint_->AtMark() ? 1 : 0;
       break;
     default:
       return Error(ENOTTY);

@@ -7,6 +7,7 @@
 
 #include "sentry/net/socket.h"
 #include "sentry/net/unix/endpoint.h"
+#include "sentry/net/unix/unix_sockets.h"
 
 namespace sentry {
 
@@ -16,6 +17,7 @@ class UnixSocket : public Socket {
       : Socket(vfs, AF_UNIX, endpoint->type(), 0, flags),
         vfs_(vfs),
         endpoint_(std::move(endpoint)) {
+    Enter();
     if (endpoint_->stream()) MayHaveLanes();
   }
   static UnixSocket* From(FileDescription& file) { return dynamic_cast<UnixSocket*>(&file); }
@@ -50,14 +52,21 @@ class UnixSocket : public Socket {
   std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }
 
  private:
-  ~UnixSocket() override { endpoint_->Release(); }
+  ~UnixSocket() override {
+    Leave();
+    endpoint_->Release();
+  }
   // Who stands behind an address: ECONNREFUSED, ENOENT, EACCES and others.
   base::Result<base::Ref<UnixEndpoint>> Find(Task& t, const SockAddr& address);
+  // Into the list of its namespace's sockets, and out of it.
+  void Enter();
+  void Leave();
   // SO_PASSCRED gives a nameless sender a name.
   void AutoBind(Task& t);
 
   Vfs& vfs_;
   const base::Ref<UnixEndpoint> endpoint_;
+  base::Ref<UnixSockets> sockets_;  // null: of no task
 };
 
 base::Result<base::Ref<FileDescription>> NewUnixSocket(Vfs& vfs, int type, int protocol,

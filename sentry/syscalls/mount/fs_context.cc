@@ -4,6 +4,7 @@
 #include "sentry/fiber/mutex.h"
 #include "sentry/fs/anon/anon.h"
 #include "sentry/syscalls/mount/mount_util.h"
+#include "sentry/vfs/mount_locks.h"
 
 #ifndef FSOPEN_CLOEXEC
 #define FSOPEN_CLOEXEC 1
@@ -267,6 +268,8 @@ base::Result<uint64_t> SysFspick(Task& t, const SyscallArgs& args) {
                                 {.follow_last = (flags & FSPICK_SYMLINK_NOFOLLOW) == 0,
                                  .allow_empty = (flags & FSPICK_EMPTY_PATH) != 0}));
   if (!IsMountRoot(path)) return Error(EINVAL);
+  // A filesystem of those who are more privileged.
+  if ((path.mount->flags() & kLockTimes) != 0) return Error(EPERM);
   return Install(t, base::MakeRef<MountConfig>(VfsOf(t), path.mount->fs(), t.credentials()),
                  (flags & FSPICK_CLOEXEC) != 0);
 }
@@ -305,6 +308,7 @@ base::Result<uint64_t> SysFsmount(Task& t, const SyscallArgs& args) {
   const uint64_t flags = MountFlagsOf(attr) | TRY(AccessTimesOf(attr));
   const base::Ref<MountConfig> config = TRY(GetConfig(t, args.Int(0)));
   const base::Ref<Mount> mount = TRY(config->TakeMount(flags));
+  TRY(CheckRevealing(t, *mount));
   base::Ref<MountNamespace> tree = t.mount_namespace().NewDetached(mount);
   return Install(t, base::MakeRef<PathOnlyFile>(Path{mount, mount->root()}, std::move(tree)),
                  (args.Uint(1) & FSMOUNT_CLOEXEC) != 0);

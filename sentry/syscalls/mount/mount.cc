@@ -3,6 +3,7 @@
 
 #include "sentry/fs/nsfs/nsfs.h"
 #include "sentry/syscalls/mount/mount_util.h"
+#include "sentry/vfs/mount_locks.h"
 
 namespace sentry {
 namespace {
@@ -33,7 +34,14 @@ base::Status Remount(Task& t, const Path& path, uint64_t flags, std::string_view
   MountNamespace& ns = t.mount_namespace();
   if (!IsMountRoot(path) || !ns.Contains(*path.mount)) return Error(EINVAL);
   Filesystem& fs = path.mount->fs();
+  // Without a word about access times they stay as they are.
+  constexpr uint64_t kTimes = MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
+  uint64_t kept = AttachFlags(flags);
+  if ((flags & kTimes) == 0) kept = (kept & ~kTimes) | (path.mount->flags() & kTimes);
+  if (!LocksAllow(path.mount->flags(), kept)) return Error(EPERM);
   if ((flags & MS_BIND) == 0) {
+    // A filesystem of those who are more privileged.
+    if ((path.mount->flags() & kLockTimes) != 0) return Error(EPERM);
     const bool before = fs.read_only();
     TRY(fs.SetReadOnly((flags & MS_RDONLY) != 0));
     const base::Status status = fs.Reconfigure(data);
@@ -42,10 +50,6 @@ base::Status Remount(Task& t, const Path& path, uint64_t flags, std::string_view
       return status;
     }
   }
-  // Without a word about access times they stay as they are.
-  constexpr uint64_t kTimes = MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
-  uint64_t kept = AttachFlags(flags);
-  if ((flags & kTimes) == 0) kept = (kept & ~kTimes) | (path.mount->flags() & kTimes);
   return ns.SetAttr(*path.mount, {.set = kept, .clear = ~uint64_t{0}});
 }
 
@@ -80,7 +84,9 @@ base::Status NewMount(Task& t, const std::string& source, const Path& target,
                       const std::string& type, uint64_t flags, const std::string& data) {
   if (type.empty()) return Error(EINVAL);
   const MountArgs args{source.empty() ? "none" : source, AttachFlags(flags), data, t.creds()};
-  return t.mount_namespace().Attach(TRY(VfsOf(t).MakeMount(type, args)), target);
+  base::Ref<Mount> mount = TRY(VfsOf(t).MakeMount(type, args));
+  TRY(CheckRevealing(t, *mount));
+  return t.mount_namespace().Attach(std::move(mount), target);
 }
 
 }  // namespace

@@ -28,6 +28,10 @@ inline bool IsMountRoot(const Path& path) {
   return path.mount && path.dentry == path.mount->root();
 }
 
+// A new mount of proc or sysfs must not show what mounts on the ones that are in sight hide: EPERM
+// (Linux: mount_too_revealing). Takes over their locks.
+base::Status CheckRevealing(Task& t, Mount& mount);
+
 // copy_struct_from_user: what the guest's struct has beyond ours must be zero (E2BIG), what it
 // lacks is zero. Precondition: `size` is at most a page.
 template <typename T>
