@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "platform/file_lane.h"
 #include "platform/lane_epoll.h"
 #include "platform/path_lane.h"
 #include "platform/stream_lane.h"
@@ -218,6 +219,9 @@ inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
 // What is answered by stream lanes, which threads that a filter or a tracer looks at do not have.
 inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45, 232, 233, 281};
 
+// The same for those that are answered by lanes of regular files alone.
+inline constexpr int kFileCalls[] = {8, 17};
+
 // The same for those that are answered from the table of paths.
 inline constexpr int kPathCalls[] = {2, 4, 6, 21, 89, 257, 262, 267, 269, 332, 439};
 
@@ -366,10 +370,14 @@ struct MailboxHeader {
   // A number of the sentry's by which it knows that a process has mapped this mailbox.
   alignas(64) uint64_t nonce[2];
   alignas(64) uint64_t patching;  // address whose first byte is int3 for a moment
+  // What the windows at kFileWindowBase show; changed by the sentry at any time.
+  alignas(64) ShownWindow windows[kFileWindows];
   alignas(kPageSize) Site sites[kMaxSites];
   // The stream lanes that descriptors lead to, by LaneName; changed by the sentry at any time.
   alignas(kPageSize) LaneFd lane_fds[kLaneFds];
   alignas(kPageSize) LaneEpoll lane_epolls[kLaneEpolls];
+  // What is known of the regular files that descriptors lead to; changed by the sentry at any time.
+  alignas(kPageSize) FileLane files[kFileLanes];
 };
 static_assert(sizeof(MailboxHeader) <= kHeaderSlots * kSlotSize);
 inline constexpr uint64_t kSitesAddress = kMailboxBase + offsetof(MailboxHeader, sites);

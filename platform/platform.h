@@ -67,6 +67,7 @@ struct Trap {
 
 class Context;
 class AddressSpace;
+struct FileLane;
 struct LaneEpoll;
 
 // The file a text mapping comes from, by which a patched copy is shared between processes.
@@ -333,7 +334,7 @@ class AddressSpace : public base::UserMemory {
   // guest. False: it will not be, since another one is there or for good; HasLanes: it is.
   virtual bool MapLanes(const base::Ref<base::HostFd>& /*arena*/) { return false; }
   virtual bool HasLanes(const base::Ref<base::HostFd>& /*arena*/) const { return false; }
-  // No descriptor leads to a lane, and no epoll instance is known.
+  // No descriptor leads to a lane, and no epoll instance or file is known.
   virtual void ClearLanes() {}
   // It goes again, in the same way: the process is no longer the equal of those that share it.
   virtual void DropLanes() {}
@@ -343,6 +344,9 @@ class AddressSpace : public base::UserMemory {
   // Place `index` (below kLaneEpolls) for an epoll instance that the platform answers calls about
   // (platform/lane_epoll.h), which the guest may write in. Null: there are none.
   virtual LaneEpoll* LaneEpollAt(uint32_t /*index*/) { return nullptr; }
+  // What the platform knows of the regular file that descriptor `fd` leads to
+  // (platform/file_lane.h), which the guest may write in. Null: it can know nothing.
+  virtual FileLane* FileLaneAt(int /*fd*/) { return nullptr; }
 
   // The same for a table of paths, which is mapped read-only; `table` is sealed against more than
   // that. MayMapPaths: false if none will ever be.

@@ -25,9 +25,23 @@ bool FileWindows::Pays(const base::FileSource* source, uint64_t offset, size_t b
 
 // Not to be used any more; unmapped when nobody reads it.
 void FileWindows::Forget(Window& window) {
+  Hide(window);
   window.source.reset();
   window.mapped = false;
   NoteUnused(window);
+}
+
+void FileWindows::Hide(const Window& window) {
+  if (shown_ != nullptr) HideWindow(&shown_[&window - windows_.data()], ++clock_);
+}
+
+void FileWindows::NoteUses() {
+  if (shown_ == nullptr) return;
+  for (size_t i = 0; i < windows_.size(); i++) {
+    if (__atomic_exchange_n(&shown_[i].used, uint64_t{0}, __ATOMIC_RELAXED) != 0) {
+      windows_[i].used_at = ++clock_;
+    }
+  }
 }
 
 void FileWindows::NoteUnused(const Window& window) {
@@ -50,7 +64,6 @@ std::optional<FileWindows::Place> FileWindows::Pin(const base::Ref<base::FileSou
   offset = PieceOf(offset);
   absl::MutexLock lock(&mu_);
   ForgetRetired();
-  Window* free = nullptr;
   for (Window& w : windows_) {
     if (w.source == source && w.offset == offset) {
       if (!w.mapped) return std::nullopt;  // another thread is about to map it
@@ -58,9 +71,15 @@ std::optional<FileWindows::Place> FileWindows::Pin(const base::Ref<base::FileSou
       w.used_at = ++clock_;
       return Place{static_cast<uint32_t>(&w - windows_.data()), false};
     }
+  }
+  if (source->retired() || !Pays(source.get(), offset, bytes)) return std::nullopt;
+  NoteUses();
+  Window* free = nullptr;
+  for (Window& w : windows_) {
     if (w.pins == 0 && (!free || w.used_at < free->used_at)) free = &w;
   }
-  if (!free || source->retired() || !Pays(source.get(), offset, bytes)) return std::nullopt;
+  if (!free) return std::nullopt;
+  Hide(*free);
   *free = {.source = source, .offset = offset, .pins = 1, .present = true, .used_at = ++clock_};
   used_.store(true, std::memory_order_relaxed);
   return Place{static_cast<uint32_t>(free - windows_.data()), true};
@@ -68,7 +87,9 @@ std::optional<FileWindows::Place> FileWindows::Pin(const base::Ref<base::FileSou
 
 void FileWindows::Mapped(uint32_t window) {
   absl::MutexLock lock(&mu_);
-  windows_[window].mapped = windows_[window].source != nullptr;
+  Window& w = windows_[window];
+  w.mapped = w.source != nullptr;
+  if (w.mapped && shown_ != nullptr) ShowWindow(&shown_[window], w.source->id(), w.offset);
 }
 
 void FileWindows::Spoil(uint32_t window) {

@@ -27,6 +27,9 @@ class FileWindows {
     bool map;  // the caller has the window mapped (Mapped tells) before it is read
   };
 
+  // What the windows show is told in `shown`, which is in the stub's mailbox. Once, before any use.
+  void ShowIn(ShownWindow* shown) { shown_ = shown; }
+
   // A window with the piece that holds `offset`, pinned. Nothing if there is none and it does not
   // pay to make one for a read of `bytes`, or every window is in use.
   std::optional<Place> Pin(const base::Ref<base::FileSource>& source, uint64_t offset,
@@ -71,10 +74,14 @@ class FileWindows {
   void Forget(Window& window) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NoteUnused(const Window& window) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ForgetRetired() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Those that the stub has copied from by itself have been used just now.
+  void NoteUses() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Hide(const Window& window) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   std::atomic<bool> used_{false};   // there has been a window
   std::atomic<bool> unmap_{false};  // a window is present without a source or pins
   std::atomic<uint64_t> seen_retirements_{0};
+  ShownWindow* shown_ = nullptr;
   absl::Mutex mu_;
   uint64_t clock_ ABSL_GUARDED_BY(mu_) = 0;
   std::array<Window, kFileWindows> windows_ ABSL_GUARDED_BY(mu_);

@@ -236,18 +236,22 @@ bool Futex(Slot* s) {
   return false;
 }
 
+bool Read(Slot* s) { return FileRead(s) || StreamRead(s); }
+
 constexpr uint32_t kLaneCount = 440;
 
 struct LaneTable {
   Lane lane[kLaneCount] = {};
   constexpr LaneTable() {
-    lane[0] = StreamRead;
+    lane[0] = Read;
     lane[1] = StreamWrite;
     lane[2] = PathOpen;
     lane[4] = PathStat;
     lane[6] = PathLstat;
+    lane[8] = FileLseek;
     lane[13] = RtSigaction;
     lane[14] = RtSigprocmask;
+    lane[17] = FilePread;
     lane[19] = StreamReadv;
     lane[20] = StreamWritev;
     lane[21] = PathAccess;
@@ -285,6 +289,7 @@ constexpr bool OnlyNamedLanes() {
     bool named = nr == kFutexNr;
     for (int call : kLaneCalls) named |= call == nr;
     for (int call : kStreamCalls) named |= call == nr;
+    for (int call : kFileCalls) named |= call == nr;
     for (int call : kPathCalls) named |= call == nr;
     if (named != (kLanes.lane[nr] != nullptr)) return false;
   }

@@ -122,6 +122,11 @@ bool StreamWritev(Slot* slot);
 bool StreamSendto(Slot* slot);
 bool StreamRecvfrom(Slot* slot);
 
+// ---- files.cc: calls on regular files ----
+bool FileRead(Slot* slot);
+bool FilePread(Slot* slot);
+bool FileLseek(Slot* slot);
+
 // ---- epoll.cc: calls on epoll instances that watch such streams ----
 bool StreamEpollCtl(Slot* slot);
 bool StreamEpollWait(Slot* slot);

@@ -66,9 +66,19 @@ bool SystrapAddressSpace::MapPaths(const base::Ref<base::HostFd>& table) {
 }
 
 void SystrapAddressSpace::ClearLanes() {
+  // A mailbox that nobody had before is empty, but for what its own process has made of it.
+  if (!process_->had_other_program()) return;
   MailboxHeader* header = process_->header();
   memset(header->lane_fds, 0, sizeof(header->lane_fds));
-  memset(header->lane_epolls, 0, sizeof(header->lane_epolls));
+  for (LaneEpoll& epoll : header->lane_epolls) epoll.fd_plus_one = 0;
+  memset(header->files, 0, sizeof(header->files));
+}
+
+FileLane* SystrapAddressSpace::FileLaneAt(int fd) {
+  if (fd < 0 || static_cast<uint32_t>(fd) >= kFileLanes || !process_->platform().lanes()) {
+    return nullptr;
+  }
+  return &process_->header()->files[fd];
 }
 
 void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {

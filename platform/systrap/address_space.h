@@ -53,6 +53,7 @@ class SystrapAddressSpace final : public AddressSpace, public ExecInPlace {
   LaneEpoll* LaneEpollAt(uint32_t index) override {
     return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;
   }
+  FileLane* FileLaneAt(int fd) override;
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 

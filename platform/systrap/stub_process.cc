@@ -46,6 +46,7 @@ base::Result<base::Ref<StubProcess>> StubProcess::CreateIn(SystrapPlatform* plat
       base::Ref<StubProcess>::Adopt(new StubProcess(platform, std::move(shell), std::move(home)));
   if (getrandom(p->nonce_, sizeof(p->nonce_), 0) != sizeof(p->nonce_)) return base::Error(EIO);
   memcpy(p->header()->nonce, p->nonce_, sizeof(p->nonce_));
+  p->windows_.ShowIn(p->header()->windows);
   return p;
 }
 

@@ -110,6 +110,8 @@ class StubProcess : public base::RefCounted {
 
   // The one that it executes, counted from 1.
   uint32_t program() const { return program_.load(std::memory_order_acquire); }
+  // Another one than the present one may have written to the mailbox.
+  bool had_other_program() const { return shell_.used() || program() != 0; }
   // The next one begins, whose number is returned: nothing of the one before is in reach any more.
   uint32_t BeginProgram();
   // Whether its only thread may execute another program here. Not where anything about the process

@@ -17,6 +17,8 @@ class FileSource : public RefCounted {
   // `file` cannot write.
   explicit FileSource(Ref<HostFd> file) : file_(std::move(file)) {}
   const Ref<HostFd>& file() const { return file_; }
+  // A number that no other has, and none has had.
+  uint64_t id() const { return id_; }
   // Nothing more is read from it; who has it mapped lets it go soon, since a mapping keeps the
   // room of a file that has been removed.
   void Retire() {
@@ -28,8 +30,9 @@ class FileSource : public RefCounted {
   static uint64_t retirements() { return retirements_.load(std::memory_order_acquire); }
 
  private:
-  static inline std::atomic<uint64_t> retirements_{0};
+  static inline std::atomic<uint64_t> retirements_{0}, next_id_{1};
   const Ref<HostFd> file_;
+  const uint64_t id_ = next_id_.fetch_add(1, std::memory_order_relaxed);
   std::atomic<bool> retired_{false};
 };
 

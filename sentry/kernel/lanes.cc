@@ -8,8 +8,10 @@
 
 #include "fmt/format.h"
 #include "fmt/ranges.h"
+#include "platform/file_lane.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/vfs/notify.h"
 #include "sentry/vfs/path_outcome.h"
 
 namespace sentry {
@@ -53,6 +55,24 @@ void Task::ConsiderLanes(int fd, FileDescription& file) {
   if (fds_->SetLanes(fd, &file, binding, lanes.in, lanes.out)) {
     context_->SetLaneOwner(mm_->lane_owner());
   }
+}
+
+void Task::LendFile(int fd, FileDescription& file) {
+  if (fd < 0 || static_cast<uint32_t>(fd) >= platform::kFileLanes || AnyWatches() ||
+      syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED ||
+      kernel_->strace.load(std::memory_order_relaxed)) {
+    return;
+  }
+  // Lanes are given up with what makes the domain, but for the thread's own ids.
+  base::Ref<LaneBinding> binding = mm_->lanes();
+  if (binding == nullptr || lane_creds_ != creds_) {
+    const std::string domain = LaneDomain();
+    if (domain.empty()) return;
+    binding = mm_->BindLanes(domain);
+    if (binding == nullptr) return;
+    lane_creds_ = creds_;
+  }
+  if (file.LendTo(*fds_, fd, binding)) context_->SetLaneOwner(mm_->lane_owner());
 }
 
 void Task::FinishLaneCall() {

@@ -237,6 +237,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Has the platform answer the next reads and writes of descriptor `fd`, which is `file`, by
   // lanes, if both may have some (lanes.cc).
   void ConsiderLanes(int fd, FileDescription& file);
+  // Has the platform answer the next reads of descriptor `fd`, which is `file`, by what it is told
+  // of it, if both may be. May park.
+  void LendFile(int fd, FileDescription& file);
   // A path has been looked up, the last link followed or not: has the platform answer such
   // look-ups, and enters the outcome if it is asked for again (lanes.cc). May park.
   void ConsiderPath(int dirfd, std::string_view path, bool follows);
@@ -465,6 +468,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<const Credentials> paths_creds_;
   uint64_t paths_namespace_ = 0;
   uint32_t path_asks_ = 0;
+  base::Ref<const Credentials> lane_creds_;           // with which LendFile has found its domain
   std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 

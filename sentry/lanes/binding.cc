@@ -1,6 +1,21 @@
 #include "sentry/lanes/binding.h"
 
+#include <atomic>
+
 namespace sentry {
+namespace {
+
+// Unique in the sandbox: who has seen a name never takes another file's for it.
+std::atomic<uint64_t> g_file_name{1};
+uint64_t NextFileName() { return g_file_name.fetch_add(1, std::memory_order_relaxed); }
+
+bool ShowsFile(const platform::FileLane& lane, uint64_t name, uint64_t size, uint64_t source) {
+  return __atomic_load_n(&lane.name, __ATOMIC_SEQ_CST) == name &&
+         __atomic_load_n(&lane.size, __ATOMIC_RELAXED) == size &&
+         __atomic_load_n(&lane.source, __ATOMIC_RELAXED) == source;
+}
+
+}  // namespace
 
 bool LaneBinding::live() const {
   absl::MutexLock lock(&mutex_);
@@ -49,9 +64,86 @@ void LaneBinding::Set(int fd, uint64_t in, uint64_t out) {
   const size_t n = static_cast<size_t>(fd);
   absl::MutexLock lock(&mutex_);
   if (space_ == nullptr) return;
-  if (n >= set_.size()) set_.resize(n + 1);
-  set_[n] = in != 0 || out != 0;
+  if (n < files_.size()) ForgetFile(n);
+  const bool leads = in != 0 || out != 0;
+  if (n >= set_.size()) {
+    if (!leads) return;
+    set_.resize(n + 1);
+  }
+  set_[n] = leads;
   space_->SetLaneOfFd(fd, in, out);
+}
+
+platform::FileLane* LaneBinding::LaneOf(int fd) {
+  return space_ == nullptr ? nullptr : space_->FileLaneAt(fd);
+}
+
+LaneBinding::File* LaneBinding::FileOf(int fd) {
+  if (LaneOf(fd) == nullptr) return nullptr;
+  const size_t n = static_cast<size_t>(fd);
+  if (n >= files_.size()) files_.resize(n + 1);
+  return &files_[n];
+}
+
+uint64_t LaneBinding::ShowFile(int fd, uint64_t size, uint64_t source) {
+  absl::MutexLock lock(&mutex_);
+  File* file = FileOf(fd);
+  if (file == nullptr) return 0;
+  platform::FileLane* lane = LaneOf(fd);
+  // Who is reading by what stands there need not begin anew.
+  if (file->name != 0 && ShowsFile(*lane, file->name, size, source)) return file->name;
+  file->name = NextFileName();
+  platform::ShowFileLane(lane, file->name, size, source);
+  return file->name;
+}
+
+void LaneBinding::HideFile(int fd, uint64_t name) {
+  absl::MutexLock lock(&mutex_);
+  File* file = FileOf(fd);
+  if (file == nullptr || file->name != name) return;
+  platform::HideFileLane(LaneOf(fd));
+  file->name = 0;
+}
+
+base::Ref<PositionLease> LaneBinding::LendPosition(int fd, uint64_t offset) {
+  absl::MutexLock lock(&mutex_);
+  File* file = FileOf(fd);
+  if (file == nullptr) return nullptr;
+  if (file->lease != nullptr) TakeBack(*file->lease);
+  auto lease = base::MakeRef<PositionLease>();
+  lease->fd_ = fd;
+  lease->name_ = NextFileName();
+  lease->offset_ = offset;
+  lease->out_ = true;
+  platform::LendLanePosition(&LaneOf(fd)->position, lease->name_, offset);
+  file->lease = lease;
+  return lease;
+}
+
+uint64_t LaneBinding::TakePosition(PositionLease& lease) {
+  absl::MutexLock lock(&mutex_);
+  if (lease.out_) {
+    base::Ref<PositionLease> held = std::move(files_[static_cast<size_t>(lease.fd_)].lease);
+    TakeBack(lease);
+  }
+  return lease.offset_;
+}
+
+// What a guest has put there instead is taken for nothing.
+void LaneBinding::TakeBack(PositionLease& lease) {
+  if (!lease.out_) return;
+  lease.out_ = false;
+  platform::FileLane* lane = LaneOf(lease.fd_);
+  if (lane == nullptr) return;
+  uint64_t offset;
+  if (platform::TakeLanePosition(&lane->position, &offset) == lease.name_) lease.offset_ = offset;
+}
+
+void LaneBinding::ForgetFile(size_t fd) {
+  File& file = files_[fd];
+  if (file.name != 0) platform::HideFileLane(LaneOf(static_cast<int>(fd)));
+  if (file.lease != nullptr) TakeBack(*file.lease);
+  file = File{};
 }
 
 void LaneBinding::Unbind() {
@@ -67,9 +159,11 @@ void LaneBinding::Unbind() {
     }
     watcher->TakeLaneChanges();
   }
+  bool streams;
   {
     absl::MutexLock lock(&mutex_);
     if (space_ == nullptr) return;
+    streams = !set_.empty();
     for (size_t fd = 0; fd < set_.size(); ++fd) {
       if (set_[fd]) space_->SetLaneOfFd(static_cast<int>(fd), 0, 0);
     }
@@ -77,9 +171,10 @@ void LaneBinding::Unbind() {
       platform::LaneEpoll* epoll = space_->LaneEpollAt(i);
       if (epoll != nullptr) __atomic_store_n(&epoll->fd_plus_one, 0u, __ATOMIC_SEQ_CST);
     }
+    for (size_t fd = 0; fd < files_.size(); ++fd) ForgetFile(fd);
     space_ = nullptr;
   }
-  arena_->TellAll();
+  if (streams) arena_->TellAll();
 }
 
 }  // namespace sentry

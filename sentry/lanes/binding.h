@@ -7,6 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "platform/file_lane.h"
 #include "platform/lane_epoll.h"
 #include "platform/platform.h"
 #include "sentry/base/ref.h"
@@ -22,6 +23,16 @@ class LaneWatcher {
 
  protected:
   ~LaneWatcher() = default;
+};
+
+// The position of an open file that a stub has been given. Used by the binding, under its lock.
+class PositionLease : public base::RefCounted {
+ private:
+  friend class LaneBinding;
+  int fd_ = -1;
+  uint64_t name_ = 0;
+  uint64_t offset_ = 0;  // where it was when it was given, or is since it came back
+  bool out_ = false;
 };
 
 // Joins an address space, one table of descriptors, and the arena of the process's domain, until
@@ -41,6 +52,18 @@ class LaneBinding : public base::RefCounted {
   base::Ref<base::RefCounted> table();  // null: there is none any more
   // Descriptor `fd` leads to the lanes of these names; 0: to none.
   void Set(int fd, uint64_t in, uint64_t out);
+
+  // --- regular files (platform/file_lane.h) ---
+  // The file of descriptor `fd` is so long, and its bytes are those of the source with this number
+  // (0: none), until HideFile or Set of the descriptor. The name of that; 0: the stub is not told.
+  uint64_t ShowFile(int fd, uint64_t size, uint64_t source);
+  void HideFile(int fd, uint64_t name);
+  // Gives the position of descriptor `fd`'s file to the stub, at `offset`. Null: it does not take
+  // it. It comes back with TakePosition, or when the descriptor or the space goes.
+  base::Ref<PositionLease> LendPosition(int fd, uint64_t offset);
+  // Where it is; the stub has it no more. Whatever the guest has made of it.
+  uint64_t TakePosition(PositionLease& lease);
+
   // A place for the instance at descriptor `fd`, which is none yet; `watcher` is a part of
   // `holder`, and calls RemoveWatcher before it goes. -1: there is none.
   int AddWatcher(base::RefCounted& holder, LaneWatcher& watcher);
@@ -74,6 +97,16 @@ class LaneBinding : public base::RefCounted {
   };
   std::array<Watcher, platform::kLaneEpolls> watchers_ ABSL_GUARDED_BY(mutex_);
   std::vector<bool> set_ ABSL_GUARDED_BY(mutex_);
+  struct File {
+    uint64_t name = 0;
+    base::Ref<PositionLease> lease;
+  };
+  platform::FileLane* LaneOf(int fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Null: the stub can know nothing of it.
+  File* FileOf(int fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TakeBack(PositionLease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetFile(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<File> files_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace sentry

@@ -79,9 +79,11 @@ uint32_t PathWord::Use(PathTable& table) {
 }
 
 void PathWord::Change() {
+  const uint32_t tables = tables_.exchange(0, std::memory_order_seq_cst);
+  if ((tables & kWatched) != 0) TellWatchers();
+  if ((tables & ~kWatched) == 0) return;
   Tables& all = TheTables();
   absl::ReaderMutexLock lock(&all.mutex);
-  const uint32_t tables = tables_.exchange(0, std::memory_order_seq_cst);
   const uint32_t index = index_.load(std::memory_order_relaxed);
   for (size_t i = 0; i < kMaxTables; i++) {
     if ((tables >> i & 1) != 0 && all.tables[i] != nullptr)
@@ -102,6 +104,7 @@ void AllPathsChanged() {
   for (PathTable* table : all.tables) {
     if (table != nullptr) Add(&table->memory_->epoch);
   }
+  AllWatchedChanged();
 }
 
 PathTable::PathTable(base::Ref<base::HostFd> file, platform::PathTable* memory, int root_mount,

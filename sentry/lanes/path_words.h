@@ -8,6 +8,15 @@ namespace sentry {
 
 class PathTable;
 
+// Who is told of changes. Told with locks held, so it must be short, and change no words.
+class PathWatcher {
+ public:
+  virtual void WordChanged() = 0;
+
+ protected:
+  ~PathWatcher() = default;
+};
+
 // A part of what may change: a name in a directory, an object's attributes. It has a word in the
 // tables in which something depends on it, from Use until the next change. Thread-safe.
 class PathWord {
@@ -31,9 +40,14 @@ class PathWord {
   }
   // Its number in `table`, where it is changed the next time; 0: there is none left.
   uint32_t Use(PathTable& table);
+  // `watcher` is told of the next change. It calls Forget before it goes.
+  void Watch(PathWatcher& watcher);
+  void Forget(PathWatcher& watcher);
 
  private:
+  static constexpr uint32_t kWatched = 1u << 31;  // in tables_
   void Change();
+  void TellWatchers();
   void Release();
   std::atomic<uint32_t> index_{0};
   std::atomic<uint32_t> tables_{0};  // a bit for each
@@ -50,6 +64,9 @@ class PathChange {
  private:
   PathWord& word_;
 };
+
+// Tells all watchers of all words.
+void AllWatchedChanged();
 
 // What is rare, and concerns many walks: mounts, permissions of directories.
 void AllPathsChanged();

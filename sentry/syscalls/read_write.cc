@@ -36,8 +36,8 @@ Result<base::Ref<FileDescription>> GetWritable(Task& t, int fd) {
 
 // Linux: access_ok and rw_verify_area. The length that is moved at most.
 Result<uint64_t> CheckBuffer(uint64_t addr, uint64_t length) {
-  if (static_cast<int64_t>(length) < 0) return Error(EINVAL);
   TRY(CheckUserRange(addr, length));
+  if (static_cast<int64_t>(length) < 0) return Error(EINVAL);
   return std::min(length, kMaxRwCount);
 }
 
@@ -45,6 +45,12 @@ uint64_t FinishRead(Task& t, FileDescription& file, size_t n) {
   t.io.Read(n);
   if (n > 0 && AnyWatches() && file.path()) NotifyDentry(*file.path().dentry, IN_ACCESS);
   return n;
+}
+
+// The same for who reads a regular file by a descriptor: perhaps the next read needs no sentry.
+uint64_t FinishRead(Task& t, int fd, FileDescription& file, size_t asked, size_t n) {
+  if (file.WantsLending(asked, n)) t.LendFile(fd, file);
+  return FinishRead(t, file, n);
 }
 
 // For a call with a position: that a file has none comes before that it is not open for this.
@@ -163,7 +169,8 @@ base::Result<uint64_t> SysRead(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetReadable(t, args.Int(0)));
   const uint64_t length = TRY(CheckBuffer(args[1], args[2]));
   UserBufferDest dst(ReadTarget(t, args[1], length), t.mm(), args[1], length);
-  return FinishRead(t, *file, TRY(file->Read(dst, file->nonblock())));
+  const size_t n = TRY(file->Read(dst, file->nonblock()));
+  return FinishRead(t, args.Int(0), *file, length, n);
 }
 
 base::Result<uint64_t> SysWrite(Task& t, const SyscallArgs& args) {
@@ -175,8 +182,10 @@ base::Result<uint64_t> SysWrite(Task& t, const SyscallArgs& args) {
 base::Result<uint64_t> SysPread64(Task& t, const SyscallArgs& args) {
   if (args.Long(3) < 0) return Error(EINVAL);
   base::Ref<FileDescription> file = TRY(GetPositioned(t, args.Int(0), false));
-  UserBufferDest dst(t.memory(), t.mm(), args[1], TRY(CheckBuffer(args[1], args[2])));
-  return FinishRead(t, *file, TRY(file->PRead(dst, args[3], file->nonblock())));
+  const uint64_t length = TRY(CheckBuffer(args[1], args[2]));
+  UserBufferDest dst(t.memory(), t.mm(), args[1], length);
+  const size_t n = TRY(file->PRead(dst, args[3], file->nonblock()));
+  return FinishRead(t, args.Int(0), *file, length, n);
 }
 
 base::Result<uint64_t> SysPwrite64(Task& t, const SyscallArgs& args) {
@@ -218,7 +227,9 @@ base::Result<uint64_t> SysPwritev2(Task& t, const SyscallArgs& args) {
 base::Result<uint64_t> SysLseek(Task& t, const SyscallArgs& args) {
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, args.Int(0)));
   if (args.Uint(2) > SEEK_HOLE) return Error(EINVAL);
-  return static_cast<uint64_t>(TRY(file->Seek(args.Long(1), args.Int(2))));
+  const int64_t position = TRY(file->Seek(args.Long(1), args.Int(2)));
+  if (file->WantsLending(1, 0)) t.LendFile(args.Int(0), *file);
+  return static_cast<uint64_t>(position);
 }
 
 }  // namespace sentry

@@ -142,21 +142,37 @@ void FdTable::SetCloexecRange(uint32_t first, uint32_t last) {
   version_.fetch_add(1, std::memory_order_acq_rel);
 }
 
+// False: another space than that of `binding` has the lanes of this table.
+bool FdTable::Bind(const base::Ref<LaneBinding>& binding) {
+  if (lanes_ == binding) return true;
+  if (lanes_ != nullptr && lanes_->live()) return false;
+  if (!binding->Claim(this)) return false;
+  for (Entry& e : entries_) e.has_lanes = false;
+  if (lanes_ != nullptr) lanes_->Leave(this);
+  lanes_ = binding;
+  return true;
+}
+
 bool FdTable::SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
                        uint64_t in, uint64_t out) {
   absl::MutexLock l(&mutex_);
   const size_t n = static_cast<size_t>(fd);
   if (fd < 0 || n >= entries_.size() || entries_[n].file.get() != file) return true;
-  if (lanes_ != binding) {
-    if (lanes_ != nullptr && lanes_->live()) return false;
-    if (!binding->Claim(this)) return false;
-    for (Entry& e : entries_) e.has_lanes = false;
-    if (lanes_ != nullptr) lanes_->Leave(this);
-    lanes_ = binding;
-  }
+  if (!Bind(binding)) return false;
   entries_[n].has_lanes = true;
   lanes_->Set(fd, in, out);
   return true;
+}
+
+bool FdTable::ShowFile(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
+                       LentFile& lent, uint64_t size, uint64_t source) {
+  absl::MutexLock l(&mutex_);
+  const size_t n = static_cast<size_t>(fd);
+  if (fd < 0 || n >= entries_.size() || entries_[n].file.get() != file || !Bind(binding)) {
+    return false;
+  }
+  entries_[n].has_lanes = true;
+  return lent.Show(binding, fd, size, source);
 }
 
 bool FdTable::HasLanes(int fd, const FileDescription* file) const {

@@ -46,6 +46,9 @@ class FdTable : public base::RefCounted {
   // False: another address space than that of `binding` has the lanes of this table.
   bool SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
                 uint64_t in, uint64_t out);
+  // The same for a regular file: its readers are told by `lent` how it is.
+  bool ShowFile(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
+                LentFile& lent, uint64_t size, uint64_t source);
   // Descriptor `fd` is `file`'s, and leads to lanes.
   bool HasLanes(int fd, const FileDescription* file) const;
   // Changes with every install, remove or flag change; for publication to express lanes.
@@ -60,6 +63,7 @@ class FdTable : public base::RefCounted {
   ~FdTable() override;  // closes all
   std::vector<base::Ref<FileDescription>> TakeLocked(size_t first, size_t last, bool cloexec_only)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Bind(const base::Ref<LaneBinding>& binding) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetLanes(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   mutable absl::Mutex mutex_;
   base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(mutex_);

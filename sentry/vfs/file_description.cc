@@ -2,9 +2,11 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "sentry/vfs/dentry.h"
+#include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/notify.h"
@@ -166,8 +168,45 @@ std::string FileDescription::Describe() const {
   return path_.dentry ? path_.dentry->name() : std::string();
 }
 
+// Whatever the guest has made of it, it is a position.
+void SeekableFile::RecallPosition() {
+  if (lent_ == nullptr) return;
+  if (const std::optional<uint64_t> position = lent_->Recall()) {
+    pos_ = std::min(*position, max_offset());
+  }
+}
+
+bool SeekableFile::LendTo(FdTable& table, int fd, const base::Ref<LaneBinding>& binding) {
+  if (!pos_mutex_.TryLock()) return false;
+  const bool lent = LendLocked(table, fd, binding);
+  pos_mutex_.Unlock();
+  return lent;
+}
+
+bool SeekableFile::LendLocked(FdTable& table, int fd, const base::Ref<LaneBinding>& binding) {
+  if (lent_ != nullptr && !lent_->Pays()) return false;
+  // Looking may be a change itself, so it is done again if something has changed meanwhile.
+  for (int i = 0; i < 3; i++) {
+    if (lent_ != nullptr) lent_->Watch();
+    const std::optional<Lendable> file = LookForLending();
+    // Who watches accesses (IN_ACCESS) is told of them by the sentry.
+    if (!file || AnyWatches()) return false;
+    if (lent_ == nullptr) {
+      lent_ = std::make_unique<LentFile>(*file->word);
+    } else if (table.ShowFile(fd, this, binding, *lent_, file->size, file->source)) {
+      lent_->Lend(pos_);
+      return true;
+    }
+  }
+  lent_->Failed();
+  return false;
+}
+
 base::Result<size_t> SeekableFile::Read(IoDest& dst, bool nonblock) {
   fiber::MutexLock l(&pos_mutex_);
+  RecallPosition();
+  // Linux: rw_verify_area.
+  if (pos_ <= kMaxFileSize && dst.remaining() > kMaxFileSize - pos_) return base::Error(EINVAL);
   const size_t n = TRY(PRead(dst, pos_, nonblock));
   pos_ += n;
   return n;
@@ -175,6 +214,7 @@ base::Result<size_t> SeekableFile::Read(IoDest& dst, bool nonblock) {
 
 base::Result<size_t> SeekableFile::Write(IoSource& src, bool nonblock) {
   fiber::MutexLock l(&pos_mutex_);
+  RecallPosition();
   if ((flags() & O_APPEND) != 0) {
     uint64_t offset = pos_;
     const size_t n = TRY(PWriteAppend(src, &offset, nonblock));
@@ -197,6 +237,7 @@ base::Result<int64_t> SeekableFile::SeekDataOrHole(uint64_t offset, uint64_t siz
 
 base::Result<int64_t> SeekableFile::Seek(int64_t offset, int whence) {
   fiber::MutexLock l(&pos_mutex_);
+  RecallPosition();
   int64_t base_offset = 0;
   switch (whence) {
     case SEEK_SET:

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,11 +22,14 @@
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/lanes/arena.h"
 #include "sentry/lanes/binding.h"
+#include "sentry/lanes/lent_file.h"
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/mount.h"
 #include "sentry/vfs/types.h"
 
 namespace sentry {
+
+class FdTable;
 
 // What mmap(2) of a file maps in the host.
 struct HostMapping {
@@ -150,6 +154,18 @@ class FileDescription : public base::RefCounted {
   // without the sentry, as far as it is about files with lanes. False: it is none, or it cannot be.
   virtual bool BindWatches(int /*fd*/, const base::Ref<LaneBinding>& /*binding*/) { return false; }
 
+  // --- reads of regular files without the sentry (sentry/lanes/lent_file.h) ---
+  // A read of `asked` bytes was made by the sentry and gave `got`: true if the next ones may be
+  // made without. Who has not got all comes again, to find the end.
+  bool WantsLending(size_t asked, size_t got) {
+    if (!may_be_lent_) return false;
+    return sentry_calls_.fetch_add(1, std::memory_order_relaxed) != 0 || got < asked;
+  }
+  // They are, if they are made by descriptor `fd` of `table` in the space of `binding`. May park.
+  virtual bool LendTo(FdTable& /*table*/, int /*fd*/, const base::Ref<LaneBinding>& /*binding*/) {
+    return false;
+  }
+
   // F_GETPIPE_SZ, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS and whatever else a kind of file answers;
   // EINVAL.
   virtual base::Result<uint64_t> Fcntl(int cmd, uint64_t arg);
@@ -180,6 +196,8 @@ class FileDescription : public base::RefCounted {
   virtual void OnAsyncOwner() {}
   // EnterLanes may find some.
   void MayHaveLanes() { may_have_lanes_ = true; }
+  // LendTo may do something.
+  void MayBeLent() { may_be_lent_ = true; }
   // O_ASYNC is about to be set.
   virtual void OnAsyncOn() {}
   // For seekable files: the position and its lock (Linux: f_pos_lock).
@@ -192,7 +210,7 @@ class FileDescription : public base::RefCounted {
   std::atomic<uint32_t> flags_;
   std::atomic<ReleaseHook> release_hook_{nullptr};
   static constexpr uint32_t kCallsBeforeLanes = 16;
-  bool may_have_lanes_ = false;
+  bool may_have_lanes_ = false, may_be_lent_ = false;
   std::atomic<uint32_t> sentry_calls_{0};
   const bool path_only_;
   const bool readable_, writable_;
@@ -216,12 +234,26 @@ class SeekableFile : public FileDescription {
   // size that GetAttr tells.
   virtual base::Result<size_t> PWriteAppend(IoSource& src, uint64_t* offset, bool nonblock);
   bool CanPoll() const override { return false; }
+  bool LendTo(FdTable& table, int fd, const base::Ref<LaneBinding>& binding) final;
 
  protected:
+  // How the file is if a read of it does nothing but copy bytes. May park, and may be called again.
+  struct Lendable {
+    PathWord* word;  // changes before any of this does
+    uint64_t size;
+    uint64_t source;  // base::FileSource::id of what readers have mapped; 0: nothing yet
+  };
+  virtual std::optional<Lendable> LookForLending() { return std::nullopt; }
   // Greatest position that Seek may reach.
   virtual uint64_t max_offset() const { return kMaxFileSize; }
   // SEEK_DATA and SEEK_HOLE from `offset` below the size; by default all is data.
   virtual base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data);
+
+ private:
+  // With pos_mutex_ held.
+  void RecallPosition();
+  bool LendLocked(FdTable& table, int fd, const base::Ref<LaneBinding>& binding);
+  std::unique_ptr<LentFile> lent_;  // under pos_mutex_; null: it never was
 };
 
 // What open(O_PATH) makes.

@@ -56,13 +56,18 @@ void NotifyUnmount(const Filesystem& fs) {
   }
 }
 
-bool AnyWatches() { return g_watches.load(std::memory_order_relaxed) != 0; }
+bool AnyWatches() { return g_watches.load(std::memory_order_seq_cst) != 0; }
 uint32_t NextNotifyCookie() { return g_cookie.fetch_add(1, std::memory_order_relaxed) + 1; }
 
 void InodeWatches::Add(base::Ref<InodeWatch> watch) {
-  absl::MutexLock l(&mutex_);
-  watches_.push_back(std::move(watch));
-  g_watches.fetch_add(1, std::memory_order_relaxed);
+  bool first;
+  {
+    absl::MutexLock l(&mutex_);
+    watches_.push_back(std::move(watch));
+    first = g_watches.fetch_add(1, std::memory_order_seq_cst) == 0;
+  }
+  // From now on the sentry makes each read.
+  if (first) AllWatchedChanged();
 }
 
 void InodeWatches::Remove(const InodeWatch& watch) {

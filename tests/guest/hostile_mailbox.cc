@@ -170,6 +170,42 @@ void* OtherLaneCalls(void*) {
   }
 }
 
+int g_file = -1;
+
+// Reads a file and moves in it, whatever stands in the mailbox about it.
+void* FileCalls(void*) {
+  char buffer[256];
+  for (;;) {
+    read(g_file, buffer, Random() % sizeof buffer);
+    pread(g_file, buffer, Random() % sizeof buffer, static_cast<off_t>(Random() % 10000));
+    lseek(g_file, static_cast<off_t>(Random() % 10000), static_cast<int>(Random() % 3));
+    if (Random() % 16 == 0) pwrite(g_file, buffer, 1, static_cast<off_t>(Random() % 8192));
+    if (Random() % 64 == 0) ftruncate(g_file, static_cast<off_t>(Random() % 8192));
+  }
+}
+
+// Reads a file so much that it is read without the sentry.
+void MakeFileLane() {
+  char name[] = "/tmp/hostile-XXXXXX", buffer[4096] = {};
+  g_file = mkstemp(name);
+  unlink(name);
+  for (int i = 0; i < 4; i++) write(g_file, buffer, sizeof buffer);
+  for (int i = 0; i < 100; i++) {
+    lseek(g_file, 0, SEEK_SET);
+    read(g_file, buffer, sizeof buffer);
+  }
+}
+
+// What the sentry says of files, of positions in them, and of what the windows show.
+void ScribbleFile() {
+  constexpr uint64_t kFiles = kMailboxBase + offsetof(MailboxHeader, files);
+  constexpr uint64_t kWindows = kMailboxBase + offsetof(MailboxHeader, windows);
+  const uint64_t where = Random() % 4 == 0 ? kWindows + Random() % (4 * sizeof(ShownWindow))
+                                           : kFiles + Random() % (16 * sizeof(FileLane));
+  const uint64_t value = Random() % 3 ? Random() : Random() % 16;
+  *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
+}
+
 // Uses a pipe, a pair of sockets and a counter so much that they have lanes.
 void MakeOtherLanes() {
   pipe2(g_pipe, O_NONBLOCK);
@@ -209,12 +245,16 @@ void ScribbleLanes() {
     }
   }
   MakeOtherLanes();
+  MakeFileLane();
+  Spawn(FileCalls);
+  Spawn(FileCalls);
   // The descriptors of a thread lead to any lane.
   Spawn(StreamCalls);
   Spawn(StreamCalls);
   Spawn(OtherLaneCalls);
   for (;;) {
     uint64_t where = kLaneBase + Random() % 8 * kLaneStride + Random() % sizeof(StreamLane);
+    if (Random() % 8 == 0) ScribbleFile();
     if (Random() % 64 == 0) {
       where = kMailboxBase + offsetof(MailboxHeader, lane_fds) + Random() % (16 * sizeof(LaneFd));
     }

@@ -68,6 +68,15 @@ void GoferInode::FileReplaced() {
   std::swap(source, source_);
   atime_kept_.store(false, std::memory_order_relaxed);
   if (source) source->Retire();
+  attr_word().Changed();
+}
+
+std::optional<GoferInode::Lendable> GoferInode::LookForLending() {
+  if (!DataVersion() || ReadsChangeAtime()) return std::nullopt;
+  if (stale_.load(std::memory_order_acquire) && !GetAttr().ok()) return std::nullopt;
+  absl::MutexLock l(&mutex_);
+  if (stale_.load(std::memory_order_acquire)) return std::nullopt;
+  return Lendable{attr_.size, source_ ? source_->id() : 0};
 }
 
 base::Ref<base::FileSource> GoferInode::MappedSource() {

@@ -31,6 +31,8 @@ constexpr size_t kLarge = 128 * 1024;
 constexpr size_t kMapped = 512;
 // So many of them are answered with bytes that are kept before.
 constexpr uint32_t kContentReads = 4;
+// After so many reads small ones are too: the stub then makes them by itself.
+constexpr uint32_t kManyReads = 12;
 
 class LargeBuffers {
  public:
@@ -82,6 +84,7 @@ class GoferFile : public SeekableFile {
   GoferFile(Path path, uint32_t flags, GoferInode* inode, base::Ref<base::HostFd> fd)
       : SeekableFile(std::move(path), flags), inode_(inode), fd_(fd.release()) {
     inode_->AddOpen();
+    if (readable() && inode_->gofer_fs().exclusive()) MayBeLent();
   }
 
   base::Result<size_t> PRead(IoDest& dst, uint64_t offset, bool nonblock) override;
@@ -98,6 +101,11 @@ class GoferFile : public SeekableFile {
     inode_->DropOpen();
   }
   base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data) override;
+  std::optional<Lendable> LookForLending() override {
+    const auto file = inode_->LookForLending();
+    if (!file) return std::nullopt;
+    return Lendable{&inode_->attr_word(), file->size, file->source};
+  }
 
  private:
   base::Result<size_t> WriteChunks(IoSource& src, int fd, uint64_t offset, bool append);
@@ -118,6 +126,7 @@ class GoferFile : public SeekableFile {
   // reference.
   std::atomic<base::HostFd*> fd_;
   std::atomic<uint32_t> content_reads_{0};  // large ones
+  std::atomic<uint32_t> reads_{0};
   GoferReadBlock block_;
 };
 
@@ -133,6 +142,7 @@ base::Result<base::HostFd*> GoferFile::HostFile() {
 }
 
 base::Ref<GoferContent> GoferFile::ContentFor(const IoDest& dst, uint64_t offset) {
+  if (reads_.load(std::memory_order_relaxed) >= kManyReads) return nullptr;
   base::Ref<GoferContent> content = inode_->Content();
   if (!content || std::min(dst.remaining(), content->From(offset).size()) < kMapped) return content;
   // Who reads it over and over has it mapped.
@@ -153,13 +163,14 @@ GoferFile::Mapped GoferFile::ReadMapped(IoDest& dst, uint64_t offset, int fd) {
 
 base::Result<size_t> GoferFile::PRead(IoDest& dst, uint64_t offset, bool) {
   if (offset > kMaxFileSize) return base::Error(EINVAL);
+  const bool often = reads_.fetch_add(1, std::memory_order_relaxed) >= kManyReads;
   if (const base::Ref<GoferContent> content = ContentFor(dst, offset)) {
     const std::span<const std::byte> bytes = content->From(offset);
     return dst.Put(bytes.first(std::min(bytes.size(), dst.remaining())));
   }
   const int fd = TRY(HostFile())->get();
   size_t done = 0;
-  if (dst.remaining() >= kMapped) {
+  if (dst.remaining() >= kMapped || often) {
     const Mapped mapped = ReadMapped(dst, offset, fd);
     if (mapped.all) return mapped.n;
     done = mapped.n;

@@ -126,6 +126,13 @@ class GoferInode : public Inode {
   // The file for who maps it to read it. Null if it must be read: its bytes or size may change
   // unseen, or a read is to change the access time.
   base::Ref<base::FileSource> MappedSource();
+  // How it is, for who reads it without asking. Nothing if that may change unseen, or a read is to
+  // change the access time. May park.
+  struct Lendable {
+    uint64_t size;
+    uint64_t source;  // of MappedSource; 0: nobody has asked for it
+  };
+  std::optional<Lendable> LookForLending();
   // How long the file is; `fd` is open on it. May be outdated at once, as any size.
   base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() {

@@ -47,6 +47,7 @@ bool PageQuota::Charge(uint64_t pages) {
 }
 
 MemoryData::~MemoryData() {
+  if (source_) source_->Retire();
   quota_->Uncharge(charged_);
   if (map_ != nullptr) {
     munmap(map_, mapped_);
@@ -388,6 +389,18 @@ base::Result<uint64_t> MemoryData::Seek(uint64_t offset, bool data) const {
   }
   if (data && static_cast<uint64_t>(at) >= size_) return base::Error(ENXIO);
   return std::min<uint64_t>(static_cast<uint64_t>(at), size_);
+}
+
+base::Status MemoryData::MakeSource() {
+  if (source_) return base::Ok();
+  if (charged_ < PagesOf(size_)) return base::Error(ENODATA);
+  if (!fd_) TRY(MoveToFile());
+  source_ = base::MakeRef<base::FileSource>(TRY(file_->ReadOnly()));
+  return base::Ok();
+}
+
+base::Ref<base::FileSource> MemoryData::Source() const {
+  return charged_ >= PagesOf(size_) && capacity_ >= size_ ? source_ : nullptr;
 }
 
 base::Result<base::Ref<base::HostFd>> MemoryData::HostFile(bool writable) {

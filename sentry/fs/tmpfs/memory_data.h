@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "sentry/base/file_source.h"
 #include "sentry/base/host_fd.h"
 #include "sentry/base/memory_file.h"
 #include "sentry/base/ref.h"
@@ -70,6 +71,11 @@ class MemoryData {
   // The host file to be mapped, moving the data there if need be. With `writable` a reference that
   // writable_mappings() counts, else a description that cannot write.
   base::Result<base::Ref<base::HostFd>> HostFile(bool writable);
+  // The host file for who maps it to read what is below size() alone; the data moves there first.
+  // ENODATA if there are holes, which reading a mapping would fill.
+  base::Status MakeSource();
+  // Null: there is none, or there are holes by now.
+  base::Ref<base::FileSource> Source() const;
   // True while a reference that HostFile(true) gave out exists.
   bool writable_mappings() const { return writable_fd_ && writable_fd_->ref_count() > 1; }
 
@@ -95,6 +101,7 @@ class MemoryData {
   std::unique_ptr<base::MemoryFile> file_;
   base::Ref<base::HostFd> fd_;           // reads and writes; for us alone
   base::Ref<base::HostFd> writable_fd_;  // the same
+  base::Ref<base::FileSource> source_;
   bool exact_ = false;     // the host file has exactly size_ bytes, since guests map it
   uint64_t capacity_ = 0;  // size of the host file
   std::byte* map_ = nullptr;

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "sentry/fs/tmpfs/tmpfs_inode.h"
 #include "sentry/vfs/dentry.h"
@@ -23,10 +24,14 @@ constexpr uint32_t kAllSeals =
 class RegularFile : public SeekableFile {
  public:
   RegularFile(Path path, uint32_t flags, TmpfsRegular* inode)
-      : SeekableFile(std::move(path), flags), inode_(inode) {}
+      : SeekableFile(std::move(path), flags), inode_(inode) {
+    if (readable()) MayBeLent();
+  }
 
   base::Result<size_t> PRead(IoDest& dst, uint64_t offset, bool) override {
-    const size_t n = TRY(inode_->Read(dst, offset));
+    const uint32_t reads = reads_.fetch_add(1, std::memory_order_relaxed);
+    if (reads == kManyReads) inode_->PrepareMapping();
+    const size_t n = TRY(inode_->Read(dst, offset, reads >= kManyReads));
     inode_->TouchAccess(*path().mount, flags());
     return n;
   }
@@ -66,9 +71,17 @@ class RegularFile : public SeekableFile {
   base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t, bool data) override {
     return static_cast<int64_t>(TRY(inode_->Seek(offset, data)));
   }
+  std::optional<Lendable> LookForLending() override {
+    const auto file = inode_->LookForLending();
+    if (!file || inode_->TouchesAccess(*path().mount, flags())) return std::nullopt;
+    return Lendable{&inode_->attr_word(), file->first, file->second};
+  }
 
  private:
+  // Who has read so often has the bytes mapped from then on.
+  static constexpr uint32_t kManyReads = 24;
   TmpfsRegular* const inode_;  // kept by path()
+  std::atomic<uint32_t> reads_{0};
 };
 
 }  // namespace
@@ -95,9 +108,29 @@ uint64_t TmpfsRegular::Size() {
   return data_.size();
 }
 
-base::Result<size_t> TmpfsRegular::Read(IoDest& dst, uint64_t offset) {
+base::Result<size_t> TmpfsRegular::Read(IoDest& dst, uint64_t offset, bool often) {
   fiber::ReaderLock l(&data_lock_);
-  return data_.Read(dst, offset);
+  if (!often || offset >= data_.size()) return data_.Read(dst, offset);
+  const base::Ref<base::FileSource> source = data_.Source();
+  if (!source) return data_.Read(dst, offset);
+  const size_t want = std::min<uint64_t>(dst.remaining(), data_.size() - offset);
+  const size_t done = dst.PutFile(source, offset, want);
+  if (done == want) return done;
+  const base::Result<size_t> rest = data_.Read(dst, offset + done);
+  if (!rest.ok()) return done > 0 ? base::Result<size_t>(done) : rest;
+  return done + *rest;
+}
+
+void TmpfsRegular::PrepareMapping() {
+  fiber::WriterLock l(&data_lock_);
+  if (data_.size() > 0 && !data_.mapped()) (void)data_.MakeSource();
+}
+
+std::optional<std::pair<uint64_t, uint64_t>> TmpfsRegular::LookForLending() {
+  fiber::ReaderLock l(&data_lock_);
+  if (data_.mapped()) return std::nullopt;
+  const base::Ref<base::FileSource> source = data_.Source();
+  return std::pair(data_.size(), source ? source->id() : 0);
 }
 
 base::Result<size_t> TmpfsRegular::Write(IoSource& src, uint64_t* offset, bool append) {

@@ -183,17 +183,27 @@ void TmpfsInode::Touch(bool atime, bool mtime, bool ctime) {
   attr_word().Changed();
 }
 
-void TmpfsInode::TouchAccess(const Mount& mount, uint32_t open_flags) {
-  if ((open_flags & O_NOATIME) != 0 || (mount.flags() & (MS_NOATIME | MS_RDONLY)) != 0) return;
-  if ((mount.flags() & MS_NODIRATIME) != 0 && IsDir()) return;
-  const timespec now = CurrentTime();
-  absl::MutexLock l(&mutex_);
+bool TmpfsInode::AccessIsDue(const Mount& mount, uint32_t open_flags, const timespec& now) const {
+  if ((open_flags & O_NOATIME) != 0 || (mount.flags() & (MS_NOATIME | MS_RDONLY)) != 0) {
+    return false;
+  }
+  if ((mount.flags() & MS_NODIRATIME) != 0 && IsDir()) return false;
   // Linux: relatime_need_update, the default of every mount.
   const bool strict = (mount.flags() & MS_STRICTATIME) != 0;
-  if (!strict && Older(attr_.mtime, attr_.atime) && Older(attr_.ctime, attr_.atime) &&
-      now.tv_sec - attr_.atime.tv_sec < 24 * 60 * 60) {
-    return;
-  }
+  return strict || !Older(attr_.mtime, attr_.atime) || !Older(attr_.ctime, attr_.atime) ||
+         now.tv_sec - attr_.atime.tv_sec >= 24 * 60 * 60;
+}
+
+bool TmpfsInode::TouchesAccess(const Mount& mount, uint32_t open_flags) {
+  const timespec now = CurrentTime();
+  absl::MutexLock l(&mutex_);
+  return AccessIsDue(mount, open_flags, now);
+}
+
+void TmpfsInode::TouchAccess(const Mount& mount, uint32_t open_flags) {
+  const timespec now = CurrentTime();
+  absl::MutexLock l(&mutex_);
+  if (!AccessIsDue(mount, open_flags, now)) return;
   attr_.atime = now;
   attr_word().Changed();
 }

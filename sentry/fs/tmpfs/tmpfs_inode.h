@@ -4,8 +4,10 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -71,6 +73,8 @@ class TmpfsInode : public Inode {
   // Stamps the times that are told, with the current time.
   void Touch(bool atime, bool mtime, bool ctime);
   void TouchAccess(const Mount& mount, uint32_t open_flags);
+  // It would change the access time now.
+  bool TouchesAccess(const Mount& mount, uint32_t open_flags);
 
  protected:
   ~TmpfsInode() override;
@@ -80,6 +84,8 @@ class TmpfsInode : public Inode {
   virtual base::Status Resize(uint64_t) { return base::Error(EINVAL); }
 
  private:
+  bool AccessIsDue(const Mount& mount, uint32_t open_flags, const timespec& now) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   mutable absl::Mutex mutex_;  // leaf
   InodeAttr attr_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string, std::less<>> xattrs_ ABSL_GUARDED_BY(mutex_);
@@ -97,7 +103,13 @@ class TmpfsRegular : public TmpfsInode {
   bool WatchAttr(AttrWords* words) override;
 
   // The contents; the data lock may be held over a park (copies to guest memory).
-  base::Result<size_t> Read(IoDest& dst, uint64_t offset);
+  // `often`: by a mapping that the reader has, if the bytes can be mapped.
+  base::Result<size_t> Read(IoDest& dst, uint64_t offset, bool often);
+  // Makes them so, if it can.
+  void PrepareMapping();
+  // How long it is, and base::FileSource::id of the bytes (0: there is none). Nothing if guests map
+  // it.
+  std::optional<std::pair<uint64_t, uint64_t>> LookForLending();
   base::Result<size_t> Write(IoSource& src, uint64_t* offset, bool append);
   base::Status Allocate(int mode, uint64_t offset, uint64_t length);
   base::Result<uint64_t> Seek(uint64_t offset, bool data);
