@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "platform/fd_lane.h"
 #include "platform/file_lane.h"
 #include "platform/lane_epoll.h"
 #include "platform/path_lane.h"
@@ -55,7 +56,7 @@ static_assert(kLaneBase + kLaneArenaSize <= kPathBase && kPathBase + kPathTableS
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
 inline constexpr uint64_t kSlotStackEnd = kSlotSize - 64;  // where a thread's stack begins
-inline constexpr uint32_t kHeaderSlots = 4;                // places of slots that the header takes
+inline constexpr uint32_t kHeaderSlots = 5;                // places of slots that the header takes
 inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
 inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
 static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
@@ -223,7 +224,7 @@ inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45, 232, 233, 281};
 inline constexpr int kFileCalls[] = {8, 17};
 
 // The same for those that are answered from the table of paths.
-inline constexpr int kPathCalls[] = {2, 4, 6, 21, 89, 257, 262, 267, 269, 332, 439};
+inline constexpr int kPathCalls[] = {2, 4, 5, 6, 21, 89, 257, 262, 267, 269, 332, 439};
 
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
@@ -330,6 +331,8 @@ struct Slot {
   uint32_t lane_owner;
   // The name of the place of its working directory in the table of paths; 0: it uses none.
   uint64_t path_place;
+  // Which of the places of descriptors in the header are its; 0: none.
+  uint64_t fd_places;
 
   // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
   // a bit that tells in which of the two tables its action stands. The other is written before the
@@ -378,6 +381,9 @@ struct MailboxHeader {
   alignas(kPageSize) LaneEpoll lane_epolls[kLaneEpolls];
   // What is known of the regular files that descriptors lead to; changed by the sentry at any time.
   alignas(kPageSize) FileLane files[kFileLanes];
+  // Changed by the sentry at any time.
+  alignas(kPageSize) FdPlace fd_places[kPlaceFds];
+  alignas(kPageSize) FdAttr fd_attrs[kAttrFds];
 };
 static_assert(sizeof(MailboxHeader) <= kHeaderSlots * kSlotSize);
 inline constexpr uint64_t kSitesAddress = kMailboxBase + offsetof(MailboxHeader, sites);

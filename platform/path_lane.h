@@ -23,8 +23,8 @@ inline constexpr uint32_t kPathMost = 183;  // bytes of a path, without the NUL
 inline constexpr uint32_t kPathBuffer = (kPathMost + 1 + 7) / 8 * 8;
 inline constexpr uint32_t kPathText = 256;  // of an entry: its path, then a link's text
 
-// With which directory a path begins: the process's root, or a number of its working directory,
-// which is never one of these.
+// With which directory a path begins: the process's root, or the number of its working directory or
+// of a descriptor's, which is never one of these.
 inline constexpr uint64_t kPathNowhere = 0, kPathAtRoot = 1;
 
 struct PathStep {

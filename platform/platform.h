@@ -253,6 +253,8 @@ class Context : public base::UserMemory {
   // The name of the place of its working directory in the table of paths (platform/path_lane.h); 0:
   // it uses none. From any thread; holds for calls that begin later.
   virtual void SetPathPlace(uint64_t /*place*/) {}
+  // Whose places its descriptors have (AddressSpace::SetPlaceOfFd); 0: they have none.
+  virtual void SetFdPlaces(uint64_t /*owner*/) {}
   // After a kSyscall trap: the next Resume(kGuest) has call `nr` with the arguments in regs()
   // (which must not have changed) answered without the kernel after all. If that cannot be, or the
   // wait is interrupted, it traps with the call again. `remaining_ns` >= 0: timeout of a relative
@@ -354,6 +356,9 @@ class AddressSpace : public base::UserMemory {
   virtual bool MapPaths(const base::Ref<base::HostFd>& /*table*/) { return false; }
   virtual bool HasPaths(const base::Ref<base::HostFd>& /*table*/) const { return false; }
   virtual void DropPaths() {}
+  // For the threads whose descriptors are `owner`'s (Context::SetFdPlaces), a name that is given
+  // once: `fd` leads to what has this number in tables of paths; kPathNowhere: that is not known.
+  virtual void SetPlaceOfFd(int /*fd*/, uint64_t /*owner*/, uint64_t /*place*/) {}
 };
 
 struct Options {

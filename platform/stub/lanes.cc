@@ -247,6 +247,7 @@ struct LaneTable {
     lane[1] = StreamWrite;
     lane[2] = PathOpen;
     lane[4] = PathStat;
+    lane[5] = PathFstat;
     lane[6] = PathLstat;
     lane[8] = FileLseek;
     lane[13] = RtSigaction;

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kAtFdCwd = -100;
 constexpr uint32_t kAtSymlinkNofollow = 0x100, kAtEaccess = 0x200, kAtNoAutomount = 0x800;
+constexpr uint32_t kAtEmptyPath = 0x1000;
 constexpr uint32_t kAtStatxForceSync = 0x2000, kAtStatxDontSync = 0x4000;
 constexpr uint32_t kOpenWithName = 0100 | 020000000;  // O_CREAT, and the bit of O_TMPFILE
 constexpr uint32_t kOpenNofollow = 0400000;
@@ -18,25 +19,33 @@ constexpr uint32_t kTypeMask = 0170000, kTypeLink = 0120000;
 
 const PathTable* Table() { return reinterpret_cast<const PathTable*>(kPathBase); }
 
+// The number of what descriptor `fd` leads to.
+uint64_t PlaceOfFd(const Slot* s, int fd) {
+  const uint64_t owner = PathLoad(&s->fd_places);
+  if (owner == 0 || fd < 0 || static_cast<uint32_t>(fd) >= kPlaceFds) return kPathNowhere;
+  const FdPlace* entry = &Header()->fd_places[fd];
+  return PathLoad(&entry->owner) == owner ? PathLoad(&entry->place) : kPathNowhere;
+}
+
 // A path of the guest's, and the place in the table where it would be.
 class Lookup {
  public:
+  explicit Lookup(const Slot* s) : slot_(s), place_(PathLoad(&s->path_place)) {}
   // False: the table is of no use for it.
-  bool Begin(const Slot* s, int dirfd, uint64_t path, bool follows) {
-    const uint64_t place = PathLoad(&s->path_place);
-    if (place == 0 || path >= kRegionBase) return false;
-    uint64_t directory = PathDirectory(Table(), place);
+  bool Begin(int dirfd, uint64_t path, bool follows) {
+    if (place_ == 0 || path >= kRegionBase) return false;
+    uint64_t directory = PathDirectory(Table(), place_);
     if (directory == kPathNowhere) return false;
     auto* bytes = reinterpret_cast<unsigned char*>(text_);
-    unsigned char first;
-    if (dirfd != kAtFdCwd &&
-        (StubCopy(&first, reinterpret_cast<const void*>(path), 1) != 0 || first != '/')) {
-      return false;
-    }
     const size_t n = StubCopyString(bytes, reinterpret_cast<const void*>(path), kPathMost + 1);
     if (n < 2 || bytes[n - 1] != 0) return false;
     for (size_t i = n; i % 8 != 0; i++) bytes[i] = 0;
-    if (bytes[0] == '/') directory = kPathAtRoot;
+    if (bytes[0] == '/') {
+      directory = kPathAtRoot;
+    } else if (dirfd != kAtFdCwd) {
+      directory = PlaceOfFd(slot_, dirfd);
+      if (directory == kPathNowhere) return false;
+    }
     query_.length = static_cast<uint32_t>(n - 1);
     query_.text = text_;
     query_.directory = directory;
@@ -44,12 +53,15 @@ class Lookup {
     query_.hash = HashPath(directory, follows, text_, query_.length);
     return true;
   }
+  // The table is the one in which the thread's own place is, at the end as at the beginning.
   template <typename F>
   bool Take(F take) const {
-    return TakePath(Table(), query_, take);
+    return TakePath(Table(), query_, take) && PathDirectory(Table(), place_) != kPathNowhere;
   }
 
  private:
+  const Slot* const slot_;
+  const uint64_t place_;
   uint64_t text_[kPathBuffer / 8];
   PathQuery query_;
 };
@@ -68,9 +80,7 @@ bool Fails(Slot* s, int32_t error) {
   return true;
 }
 
-bool Stat(Slot* s, int dirfd, uint64_t path, uint64_t out, bool follows) {
-  Lookup lookup;
-  if (!lookup.Begin(s, dirfd, path, follows)) return false;
+bool Stat(Slot* s, const Lookup& lookup, uint64_t out) {
   int32_t error = 0;
   uint64_t stat[18];
   const bool found = lookup.Take([&](const PathEntry& e, bool* attr) {
@@ -85,6 +95,11 @@ bool Stat(Slot* s, int dirfd, uint64_t path, uint64_t out, bool follows) {
   if (!Put(out, stat, sizeof(stat))) return false;
   s->rax = 0;
   return true;
+}
+
+bool StatPath(Slot* s, bool follows) {
+  Lookup lookup(s);
+  return lookup.Begin(kAtFdCwd, s->rdi, follows) && Stat(s, lookup, s->rsi);
 }
 
 struct StatxTime {
@@ -113,8 +128,9 @@ constexpr uint32_t Minor(uint64_t dev) {
   return static_cast<uint32_t>((dev & 0xff) | (dev >> 12 & 0xffffff00));
 }
 
-// From the words of struct stat (asm/stat.h) and what an entry has besides.
-void FillStatx(Statx* x, const uint64_t* st, const PathEntry& e) {
+// From the words of struct stat (asm/stat.h), and what there is besides.
+void FillStatx(Statx* x, const uint64_t* st, uint64_t btime_sec, uint32_t btime_nsec,
+               uint64_t mount_id, bool mount_root) {
   constexpr uint32_t kBasic = 0x7ff, kBtime = 0x800, kMountId = 0x1000;
   constexpr uint64_t kMountRoot = 0x2000;
   auto* words = reinterpret_cast<uint64_t*>(x);
@@ -134,23 +150,58 @@ void FillStatx(Statx* x, const uint64_t* st, const PathEntry& e) {
   x->atime = time(9);
   x->mtime = time(11);
   x->ctime = time(13);
-  if (e.btime_sec != 0) {
+  if (btime_sec != 0) {
     x->mask |= kBtime;
-    x->btime = StatxTime{static_cast<int64_t>(e.btime_sec), e.btime_nsec, 0};
+    x->btime = StatxTime{static_cast<int64_t>(btime_sec), btime_nsec, 0};
   }
   x->rdev_major = Major(st[5]);
   x->rdev_minor = Minor(st[5]);
   x->dev_major = Major(st[0]);
   x->dev_minor = Minor(st[0]);
-  x->mnt_id = e.mount_id;
+  x->mnt_id = mount_id;
   x->attributes_mask = kMountRoot;
-  if ((e.flags & kPathMountRoot) != 0) x->attributes = kMountRoot;
+  if (mount_root) x->attributes = kMountRoot;
+}
+
+// The attributes of what descriptor `fd` leads to, by take(attr) as in TakeFdAttr.
+template <typename F>
+bool TakeAttrAt(const Slot* s, int fd, F take) {
+  const uint64_t path_place = PathLoad(&s->path_place), place = PlaceOfFd(s, fd);
+  if (path_place == 0 || place == kPathNowhere || static_cast<uint32_t>(fd) >= kAttrFds) {
+    return false;
+  }
+  return TakeFdAttr(Table(), &Header()->fd_attrs[fd], place, path_place, take);
+}
+
+bool StatAt(Slot* s, int fd, uint64_t out) {
+  uint64_t stat[18];
+  if (!TakeAttrAt(s, fd, [&](const FdAttr& attr) { Copy(stat, attr.stat, 18); })) return false;
+  if (!Put(out, stat, sizeof(stat))) return false;
+  s->rax = 0;
+  return true;
+}
+
+bool StatxAt(Slot* s, int fd, uint64_t out) {
+  Statx statx;
+  const bool found = TakeAttrAt(s, fd, [&](const FdAttr& a) {
+    FillStatx(&statx, a.stat, a.btime_sec, a.btime_nsec, a.mount_id, a.mount_root != 0);
+  });
+  if (!found || !Put(out, &statx, sizeof(statx))) return false;
+  s->rax = 0;
+  return true;
+}
+
+// With AT_EMPTY_PATH such a path means the descriptor itself.
+bool IsEmptyPath(uint64_t path) {
+  char first;
+  return path < kRegionBase && StubCopy(&first, reinterpret_cast<const void*>(path), 1) == 0 &&
+         first == 0;
 }
 
 bool Access(Slot* s, int dirfd, uint64_t path, uint32_t mode, bool follows) {
   if (mode > 7) return false;
-  Lookup lookup;
-  if (!lookup.Begin(s, dirfd, path, follows)) return false;
+  Lookup lookup(s);
+  if (!lookup.Begin(dirfd, path, follows)) return false;
   int32_t error = 0;
   const bool found = lookup.Take([&](const PathEntry& e, bool* attr) {
     error = e.error;
@@ -164,8 +215,8 @@ bool Access(Slot* s, int dirfd, uint64_t path, uint32_t mode, bool follows) {
 }
 
 bool Readlink(Slot* s, int dirfd, uint64_t path, uint64_t out, int32_t size) {
-  Lookup lookup;
-  if (size <= 0 || !lookup.Begin(s, dirfd, path, /*follows=*/false)) return false;
+  Lookup lookup(s);
+  if (size <= 0 || !lookup.Begin(dirfd, path, /*follows=*/false)) return false;
   int32_t error = 0;
   uint32_t n = 0;
   unsigned char link[kPathText];
@@ -194,8 +245,8 @@ bool Readlink(Slot* s, int dirfd, uint64_t path, uint64_t out, int32_t size) {
 // What is not there is found out here; what is, the sentry opens.
 bool Open(Slot* s, int dirfd, uint64_t path, uint32_t flags) {
   if ((flags & kOpenWithName) != 0) return false;
-  Lookup lookup;
-  if (!lookup.Begin(s, dirfd, path, (flags & kOpenNofollow) == 0)) return false;
+  Lookup lookup(s);
+  if (!lookup.Begin(dirfd, path, (flags & kOpenNofollow) == 0)) return false;
   return lookup.Take([](const PathEntry& e, bool*) { return e.error == kEnoent; }) &&
          Fails(s, kEnoent);
 }
@@ -208,31 +259,39 @@ bool PathOpen(Slot* s) { return Open(s, kAtFdCwd, s->rdi, static_cast<uint32_t>(
 
 bool PathOpenat(Slot* s) { return Open(s, Dirfd(s), s->rsi, static_cast<uint32_t>(s->rdx)); }
 
-bool PathStat(Slot* s) { return Stat(s, kAtFdCwd, s->rdi, s->rsi, true); }
+bool PathStat(Slot* s) { return StatPath(s, true); }
 
-bool PathLstat(Slot* s) { return Stat(s, kAtFdCwd, s->rdi, s->rsi, false); }
+bool PathLstat(Slot* s) { return StatPath(s, false); }
+
+bool PathFstat(Slot* s) { return StatAt(s, Dirfd(s), s->rsi); }
 
 bool PathNewfstatat(Slot* s) {
   const uint32_t flags = static_cast<uint32_t>(s->r10);
-  if ((flags & ~(kAtSymlinkNofollow | kAtNoAutomount)) != 0) return false;
-  return Stat(s, Dirfd(s), s->rsi, s->rdx, (flags & kAtSymlinkNofollow) == 0);
+  if ((flags & ~(kAtSymlinkNofollow | kAtNoAutomount | kAtEmptyPath)) != 0) return false;
+  if ((flags & kAtEmptyPath) != 0 && IsEmptyPath(s->rsi)) return StatAt(s, Dirfd(s), s->rdx);
+  Lookup lookup(s);
+  return lookup.Begin(Dirfd(s), s->rsi, (flags & kAtSymlinkNofollow) == 0) &&
+         Stat(s, lookup, s->rdx);
 }
 
 bool PathStatx(Slot* s) {
   constexpr uint32_t kReservedMask = 1u << 31, kUniqueMountId = 0x4000;
   const uint32_t flags = static_cast<uint32_t>(s->rdx), mask = static_cast<uint32_t>(s->r10);
   constexpr uint32_t kSync = kAtStatxForceSync | kAtStatxDontSync;
-  if ((flags & ~(kAtSymlinkNofollow | kAtNoAutomount | kSync)) != 0) return false;
+  constexpr uint32_t kKnown = kAtSymlinkNofollow | kAtNoAutomount | kAtEmptyPath | kSync;
+  if ((flags & ~kKnown) != 0) return false;
   if ((flags & kSync) == kSync || (mask & (kReservedMask | kUniqueMountId)) != 0) return false;
-  Lookup lookup;
-  if (!lookup.Begin(s, Dirfd(s), s->rsi, (flags & kAtSymlinkNofollow) == 0)) return false;
+  if ((flags & kAtEmptyPath) != 0 && IsEmptyPath(s->rsi)) return StatxAt(s, Dirfd(s), s->r8);
+  Lookup lookup(s);
+  if (!lookup.Begin(Dirfd(s), s->rsi, (flags & kAtSymlinkNofollow) == 0)) return false;
   int32_t error = 0;
   Statx statx;
   const bool found = lookup.Take([&](const PathEntry& e, bool* attr) {
     error = e.error;
     if (error != 0) return true;
     *attr = true;
-    FillStatx(&statx, e.stat, e);
+    FillStatx(&statx, e.stat, e.btime_sec, e.btime_nsec, e.mount_id,
+              (e.flags & kPathMountRoot) != 0);
     return (e.flags & kPathHasAttr) != 0;
   });
   if (!found) return false;

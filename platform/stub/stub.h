@@ -136,6 +136,7 @@ bool StreamEpollPwait(Slot* slot);
 bool PathOpen(Slot* slot);
 bool PathOpenat(Slot* slot);
 bool PathStat(Slot* slot);
+bool PathFstat(Slot* slot);
 bool PathLstat(Slot* slot);
 bool PathNewfstatat(Slot* slot);
 bool PathStatx(Slot* slot);

@@ -1,5 +1,7 @@
 #include "platform/systrap/address_space.h"
 
+#include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
@@ -91,6 +93,29 @@ void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {
   LaneFd& entry = process_->header()->lane_fds[fd];
   __atomic_store_n(&entry.in, in, __ATOMIC_SEQ_CST);
   __atomic_store_n(&entry.out, out, __ATOMIC_SEQ_CST);
+}
+
+void SystrapAddressSpace::SetPlaceOfFd(int fd, uint64_t owner, uint64_t place) {
+  if (fd < 0 || static_cast<uint32_t>(fd) >= kPlaceFds) return;
+  FdPlace& entry = process_->header()->fd_places[fd];
+  // Who finds the owner finds the place that belongs to it. Nobody waits for the line to come from
+  // the guest's core: what is written is seen before the answer to the call is.
+  __atomic_store_n(&entry.place, place, __ATOMIC_RELEASE);
+  __atomic_store_n(&entry.owner, owner, __ATOMIC_RELEASE);
+}
+
+void SystrapAddressSpace::SetAttrOfFd(int fd, const FdAttr& attr) {
+  if (fd < 0 || static_cast<uint32_t>(fd) >= kAttrFds) return;
+  FdAttr* entry = &process_->header()->fd_attrs[fd];
+  absl::MutexLock lock(&attrs_mutex_);
+  // The guest may write there too, and deceives nobody but itself.
+  const uint32_t sequence = __atomic_load_n(&entry->sequence, __ATOMIC_RELAXED) | 1;
+  __atomic_store_n(&entry->sequence, sequence, __ATOMIC_RELAXED);
+  std::atomic_thread_fence(std::memory_order_release);
+  constexpr size_t kSkip = offsetof(FdAttr, steps);
+  memcpy(reinterpret_cast<char*>(entry) + kSkip, reinterpret_cast<const char*>(&attr) + kSkip,
+         sizeof(attr) - kSkip);
+  __atomic_store_n(&entry->sequence, sequence + 1, __ATOMIC_RELEASE);
 }
 
 base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {

@@ -5,7 +5,9 @@
 #include <memory>
 #include <span>
 
+#include "absl/synchronization/mutex.h"
 #include "platform/exec_in_place.h"
+#include "platform/fd_lane.h"
 #include "platform/platform.h"
 #include "platform/systrap/context.h"
 #include "platform/systrap/stub_process.h"
@@ -13,7 +15,7 @@
 
 namespace platform {
 
-class SystrapAddressSpace final : public AddressSpace, public ExecInPlace {
+class SystrapAddressSpace final : public AddressSpace, public ExecInPlace, public FdAttrs {
  public:
   // `process` has a host process already, with its first thread in slot 0, or gets one by a fork.
   SystrapAddressSpace(base::Ref<StubProcess> process, const Limits& limits)
@@ -49,6 +51,8 @@ class SystrapAddressSpace final : public AddressSpace, public ExecInPlace {
     return process_->paths().Has(table);
   }
   void DropPaths() override { process_->paths().Drop(); }
+  void SetPlaceOfFd(int fd, uint64_t owner, uint64_t place) override;
+  void SetAttrOfFd(int fd, const FdAttr& attr) override;
   void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
   LaneEpoll* LaneEpollAt(uint32_t index) override {
     return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;
@@ -78,6 +82,7 @@ class SystrapAddressSpace final : public AddressSpace, public ExecInPlace {
   const Limits limits_;
   uint32_t main_index_ = 0;
   std::unique_ptr<ThreadContext> main_;
+  absl::Mutex attrs_mutex_;  // who writes attributes of descriptors; a leaf
 };
 
 }  // namespace platform

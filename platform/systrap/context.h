@@ -60,6 +60,9 @@ class ThreadContext final : public Context {
   void SetPathPlace(uint64_t place) override {
     __atomic_store_n(&slot_->path_place, place, __ATOMIC_SEQ_CST);
   }
+  void SetFdPlaces(uint64_t owner) override {
+    __atomic_store_n(&slot_->fd_places, owner, __ATOMIC_SEQ_CST);
+  }
   void AnswerInLane(int nr, int64_t remaining_ns, bool then_trap) override {
     regs_.rax = static_cast<uint64_t>(nr);
     in_lane_ = true;

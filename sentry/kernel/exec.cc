@@ -330,8 +330,10 @@ void Task::Adopt(LoadedProgram program) {
     comm_ = program.comm;
   }
   if (old_mm != nullptr) old_mm->UnbindLanes();
+  has_fd_places_ = false;
   if (moves) {
     context_->SetLaneOwner(0);
+    context_->SetFdPlaces(0);
     context_->SetPathPlace(0);
     dynamic_cast<platform::ExecInPlace&>(mm_->address_space()).TakeThread(*context_);
     ClearMemory(mm_->address_space(), orders);
@@ -415,7 +417,11 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
 
   reset_handlers();
   group_->timers_->DeleteAll();
-  if (fds_->ref_count() > 1) SetFdTable(fds_->Fork());
+  if (fds_->ref_count() > 1) {
+    SetFdTable(fds_->Fork());
+  } else {
+    fds_->LeavePlaces();  // those of the old memory, which others may still have
+  }
   for (base::Ref<FileDescription>& closed : fds_->RemoveCloexec()) {
     (void)fds_->Finish(closed).ok();  // errors of close(2) have nobody to go to
   }

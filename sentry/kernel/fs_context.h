@@ -27,6 +27,15 @@ class FsContext : public base::RefCounted {
     absl::MutexLock l(&mutex_);
     return cwd_;
   }
+  // All of it at once.
+  struct View {
+    Path root, cwd;
+    mode_t umask;
+  };
+  View view() const {
+    absl::MutexLock l(&mutex_);
+    return {root_, cwd_, umask_};
+  }
   mode_t umask() const {
     absl::MutexLock l(&mutex_);
     return umask_;

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "fmt/format.h"
 #include "fmt/ranges.h"
@@ -22,6 +23,20 @@ using platform::PathQuery;
 // Who looks up little does not need the table: so many look-ups before it is asked for, and before
 // a stub that does not have it yet maps it.
 constexpr uint32_t kAsksBeforeTable = 4, kAsksBeforeMap = 12;
+
+bool BeginsIn(const WalkContext& ctx, const PathTable& table) {
+  return ctx.root.dentry == ctx.root.mount->root() && ctx.root.mount->id() == table.root_mount();
+}
+
+// Has fstat(2) of descriptor `fd` answered for the threads at that place of `table`.
+void EnterAttr(Task& t, PathTable& table, uint64_t path_place, int fd, FileDescription& file) {
+  auto* attrs = dynamic_cast<platform::FdAttrs*>(&t.mm().address_space());
+  if (attrs == nullptr) return;
+  platform::FdAttr attr{};
+  attr.place = FsContext::NumberOf(file.path());
+  attr.path_place = path_place;
+  if (FindFdAttr(table, t.creds(), file, &attr)) attrs->SetAttrOfFd(fd, attr);
+}
 
 }  // namespace
 
@@ -131,43 +146,79 @@ void Task::HandOffLookUps() {
   if (context_) context_->SetPathPlace(0);
 }
 
-void Task::ConsiderPath(int dirfd, std::string_view path, bool follows) {
-  if (path.empty() || path.size() > platform::kPathMost) return;
-  if (path.front() != '/' && dirfd != AT_FDCWD) return;
+PathTable* Task::JoinPaths(FsContext::Place* place) {
   platform::AddressSpace& space = mm_->address_space();
   if (path_asks_ < kAsksBeforeMap) path_asks_++;
-  if (path_asks_ < kAsksBeforeTable || !space.MayMapPaths()) return;
+  if (path_asks_ < kAsksBeforeTable || !space.MayMapPaths()) return nullptr;
   if (syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED ||
       kernel_->strace.load(std::memory_order_relaxed)) {
-    return;
+    return nullptr;
   }
   PathTable* table = PathsNow();
-  if (table == nullptr) return;
-  const FsContext::Place place = fs_->EnterPaths(*table);
-  if (place.name == 0) return;
+  if (table == nullptr) return nullptr;
+  *place = fs_->EnterPaths(*table);
+  if (place->name == 0) return nullptr;
   if (space.HasPaths(table->file())) {
     // open(2) without room for descriptors fails before it looks anything up.
-    if (Rlimit(RLIMIT_NOFILE) != 0) context_->SetPathPlace(place.name);
+    if (Rlimit(RLIMIT_NOFILE) != 0) context_->SetPathPlace(place->name);
   } else if (path_asks_ >= kAsksBeforeMap) {
     space.MapPaths(table->file());
   }
+  return table;
+}
+
+void Task::SetFdPlace(int fd, FileDescription& file) {
+  const base::Ref<FdPlaces>& places = mm_->fd_places();
+  const bool has = fds_->SetPlace(fd, &file, places, FsContext::NumberOf(file.path()));
+  if (has && !std::exchange(has_fd_places_, true)) context_->SetFdPlaces(places->owner());
+}
+
+void Task::ConsiderPath(int dirfd, std::string_view path, bool follows) {
+  if (path.empty() || path.size() > platform::kPathMost) return;
+  FsContext::Place place;
+  PathTable* table = JoinPaths(&place);
+  if (table == nullptr) return;
+  uint64_t directory = place.directory;
+  if (path.front() == '/') {
+    directory = platform::kPathAtRoot;
+  } else if (dirfd != AT_FDCWD) {
+    const base::Ref<FileDescription> file = fds_->Get(dirfd);
+    if (!file || !file->path().mount) return;
+    SetFdPlace(dirfd, *file);
+    directory = FsContext::NumberOf(file->path());
+  }
   uint64_t text[platform::kPathBuffer / 8] = {};
   memcpy(text, path.data(), path.size());
-  PathQuery query{0, path.front() == '/' ? platform::kPathAtRoot : place.directory, text,
-                  static_cast<uint32_t>(path.size()), follows};
+  PathQuery query{0, directory, text, static_cast<uint32_t>(path.size()), follows};
   query.hash = platform::HashPath(query.directory, follows, text, query.length);
   if (!table->Asked(query.hash)) return;
-  base::Result<WalkContext> ctx = Walk(AT_FDCWD, path);
-  if (!ctx.ok()) return;
+  base::Result<WalkContext> ctx = Walk(dirfd, path);
   // Another thread may have changed them meanwhile.
-  if (ctx->root.dentry != ctx->root.mount->root() || ctx->root.mount->id() != table->root_mount() ||
-      FsContext::NumberOf(ctx->start) != place.directory) {
-    return;
-  }
+  if (!ctx.ok() || !BeginsIn(*ctx, *table)) return;
+  if (directory != platform::kPathAtRoot && FsContext::NumberOf(ctx->start) != directory) return;
   PathOutcome outcome(*table, kernel_->vfs(), *ctx, path, follows);
   const bool found = outcome.Find();
   if (found) table->Publish(query, outcome.entry(), outcome.link());
   table->Tried(query.hash, found);
+}
+
+void Task::ConsiderFile(int fd, FileDescription& file) {
+  FsContext::Place place;
+  PathTable* table = file.path().mount ? JoinPaths(&place) : nullptr;
+  if (table == nullptr) return;
+  SetFdPlace(fd, file);
+  EnterAttr(*this, *table, place.name, fd, file);
+}
+
+// Programs that ask for attributes of open files do so for most that they open to read.
+void Task::ConsiderOpened(int fd, FileDescription& file) {
+  if (!has_fd_places_ || !file.path().mount) return;
+  SetFdPlace(fd, file);
+  if (file.is_path() || file.writable()) return;
+  PathTable* table = PathsNow();
+  if (table == nullptr) return;
+  const FsContext::Place place = fs_->EnterPaths(*table);
+  if (place.name != 0) EnterAttr(*this, *table, place.name, fd, file);
 }
 
 }  // namespace sentry

@@ -94,7 +94,11 @@ void Task::SetFsContext(base::Ref<FsContext> fs) {
   std::swap(fs_, fs);
 }
 void Task::SetFdTable(base::Ref<FdTable> fds) {
-  if (context_) context_->SetLaneOwner(0);
+  if (context_) {
+    context_->SetLaneOwner(0);
+    context_->SetFdPlaces(0);
+  }
+  has_fd_places_ = false;
   absl::MutexLock l(&mutex_);
   std::swap(fds_, fds);
 }
@@ -242,16 +246,14 @@ base::Result<int> Task::InstallFile(base::Ref<FileDescription> file, bool cloexe
 }
 
 base::Result<WalkContext> Task::Walk(int dirfd, std::string_view path, const Credentials* creds) {
+  FsContext::View fs = fs_->view();
   WalkContext ctx{.creds = creds ? *creds : *creds_,
                   .ns = *mount_ns_,
-                  .root = fs_->root(),
-                  .start = {},
-                  .umask = fs_->umask(),
+                  .root = std::move(fs.root),
+                  .start = std::move(fs.cwd),
+                  .umask = fs.umask,
                   .resolve = 0};
-  if (path.starts_with('/') || dirfd == AT_FDCWD) {
-    ctx.start = fs_->cwd();
-    return ctx;
-  }
+  if (path.starts_with('/') || dirfd == AT_FDCWD) return ctx;
   base::Ref<FileDescription> dir = fds_->Get(dirfd);
   if (!dir) return base::Error(EBADF);
   Inode* inode = dir->inode();

@@ -243,6 +243,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // A path has been looked up, the last link followed or not: has the platform answer such
   // look-ups, and enters the outcome if it is asked for again (lanes.cc). May park.
   void ConsiderPath(int dirfd, std::string_view path, bool follows);
+  // The same for the attributes of `file` by its descriptor, which have been asked for. May park.
+  void ConsiderFile(int fd, FileDescription& file);
+  // `file` was opened as descriptor `fd`, and perhaps its attributes will be asked for. May park.
+  void ConsiderOpened(int fd, FileDescription& file);
   // The task's look-ups are the sentry's from now on, until it asks for others: what they give has
   // changed.
   void LeavePaths();
@@ -328,6 +332,10 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::string LaneDomain() const;
   std::string PathDomain(int root_mount) const;
   PathTable* PathsNow();
+  // The table that the task's look-ups are, or soon will be, answered from; null: there is none.
+  PathTable* JoinPaths(FsContext::Place* place);
+  // Has the platform know where the directory or file of descriptor `fd` stands in such tables.
+  void SetFdPlace(int fd, FileDescription& file);
   void FinishLaneCall();
   bool EnterWithWork(int* nr, base::Result<uint64_t>* result);
   void FinishSyscall(const base::Result<uint64_t>& result);
@@ -469,6 +477,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   uint64_t paths_namespace_ = 0;
   uint32_t path_asks_ = 0;
   base::Ref<const Credentials> lane_creds_;           // with which LendFile has found its domain
+  // Its context has the places of fds_ in mm_. The fiber's.
+  bool has_fd_places_ = false;
   std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 

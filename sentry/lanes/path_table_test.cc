@@ -5,10 +5,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "platform/fd_lane.h"
 
 namespace sentry {
 namespace {
@@ -78,6 +81,50 @@ class PathTableTest : public testing::Test {
   base::Ref<PathTable> table_;
   const platform::PathTable* seen_;
 };
+
+TEST_F(PathTableTest, AttributesAtADescriptor) {
+  constexpr uint64_t kPlace = 5ull << 31;
+  PathWord attr, real;
+  const uint64_t mine = table_->NewPlace(kPlace), others = table_->NewPlace(kPlace);
+  platform::FdAttr fd{};
+  fd.place = kPlace;
+  fd.path_place = mine;
+  auto use = [&] {
+    fd.steps = 0;
+    for (PathWord* word : {&attr, &real}) {
+      const uint32_t number = word->Use(*table_);
+      fd.step[fd.steps++] = {table_->ValueOf(number), number, 0};
+    }
+  };
+  auto holds = [&](uint64_t place, uint64_t path_place) {
+    return platform::TakeFdAttr(seen_, &fd, place, path_place, [](const platform::FdAttr&) {});
+  };
+  use();
+  EXPECT_TRUE(holds(kPlace, mine));
+  EXPECT_FALSE(holds(kPlace + 1, mine));
+  EXPECT_FALSE(holds(kPlace, others));
+  fd.sequence++;
+  EXPECT_FALSE(holds(kPlace, mine));
+  fd.sequence++;
+  real.Changed();
+  EXPECT_FALSE(holds(kPlace, mine));
+  use();
+  EXPECT_TRUE(holds(kPlace, mine));
+  AllPathsChanged();  // what it is called, and who may go there, is nothing to it
+  EXPECT_TRUE(holds(kPlace, mine));
+  attr.Changing();
+  EXPECT_FALSE(holds(kPlace, mine));
+  use();
+  fd.steps = 1000;
+  EXPECT_FALSE(holds(kPlace, mine));
+  use();
+  table_->FreePlace(mine);
+  EXPECT_FALSE(holds(kPlace, mine));
+  // Where the table was taken away there are zeros.
+  const std::vector<std::byte> zeros(platform::kPathTableSize);
+  const auto* none = reinterpret_cast<const platform::PathTable*>(zeros.data());
+  EXPECT_FALSE(platform::TakeFdAttr(none, &fd, kPlace, mine, [](const platform::FdAttr&) {}));
+}
 
 TEST_F(PathTableTest, HoldsUntilAWordChanges) {
   PathWord name, other, attr;

@@ -71,7 +71,9 @@ MemoryManager::Impl::Impl(MemoryManager* owner, platform::AddressSpace* space)
       legacy_base(PageUp(max_addr / 3)) {}
 
 MemoryManager::MemoryManager(std::unique_ptr<platform::AddressSpace> as)
-    : as_(std::move(as)), impl_(std::make_unique<Impl>(this, as_.get())) {}
+    : as_(std::move(as)),
+      impl_(std::make_unique<Impl>(this, as_.get())),
+      fd_places_(base::MakeRef<FdPlaces>(as_.get())) {}
 
 MemoryManager::~MemoryManager() {
   StopExecuting(executable());
@@ -100,12 +102,13 @@ base::Ref<LaneBinding> MemoryManager::BindLanes(const std::string& domain) {
 }
 
 void MemoryManager::UnbindLanes() {
+  fd_places_->Unbind();
   if (base::Ref<LaneBinding> lanes = TakeLanes()) lanes->Unbind();
 }
 
 void MemoryManager::DropLanes() {
   as_->DropLanes();
-  UnbindLanes();
+  if (base::Ref<LaneBinding> lanes = TakeLanes()) lanes->Unbind();
 }
 
 base::Result<base::Ref<MemoryManager>> MemoryManager::New(platform::Platform& platform) {

@@ -16,6 +16,7 @@
 #include "sentry/base/result.h"
 #include "sentry/lanes/arena.h"
 #include "sentry/lanes/binding.h"
+#include "sentry/lanes/fd_places.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -197,7 +198,9 @@ class MemoryManager : public base::RefCounted {
   base::Ref<LaneBinding> lanes();  // null: it has none
   // With which number its threads lock lanes.
   uint32_t lane_owner() const { return lane_owner_.number(); }
-  // The program is over: no descriptor leads to a lane any more.
+  // Where its descriptors stand in tables of paths.
+  const base::Ref<FdPlaces>& fd_places() const { return fd_places_; }
+  // The program is over: no descriptor leads to a lane any more, or to a place.
   void UnbindLanes();
   // The process is no longer the equal of others that have lanes, and gives its own up.
   void DropLanes();
@@ -228,6 +231,7 @@ class MemoryManager : public base::RefCounted {
   std::unique_ptr<platform::AddressSpace> as_;
   std::unique_ptr<Impl> impl_;
   LaneOwner lane_owner_;
+  const base::Ref<FdPlaces> fd_places_;
   absl::Mutex lanes_mutex_;
   base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(lanes_mutex_);
 };

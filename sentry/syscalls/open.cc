@@ -32,7 +32,9 @@ Result<uint64_t> OpenAndInstall(Task& t, const WalkContext& ctx, std::string_vie
   // An empty table is found out before anything is created.
   if (t.Rlimit(RLIMIT_NOFILE) == 0) return Error(EMFILE);
   base::Ref<FileDescription> file = TRY(VfsOf(t).Open(ctx, path, flags, mode));
-  return static_cast<uint64_t>(TRY(t.InstallFile(std::move(file), (flags & O_CLOEXEC) != 0)));
+  const int fd = TRY(t.InstallFile(file, (flags & O_CLOEXEC) != 0));
+  t.ConsiderOpened(fd, *file);
+  return static_cast<uint64_t>(fd);
 }
 
 Result<uint64_t> DoOpen(Task& t, int dirfd, uint64_t path_addr, uint32_t flags, mode_t mode) {

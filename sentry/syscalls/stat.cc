@@ -38,7 +38,9 @@ Result<uint64_t> StatPath(Task& t, int dirfd, uint64_t path, uint64_t out, WalkF
 
 Result<uint64_t> StatFd(Task& t, int fd, uint64_t out) {
   base::Ref<FileDescription> file = TRY(t.GetFile(fd));
-  return CopyOutStat(t, out, TRY(file->GetAttr()));
+  const InodeAttr attr = TRY(file->GetAttr());
+  t.ConsiderFile(fd, *file);
+  return CopyOutStat(t, out, attr);
 }
 
 // For AT_EMPTY_PATH: true if the path is the empty string, or NULL as Linux 6.11 allows.
@@ -152,7 +154,9 @@ base::Result<uint64_t> SysStatx(Task& t, const SyscallArgs& args) {
   }
   if ((flags & AT_EMPTY_PATH) != 0 && args.Int(0) >= 0 && TRY(IsEmptyPath(t, args[1]))) {
     base::Ref<FileDescription> file = TRY(t.GetFile(args.Int(0)));
-    return CopyOutStatx(t, args[4], TRY(file->GetAttr()), file->path(), args.Uint(3));
+    const InodeAttr attr = TRY(file->GetAttr());
+    t.ConsiderFile(args.Int(0), *file);
+    return CopyOutStatx(t, args[4], attr, file->path(), args.Uint(3));
   }
   const Path found = TRY(LookUp(t, args.Int(0), args[1], AtFlags(flags)));
   return CopyOutStatx(t, args[4], TRY(VfsOf(t).GetAttr(found)), found, args.Uint(3));

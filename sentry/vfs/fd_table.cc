@@ -1,7 +1,9 @@
 #include "sentry/vfs/fd_table.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "platform/path_lane.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/inode.h"
 #include "sentry/vfs/notify.h"
@@ -11,6 +13,7 @@ namespace sentry {
 FdTable::~FdTable() {
   for (const auto& file : RemoveRange(0, UINT32_MAX)) (void)Finish(file);
   if (lanes_ != nullptr) lanes_->Leave(this);
+  if (places_ != nullptr) places_->Leave(this);
 }
 
 base::Ref<FdTable> FdTable::Fork() const {
@@ -18,7 +21,7 @@ base::Ref<FdTable> FdTable::Fork() const {
   absl::ReaderMutexLock l(&mutex_);
   absl::MutexLock l2(&copy->mutex_);
   copy->entries_ = entries_;
-  for (Entry& e : copy->entries_) e.has_lanes = false;
+  for (Entry& e : copy->entries_) e.has_lanes = e.has_place = false;
   copy->next_free_ = next_free_;
   return copy;
 }
@@ -175,6 +178,30 @@ bool FdTable::ShowFile(int fd, const FileDescription* file, const base::Ref<Lane
   return lent.Show(binding, fd, size, source);
 }
 
+bool FdTable::SetPlace(int fd, const FileDescription* file, const base::Ref<FdPlaces>& places,
+                       uint64_t place) {
+  absl::MutexLock l(&mutex_);
+  const size_t n = static_cast<size_t>(fd);
+  if (places_ != places) {
+    if (places_ != nullptr && places_->live()) return false;
+    if (!places->Claim(this)) return false;
+    for (Entry& e : entries_) e.has_place = false;
+    if (places_ != nullptr) places_->Leave(this);
+    places_ = places;
+  }
+  if (fd < 0 || n >= entries_.size() || entries_[n].file.get() != file) return true;
+  if (!std::exchange(entries_[n].has_place, true)) places_->Set(fd, place);
+  return true;
+}
+
+void FdTable::LeavePlaces() {
+  absl::MutexLock l(&mutex_);
+  if (places_ == nullptr) return;
+  for (size_t fd = 0; fd < entries_.size(); fd++) ForgetPlace(fd);
+  places_->Leave(this);
+  places_ = nullptr;
+}
+
 bool FdTable::HasLanes(int fd, const FileDescription* file) const {
   absl::ReaderMutexLock l(&mutex_);
   const size_t n = static_cast<size_t>(fd);
@@ -182,9 +209,13 @@ bool FdTable::HasLanes(int fd, const FileDescription* file) const {
 }
 
 void FdTable::ForgetLanes(size_t fd) {
-  if (!entries_[fd].has_lanes) return;
-  entries_[fd].has_lanes = false;
-  lanes_->Set(static_cast<int>(fd), 0, 0);
+  ForgetPlace(fd);
+  if (std::exchange(entries_[fd].has_lanes, false)) lanes_->Set(static_cast<int>(fd), 0, 0);
+}
+
+void FdTable::ForgetPlace(size_t fd) {
+  if (!std::exchange(entries_[fd].has_place, false)) return;
+  places_->Set(static_cast<int>(fd), platform::kPathNowhere);
 }
 
 std::vector<int> FdTable::List() const {

@@ -10,6 +10,7 @@
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
 #include "sentry/lanes/binding.h"
+#include "sentry/lanes/fd_places.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
@@ -49,6 +50,12 @@ class FdTable : public base::RefCounted {
   // The same for a regular file: its readers are told by `lent` how it is.
   bool ShowFile(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
                 LentFile& lent, uint64_t size, uint64_t source);
+  // The same for its place in tables of paths (FsContext::NumberOf): false if the descriptors of
+  // another table, or of this one in another address space, have theirs.
+  bool SetPlace(int fd, const FileDescription* file, const base::Ref<FdPlaces>& places,
+                uint64_t place);
+  // None has one any more: who uses the table goes to another address space.
+  void LeavePlaces();
   // Descriptor `fd` is `file`'s, and leads to lanes.
   bool HasLanes(int fd, const FileDescription* file) const;
   // Changes with every install, remove or flag change; for publication to express lanes.
@@ -59,14 +66,17 @@ class FdTable : public base::RefCounted {
     base::Ref<FileDescription> file;
     bool cloexec = false;
     bool has_lanes = false;
+    bool has_place = false;
   };
   ~FdTable() override;  // closes all
   std::vector<base::Ref<FileDescription>> TakeLocked(size_t first, size_t last, bool cloexec_only)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Bind(const base::Ref<LaneBinding>& binding) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetPlace(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetLanes(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   mutable absl::Mutex mutex_;
   base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(mutex_);
+  base::Ref<FdPlaces> places_ ABSL_GUARDED_BY(mutex_);
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mutex_);
   size_t next_free_ ABSL_GUARDED_BY(mutex_) = 0;  // none is free below
   std::atomic<uint64_t> version_{0};

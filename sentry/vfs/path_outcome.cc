@@ -42,6 +42,25 @@ bool RecordWay(const WalkContext& ctx, PathRecord* record) {
   return true;
 }
 
+// Calls add(word) for each word of the attributes, which looks at it. What made them others, or not
+// enough, before they were all in use would not have changed one.
+template <typename F>
+bool UseAttrWords(Inode& inode, F add) {
+  Inode::AttrWords words, again;
+  if (!inode.WatchAttr(&words)) return false;
+  for (PathWord* word : words) {
+    if (!add(*word)) return false;
+  }
+  return inode.WatchAttr(&again) && again == words;
+}
+
+// Into the words of struct stat of an entry.
+void PutStat(const Credentials& creds, const InodeAttr& attr, uint64_t (*out)[18]) {
+  const struct stat st = ToStat(*creds.user_ns, attr);
+  static_assert(sizeof(st) == sizeof(*out));
+  memcpy(*out, &st, sizeof(st));
+}
+
 int CodeOf(const base::Result<Path>& r) { return r.ok() ? 0 : r.error().code(); }
 
 bool IsKept(const base::Result<Path>& r) {
@@ -86,12 +105,7 @@ bool PathOutcome::AddStep(PathWord& word, uint32_t most) {
 }
 
 bool PathOutcome::AddAttrOf(Inode& inode, uint32_t most) {
-  Inode::AttrWords words;
-  if (!inode.WatchAttr(&words)) return false;
-  for (PathWord* word : words) {
-    if (!AddStep(*word, most)) return false;
-  }
-  return true;
+  return UseAttrWords(inode, [&](PathWord& word) { return AddStep(word, most); });
 }
 
 bool PathOutcome::Depend(const PathRecord& record, const base::Result<Path>& found) {
@@ -126,9 +140,7 @@ bool PathOutcome::Fill(const Path& found) {
   }
   const base::Result<InodeAttr> attr = vfs_.GetAttr(found);
   if (!attr.ok()) return false;
-  const struct stat st = ToStat(*ctx_.creds.user_ns, *attr);
-  static_assert(sizeof(st) == sizeof(entry_.stat));
-  memcpy(entry_.stat, &st, sizeof(st));
+  PutStat(ctx_.creds, *attr, &entry_.stat);
   entry_.btime_sec = static_cast<uint64_t>(attr->btime.tv_sec);
   entry_.btime_nsec = static_cast<uint32_t>(attr->btime.tv_nsec);
   entry_.flags |= platform::kPathHasAttr;
@@ -136,6 +148,25 @@ bool PathOutcome::Fill(const Path& found) {
     const base::Status may = vfs_.Access(ctx_.creds, found, mode);
     entry_.access[mode] = static_cast<uint8_t>(may.ok() ? 0 : may.error().code());
   }
+  return true;
+}
+
+bool FindFdAttr(PathTable& table, const Credentials& creds, FileDescription& file,
+                platform::FdAttr* out) {
+  const bool used = UseAttrWords(*file.inode(), [&](PathWord& word) {
+    const uint32_t number = word.Use(table);
+    if (number == 0 || out->steps == platform::kPathAttrWords) return false;
+    out->step[out->steps++] = PathStep{table.ValueOf(number), number, 0};
+    return true;
+  });
+  if (!used) return false;
+  const base::Result<InodeAttr> attr = file.GetAttr();
+  if (!attr.ok()) return false;
+  PutStat(creds, *attr, &out->stat);
+  out->btime_sec = static_cast<uint64_t>(attr->btime.tv_sec);
+  out->btime_nsec = static_cast<uint32_t>(attr->btime.tv_nsec);
+  out->mount_id = static_cast<uint64_t>(file.path().mount->id());
+  out->mount_root = file.path().dentry == file.path().mount->root();
   return true;
 }
 

@@ -5,7 +5,9 @@
 #include <string>
 #include <string_view>
 
+#include "platform/fd_lane.h"
 #include "sentry/lanes/path_table.h"
+#include "sentry/vfs/file_description.h"
 #include "sentry/vfs/path_record.h"
 #include "sentry/vfs/vfs.h"
 
@@ -42,5 +44,10 @@ class PathOutcome {
   bool has_attr_ = false;
   std::string link_;
 };
+
+// The attributes of an open file as `creds` sees them, with the words of `table` that they depend
+// on; `place` and `path_place` are left to the caller. False: they change without one. May park.
+bool FindFdAttr(PathTable& table, const Credentials& creds, FileDescription& file,
+                platform::FdAttr* attr);
 
 }  // namespace sentry

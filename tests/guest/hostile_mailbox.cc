@@ -266,11 +266,31 @@ void ScribbleLanes() {
 void* LookUpCalls(void*) {
   struct stat st;
   char link[64];
+  const int root = open("/", O_RDONLY | O_DIRECTORY), file = open("/file", O_RDONLY);
   for (;;) {
+    fstat(file, &st);
+    fstat(root, &st);
+    fstatat(root, "file", &st, 0);
+    close(openat(root, "nothing", O_RDONLY));
+    if (Random() % 16 == 0) dup2(Random() % 2 ? file : root, 20);
+    fstatat(20, "file", &st, AT_EMPTY_PATH);
     stat("/file", &st);
     lstat("/etc/passwd", &st);
     access("/nothing", F_OK);
     readlink("/file", link, sizeof link);
+  }
+}
+
+// Where its descriptors stand in that table: at places of others, and at none.
+void LieAboutPlaces(Slot* s) {
+  if (Random() % 16 == 0) __atomic_store_n(&s->fd_places, Random() % 64, __ATOMIC_RELAXED);
+  for (uint32_t fd = 0; fd < 32; fd++) {
+    FdPlace& entry = Header()->fd_places[Random() % 8 ? fd : Random() % kPlaceFds];
+    if (Random() % 2) __atomic_store_n(&entry.owner, s->fd_places, __ATOMIC_RELAXED);
+    const uint64_t place = Random() % 4 ? (Random() % 4096) << 31 | Random() % 64 : Random();
+    __atomic_store_n(&entry.place, Random() % 8 ? place : kPathAtRoot, __ATOMIC_RELAXED);
+    FdAttr& attr = Header()->fd_attrs[fd];
+    reinterpret_cast<volatile uint64_t*>(&attr)[Random() % (sizeof attr / 8)] = Random() % 4096;
   }
 }
 
@@ -286,6 +306,8 @@ void WritePaths() {
     if (StubCall(g_gadget, SYS_mprotect, kPathBase, kPathTableSize, writable) == 0) {
       g_counts->written++;
     }
+    LieAboutPlaces(s);
+    if (Random() % 2) continue;
     __atomic_store_n(&s->path_place, Random() % 2 ? s->path_place + 1 : Random(), __ATOMIC_RELAXED);
   }
   const uint64_t other = 0x10000000;
