@@ -217,6 +217,9 @@ inline constexpr uint32_t kCopyOutSize = 8192;
 inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
                                      107, 108, 110, 186, 201, 228, 309};
 
+// What thread_calls.cc answers: the same, but a filter that asks about them closes them alone.
+inline constexpr int kThreadCalls[] = {15, 158, 218, 273, 334};
+
 // What is answered by stream lanes, which threads that a filter or a tracer looks at do not have.
 inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45, 232, 233, 281};
 
@@ -243,6 +246,9 @@ enum StubMode : uint32_t {
 inline constexpr uint64_t kMaskOpen = 1ull << 8;  // that of SIGKILL, which no mask has
 inline constexpr uint64_t kActionsOpen = kMaskOpen;
 inline constexpr uint64_t kUnblockableSignals = 1ull << 8 | 1ull << 18;
+
+// Bits of Slot::words_changed.
+enum ThreadWord : uint32_t { kWordClearChildTid = 1, kWordRobustList = 2, kWordRseq = 4 };
 
 struct SignalEntry {  // struct sigaction of rt_sigaction(2)
   uint64_t handler, flags, restorer, mask;
@@ -333,6 +339,12 @@ struct Slot {
   uint64_t path_place;
   // Which of the places of descriptors in the header are its; 0: none.
   uint64_t fd_places;
+  // The calls of kThreadCalls may be answered here.
+  uint32_t thread_calls;
+  // What the thread has set by them, and which of it (ThreadWord) since the sentry looked last.
+  uint32_t words_changed;
+  uint64_t clear_child_tid, robust_list, rseq_addr;
+  uint32_t rseq_length, rseq_signature;
 
   // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
   // a bit that tells in which of the two tables its action stands. The other is written before the
@@ -340,6 +352,9 @@ struct Slot {
   alignas(64) uint64_t actions_word;
   uint32_t actions_changed;
   uint64_t copy_fault;  // the stub's own: where the last copy that failed met its fault
+  // The thread's signal stack while the mask is open; size 0: none.
+  uint64_t alt_stack_sp, alt_stack_size;
+  uint32_t alt_stack_flags;
 
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopiesIn];

@@ -250,6 +250,18 @@ class Context : public base::UserMemory {
   virtual void SetLanes(Lanes /*lanes*/) {}
   // With which number the thread locks stream lanes; 0: it uses none.
   virtual void SetLaneOwner(uint32_t /*owner*/) {}
+  // Whether those of Platform::ThreadCalls may be answered too, where Lanes::kAll holds. At first
+  // they may not.
+  virtual void SetThreadCalls(bool /*may*/) {}
+  // What the thread has set by them: set_tid_address, set_robust_list and rseq. `changed` tells
+  // what of it since ForgetThreadWords, which is for while it is stopped. From any thread.
+  struct ThreadWords {
+    bool clear_child_tid_changed = false, robust_list_changed = false, rseq_changed = false;
+    uint64_t clear_child_tid = 0, robust_list = 0, rseq_addr = 0;
+    uint32_t rseq_length = 0, rseq_signature = 0;
+  };
+  virtual ThreadWords PeekThreadWords() const { return {}; }
+  virtual void ForgetThreadWords() {}
   // The name of the place of its working directory in the table of paths (platform/path_lane.h); 0:
   // it uses none. From any thread; holds for calls that begin later.
   virtual void SetPathPlace(uint64_t /*place*/) {}
@@ -266,8 +278,13 @@ class Context : public base::UserMemory {
   virtual void SettleRegs() {}
 
   // The thread's signal mask may be changed without the kernel from the next Resume on, beginning
-  // with `mask`. While stopped.
-  virtual void OpenSignalMask(uint64_t /*mask*/) {}
+  // with `mask`, and by rt_sigreturn(2) if what the frame says of the signal stack is `stack`.
+  // While stopped.
+  struct SignalStack {
+    uint64_t sp, size;  // size 0: none
+    uint32_t flags;
+  };
+  virtual void OpenSignalMask(uint64_t /*mask*/, const SignalStack& /*stack*/) {}
   // Ends that, and returns what the mask is. From any thread; only while open.
   virtual uint64_t CloseSignalMask() { return 0; }
   // The mask as it is, while open; and whether it has changed since it was opened. From any thread,
@@ -386,6 +403,8 @@ class Platform {
 
   // Numbers of the calls that Lanes::kAll lets through; futex(2) is not among them.
   virtual std::span<const int> LaneCalls() const = 0;
+  // Numbers of those that SetThreadCalls lets through.
+  virtual std::span<const int> ThreadCalls() const { return {}; }
 
   // Files of this device (FileIdentity::dev) are not coming back: drops what is kept of them.
   virtual void ForgetFiles(uint64_t /*dev*/) {}

@@ -253,6 +253,7 @@ struct LaneTable {
     lane[13] = RtSigaction;
     lane[14] = RtSigprocmask;
     lane[17] = FilePread;
+    lane[15] = SigReturn;
     lane[19] = StreamReadv;
     lane[20] = StreamWritev;
     lane[21] = PathAccess;
@@ -267,9 +268,11 @@ struct LaneTable {
     lane[107] = GetEuid;
     lane[108] = GetEgid;
     lane[110] = GetPpid;
+    lane[158] = ArchPrctl;
     lane[186] = GetTid;
     lane[201] = Time;
     lane[202] = Futex;
+    lane[218] = SetTidAddress;
     lane[228] = ClockGettime;
     lane[232] = StreamEpollWait;
     lane[233] = StreamEpollCtl;
@@ -277,9 +280,11 @@ struct LaneTable {
     lane[262] = PathNewfstatat;
     lane[267] = PathReadlinkat;
     lane[269] = PathFaccessat;
+    lane[273] = SetRobustList;
     lane[281] = StreamEpollPwait;
     lane[309] = GetCpu;
     lane[332] = PathStatx;
+    lane[334] = RegisterRseq;
     lane[439] = PathFaccessat2;
   }
 };
@@ -289,6 +294,7 @@ constexpr bool OnlyNamedLanes() {
   for (int nr = 0; nr < static_cast<int>(kLaneCount); nr++) {
     bool named = nr == kFutexNr;
     for (int call : kLaneCalls) named |= call == nr;
+    for (int call : kThreadCalls) named |= call == nr;
     for (int call : kStreamCalls) named |= call == nr;
     for (int call : kFileCalls) named |= call == nr;
     for (int call : kPathCalls) named |= call == nr;

@@ -99,8 +99,10 @@ bool StubDirectCall(Slot* slot, uint64_t flags, uint32_t saved_flags);
 // Reports `kind` and does what the answers say until the guest is to be entered; the slot then
 // holds its registers.
 void HandOff(Slot* slot, RequestKind kind);
+// How much of the time that a spin may take is worth it.
+enum class Patience { kNone, kLittle, kAll };
 // Waits for the answer to round `seq` (its answer_seq is another).
-void AwaitAnswer(Slot* slot, uint32_t seq);
+void AwaitAnswer(Slot* slot, uint32_t seq, Patience patience);
 
 // ---- lanes.cc: calls answered here ----
 
@@ -110,6 +112,15 @@ bool TryLane(Slot* slot);
 // The same whether lanes are open or not, on the sentry's order. `remaining_ns` as in
 // platform::Context::AnswerInLane.
 bool RunLane(Slot* slot, int64_t remaining_ns);
+
+// ---- thread_calls.cc: calls that concern the caller's thread alone ----
+
+// As the handlers of lanes.cc. SigReturn sets every register of the slot, and restore_all.
+bool SigReturn(Slot* slot);
+bool ArchPrctl(Slot* slot);
+bool SetTidAddress(Slot* slot);
+bool SetRobustList(Slot* slot);
+bool RegisterRseq(Slot* slot);
 
 // ---- streams.cc: calls answered by stream lanes ----
 

@@ -117,6 +117,38 @@ constexpr int kLooksPerTick = 16;  // looks for an answer between those at the c
 // there may be, spinning is tried once in so many waits: one success is enough to begin again.
 constexpr uint32_t kMaxSpinDebt = 16, kSpinPays = 2;
 constexpr uint32_t kProbeEvery = 16;
+constexpr uint32_t kLittlePart = 8;
+
+// What is waited for here comes late or never, and often another process needs this core for it.
+Patience PatienceOf(const Slot* s, RequestKind kind) {
+  enum : uint64_t {
+    kClone = 56,
+    kVfork = 58,
+    kWait4 = 61,
+    kExitGroup = 231,
+    kWaitid = 247,
+    kClone3 = 435
+  };
+  constexpr uint64_t kNoHang = 1, kCloneVfork = 0x4000;
+  const uint64_t* args = s->call_args;
+  if (kind == RequestKind::kOrdersDone) {
+    // The child is made, and has the address space until it executes a program.
+    if (s->call_nr == kClone3) return Patience::kLittle;
+    const bool vfork = s->call_nr == kVfork || (s->call_nr == kClone && (args[0] & kCloneVfork));
+    return vfork ? Patience::kNone : Patience::kAll;
+  }
+  if (kind != RequestKind::kSyscall) return Patience::kAll;
+  switch (s->call_nr) {
+    case kExitGroup:
+      return Patience::kNone;
+    case kWait4:
+      return args[2] & kNoHang ? Patience::kAll : Patience::kLittle;
+    case kWaitid:
+      return args[3] & kNoHang ? Patience::kAll : Patience::kLittle;
+    default:
+      return Patience::kAll;
+  }
+}
 
 bool Answered(Slot* s, uint32_t seq) {
   if (__atomic_load_n(&s->answer_seq, __ATOMIC_ACQUIRE) == seq) return false;
@@ -185,7 +217,7 @@ void WriteRequest(Slot* s, uint32_t seq, RequestKind kind) {
 }
 
 void FirstAnswer(Slot* s) {
-  AwaitAnswer(s, 0);
+  AwaitAnswer(s, 0, Patience::kAll);
   if (uint32_t kind = HandleAnswer(s)) HandOff(s, static_cast<RequestKind>(kind));
 }
 
@@ -261,7 +293,8 @@ void ForeignCall(Slot* s, UContext* uc) {
   if (site.form == kSiteMov) uc->mc.rax = site.nr;
   LoadFrame(s, uc);
   s->site_form = site.form;
-  if (!HandleCall(s)) FinishCompare(s);
+  s->restore_all = 0;
+  if (!HandleCall(s) && !s->restore_all) FinishCompare(s);
   StoreFrame(uc, s);
 }
 
@@ -282,7 +315,7 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 
 }  // namespace
 
-void AwaitAnswer(Slot* s, uint32_t seq) {
+void AwaitAnswer(Slot* s, uint32_t seq, Patience patience) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
   Rung rung = Rung::kNobody;
   if (!SharedPage()->traced) {
@@ -296,6 +329,8 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
     s->forked = 0;
     budget = 0;
   }
+  if (patience == Patience::kNone) budget = 0;
+  if (patience == Patience::kLittle) budget /= kLittlePart;
   if (budget != 0 && !in_its_way &&
       (s->spin_debt < kMaxSpinDebt || ++s->spin_misses % kProbeEvery == 0)) {
     // The quickest answers come before it is worth to look at the clock.
@@ -308,7 +343,7 @@ void AwaitAnswer(Slot* s, uint32_t seq) {
       now = Ticks();
       if (start == 0) start = now;
     } while (now - start < budget);
-    if (s->spin_debt < kMaxSpinDebt) s->spin_debt++;
+    if (patience == Patience::kAll && s->spin_debt < kMaxSpinDebt) s->spin_debt++;
   }
   const uint32_t cpu = CurrentCpu();
   s->cpu = cpu;
@@ -334,7 +369,7 @@ void HandOff(Slot* s, RequestKind kind) {
     if (stamp) s->trapped_at = Ticks();
     WriteRequest(s, seq, kind);
     __atomic_fetch_or(&Header()->ready[index / 64], 1ull << (index % 64), __ATOMIC_SEQ_CST);
-    AwaitAnswer(s, seq);
+    AwaitAnswer(s, seq, PatienceOf(s, kind));
     if (stamp) s->resumed_at = Ticks();
     uint32_t next = HandleAnswer(s);
     if (next == 0) return;
@@ -371,7 +406,10 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
     }
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
-      if (!HandleCall(s) && WorthPatching(s)) HandOff(s, RequestKind::kPatchHint);
+      s->restore_all = 0;
+      if (!HandleCall(s) && !s->restore_all && WorthPatching(s)) {
+        HandOff(s, RequestKind::kPatchHint);
+      }
     } else {
       // int $0x80: as on a kernel without 32-bit entry points, a general protection fault.
       s->rip -= 2;
@@ -430,13 +468,15 @@ extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
     s->step = 0;
   }
   s->call_flags = flags;
+  s->mode = kModeDirect;
   s->gs_owned = 0;
   s->restore_all = 0;
   bool answered = TryLane(s);
-  const bool hint = answered && s->traced_call && WorthPatching(s);
-  if (answered && !odd && !hint) {
+  const bool all = answered && s->restore_all != 0;
+  const bool hint = answered && !all && s->traced_call && WorthPatching(s);
+  if (all || (answered && !odd && !hint)) {
     s->traced_call = 0;
-    return false;
+    return all;
   }
   if (!answered) CopyIn(s);
   StoreDirect(s);

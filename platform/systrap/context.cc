@@ -80,8 +80,25 @@ void ThreadContext::Publish(const Identity& identity) {
 
 void ThreadContext::SettleRegs() { process_->patcher().FixReturn(&regs()); }
 
-void ThreadContext::OpenSignalMask(uint64_t mask) {
+Context::ThreadWords ThreadContext::PeekThreadWords() const {
+  auto load = [](const auto& word) { return __atomic_load_n(&word, __ATOMIC_SEQ_CST); };
+  const uint32_t changed = load(slot_->words_changed);
+  if (changed == 0) return {};
+  return {.clear_child_tid_changed = (changed & kWordClearChildTid) != 0,
+          .robust_list_changed = (changed & kWordRobustList) != 0,
+          .rseq_changed = (changed & kWordRseq) != 0,
+          .clear_child_tid = load(slot_->clear_child_tid),
+          .robust_list = load(slot_->robust_list),
+          .rseq_addr = load(slot_->rseq_addr),
+          .rseq_length = load(slot_->rseq_length),
+          .rseq_signature = load(slot_->rseq_signature)};
+}
+
+void ThreadContext::OpenSignalMask(uint64_t mask, const SignalStack& stack) {
   slot_->mask_changed = 0;
+  slot_->alt_stack_sp = stack.sp;
+  slot_->alt_stack_size = stack.size;
+  slot_->alt_stack_flags = stack.flags;
   __atomic_store_n(&slot_->sigmask, (mask & ~kUnblockableSignals) | kMaskOpen, __ATOMIC_SEQ_CST);
 }
 

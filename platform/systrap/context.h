@@ -57,6 +57,13 @@ class ThreadContext final : public Context {
   void SetLaneOwner(uint32_t owner) override {
     __atomic_store_n(&slot_->lane_owner, owner, __ATOMIC_SEQ_CST);
   }
+  void SetThreadCalls(bool may) override {
+    __atomic_store_n(&slot_->thread_calls, may ? 1u : 0u, __ATOMIC_SEQ_CST);
+  }
+  ThreadWords PeekThreadWords() const override;
+  void ForgetThreadWords() override {
+    __atomic_store_n(&slot_->words_changed, 0u, __ATOMIC_SEQ_CST);
+  }
   void SetPathPlace(uint64_t place) override {
     __atomic_store_n(&slot_->path_place, place, __ATOMIC_SEQ_CST);
   }
@@ -81,7 +88,7 @@ class ThreadContext final : public Context {
     __atomic_store_n(&slot_->ppid, ppid, __ATOMIC_RELAXED);
   }
   void SettleRegs() override;
-  void OpenSignalMask(uint64_t mask) override;
+  void OpenSignalMask(uint64_t mask, const SignalStack& stack) override;
   uint64_t CloseSignalMask() override;
   uint64_t SignalMask() const override;
   void OpenSignalActions(std::span<const SignalAction, kSignals> actions) override;

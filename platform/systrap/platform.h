@@ -44,6 +44,7 @@ class SystrapPlatform final : public Platform {
     return trapping_ == Trapping::kPtrace ? "ptrace" : "systrap";
   }
   std::span<const int> LaneCalls() const override { return kLaneCalls; }
+  std::span<const int> ThreadCalls() const override { return kThreadCalls; }
   void StartPool() override;
   void ForgetFiles(uint64_t dev) override { texts_.Forget(dev); }
   int AllowHostCalls(void* filter) const override {

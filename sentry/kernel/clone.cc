@@ -79,13 +79,13 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
   if (a.flags & CLONE_VM) {
     child.aio = aio;
   } else {
-    child.rseq = rseq;
+    child.words_.rseq = words().rseq;
   }
   child.fs_ = (a.flags & CLONE_FS) ? fs_ : fs_->Fork();
   child.fds_ = (a.flags & CLONE_FILES) ? fds_ : fds_->Fork();
   // sas_ss_reset: kept by vfork and by fork, not by threads.
   if (!(a.flags & CLONE_VM) || (a.flags & CLONE_VFORK)) child.alt_stack_ = alt_stack_;
-  if (a.flags & CLONE_CHILD_CLEARTID) child.clear_child_tid = a.child_tid;
+  if (a.flags & CLONE_CHILD_CLEARTID) child.words_.clear_child_tid = a.child_tid;
 }
 
 base::Status Task::CloneNamespaces(uint64_t flags, Task& child) {

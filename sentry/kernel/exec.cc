@@ -298,12 +298,11 @@ void Task::Adopt(LoadedProgram program) {
   if (moves) {
     NoteResident();
     WalkRobustList();
-    if (rseq.addr != 0) {
+    if (const Rseq& rseq = words().rseq; rseq.addr != 0) {
       orders.push_back(
           platform::order::Rseq{rseq.addr, rseq.length, kRseqUnregister, rseq.signature});
     }
-    robust_list = clear_child_tid = 0;
-    rseq = {};
+    words() = {};
     aio.reset();
     CompleteVfork();
     PiFutexes::Get().OwnerExits(*this);
@@ -437,6 +436,8 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
     regs().orig_rax = call;
     Ptrace::ExecEvent(*this, old_tid);
   }
+  // With that, the first look-up of the new program may be answered in its stub.
+  ConsiderPath(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW));
   return 0;
 }
 

@@ -22,7 +22,9 @@ constexpr int kRobustListLimit = 2048;  // ROBUST_LIST_LIMIT
 constexpr int64_t kClockTick = base::kNsPerSec / 100;
 
 // What others that share the memory of an ending thread may wait for (Linux: mm_release).
-std::vector<platform::Order> LastOrders(const Task::Rseq& rseq, uint64_t clear_child_tid) {
+std::vector<platform::Order> LastOrders(const Task::Words& words) {
+  const Task::Rseq& rseq = words.rseq;
+  const uint64_t clear_child_tid = words.clear_child_tid;
   std::vector<platform::Order> orders;
   // The host writes to the place as long as the thread runs; others may use it for something else
   // once they know of the end.
@@ -48,6 +50,7 @@ void Task::Exit(int status) {
 
 // struct robust_list_head: the list, the offset of the futex word, the one being locked.
 void Task::WalkRobustList() {
+  const uint64_t robust_list = words().robust_list;
   if (robust_list == 0) return;
   struct Head {
     uint64_t next;
@@ -93,19 +96,18 @@ void Task::ReleaseMemory(bool last) {
   if (!gone_) {
     FlushQueuedOrders();
     WalkRobustList();
-    robust_list = 0;
+    words().robust_list = 0;
     if (!alone && !gone_) {
-      std::vector<platform::Order> orders = LastOrders(rseq, clear_child_tid);
-      if (!vfork_) {
+      std::vector<platform::Order> orders = LastOrders(words());
+      if (!vfork_ && !last) {
         // The thread carries them out on its way out.
         for (platform::Order& order : orders) context_->QueueOrder(std::move(order));
       } else if (!orders.empty()) {
-        (void)RunOrders(std::move(orders)).ok();  // before its parent goes on
+        (void)RunOrders(std::move(orders)).ok();  // before its parent goes on, or hears of the end
       }
     }
   }
-  clear_child_tid = 0;
-  rseq = {};
+  words() = {};
   aio.reset();
   CompleteVfork();
   std::unique_ptr<platform::Context> context;

@@ -104,6 +104,7 @@ void Task::RunGuest() {
     absl::MutexLock l(&group_->signal_mutex());
     OpenMaskLocked();
   }
+  if (group_->handlers_->WantsOpen()) OpenSignalActions();
   for (const platform::Order& order : queued_orders_) context_->QueueOrder(order);
   rounds_.store(rounds_.load(std::memory_order_relaxed) | static_cast<uint64_t>(Waits::kGuest),
                 std::memory_order_relaxed);

@@ -52,6 +52,7 @@ void SetSender(siginfo_t* info, const Task& sender, const Task& receiver) {
 
 void SignalHandlers::Open(platform::Context& context) {
   absl::MutexLock l(&mutex_);
+  StayClosed();
   if (open_) return;
   platform::Context::SignalAction actions[platform::Context::kSignals];
   static_assert(platform::Context::kSignals == kNumSignals);
@@ -72,6 +73,7 @@ void SignalHandlers::CloseLocked() const {
   if (!open_) return;
   platform::Context::SignalAction actions[platform::Context::kSignals];
   const bool changed = std::exchange(open_, nullptr)->CloseSignalActions(actions);
+  wants_open_.store(true, std::memory_order_relaxed);
   for (int i = 0; changed && i < kNumSignals; ++i) {
     if (SigBit(i + 1) & kUnblockable) continue;
     const platform::Context::SignalAction& a = actions[i];
@@ -85,6 +87,7 @@ base::Ref<SignalHandlers> SignalHandlers::Fork() const {
   CloseLocked();
   absl::MutexLock l2(&copy->mutex_);
   for (int i = 1; i <= kNumSignals; ++i) copy->actions_[i] = actions_[i];
+  copy->wants_open_.store(WantsOpen(), std::memory_order_relaxed);
   return copy;
 }
 
@@ -103,6 +106,7 @@ SigAction SignalHandlers::Set(int signo, const SigAction& action) {
 void SignalHandlers::ResetForExec() {
   absl::MutexLock l(&mutex_);
   CloseLocked();
+  StayClosed();
   for (SigAction& a : actions_) {
     a = SigAction{.handler = a.handler == kSigIgn ? kSigIgn : kSigDfl};
   }

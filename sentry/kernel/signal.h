@@ -70,6 +70,10 @@ class SignalHandlers : public base::RefCounted {
   // another thread, and before a signal is made pending.
   void Open(platform::Context& context);
   void Close() const;
+  // They were open, and are to be so again when the process's thread goes on and no signal is
+  // pending.
+  bool WantsOpen() const { return wants_open_.load(std::memory_order_relaxed); }
+  void StayClosed() { wants_open_.store(false, std::memory_order_relaxed); }
   // Returns the old one. SIGKILL and SIGSTOP are the caller's check.
   SigAction Set(int signo, const SigAction& action);
   // exec: what was handled becomes SIG_DFL; SIG_IGN stays; flags and masks go.
@@ -87,6 +91,7 @@ class SignalHandlers : public base::RefCounted {
   mutable absl::Mutex mutex_;
   mutable SigAction actions_[kNumSignals + 1] ABSL_GUARDED_BY(mutex_);
   mutable platform::Context* open_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  mutable std::atomic<bool> wants_open_{false};
 };
 
 // What a user (a real uid) has, for RLIMIT_SIGPENDING, RLIMIT_NPROC and RLIMIT_MSGQUEUE (Linux:

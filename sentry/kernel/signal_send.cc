@@ -218,14 +218,22 @@ void Task::OpenSignalActions() {
   absl::MutexLock l(&group_->signal_mutex());
   bool alone = group_->live_threads_.load(std::memory_order_acquire) == 1 &&
                group_->tasks_.size() == 1 && group_->handlers_->ref_count() == 1;
-  if (!alone || (pending_.set() | group_->shared_pending_.set()) != 0 || dead_) return;
+  if (!alone || dead_) return group_->handlers_->StayClosed();
+  if ((pending_.set() | group_->shared_pending_.set()) != 0) return;  // later
   group_->handlers_->Open(*context_);
+}
+
+// While the mask is open, the platform knows the stack.
+void Task::SetAltStack(const AltStack& stack) {
+  absl::MutexLock l(&group_->signal_mutex());
+  CloseMaskLocked();
+  alt_stack_ = stack;
 }
 
 void Task::OpenMaskLocked() {
   group_->signal_mutex().AssertHeld();
   if ((pending_.set() | group_->shared_pending_.set()) != 0 || dead_) return;
-  context_->OpenSignalMask(signal_mask());
+  context_->OpenSignalMask(signal_mask(), {alt_stack_.sp, alt_stack_.size, alt_stack_.flags});
   mask_open_.store(true, std::memory_order_relaxed);
 }
 

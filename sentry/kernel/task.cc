@@ -151,6 +151,29 @@ void Task::PublishIdentity() {
                      .egid = ns.MapGidOut(creds_->egid)});
 }
 
+namespace {
+void TakeWords(const platform::Context::ThreadWords& from, Task::Words* to) {
+  if (from.clear_child_tid_changed) to->clear_child_tid = from.clear_child_tid;
+  if (from.robust_list_changed) to->robust_list = from.robust_list;
+  if (from.rseq_changed) to->rseq = {from.rseq_addr, from.rseq_length, from.rseq_signature};
+}
+}  // namespace
+
+Task::Words& Task::words() {
+  if (context_) {
+    TakeWords(context_->PeekThreadWords(), &words_);
+    context_->ForgetThreadWords();
+  }
+  return words_;
+}
+
+Task::Words Task::WordsNow() const {
+  absl::MutexLock l(&mutex_);
+  Words words = words_;
+  if (context_) TakeWords(context_->PeekThreadWords(), &words);
+  return words;
+}
+
 bool Task::is_leader() const { return pid_ref() == group_->pid(); }
 
 std::vector<base::Ref<Task>> Task::Tracees() const {

@@ -177,7 +177,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   SigSet OwnPendingSet() const;     // [any]
   SigSet SharedPendingSet() const;  // [any]
   AltStack alt_stack() const { return alt_stack_; }
-  void set_alt_stack(const AltStack& stack) { alt_stack_ = stack; }
+  void SetAltStack(const AltStack& stack);
   // May `this` send `signo` to `target` (Linux: check_kill_permission)? EPERM.
   base::Status CheckKill(Task& target, int signo) const;
 
@@ -286,15 +286,20 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::array<std::atomic<uint64_t>, 2> cpu_mask_words{~uint64_t{0}, ~uint64_t{0}};
   std::atomic<int> thp_disable{0};
   std::atomic<int> mce_kill{2};
-  // Words of the guest: clear_child_tid and the robust list.
-  uint64_t clear_child_tid = 0;
-  uint64_t robust_list = 0;
   // What rseq(2) has registered with the host for this thread; addr 0: nothing.
   struct Rseq {
     uint64_t addr = 0;
     uint32_t length = 0, signature = 0;
   };
-  Rseq rseq;
+  // What the thread has told of places in its memory.
+  struct Words {
+    uint64_t clear_child_tid = 0;
+    uint64_t robust_list = 0;
+    Rseq rseq;
+  };
+  // With what the thread has set without the kernel.
+  Words& words();
+  Words WordsNow() const;  // [any]
   // Bytes and calls of read(2) and write(2) and their like, for /proc/PID/io.
   IoCounts io;
   // The semaphores to be undone at the end, shared with CLONE_SYSVSEM; and the AIO contexts of the
@@ -346,6 +351,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
   void PublishIdentity();
   void UpdateLanes();
+  bool MayAnswerThreadCalls() const;
 
   // task_seccomp.cc. True if the call at hand is to be made; else `*result` is its outcome, if the
   // task is not about to exit. A tracer may make it another call.
@@ -466,6 +472,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   bool dead_ = false;                 // on its way out: gets no signals
   std::optional<SigSet> saved_mask_;  // of SetTemporaryMask
   AltStack alt_stack_;
+  Words words_;
   std::function<base::Result<uint64_t>(Task&)> restart_block_;
   bool copy_out_failed_ = false;  // the current call wrote to a bad address
   int restart_code_ = 0;          // the current call's result, if it asks for a restart

@@ -1,4 +1,5 @@
 // A task's seccomp(2) mode and filters, and what they make of its calls (Linux: kernel/seccomp.c).
+#include <algorithm>
 #include <utility>
 
 #include "sentry/base/log.h"
@@ -47,6 +48,13 @@ void Task::SetSeccompMode(int mode) {
   if (mode != SECCOMP_MODE_DISABLED) syscall_work_.fetch_or(kWorkSeccomp);
 }
 
+bool Task::MayAnswerThreadCalls() const {
+  const base::Ref<const SeccompFilter> filter = seccomp_filter();
+  if (!filter) return seccomp_mode() == SECCOMP_MODE_DISABLED;
+  return std::ranges::all_of(kernel_->platform().ThreadCalls(),
+                             [&](int nr) { return filter->AlwaysAllows(nr); });
+}
+
 // The signal mutex is held, or nobody else knows the task, or it is current.
 void Task::UpdateLanes() {
   using Lanes = platform::Context::Lanes;
@@ -63,6 +71,7 @@ void Task::UpdateLanes() {
   }
   if (traced()) lanes = Lanes::kNone;
   if (context_) context_->SetLanes(lanes);
+  if (context_) context_->SetThreadCalls(MayAnswerThreadCalls());
   if (context_ && seccomp_mode() != SECCOMP_MODE_DISABLED) {
     context_->SetLaneOwner(0);
     context_->SetPathPlace(0);

@@ -242,7 +242,7 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       t.thp_disable = a[1] != 0;
       return 0;
     case PR_GET_TID_ADDRESS:
-      TRY(UserPtr<uint64_t>(a[1]).CopyOut(t.memory(), t.clear_child_tid));
+      TRY(UserPtr<uint64_t>(a[1]).CopyOut(t.memory(), t.words().clear_child_tid));
       return 0;
     case PR_SET_MM:
       return SetMm(t, a);

@@ -231,13 +231,13 @@ Result<uint64_t> SysWaitid(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysSetTidAddress(Task& t, const SyscallArgs& a) {
-  t.clear_child_tid = a[0];
+  t.words().clear_child_tid = a[0];
   return static_cast<uint64_t>(t.Tid());
 }
 
 Result<uint64_t> SysSetRobustList(Task& t, const SyscallArgs& a) {
   if (a[1] != 24) return Error(EINVAL);  // sizeof(struct robust_list_head)
-  t.robust_list = a[0];
+  t.words().robust_list = a[0];
   return 0;
 }
 
@@ -249,7 +249,7 @@ Result<uint64_t> SysGetRobustList(Task& t, const SyscallArgs& a) {
     TRY(MayInspect(t, *target));
   }
   TRY(UserPtr<uint64_t>(a[2]).CopyOut(t.memory(), 24));
-  TRY(UserPtr<uint64_t>(a[1]).CopyOut(t.memory(), target->robust_list));
+  TRY(UserPtr<uint64_t>(a[1]).CopyOut(t.memory(), target->WordsNow().robust_list));
   return 0;
 }
 

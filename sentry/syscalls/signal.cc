@@ -181,7 +181,7 @@ Result<uint64_t> SysSigaltstack(Task& t, const SyscallArgs& a) {
       stack.flags &= kSsAutodisarm;
       stack.pad = 0;
     }
-    t.set_alt_stack(stack);
+    t.SetAltStack(stack);
   }
   if (a[1] != 0) {
     if (old.size == 0) old.flags = SS_DISABLE;

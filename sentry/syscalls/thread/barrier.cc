@@ -72,7 +72,7 @@ Result<uint64_t> SysRseq(Task& t, const SyscallArgs& a) {
   constexpr uint32_t kUnregister = RSEQ_FLAG_UNREGISTER;
   const Task::Rseq wanted{a[0], a.Uint(1), a.Uint(3)};
   const uint32_t flags = a.Uint(2);
-  Task::Rseq& now = t.rseq;
+  Task::Rseq& now = t.words().rseq;
   if (flags & kUnregister) {
     if (flags & ~kUnregister) return Error(EINVAL);
     if (now.addr != wanted.addr || now.addr == 0 || now.length != wanted.length) {

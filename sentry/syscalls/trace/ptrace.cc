@@ -212,7 +212,7 @@ Result<uint64_t> GetRseq(const Request& r) {
     uint64_t addr;
     uint32_t size, signature, flags, pad;
   };
-  const Task::Rseq& rseq = r.tracee.task().rseq;
+  const Task::Rseq rseq = r.tracee.task().WordsNow().rseq;
   const Config config{rseq.addr, rseq.length, rseq.signature, 0, 0};
   std::span<const std::byte> bytes = std::as_bytes(std::span(&config, 1));
   TRY(r.memory().Write(r.data, bytes.first(std::min<uint64_t>(r.addr, sizeof(config)))));
