@@ -7,6 +7,11 @@
 #include "sentry/vfs/notify.h"
 
 namespace sentry {
+namespace {
+
+std::atomic<FdTable::LaneKeeper> g_lane_keeper{nullptr};
+
+}  // namespace
 
 FdTable::~FdTable() {
   for (const auto& file : RemoveRange(0, UINT32_MAX)) (void)Finish(file);
@@ -142,6 +147,8 @@ void FdTable::SetCloexecRange(uint32_t first, uint32_t last) {
   version_.fetch_add(1, std::memory_order_acq_rel);
 }
 
+void FdTable::SetLaneKeeper(LaneKeeper keeper) { g_lane_keeper.store(keeper); }
+
 bool FdTable::SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
                        uint64_t in, uint64_t out) {
   absl::MutexLock l(&mutex_);
@@ -169,6 +176,9 @@ void FdTable::ForgetLanes(size_t fd) {
   if (!entries_[fd].has_lanes) return;
   entries_[fd].has_lanes = false;
   lanes_->Set(static_cast<int>(fd), 0, 0);
+  if (LaneKeeper keeper = g_lane_keeper.load(std::memory_order_acquire)) {
+    keeper(static_cast<int>(fd), entries_[fd].file);
+  }
 }
 
 std::vector<int> FdTable::List() const {
