@@ -1,8 +1,14 @@
 // What a process knows of an epoll instance whose watched files have lanes (stream_lane.h): so much
-// that it adds, changes and removes them, and finds those that are ready, without the sentry. A
-// call about anything else, or that has to wait, is the sentry's. In the mailbox: written by the
-// process and the sentry, who takes over what has changed before it looks at the instance. Compiled
-// into both; freestanding.
+// that it adds, changes and removes them, finds those that are ready, and waits for them, without
+// the sentry. A call about anything else is the sentry's. In the mailbox: written by the process
+// and the sentry, who takes over what has changed before it looks at the instance. Compiled into
+// both; freestanding.
+//
+// Who waits here sleeps on the word of the instance's sleeper (a waiter's word, stream_lane.h),
+// which the wishes in its lanes name. Whatever else ends a wait (a file without a lane is ready, a
+// watch is changed, somebody waits in the sentry) is noted in this struct first, and then the word
+// is touched. Watches that the sentry does not know of yet are not waited for here, since it cannot
+// tell of them.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +43,7 @@ struct LaneEpoll {
   uint32_t end;           // descriptors that are watched are below
   uint32_t next;          // where the last look for what is ready has stopped
   uint32_t change_count;
-  uint32_t pad;
+  uint32_t sleeper_plus_one;  // of the arena; 0: none
   uint16_t changes[kLaneEpollFds];
   LaneWatch watches[kLaneEpollFds];
 };

@@ -146,7 +146,8 @@ enum RequestFlag : uint8_t {
   kRequestDirect = 1,            // from a patched site: kModeDirect
   kRequestFutexInterrupted = 2,  // a wait answered here was interrupted; remaining_ns tells
   kRequestMaskChanged = 4,       // sigmask is not what the sentry has set
-  kRequestLaneDone = 8,  // the call was answered by a stream lane, which is to be told of it
+  kRequestLaneDone = 8,     // the call was answered by a stream lane, which is to be told of it
+  kRequestLaneWaited = 16,  // it has waited for one, and is now the sentry's; remaining_ns tells
 };
 
 // The first word of a request.
@@ -264,8 +265,8 @@ struct Slot {
   alignas(64) uint64_t rax;
   uint64_t rdi, rsi, rdx, r10, r8, r9, rip;
   uint64_t rsp, rbx, rbp, r12, r13, r14, r15;
-  // Of a futex wait that was interrupted, -1: without a timeout; with kAnswerRemaining, of one to
-  // come.
+  // Of a futex wait that was interrupted, or a call that has waited for a lane, -1: without a
+  // timeout; with kAnswerRemaining, of one to come.
   int64_t remaining_ns;
   // Line 2: the request, with all that most calls need.
   RequestHead request;
@@ -291,7 +292,7 @@ struct Slot {
 
   // Line 6: written by the stub when it is slow anyway.
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
-  uint32_t in_futex;              // the guest waits natively in futex(2)
+  uint32_t in_futex;              // the guest waits natively: in futex(2), or for a lane
   uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
   uint32_t cpu;       // the processor on which it went to sleep last
   uint64_t fault_addr, trapno, error_code;
@@ -321,8 +322,14 @@ struct Slot {
   // Of kRequestLaneDone: what the call returns, and which lane it was.
   int64_t lane_result;
   uint64_t lane_name;
-  uint32_t lane_wrote;  // it was written to
-  uint32_t lane_done;   // what kRequestLaneDone will say
+  uint32_t lane_wrote;   // it was written to
+  uint32_t lane_done;    // what kRequestLaneDone will say
+  uint32_t lane_waited;  // what kRequestLaneWaited will say
+  // The descriptor, plus one, for whose lane the call at hand waits or has waited; 0: none. While
+  // it stands here, whoever closes the descriptor keeps its description for that call.
+  uint32_t lane_wait;
+  uint32_t wait_debt;  // as spin_debt, of waiting for a lane
+  uint32_t wait_misses;
 
   // From here: identity, written by the sentry. Forging it deceives only the forger.
   alignas(64) int32_t pid;

@@ -63,6 +63,9 @@ struct Trap {
   // kOrdersDone: results of the orders, in order (mremap: the address; CompareExchange: the word;
   // else 0).
   std::vector<uint64_t> results;
+  // kSyscall: the call has waited for the lane of its descriptor, and goes on with the kernel;
+  // remaining_ns is what is left of its timeout, -1 without one. The guest may lie.
+  bool lane_waited = false;
 };
 
 class Context;
@@ -222,7 +225,7 @@ class Context : public base::UserMemory {
   // at any time. An interrupt of a stopped context is kept: the next Resume(kGuest) traps before
   // any guest instruction runs. Never lost, possibly delivered once more than asked.
   virtual void Interrupt() = 0;
-  // True while the guest waits natively in futex(2) (for /proc: state S).
+  // True while the guest waits natively, in futex(2) or for a lane (for /proc: state S).
   virtual bool WaitsInFutex() const = 0;
   // Bytes of an FPU image in a signal frame on this machine.
   virtual size_t fpu_frame_size() const = 0;
@@ -308,6 +311,9 @@ class Context : public base::UserMemory {
   virtual void Publish(const Identity& identity) = 0;
   // Changes ppid alone. From any thread.
   virtual void PublishParent(int32_t /*ppid*/) {}
+  // The descriptor for whose lane the call that is under way waits, or has waited; -1: none. The
+  // guest may lie.
+  virtual int LaneWaitFd() const { return -1; }
 };
 
 // What guest addresses are usable.

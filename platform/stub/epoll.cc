@@ -10,6 +10,7 @@ namespace {
 constexpr uint32_t kAdd = 1, kDelete = 2, kModify = 3;  // EPOLL_CTL_*
 constexpr uint32_t kAlways = 0x8 | 0x10;                // EPOLLERR, EPOLLHUP
 constexpr uint64_t kMaxEvents = 64;                     // handed out at once
+constexpr int64_t kNsPerMs = 1'000'000;
 
 struct Event {  // struct epoll_event
   uint32_t events;
@@ -28,9 +29,9 @@ bool Serves(const LaneEpoll* e, uint64_t fd) {
 }
 
 // The lane of this name; null: it is that of a direction which the descriptor does not have.
-const StreamLane* LaneAt(uint64_t name) {
+StreamLane* LaneAt(uint64_t name) {
   if (LaneIndex(name) >= kLanes) return nullptr;
-  return reinterpret_cast<const StreamLane*>(kLaneBase + LaneIndex(name) * kLaneStride);
+  return reinterpret_cast<StreamLane*>(kLaneBase + LaneIndex(name) * kLaneStride);
 }
 
 LaneState StateOf(uint32_t fd) {
@@ -41,6 +42,28 @@ LaneState StateOf(uint32_t fd) {
   LookAtLaneIn(LaneAt(in), LaneGeneration(in), &state);
   LookAtLaneOut(LaneAt(out), LaneGeneration(out), &state);
   return state;
+}
+
+bool Wish(LaneWish* word, LaneWish wish) {
+  const LaneWish now = Load(word);
+  if (now == wish || now == kWish) return false;
+  AddLaneWish(word, wish);
+  return true;
+}
+
+// What comes by the lanes of `fd` that it is watched for, and is not there yet, touches the word of
+// `wish`. An edge for a writer who finds no room is told by the sentry, to whom he has turned.
+// False: it has done so before.
+bool Arm(uint32_t fd, const LaneWatch& w, LaneWish wish) {
+  const LaneFd& lanes = Header()->lane_fds[fd];
+  StreamLane* in = LaneAt(Load(&lanes.in));
+  StreamLane* out = LaneAt(Load(&lanes.out));
+  bool news = false;
+  if (in != nullptr && (w.events & kLaneIn) != 0) news = Wish(&in->want_data, wish);
+  if (out != nullptr && (w.events & kLaneOut) != 0 && (w.events & kLaneEdge) == 0) {
+    news = Wish(&out->want_room, wish) || news;
+  }
+  return news;
 }
 
 // The sentry is to learn of what has become of the watch. False: too much is noted already.
@@ -92,7 +115,7 @@ Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
 
 // Fills `events`, which is to go to `guest`, with up to `max` of what is ready. -1: only the sentry
 // can tell.
-int Look(LaneEpoll* e, Event* events, uint64_t guest, uint64_t max) {
+int LookAtAll(LaneEpoll* e, Event* events, uint64_t guest, uint64_t max) {
   if (Load(&e->sentry_ready) != 0) return -1;
   const uint32_t end = e->end <= kLaneEpollFds ? e->end : 0;
   uint32_t fd = e->next < end ? e->next : 0;
@@ -107,6 +130,78 @@ int Look(LaneEpoll* e, Event* events, uint64_t guest, uint64_t max) {
   }
   e->next = fd;
   return static_cast<int>(count);
+}
+
+// The word that waits sleep on; null: they are the sentry's.
+uint32_t* WordOf(const LaneEpoll* e) {
+  const uint32_t sleeper = Load(&e->sleeper_plus_one);
+  return sleeper == 0 || sleeper > kLaneSleepers ? nullptr : &StubWaker().sleepers[sleeper - 1];
+}
+
+// A call of epoll_wait(2).
+struct Wait {
+  LaneEpoll* e;
+  uint64_t fd, guest, max;
+  Event events[kMaxEvents];
+};
+
+// How many events there are; -1: only the sentry can tell.
+int Look(Slot* s, Wait* w) {
+  if (!LockLane(&w->e->lock, s->lane_owner)) return -1;
+  const int n = Serves(w->e, w->fd) ? LookAtAll(w->e, w->events, w->guest, w->max) : -1;
+  UnlockLane(&w->e->lock);
+  return n;
+}
+
+enum Armed { kArmedAnew, kArmedBefore, kNotArmed };
+
+// Has those who bring what is waited for touch the word.
+Armed ArmAll(Slot* s, LaneEpoll* e, const uint32_t* word) {
+  if (!LockLane(&e->lock, s->lane_owner)) return kNotArmed;
+  const auto wish = kFirstSleeper + static_cast<LaneWish>(word - StubWaker().sleepers);
+  bool anew = false, known = Load(&e->change_count) == 0;
+  const uint32_t end = e->end <= kLaneEpollFds ? e->end : 0;
+  for (uint32_t fd = 0; known && fd < end; fd++) {
+    if (e->watches[fd].state == kWatchLane) anew = Arm(fd, e->watches[fd], wish) || anew;
+  }
+  UnlockLane(&e->lock);
+  if (!known) return kNotArmed;
+  return anew ? kArmedAnew : kArmedBefore;
+}
+
+// Sleeps until the word, which was `value`, is touched.
+Wake AwaitTouch(Slot* s, uint32_t* word, uint32_t value, int64_t timeout_ns) {
+  Spin spin;
+  while (SpinAgain(s, &spin)) {
+    if (Load(word) == value) continue;
+    EndSpin(s, spin, true);
+    return Wake::kWoken;
+  }
+  EndSpin(s, spin, false);
+  const uint32_t sleeping = AddLaneWaiter(word, kStubSleeps);
+  if (sleeping != (value | kStubSleeps)) return Wake::kWoken;
+  return SleepOn(s, word, sleeping, timeout_ns);
+}
+
+// Nothing is ready. As Look, but if there was an interrupt the call goes on with the sentry too.
+int LookAndWait(Slot* s, Wait* w, int64_t timeout_ns, int64_t* remaining_ns) {
+  uint32_t* word = WordOf(w->e);
+  const int64_t begin = timeout_ns > 0 ? MonotonicNs() : 0;
+  *remaining_ns = timeout_ns;
+  for (;;) {
+    if (word == nullptr || WordOf(w->e) != word) return -1;
+    const uint32_t value = AddLaneWaiter(word, kStubLooks);
+    const Armed armed = ArmAll(s, w->e, word);
+    if (armed == kNotArmed) return -1;
+    const int n = Look(s, w);
+    if (n != 0) return n;
+    const Wake wake = AwaitTouch(s, word, value, *remaining_ns);
+    if (timeout_ns > 0) *remaining_ns = timeout_ns - (MonotonicNs() - begin);
+    if (timeout_ns > 0 && *remaining_ns < 0) *remaining_ns = 0;
+    if (wake == Wake::kInterrupted) return -1;
+    const int found = Look(s, w);
+    if (found != 0 || *remaining_ns == 0) return found;
+  }
 }
 
 }  // namespace
@@ -125,25 +220,33 @@ bool StreamEpollCtl(Slot* s) {
   if (!TryLockLane(&e->lock, s->lane_owner)) return false;
   const bool done = Serves(e, s->rdi) && Control(e, op, fd, event);
   UnlockLane(&e->lock);
-  if (done) s->rax = 0;
-  return done;
+  if (!done) return false;
+  const StubWaker waker;
+  if (uint32_t* word = WordOf(e)) WakeLaneWaiters(waker, word);
+  s->rax = 0;
+  return true;
 }
 
 bool StreamEpollWait(Slot* s) {
   if (s->lane_owner == 0) return false;
-  LaneEpoll* e = Find(s->rdi);
+  Wait w;
+  w.e = Find(s->rdi);
+  w.fd = s->rdi;
+  w.guest = s->rsi;
   const int32_t max = static_cast<int32_t>(s->rdx);
-  if (e == nullptr || max <= 0 || s->rsi >= kRegionBase) return false;
-  Event events[kMaxEvents];
-  const uint64_t most =
-      static_cast<uint64_t>(max) < kMaxEvents ? static_cast<uint64_t>(max) : kMaxEvents;
-  if (!TryLockLane(&e->lock, s->lane_owner)) return false;
-  const int n = Serves(e, s->rdi) ? Look(e, events, s->rsi, most) : -1;
-  UnlockLane(&e->lock);
-  // Waiting is the sentry's.
-  if (n < 0 || (n == 0 && s->r10 != 0)) return false;
-  if (StubCopy(reinterpret_cast<void*>(s->rsi), events, static_cast<uint64_t>(n) * sizeof(Event)) !=
-      0) {
+  if (w.e == nullptr || max <= 0 || w.guest >= kRegionBase) return false;
+  w.max = static_cast<uint64_t>(max) < kMaxEvents ? static_cast<uint64_t>(max) : kMaxEvents;
+  const int64_t ms = static_cast<int32_t>(s->r10);
+  int n = Look(s, &w);
+  if (n == 0 && ms != 0) {
+    BeginLaneWait(s, w.fd);
+    int64_t remaining_ns;
+    n = LookAndWait(s, &w, ms < 0 ? -1 : ms * kNsPerMs, &remaining_ns);
+    if (n < 0) return LeaveLaneWait(s, remaining_ns);
+    Store(&s->lane_wait, 0u);
+  }
+  if (n < 0 || StubCopy(reinterpret_cast<void*>(w.guest), w.events,
+                        static_cast<uint64_t>(n) * sizeof(Event)) != 0) {
     return false;
   }
   s->rax = static_cast<uint64_t>(n);

@@ -8,7 +8,7 @@ namespace {
 
 constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys = -38;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
-constexpr uint64_t kClockRealtime = 0, kClockMonotonic = 1, kClockRealtimeCoarse = 5;
+constexpr uint64_t kClockRealtime = 0, kClockRealtimeCoarse = 5;
 
 constexpr int kFutexNr = 202;
 
@@ -141,12 +141,6 @@ bool RtSigprocmask(Slot* s) {
     }
   }
   return Answer(s, s->rdx == 0 || CopyOut(s->rdx, &old, sizeof(old)) ? 0 : kEfault);
-}
-
-int64_t MonotonicNs() {
-  __kernel_timespec t;
-  Syscall(kSysClockGettime, kClockMonotonic, Addr(&t));
-  return t.tv_sec * kNsPerSecond + t.tv_nsec;
 }
 
 // Waits with the guest's own arguments. An interrupt is reported to the sentry, which ends or

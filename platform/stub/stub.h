@@ -122,6 +122,31 @@ bool SetTidAddress(Slot* slot);
 bool SetRobustList(Slot* slot);
 bool RegisterRseq(Slot* slot);
 
+// ---- waits.cc: waiting without the sentry ----
+
+// Spinning while another core is likely to bring what is waited for: SpinAgain tells, before each
+// look, whether to take it. EndSpin learns from the outcome.
+struct Spin {
+  uint64_t begin = 0;
+  uint32_t looks = 0;
+};
+bool SpinAgain(Slot* slot, Spin* spin);
+void EndSpin(Slot* slot, const Spin& spin, bool found);
+// Sleeps on a word of the lanes that all stubs of the domain share, at most `timeout_ns` (negative:
+// without end). Woken may mean nothing.
+enum class Wake { kWoken, kTimeout, kInterrupted };
+Wake SleepOn(Slot* slot, const uint32_t* word, uint32_t value, int64_t timeout_ns);
+int64_t MonotonicNs();
+// The arena's words, and how to wake those who sleep on them or on a word of a lane.
+struct StubWaker {
+  uint32_t* sleepers = reinterpret_cast<uint32_t*>(kLaneBase + kLaneSleepersAt);
+  void Wake(const uint32_t* word) const;
+};
+// The call waits for the lane of descriptor `fd` from here on; it does until it is answered.
+void BeginLaneWait(Slot* slot, uint64_t fd);
+// False, for it to be returned: the call goes on with the sentry.
+bool LeaveLaneWait(Slot* slot, int64_t remaining_ns);
+
 // ---- streams.cc: calls answered by stream lanes ----
 
 // As the handlers of lanes.cc. What was done and is to be told to the sentry is declined with

@@ -202,7 +202,9 @@ void WriteRequest(Slot* s, uint32_t seq, RequestKind kind) {
   if (s->futex_interrupted) flags |= kRequestFutexInterrupted;
   if (s->mask_changed) flags |= kRequestMaskChanged;
   if (s->lane_done) flags |= kRequestLaneDone;
+  if (s->lane_waited && kind == RequestKind::kSyscall) flags |= kRequestLaneWaited;
   s->lane_done = 0;
+  s->lane_waited = 0;
   RequestHead head{seq, kind, static_cast<uint8_t>(flags), static_cast<uint16_t>(s->copied_in)};
   if (kind == RequestKind::kSyscall) {
     s->call_nr = s->rax;
@@ -244,12 +246,17 @@ bool RecoverFault(Slot* s, const SigInfo* info, UContext* uc) {
   return false;
 }
 
+void HandOffCall(Slot* s) {
+  HandOff(s, RequestKind::kSyscall);
+  if (s->futex_interrupted) s->futex_interrupted = 0;
+  if (s->lane_wait) Store(&s->lane_wait, 0u);
+}
+
 // A call with its registers in the slot. False if it was answered here.
 bool HandleCall(Slot* s) {
   if (TryLane(s)) return false;
   CopyIn(s);
-  HandOff(s, RequestKind::kSyscall);
-  if (s->futex_interrupted) s->futex_interrupted = 0;
+  HandOffCall(s);
   return true;
 }
 
@@ -481,8 +488,7 @@ extern "C" bool StubDirectCall(Slot* s, uint64_t flags, uint32_t saved) {
   if (!answered) CopyIn(s);
   StoreDirect(s);
   if (!answered) {
-    HandOff(s, RequestKind::kSyscall);
-    if (s->futex_interrupted) s->futex_interrupted = 0;
+    HandOffCall(s);
   } else if (hint) {
     HandOff(s, RequestKind::kPatchHint);
   }

@@ -57,6 +57,11 @@ bool ThreadContext::WaitsInFutex() const {
   return running() && __atomic_load_n(&slot_->in_futex, __ATOMIC_RELAXED) != 0;
 }
 
+int ThreadContext::LaneWaitFd() const {
+  const uint32_t wait = __atomic_load_n(&slot_->lane_wait, __ATOMIC_SEQ_CST);
+  return wait <= kLaneFds ? static_cast<int>(wait) - 1 : -1;
+}
+
 Context::LastCall ThreadContext::PeekCall() const {
   const Slot* s = slot_;
   auto load = [](const uint64_t& word) { return __atomic_load_n(&word, __ATOMIC_RELAXED); };
@@ -393,7 +398,8 @@ void ThreadContext::TakeCall(const RequestHead& head) {
     patch_wanted_ = process_->patcher().NoteTrap(trapped_rip_);
   }
   trap_.futex_interrupted = (head.flags & kRequestFutexInterrupted) != 0;
-  if (trap_.futex_interrupted) trap_.remaining_ns = slot_->remaining_ns;
+  trap_.lane_waited = (head.flags & kRequestLaneWaited) != 0;
+  if (trap_.futex_interrupted || trap_.lane_waited) trap_.remaining_ns = slot_->remaining_ns;
   trap_.lane_done = (head.flags & kRequestLaneDone) != 0;
   if (trap_.lane_done) {
     trap_.lane_wrote = slot_->lane_wrote != 0;

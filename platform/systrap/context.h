@@ -42,6 +42,7 @@ class ThreadContext final : public Context {
   void Resume(ResumeMode mode) override;
   void Interrupt() override;
   bool WaitsInFutex() const override;
+  int LaneWaitFd() const override;
   size_t fpu_frame_size() const override;
   std::span<const std::byte> saved_fpu() const override;
   int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }

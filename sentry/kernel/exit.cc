@@ -385,6 +385,7 @@ void Kernel::ZapNamespace(Task& init) {
 }
 
 void Task::FinishExit() {
+  DropKeptFile();
   if (traced()) Ptrace::ExitEvent(*this);
   bool last;
   {

@@ -36,6 +36,7 @@ Kernel::Kernel(std::unique_ptr<platform::Platform> platform, const Cgroup::Limit
       boot_realtime_ns_(base::RealtimeNs()) {
   g_kernel = this;
   FileDescription::SetAsyncSender(&SendSigio);
+  FdTable::SetLaneKeeper(&Task::KeepForLaneWaits);
 }
 
 Kernel::~Kernel() { g_kernel = nullptr; }

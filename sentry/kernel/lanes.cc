@@ -12,6 +12,7 @@
 #include "platform/file_lane.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/vfs/lane_ends.h"
 #include "sentry/vfs/notify.h"
 #include "sentry/vfs/path_outcome.h"
 
@@ -67,6 +68,7 @@ void Task::ConsiderLanes(int fd, FileDescription& file) {
   }
   const FileDescription::LaneNames lanes = file.EnterLanes(arena);
   if (lanes.in == 0 && lanes.out == 0) return;
+  LaneEnds::Tell(file);
   if (fds_->SetLanes(fd, &file, binding, lanes.in, lanes.out)) {
     context_->SetLaneOwner(mm_->lane_owner());
   }
@@ -88,6 +90,39 @@ void Task::LendFile(int fd, FileDescription& file) {
     lane_creds_ = creds_;
   }
   if (file.LendTo(*fds_, fd, binding)) context_->SetLaneOwner(mm_->lane_owner());
+}
+
+base::Ref<FileDescription> Task::FileOf(int fd) {
+  base::Ref<FileDescription> file = fds_->Get(fd);
+  // Who closes a descriptor keeps its file first.
+  if (!has_kept_file_.load(std::memory_order_acquire)) [[likely]]
+    return file;
+  absl::MutexLock l(&mutex_);
+  return kept_file_ != nullptr && kept_fd_ == fd ? kept_file_ : file;
+}
+
+void Task::KeepForLaneWaits(int fd, const base::Ref<FileDescription>& file) {
+  Task* current = Current();
+  if (current == nullptr || file == nullptr || current->group_->thread_count() == 1) return;
+  absl::MutexLock l(&current->group_->signal_mutex());
+  for (const base::Ref<Task>& t : current->group_->tasks_) {
+    if (t.get() == current || !t->context_ || t->context_->LaneWaitFd() != fd) continue;
+    {
+      absl::MutexLock l2(&t->mutex_);
+      if (t->kept_file_ != nullptr) continue;  // it goes on with that
+      t->kept_fd_ = fd;
+      t->kept_file_ = file;
+    }
+    t->has_kept_file_.store(true, std::memory_order_seq_cst);
+    if (t->in_guest_.load(std::memory_order_seq_cst)) t->context_->Interrupt();
+  }
+}
+
+void Task::DropKeptFile() {
+  base::Ref<FileDescription> file;
+  absl::MutexLock l(&mutex_);
+  has_kept_file_.store(false, std::memory_order_relaxed);
+  std::swap(file, kept_file_);
 }
 
 void Task::FinishLaneCall() {

@@ -100,6 +100,9 @@ void Task::RunGuest() {
     in_guest_.store(false, std::memory_order_relaxed);
     return;
   }
+  // No call waits any more. Whoever keeps a file from now on interrupts the guest.
+  if (has_kept_file_.load(std::memory_order_seq_cst)) [[unlikely]]
+    DropKeptFile();
   if (!mask_open_.load(std::memory_order_relaxed)) {
     absl::MutexLock l(&group_->signal_mutex());
     OpenMaskLocked();
@@ -121,6 +124,8 @@ void Task::RunGuest() {
 
 void Task::HandleTrap() {
   const platform::Trap& trap = context_->trap();
+  const bool waited = trap.kind == platform::TrapKind::kSyscall && trap.lane_waited;
+  if (!waited && has_kept_file_.load(std::memory_order_relaxed)) DropKeptFile();
   if (trap.kind == platform::TrapKind::kOrderFailed) {
     HandleFailedOrder(trap.order_index, trap.error);
     return;
@@ -161,6 +166,7 @@ void Task::HandleSyscall() {
     result = kernel_->dispatch()(*this, nr);
   }
   syscall_nr_.store(-1, std::memory_order_relaxed);
+  if (has_kept_file_.load(std::memory_order_relaxed)) DropKeptFile();
   if (!exit_pending_ && !lane_call_ && !rax_kept_) FinishSyscall(result);
   if (syscall_work() != 0 && !exit_pending_) Ptrace::LeaveCall(*this);
 }

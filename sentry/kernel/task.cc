@@ -211,7 +211,7 @@ Task::Blocked Task::BlockedIn() const {
   if (!waits) return {};
   Blocked blocked{.running = false, .call = context_->PeekCall()};
   if (in_guest) {
-    blocked.nr = SYS_futex;
+    blocked.nr = static_cast<int>(blocked.call.call.nr);  // as the guest has it
   } else if (current_syscall() >= 0) {
     blocked.nr = current_syscall();
   }

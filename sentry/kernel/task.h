@@ -240,6 +240,12 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Has the platform answer the next reads of descriptor `fd`, which is `file`, by what it is told
   // of it, if both may be. May park.
   void LendFile(int fd, FileDescription& file);
+  // What the call at hand means by `fd`, null if nothing: one that has waited for a lane of a
+  // description goes on with that, although the descriptor may have been closed meanwhile.
+  base::Ref<FileDescription> FileOf(int fd);
+  // FdTable::LaneKeeper, of the current task's table: its threads that wait for lanes of `file` go
+  // on in the sentry.
+  static void KeepForLaneWaits(int fd, const base::Ref<FileDescription>& file);
   // A path has been looked up, the last link followed or not: has the platform answer such
   // look-ups, and enters the outcome if it is asked for again (lanes.cc). May park.
   void ConsiderPath(int dirfd, std::string_view path, bool follows);
@@ -514,6 +520,12 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   int64_t cpu_start_ns_ = 0;  // the stub's CPU time when the process began to use it; under mutex_
   std::atomic<int64_t> system_ns_{0}, max_rss_kb_{0};
   std::atomic<int64_t> min_faults_{0}, maj_faults_{0};
+
+  // Of FileOf. Dropped at the end of the call, or when the guest goes on.
+  void DropKeptFile();
+  std::atomic<bool> has_kept_file_{false};
+  int kept_fd_ ABSL_GUARDED_BY(mutex_) = -1;
+  base::Ref<FileDescription> kept_file_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace sentry

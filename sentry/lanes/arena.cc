@@ -1,8 +1,12 @@
 #include "sentry/lanes/arena.h"
 
+#include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <memory>
 #include <new>
 #include <utility>
@@ -35,6 +39,10 @@ uint32_t Next(std::atomic<uint32_t>& counter) {
   return n;
 }
 
+long WakeAll(uint32_t* word) {
+  return syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
 struct Domains {
   absl::Mutex mutex;
   absl::flat_hash_map<std::string, base::Ref<LaneArena>> arenas ABSL_GUARDED_BY(mutex);
@@ -57,13 +65,8 @@ Owners& TheOwners() {
 
 }  // namespace
 
-// There is room for one wish: that of a single sleeper, or one for all.
-void AddLaneWish(platform::LaneWish* word, platform::LaneWish wish) {
-  platform::LaneWish now = platform::LaneLoad(word), next;
-  do {
-    next = now == platform::kNoWish || now == wish ? wish : platform::kWish;
-  } while (
-      !__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+bool WakeLaneStubs(uint32_t* word) {
+  return (platform::TakeLaneWaiters(word) & platform::kStubSleeps) != 0 && WakeAll(word) > 0;
 }
 
 LaneOwner::LaneOwner() : number_(Next(g_owner)) {
@@ -124,7 +127,12 @@ Result<uint32_t> LaneArena::Allocate(base::RefCounted& holder, LaneUser& user) {
       absl::MutexLock lock(&mutex_);
       if (uses_[i].user == nullptr) {
         uses_[i] = {&holder, &user, Next(g_generation)};
+        // Who has slept here goes on to count from where the words are.
+        const uint32_t data = platform::LaneLoad(&l->data_waiters);
+        const uint32_t room = platform::LaneLoad(&l->room_waiters);
         *l = StreamLane{};
+        l->data_waiters = data;
+        l->room_waiters = room;
         l->write_lock = l->read_lock = kSentryOwner;
         l->want_data = l->want_room = 1;
         __atomic_store_n(&l->generation, uses_[i].generation, __ATOMIC_SEQ_CST);
@@ -144,6 +152,8 @@ void LaneArena::Free(uint32_t index) {
   StreamLane* l = lane(index);
   __atomic_store_n(&l->open, 0u, __ATOMIC_SEQ_CST);
   __atomic_store_n(&l->generation, 0u, __ATOMIC_SEQ_CST);
+  WakeLaneStubs(&l->data_waiters);
+  WakeLaneStubs(&l->room_waiters);
   absl::MutexLock lock(&mutex_);
   uses_[index] = Use{};
   base::KernelMemory::Uncharge(kCharge);
@@ -161,13 +171,18 @@ int LaneArena::AllocateSleeper() {
 
 void LaneArena::FreeSleeper(int sleeper) {
   SetSleeping(sleeper, false);
+  WakeSleeper(sleeper);
   absl::MutexLock lock(&mutex_);
   sleepers_[static_cast<size_t>(sleeper)] = false;
 }
 
 void LaneArena::SetSleeping(int sleeper, bool sleeps) {
-  auto* words = reinterpret_cast<uint32_t*>(memory_->data() + platform::kLaneSleepersAt);
-  __atomic_store_n(&words[sleeper], sleeps ? 1u : 0u, __ATOMIC_SEQ_CST);
+  uint32_t* word = SleeperWord(sleeper);
+  if (sleeps) {
+    platform::AddLaneWaiter(word, platform::kSentrySleeps);
+  } else {
+    __atomic_and_fetch(word, ~uint32_t{platform::kSentrySleeps}, __ATOMIC_SEQ_CST);
+  }
 }
 
 LaneUser* LaneArena::Hold(uint32_t index, base::Ref<base::RefCounted>* holder) {
@@ -200,8 +215,18 @@ void LaneArena::TellAll() {
       user = Hold(i, &holder);
     }
     if (user == nullptr) continue;
+    // The bits may have been taken already.
+    WakeAll(&lane(i)->data_waiters);
+    WakeAll(&lane(i)->room_waiters);
     user->LaneWritten();
     user->LaneRead();
+  }
+  for (size_t i = 0; i < platform::kLaneSleepers; ++i) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!sleepers_[i]) continue;
+    }
+    WakeAll(SleeperWord(static_cast<int>(i)));
   }
 }
 

@@ -29,8 +29,9 @@ class LaneUser {
   ~LaneUser() = default;
 };
 
-// Joins a wish to the one that stands in `word` of a lane.
-void AddLaneWish(platform::LaneWish* word, platform::LaneWish wish);
+// Wakes the stubs that sleep on a waiter's word of a lane, or of a sleeper; false if none does. The
+// sentry does that whenever it has changed what they may wait for.
+bool WakeLaneStubs(uint32_t* word);
 
 // The number of an address space, with which its threads lock lanes. What one that is gone has
 // locked is free: a call that did not end has done nothing.
@@ -70,12 +71,16 @@ class LaneArena : public base::RefCounted {
   std::byte* ring(uint32_t index) const;
   uint64_t NameOf(uint32_t index) const;
 
-  // A word of a sleeper of its own, 0 at first; -1: there is none.
+  // A word of a sleeper of its own; -1: there is none.
   int AllocateSleeper();
   void FreeSleeper(int sleeper);
+  // Whether the sentry sleeps there.
   void SetSleeping(int sleeper, bool sleeps);
+  // Stubs that sleep there look again.
+  bool WakeSleeper(int sleeper) { return WakeLaneStubs(SleeperWord(sleeper)); }
 
-  // The users of the lane of this name, or of all, look after who waits.
+  // The users of the lane of this name, or of all, look after who waits. TellAll stands in for a
+  // process that may have died before it had woken whom it should.
   void Tell(uint64_t name, bool wrote);
   void TellAll();
 
@@ -88,6 +93,10 @@ class LaneArena : public base::RefCounted {
     LaneUser* user = nullptr;
     uint32_t generation = 0;
   };
+
+  uint32_t* SleeperWord(int sleeper) const {
+    return reinterpret_cast<uint32_t*>(memory_->data() + platform::kLaneSleepersAt) + sleeper;
+  }
 
   explicit LaneArena(std::unique_ptr<base::RingMemory> memory) : memory_(std::move(memory)) {}
   ~LaneArena() override = default;

@@ -31,23 +31,22 @@ class StreamLaneTest : public testing::Test {
 
   LaneOutcome Write(const std::string& text, uint32_t generation = kGeneration) {
     const char* from = text.data();
-    return WriteLane(lane_, sleepers_, generation, kOwner, text.size(),
-                     [&](uint64_t at, uint64_t n) {
-                       EXPECT_LE(at + n, kLaneRing);
-                       memcpy(ring_ + at, from, n);
-                       from += n;
-                       return true;
-                     });
+    return WriteLane(lane_, waker_, generation, kOwner, text.size(), [&](uint64_t at, uint64_t n) {
+      EXPECT_LE(at + n, kLaneRing);
+      memcpy(ring_ + at, from, n);
+      from += n;
+      return true;
+    });
   }
   LaneOutcome Read(std::string* text, uint64_t most) {
     text->clear();
     LaneOutcome outcome =
-        ReadLane(lane_, sleepers_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
+        ReadLane(lane_, waker_, kGeneration, kOther, &most, [&](uint64_t at, uint64_t n) {
           EXPECT_LE(at + n, kLaneRing);
           text->append(ring_ + at, n);
           return true;
         });
-    if (outcome == LaneOutcome::kDeclined) text->clear();
+    if (outcome == LaneOutcome::kDeclined || outcome == LaneOutcome::kWait) text->clear();
     return outcome;
   }
 
@@ -55,11 +54,19 @@ class StreamLaneTest : public testing::Test {
   StreamLane* lane_ = reinterpret_cast<StreamLane*>(memory_.data());
   char* ring_ = memory_.data() + platform::kLaneHeaderSize;
   uint32_t sleepers_[platform::kLaneSleepers] = {};
+  // Counts wake-ups.
+  struct Waker {
+    uint32_t* sleepers;
+    std::atomic<int>* woken;
+    void Wake(uint32_t*) const { ++*woken; }
+  };
+  std::atomic<int> woken_{0};
+  Waker waker_{sleepers_, &woken_};
   std::string text_;
 };
 
 TEST_F(StreamLaneTest, WhatIsWrittenIsRead) {
-  EXPECT_EQ(LaneOutcome::kDeclined, Read(&text_, 100));
+  EXPECT_EQ(LaneOutcome::kWait, Read(&text_, 100));
   EXPECT_EQ(LaneOutcome::kDone, Write("hello "));
   EXPECT_EQ(LaneOutcome::kDone, Write("world"));
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 7));
@@ -86,15 +93,56 @@ TEST_F(StreamLaneTest, WhoSleepsIsToldOnce) {
   EXPECT_EQ(LaneOutcome::kTell, Write("b"));
   EXPECT_EQ(LaneOutcome::kDone, Write("c"));
   EXPECT_EQ(platform::kFirstSleeper + 5, lane_->want_data);
-  EXPECT_EQ(0u, sleepers_[5]);
+  EXPECT_EQ(0u, sleepers_[5] & platform::kLaneWaiters);
+  EXPECT_EQ(0, woken_.load());
+  // A stub and the sentry may sleep there at once.
+  sleepers_[5] |= platform::kStubSleeps | platform::kSentrySleeps;
+  EXPECT_EQ(LaneOutcome::kTell, Write("d"));
+  EXPECT_EQ(1, woken_.load());
+  sleepers_[5] |= platform::kStubSleeps;
+  EXPECT_EQ(LaneOutcome::kDone, Write("e"));
+  EXPECT_EQ(2, woken_.load());
+  // Who only looks sees another value.
+  sleepers_[5] |= platform::kStubLooks;
+  const uint32_t before = sleepers_[5];
+  EXPECT_EQ(LaneOutcome::kDone, Write("f"));
+  EXPECT_NE(before, sleepers_[5]);
+  EXPECT_EQ(2, woken_.load());
+}
+
+TEST_F(StreamLaneTest, WhoWaitsForALaneIsWoken) {
+  using platform::kStubSleeps;
+  const uint32_t value = platform::AddLaneWaiter(&lane_->data_waiters, kStubSleeps);
+  EXPECT_FALSE(platform::LaneHasNews(lane_, kGeneration));
+  lane_->want_data = platform::kWish;  // and somebody in the sentry
+  EXPECT_EQ(LaneOutcome::kTell, Write("a"));
+  EXPECT_EQ(1, woken_.load());
+  EXPECT_TRUE(platform::LaneHasNews(lane_, kGeneration));
+  // Who has not gone to sleep yet, does not; and nobody is woken twice.
+  EXPECT_NE(value, lane_->data_waiters);
+  EXPECT_EQ(LaneOutcome::kDone, Write("b"));
+  EXPECT_EQ(1, woken_.load());
+  // Room is told of when there is enough.
+  lane_->limit = 2;
+  EXPECT_FALSE(platform::LaneHasRoom(lane_, kGeneration));
+  platform::AddLaneWaiter(&lane_->room_waiters, kStubSleeps);
+  lane_->kind = platform::kLaneUnix;
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 1));
+  EXPECT_EQ(1, woken_.load());
+  EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 1));
+  EXPECT_EQ(2, woken_.load());
+  // The end is news to all.
+  lane_->open = 0;
+  EXPECT_TRUE(platform::LaneHasNews(lane_, kGeneration));
+  EXPECT_TRUE(platform::LaneHasRoom(lane_, kGeneration));
 }
 
 TEST_F(StreamLaneTest, AllOrNothingIsWritten) {
   lane_->limit = 10;
   EXPECT_EQ(LaneOutcome::kDone, Write("12345678"));
-  EXPECT_EQ(LaneOutcome::kDeclined, Write("901"));
+  EXPECT_EQ(LaneOutcome::kWait, Write("901"));
   EXPECT_EQ(LaneOutcome::kDone, Write("90"));
-  EXPECT_EQ(LaneOutcome::kDeclined, Write("1"));
+  EXPECT_EQ(LaneOutcome::kWait, Write("1"));
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
   EXPECT_EQ("1234567890", text_);
 }
@@ -112,10 +160,10 @@ TEST_F(StreamLaneTest, OthersAreKeptOut) {
 
 TEST_F(StreamLaneTest, AFaultChangesNothing) {
   ASSERT_EQ(LaneOutcome::kDone, Write("abc"));
-  EXPECT_EQ(LaneOutcome::kDeclined, WriteLane(lane_, sleepers_, kGeneration, kOwner, 3,
+  EXPECT_EQ(LaneOutcome::kDeclined, WriteLane(lane_, waker_, kGeneration, kOwner, 3,
                                               [](uint64_t, uint64_t) { return false; }));
   uint64_t n = 3;
-  EXPECT_EQ(LaneOutcome::kDeclined, ReadLane(lane_, sleepers_, kGeneration, kOwner, &n,
+  EXPECT_EQ(LaneOutcome::kDeclined, ReadLane(lane_, waker_, kGeneration, kOwner, &n,
                                              [](uint64_t, uint64_t) { return false; }));
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 100));
   EXPECT_EQ("abc", text_);
@@ -128,20 +176,20 @@ TEST_F(StreamLaneTest, APipeHasRoomByThePage) {
   lane_->want_room = 1;
   // No page is free yet, and nobody has to know.
   EXPECT_EQ(LaneOutcome::kDone, Read(&text_, 4095));
-  EXPECT_EQ(LaneOutcome::kDeclined, Write("y"));
+  EXPECT_EQ(LaneOutcome::kWait, Write("y"));
   EXPECT_FALSE(platform::LaneWritable(lane_));
   EXPECT_EQ(LaneOutcome::kTell, Read(&text_, 1));
   EXPECT_TRUE(platform::LaneWritable(lane_));
   EXPECT_EQ(LaneOutcome::kDone, Write(std::string(4096, 'y')));
-  EXPECT_EQ(LaneOutcome::kDeclined, Write("z"));
+  EXPECT_EQ(LaneOutcome::kWait, Write("z"));
 }
 
 TEST_F(StreamLaneTest, ACounterCounts) {
   lane_->kind = platform::kLaneCounter;
-  auto add = [&](uint64_t n) { return WriteCounter(lane_, sleepers_, kGeneration, kOwner, n); };
+  auto add = [&](uint64_t n) { return WriteCounter(lane_, waker_, kGeneration, kOwner, n); };
   uint64_t n = 0;
-  auto take = [&] { return ReadCounter(lane_, sleepers_, kGeneration, kOther, &n); };
-  EXPECT_EQ(LaneOutcome::kDeclined, take());
+  auto take = [&] { return ReadCounter(lane_, waker_, kGeneration, kOther, &n); };
+  EXPECT_EQ(LaneOutcome::kWait, take());
   lane_->want_data = 1;
   EXPECT_EQ(LaneOutcome::kTell, add(2));
   EXPECT_EQ(LaneOutcome::kDone, add(40));
@@ -205,7 +253,7 @@ TEST_F(StreamLaneTest, TwoAtOnce) {
     received += text.size();
   }
   writer.join();
-  while (Read(&text, 1000) != LaneOutcome::kDeclined) received += text.size();
+  while (Read(&text, 1000) == LaneOutcome::kDone) received += text.size();
   EXPECT_EQ(lane_->written, received);
 }
 

@@ -179,6 +179,9 @@ class Socket : public FileDescription {
   virtual std::optional<SenderCreds> peer_creds() const { return std::nullopt; }
   // An interrupted wait: restarted only if it has no time limit (sock_intr_errno).
   static base::Error Interrupted(int64_t deadline_ns);
+  // SO_RCVTIMEO, SO_SNDTIMEO.
+  bool has_receive_limit() const { return options_->receive_timeout_ns.load() != 0; }
+  bool has_send_limit() const { return options_->send_timeout_ns.load() != 0; }
 
  private:
   static int64_t DeadlineOf(int64_t timeout_ns);

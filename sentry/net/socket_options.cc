@@ -11,6 +11,7 @@
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/socket.h"
+#include "sentry/vfs/lane_ends.h"
 
 // Of Linux versions that the headers may not know.
 #ifndef SO_TXREHASH
@@ -324,10 +325,12 @@ Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> val
     case SO_RCVTIMEO_OLD:
     case SO_RCVTIMEO_NEW:
       o.receive_timeout_ns = TRY(TimeoutFrom(value));
+      LaneEnds::Tell(*this);
       return base::Ok();
     case SO_SNDTIMEO_OLD:
     case SO_SNDTIMEO_NEW:
       o.send_timeout_ns = TRY(TimeoutFrom(value));
+      LaneEnds::Tell(*this);
       return base::Ok();
     case SO_LINGER: {
       auto l = TRY(ValueFrom<linger>(value));

@@ -25,7 +25,7 @@ inline Vfs& VfsOf(Task& t) { return t.kernel().vfs(); }
 // The file behind a descriptor, for calls that work on an open file: EBADF for O_PATH too
 // (Linux: fdget; Task::GetFile is fdget_raw).
 inline base::Result<base::Ref<FileDescription>> GetOpenFile(Task& t, int fd) {
-  base::Ref<FileDescription> file = t.fd_table().Get(fd);
+  base::Ref<FileDescription> file = t.FileOf(fd);
   if (!file || file->is_path()) return base::Error(EBADF);
   return file;
 }

@@ -259,6 +259,11 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
   base::Ref<FileDescription> file = TRY(GetEpoll(t, a.Int(0)));
   if (file->WantsLanes()) [[unlikely]]
     t.ConsiderLanes(a.Int(0), *file);
+  // A part of its time has passed already.
+  const platform::Trap& trap = t.context().trap();
+  if (trap.lane_waited && trap.remaining_ns >= 0) {
+    deadline_ns = std::min(deadline_ns, DeadlineAfter(trap.remaining_ns));
+  }
   auto emit = [&](std::span<const EpollEvent> events) {
     return t.memory().Write(addr, std::as_bytes(events));
   };

@@ -19,7 +19,7 @@ constexpr int kReadFlags = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT;
 constexpr int kWriteFlags = kReadFlags | RWF_APPEND | RWF_NOAPPEND;
 
 Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
-  base::Ref<FileDescription> file = t.fd_table().Get(fd);
+  base::Ref<FileDescription> file = t.FileOf(fd);
   if (!file || !file->readable()) return Error(EBADF);
   if (file->WantsLanes()) [[unlikely]]
     t.ConsiderLanes(fd, *file);
@@ -27,7 +27,7 @@ Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
 }
 
 Result<base::Ref<FileDescription>> GetWritable(Task& t, int fd) {
-  base::Ref<FileDescription> file = t.fd_table().Get(fd);
+  base::Ref<FileDescription> file = t.FileOf(fd);
   if (!file || !file->writable()) return Error(EBADF);
   if (file->WantsLanes()) [[unlikely]]
     t.ConsiderLanes(fd, *file);

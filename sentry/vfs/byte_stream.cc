@@ -42,6 +42,18 @@ size_t ByteStream::limit() const {
 
 void ByteStream::set_limit(size_t bytes) {
   __atomic_store_n(&lane()->limit, uint64_t{bytes}, __ATOMIC_SEQ_CST);
+  WakeWriters();
+}
+
+void ByteStream::WakeWriters() {
+  if (in_lane() && Writable()) WakeLaneStubs(&lane()->room_waiters);
+}
+
+void ByteStream::OpenLane(bool open) {
+  __atomic_store_n(&lane()->open, open ? 1u : 0u, __ATOMIC_SEQ_CST);
+  if (open || !in_lane()) return;
+  WakeLaneStubs(&lane()->data_waiters);
+  WakeLaneStubs(&lane()->room_waiters);
 }
 
 void ByteStream::Lock(uint32_t StreamLane::*lock) {
@@ -92,6 +104,7 @@ void ByteStream::Produced(size_t n) {
     memory_->Touch(std::min<uint64_t>(end - platform::LaneLoad(&lane()->base), kSize));
   }
   __atomic_store_n(&lane()->written, end, __ATOMIC_SEQ_CST);
+  if (in_lane()) WakeLaneStubs(&lane()->data_waiters);
 }
 
 void ByteStream::Drop() {
@@ -114,6 +127,7 @@ Result<size_t> ByteStream::Copy(uint64_t position, size_t n, IoDest& dst) const 
 
 void ByteStream::ConsumedTo(uint64_t position) {
   __atomic_store_n(&lane()->read, position, __ATOMIC_SEQ_CST);
+  WakeWriters();
 }
 
 void ByteStream::Rewind() {

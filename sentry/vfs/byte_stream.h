@@ -85,10 +85,10 @@ class ByteStream {
   void set_limit(size_t bytes);
   // Whoever waits is to be told of the next bytes that come, or go. Look again after it.
   void WantData(platform::LaneWish wish = platform::kWish) {
-    AddLaneWish(&lane()->want_data, wish);
+    platform::AddLaneWish(&lane()->want_data, wish);
   }
   void WantRoom(platform::LaneWish wish = platform::kWish) {
-    AddLaneWish(&lane()->want_room, wish);
+    platform::AddLaneWish(&lane()->want_room, wish);
   }
   bool wants_room() const { return platform::LaneLoad(&lane()->want_room) != 0; }
   // True once for each WantRoom.
@@ -119,8 +119,14 @@ class ByteStream {
   bool InLaneOf(const LaneArena& arena) const { return in_lane() && arena_.get() == &arena; }
   // The lane's name; 0: it is in none, or only the sentry moves its bytes.
   uint64_t LaneName() const;
-  // From now on others move bytes, or no longer do (one who is doing it finishes).
-  void OpenLane(bool open) { __atomic_store_n(&lane()->open, open ? 1u : 0u, __ATOMIC_SEQ_CST); }
+  // From now on others move bytes, or no longer do (one who is doing it finishes; who waits asks
+  // the sentry).
+  void OpenLane(bool open);
+  // What those others do at an end who find nothing there.
+  void SetPatience(bool reader, platform::LanePatience patience) {
+    __atomic_store_n(reader ? &lane()->reader : &lane()->writer, uint32_t{patience},
+                     __ATOMIC_SEQ_CST);
+  }
   bool in_lane() const { return lane() != &own_; }
   bool lane_open() const { return in_lane() && platform::LaneLoad(&lane()->open) != 0; }
 
@@ -128,6 +134,8 @@ class ByteStream {
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
   static size_t Sane(uint64_t bytes) { return bytes <= kSize ? bytes : 0; }
   void Lock(uint32_t platform::StreamLane::*lock);
+  // Others than the sentry that wait for room look again.
+  void WakeWriters();
   void Unlock(uint32_t platform::StreamLane::*lock) {
     if (in_lane()) platform::UnlockLane(&(lane()->*lock));
   }

@@ -9,6 +9,11 @@
 #include "sentry/vfs/notify.h"
 
 namespace sentry {
+namespace {
+
+std::atomic<FdTable::LaneKeeper> g_lane_keeper{nullptr};
+
+}  // namespace
 
 FdTable::~FdTable() {
   for (const auto& file : RemoveRange(0, UINT32_MAX)) (void)Finish(file);
@@ -156,6 +161,8 @@ bool FdTable::Bind(const base::Ref<LaneBinding>& binding) {
   return true;
 }
 
+void FdTable::SetLaneKeeper(LaneKeeper keeper) { g_lane_keeper.store(keeper); }
+
 bool FdTable::SetLanes(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
                        uint64_t in, uint64_t out) {
   absl::MutexLock l(&mutex_);
@@ -210,7 +217,11 @@ bool FdTable::HasLanes(int fd, const FileDescription* file) const {
 
 void FdTable::ForgetLanes(size_t fd) {
   ForgetPlace(fd);
-  if (std::exchange(entries_[fd].has_lanes, false)) lanes_->Set(static_cast<int>(fd), 0, 0);
+  if (!std::exchange(entries_[fd].has_lanes, false)) return;
+  lanes_->Set(static_cast<int>(fd), 0, 0);
+  if (LaneKeeper keeper = g_lane_keeper.load(std::memory_order_acquire)) {
+    keeper(static_cast<int>(fd), entries_[fd].file);
+  }
 }
 
 void FdTable::ForgetPlace(size_t fd) {

@@ -58,6 +58,10 @@ class FdTable : public base::RefCounted {
   void LeavePlaces();
   // Descriptor `fd` is `file`'s, and leads to lanes.
   bool HasLanes(int fd, const FileDescription* file) const;
+  // Keeps a description whose descriptor is about to go for those calls that wait for its lanes.
+  // Called with the table's lock held; set once at the start, by the kernel.
+  using LaneKeeper = void (*)(int fd, const base::Ref<FileDescription>& file);
+  static void SetLaneKeeper(LaneKeeper keeper);
   // Changes with every install, remove or flag change; for publication to express lanes.
   uint64_t version() const { return version_.load(std::memory_order_acquire); }
 

@@ -9,6 +9,7 @@
 #include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/inode.h"
+#include "sentry/vfs/lane_ends.h"
 #include "sentry/vfs/notify.h"
 
 namespace sentry {
@@ -85,6 +86,7 @@ base::Status FileDescription::SetStatusFlags(uint32_t flags) {
   do {
     wanted = (old & ~kSettableFlags) | (flags & kSettableFlags);
   } while (!flags_.compare_exchange_weak(old, wanted, std::memory_order_relaxed));
+  if (((old ^ wanted) & O_NONBLOCK) != 0 && may_have_lanes_) LaneEnds::Tell(*this);
   return base::Ok();
 }
 

@@ -206,6 +206,22 @@ void ScribbleFile() {
   *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
 }
 
+// Waits for what comes by a lane, while its words are written to.
+void* LaneWaits(void*) {
+  int fds[2];
+  pipe(fds);
+  const int epoll = epoll_create1(0);
+  epoll_event event{EPOLLIN | EPOLLOUT, {}};
+  epoll_ctl(epoll, EPOLL_CTL_ADD, fds[0], &event);
+  char c = 0;
+  for (;;) {
+    write(fds[1], &c, 1);
+    epoll_wait(epoll, &event, 1, 1);
+    read(fds[0], &c, 1);
+    epoll_wait(epoll, &event, 1, 1);
+  }
+}
+
 // Uses a pipe, a pair of sockets and a counter so much that they have lanes.
 void MakeOtherLanes() {
   pipe2(g_pipe, O_NONBLOCK);
@@ -252,10 +268,14 @@ void ScribbleLanes() {
   Spawn(StreamCalls);
   Spawn(StreamCalls);
   Spawn(OtherLaneCalls);
+  Spawn(LaneWaits);
+  Spawn(LaneWaits);
   for (;;) {
     uint64_t where = kLaneBase + Random() % 8 * kLaneStride + Random() % sizeof(StreamLane);
     if (Random() % 8 == 0) ScribbleFile();
-    if (Random() % 64 == 0) {
+    const uint64_t other = Random() % 64;
+    if (other == 1) where = kLaneBase + kLaneSleepersAt + Random() % 16 * sizeof(uint32_t);
+    if (other == 0) {
       where = kMailboxBase + offsetof(MailboxHeader, lane_fds) + Random() % (16 * sizeof(LaneFd));
     }
     uint64_t value = Random() % 3 ? Random() : Random() % 16;

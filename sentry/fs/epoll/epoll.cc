@@ -106,9 +106,12 @@ size_t EventPoll::ready_count() const {
   return ready_count_;
 }
 
-void EventPoll::MarkReady(Item& item) {
+bool EventPoll::MarkReady(Item& item) {
   PushReady(item);
+  LaneWatches* lanes = lanes_.load(std::memory_order_acquire);
+  const bool in_process = lanes != nullptr && lanes->WakeStubs();
   queue_.Wake(EPOLLIN | EPOLLRDNORM);
+  return in_process;
 }
 
 void EventPoll::ReportNow(Item& item) {

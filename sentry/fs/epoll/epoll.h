@@ -73,8 +73,9 @@ class EventPoll : public AnonFile, public LaneWatcher {
 
   ~EventPoll() override = default;
   void OnZeroRefs() override;
-  // Called by Item's waiter: puts it on the ready list and wakes who waits here.
-  void MarkReady(Item& item);
+  // Called by Item's waiter: puts it on the ready list and wakes who waits here. True: so did
+  // somebody in the process.
+  bool MarkReady(Item& item);
   // Of a watch that begins or has been changed: what is true already is news.
   void ReportNow(Item& item);
   Item* PopReady();
@@ -144,8 +145,8 @@ class EventPoll : public AnonFile, public LaneWatcher {
   std::unique_ptr<LaneWatches> lane_watches_ ABSL_GUARDED_BY(mutex_);
   std::atomic<LaneWatches*> lanes_{nullptr};
   std::map<int, Item*> lane_items_
-      ABSL_GUARDED_BY(mutex_);  // those that are in_lane, by descriptor
-  uint32_t looks_ ABSL_GUARDED_BY(mutex_) = 0;
+      ABSL_GUARDED_BY(mutex_);                // those that are in_lane, by descriptor
+  size_t looks_ ABSL_GUARDED_BY(mutex_) = 0;  // since the last Promote
   std::atomic<int> waits_{0};
   std::atomic<bool> lanes_closed_{false};
 };

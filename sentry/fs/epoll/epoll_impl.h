@@ -25,15 +25,15 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     count.fetch_add(1, std::memory_order_relaxed);
   }
 
-  void OnEvent(uint32_t what) override {
-    uint32_t wanted = events.load(std::memory_order_acquire);
-    if ((wanted & ~kEpollPrivateBits) == 0 || (what != 0 && (what & wanted) == 0)) return;
-    if (wanted & EPOLLET) edge.store(true);
-    owner->MarkReady(*this);
-  }
+  void OnEvent(uint32_t what) override { TryEvent(what); }
   bool TryEvent(uint32_t what) override {
-    OnEvent(what);
-    return owner->queue_.HasWaiters();
+    uint32_t wanted = events.load(std::memory_order_acquire);
+    bool in_process = false;
+    if ((wanted & ~kEpollPrivateBits) != 0 && (what == 0 || (what & wanted) != 0)) {
+      if (wanted & EPOLLET) edge.store(true);
+      in_process = owner->MarkReady(*this);
+    }
+    return in_process || owner->queue_.HasWaiters();
   }
   void WatchEdges() {
     fiber::MutexLock lock(&mutex);

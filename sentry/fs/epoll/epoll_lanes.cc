@@ -1,5 +1,6 @@
 // Epoll instances that a process changes and looks at by itself, as far as they watch files with
 // lanes (sentry/lanes).
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -8,8 +9,9 @@
 namespace sentry {
 namespace {
 
-// Looks after which it is seen to whether more items could be the process's business.
-constexpr uint32_t kLooksPerPromotion = 16;
+// Looks after which it is seen to whether more items could be the process's business, which costs
+// as much as there are items: so many looks at least.
+constexpr size_t kLooksPerPromotion = 16;
 
 FdTable* TableOf(const base::Ref<base::RefCounted>& table) {
   return static_cast<FdTable*>(table.get());
@@ -154,7 +156,9 @@ void EventPoll::LookAtLanes() {
     const bool edges = (item.events.load() & EPOLLET) != 0;
     if (!edges || item.edge.load() || lane_watches_->HasEdge(item.fd, came)) PushReady(item);
   }
-  if (looks_++ % kLooksPerPromotion == 0) Promote(TableOf(table));
+  if (++looks_ < std::max(kLooksPerPromotion, items_.size())) return;
+  looks_ = 0;
+  Promote(TableOf(table));
 }
 
 bool EventPoll::NeedsSentry(const Item& item) {

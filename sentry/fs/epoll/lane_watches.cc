@@ -33,7 +33,10 @@ std::unique_ptr<LaneWatches> LaneWatches::New(int fd, base::Ref<LaneBinding> bin
   const int place = watches->binding_->AddWatcher(holder, watcher);
   if (place < 0) return nullptr;
   watches->place_ = place;
-  watches->binding_->WithEpoll(place, [](LaneEpoll& e) { memset(&e, 0, sizeof(e)); });
+  watches->binding_->WithEpoll(place, [&](LaneEpoll& e) {
+    memset(&e, 0, sizeof(e));
+    e.sleeper_plus_one = static_cast<uint32_t>(watches->sleeper_) + 1;
+  });
   return watches;
 }
 
@@ -98,6 +101,7 @@ void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, u
     watch.state = static_cast<uint8_t>(state);
     if (e.end <= static_cast<uint32_t>(fd)) e.end = static_cast<uint32_t>(fd) + 1;
   });
+  WakeStubs();
 }
 
 bool LaneWatches::HasEdge(int fd, uint64_t came) {
@@ -123,10 +127,12 @@ bool LaneWatches::TakeEdge(int fd, uint64_t came) {
 
 void LaneWatches::SetBusy(bool busy) {
   binding_->WithEpoll(place_, [&](LaneEpoll& e) { Store(&e.busy, busy ? 1 : 0); });
+  if (busy) WakeStubs();
 }
 
 void LaneWatches::SetSentryReady(bool ready) {
   binding_->WithEpoll(place_, [&](LaneEpoll& e) { Store(&e.sentry_ready, ready ? 1 : 0); });
+  if (ready) WakeStubs();
 }
 
 }  // namespace sentry

@@ -21,6 +21,7 @@ class LaneWatches {
                                           base::RefCounted& holder, LaneWatcher& watcher);
   ~LaneWatches() {
     if (place_ >= 0) binding_->RemoveWatcher(place_);
+    WakeStubs();
     if (sleeper_ >= 0) binding_->arena().FreeSleeper(sleeper_);
   }
   LaneWatches(const LaneWatches&) = delete;
@@ -46,6 +47,9 @@ class LaneWatches {
   bool HasEdge(int fd, uint64_t came);
   bool TakeEdge(int fd, uint64_t came);
 
+  // Who waits in the process looks again; false if nobody does. Whatever is changed here does so
+  // too.
+  bool WakeStubs() { return sleeper_ >= 0 && binding_->arena().WakeSleeper(sleeper_); }
   // Only the sentry serves, or no longer; something is ready that only it knows of.
   void SetBusy(bool busy);
   void SetSentryReady(bool ready);

@@ -31,6 +31,7 @@ bool EventCounter::TryTake(uint64_t* value) {
   {
     absl::MutexLock lock(&mutex_);
     if (!platform::TakeFromCounter(lane(), semaphore_, value)) return false;
+    WakeStubs(&platform::StreamLane::room_waiters);
   }
   queue_.Wake(EPOLLOUT);
   return true;
@@ -46,6 +47,7 @@ bool EventCounter::TryAdd(uint64_t value) {
       added = platform::AddToCounter(lane(), value);
     }
     if (!added) return false;
+    WakeStubs(&platform::StreamLane::data_waiters);
   }
   queue_.Wake(EPOLLIN);
   return true;
@@ -87,7 +89,18 @@ uint32_t EventCounter::Readiness(platform::LaneWish wish) {
 
 void EventCounter::WishFor(platform::LaneWish platform::StreamLane::*word,
                            platform::LaneWish wish) {
-  if (in_lane()) AddLaneWish(&(lane()->*word), wish);
+  if (in_lane()) platform::AddLaneWish(&(lane()->*word), wish);
+}
+
+void EventCounter::WakeStubs(uint32_t platform::StreamLane::*word) {
+  if (in_lane()) WakeLaneStubs(&(lane()->*word));
+}
+
+void EventCounter::SetPatience(platform::LanePatience patience) {
+  absl::MutexLock lock(&mutex_);
+  for (uint32_t* end : {&lane()->reader, &lane()->writer}) {
+    __atomic_store_n(end, uint32_t{patience}, __ATOMIC_SEQ_CST);
+  }
 }
 
 void EventCounter::WatchEdges(platform::LaneWish wish) {
@@ -128,7 +141,10 @@ uint64_t EventCounter::EnterLane(LaneArena& arena) {
 void EventCounter::LeaveLanes() {
   absl::MutexLock lock(&mutex_);
   without_lanes_ = true;
-  if (in_lane()) __atomic_store_n(&lane()->open, 0u, __ATOMIC_SEQ_CST);
+  if (!in_lane()) return;
+  __atomic_store_n(&lane()->open, 0u, __ATOMIC_SEQ_CST);
+  WakeStubs(&platform::StreamLane::data_waiters);
+  WakeStubs(&platform::StreamLane::room_waiters);
 }
 
 EventFile::EventFile(Vfs& vfs, uint64_t count, uint32_t flags)

@@ -12,6 +12,7 @@
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/fs/anon/anon.h"
 #include "sentry/lanes/arena.h"
+#include "sentry/vfs/lane_ends.h"
 
 namespace sentry {
 
@@ -37,6 +38,7 @@ class EventCounter : public base::RefCounted, public LaneUser {
   // Its name in `arena`, or 0.
   uint64_t EnterLane(LaneArena& arena);
   void LeaveLanes();
+  void SetPatience(platform::LanePatience patience);
   bool lane_open() const { return in_lane() && platform::LaneLoad(&lane()->open) != 0; }
   void WatchEdges(platform::LaneWish wish);
   // How often it was added to.
@@ -50,6 +52,8 @@ class EventCounter : public base::RefCounted, public LaneUser {
   friend base::Ref<T> base::MakeRef(Args&&...);
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
   bool in_lane() const { return lane() != &own_; }
+  // Others than the sentry that wait for the word's change look again.
+  void WakeStubs(uint32_t platform::StreamLane::*word);
   // Others than the sentry are to tell when they have added, or taken.
   void WishFor(platform::LaneWish platform::StreamLane::*word, platform::LaneWish wish);
 
@@ -64,7 +68,7 @@ class EventCounter : public base::RefCounted, public LaneUser {
   fiber::WaitQueue queue_;
 };
 
-class EventFile : public AnonFile {
+class EventFile : public AnonFile, public LaneEnds {
  public:
   // flags: EFD_NONBLOCK, EFD_SEMAPHORE.
   EventFile(Vfs& vfs, uint64_t count, uint32_t flags);
@@ -80,6 +84,8 @@ class EventFile : public AnonFile {
   std::string FdInfo() const override;
 
  protected:
+  Patience LanePatience() const override { return PatienceBy(nonblock()); }
+  void SetLanePatience(const Patience& p) override { counter_->SetPatience(p.reader); }
   void OnAsyncOn() override { counter_->LeaveLanes(); }
 
  private:

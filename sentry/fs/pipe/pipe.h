@@ -19,6 +19,8 @@
 
 namespace sentry {
 
+class FileDescription;
+
 // /proc/sys/fs/pipe-max-size: what F_SETPIPE_SZ allows without CAP_SYS_RESOURCE, in bytes.
 extern std::atomic<uint32_t> g_pipe_max_size;
 
@@ -71,6 +73,9 @@ class Pipe final : public Inode::Special, public LaneUser {
   uint64_t EnterLane(LaneArena& arena);
   // Only the sentry moves its bytes, for good.
   void LeaveLanes();
+  // What who finds nothing at an end of its lane does, as `file` has it. An end of which there are
+  // several descriptions has nothing of the kind.
+  void SetPatience(const FileDescription& file, bool reader, platform::LanePatience patience);
   bool lane_open() const { return in_lane_.load() && stream_.lane_open(); }
   void WatchEdges(platform::LaneWish wish) {
     if (in_lane_.load()) stream_.WantData(wish);
@@ -130,6 +135,12 @@ class Pipe final : public Inode::Special, public LaneUser {
   ByteStream stream_{platform::kLanePipe};  // the content if in_lane_; both ends under mutex_
   std::atomic<bool> in_lane_{false};        // written under mutex_
   bool without_lanes_ ABSL_GUARDED_BY(mutex_) = false;
+  // Of an end: the description that has set its patience (never followed), or that there are more.
+  struct End {
+    const FileDescription* file = nullptr;
+    bool shared = false;
+  };
+  End reader_end_ ABSL_GUARDED_BY(mutex_), writer_end_ ABSL_GUARDED_BY(mutex_);
   // Fibers that are in WaitReadable, WaitWritable.
   std::atomic<uint32_t> waiting_readers_{0}, waiting_writers_{0};
   std::atomic<uint32_t> slots_{kDefaultSlots};

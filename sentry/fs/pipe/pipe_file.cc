@@ -100,6 +100,11 @@ uint32_t PipeFile::ReadinessFor(uint32_t wish) {
   return pipe_->Readiness(readable(), writable(), writers_seen_, wish);
 }
 
+void PipeFile::SetLanePatience(const Patience& patience) {
+  if (readable()) pipe_->SetPatience(*this, /*reader=*/true, patience.reader);
+  if (writable()) pipe_->SetPatience(*this, /*reader=*/false, patience.writer);
+}
+
 void PipeFile::WatchEdges(uint32_t wish) {
   if (readable()) pipe_->WatchEdges(wish);
 }

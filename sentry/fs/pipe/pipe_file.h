@@ -7,11 +7,12 @@
 #include "sentry/fs/pipe/pipe.h"
 #include "sentry/vfs/file_description.h"
 #include "sentry/vfs/inode.h"
+#include "sentry/vfs/lane_ends.h"
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {
 
-class PipeFile : public FileDescription {
+class PipeFile : public FileDescription, public LaneEnds {
  public:
   // Takes over the ends that Pipe::Open has counted, by the access mode in `flags`.
   PipeFile(Path path, uint32_t flags, base::Ref<Pipe> pipe, uint32_t writers_seen);
@@ -36,6 +37,8 @@ class PipeFile : public FileDescription {
   std::string Describe() const override;
 
  protected:
+  Patience LanePatience() const override { return PatienceBy(nonblock()); }
+  void SetLanePatience(const Patience& patience) override;
   void OnAsyncOn() override { pipe_->LeaveLanes(); }
 
  private:

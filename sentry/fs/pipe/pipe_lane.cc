@@ -137,6 +137,14 @@ uint64_t Pipe::EnterLane(LaneArena& arena) {
   return stream_.LaneName();
 }
 
+void Pipe::SetPatience(const FileDescription& file, bool reader, platform::LanePatience patience) {
+  fiber::MutexLock lock(&mutex_);
+  End& end = reader ? reader_end_ : writer_end_;
+  if (end.file != nullptr && end.file != &file) end.shared = true;
+  end.file = &file;
+  stream_.SetPatience(reader, end.shared ? platform::kAsks : patience);
+}
+
 void Pipe::LeaveLanes() {
   fiber::MutexLock lock(&mutex_);
   without_lanes_ = true;

@@ -120,6 +120,8 @@ class TcpEndpoint : public InetEndpoint {
   // FileDescription::EnterLanes: of an established connection without urgent data and the like.
   FileDescription::LaneNames EnterLanes(LaneArena& arena);
   bool HasOpenLanes();
+  // What who finds nothing to read, or no room, does in its lanes.
+  void SetPatience(platform::LanePatience reader, platform::LanePatience writer);
   // For good: its owner is to be told of each byte that comes.
   void LeaveLanes();
 

@@ -16,6 +16,14 @@ void TcpStream::LaneRead() {
   connection->sides[static_cast<size_t>(reader)].end->TellWriter(*connection, reader);
 }
 
+void TcpEndpoint::SetPatience(platform::LanePatience reader, platform::LanePatience writer) {
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return;
+  c->sides[static_cast<size_t>(c->PeerOf(side))].out.bytes.SetPatience(/*reader=*/true, reader);
+  c->sides[static_cast<size_t>(side)].out.bytes.SetPatience(/*reader=*/false, writer);
+}
+
 void TcpEndpoint::CloseLanes() {
   absl::MutexLock lock(&connection_mutex_);
   if (connection_ != nullptr) CloseLanes(*connection_);

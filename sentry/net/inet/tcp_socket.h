@@ -2,10 +2,11 @@
 #pragma once
 
 #include "sentry/net/inet/tcp.h"
+#include "sentry/vfs/lane_ends.h"
 
 namespace sentry {
 
-class TcpSocket : public InetSocket {
+class TcpSocket : public InetSocket, public LaneEnds {
  public:
   TcpSocket(Vfs& vfs, base::Ref<TcpEndpoint> endpoint, uint32_t flags)
       : InetSocket(vfs, *endpoint, SOCK_STREAM, IPPROTO_TCP, flags),
@@ -36,6 +37,10 @@ class TcpSocket : public InetSocket {
   int TakeError() override { return endpoint_->TakeError(); }
   bool listening() const override { return endpoint_->listening(); }
   void OnOptionChange() override { endpoint_->UpdateLimits(); }
+  Patience LanePatience() const override {
+    return PatienceBy(nonblock(), has_receive_limit(), has_send_limit());
+  }
+  void SetLanePatience(const Patience& p) override { endpoint_->SetPatience(p.reader, p.writer); }
   void OnAsyncOn() override { endpoint_->LeaveLanes(); }
 
  private:

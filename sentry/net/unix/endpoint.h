@@ -136,6 +136,8 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
   uint64_t BytesCome() const { return bytes_.written(); }
   // Only the sentry moves bytes, and knows whose they are from now on.
   void LeaveLanes();
+  // What who finds nothing to read, or no room, does in its lanes.
+  void SetPatience(platform::LanePatience reader, platform::LanePatience writer);
   void LaneWritten() override;
   void LaneRead() override;
 

@@ -135,6 +135,11 @@ bool UnixEndpoint::HasOpenLanes() const {
   return to != nullptr && bytes_.lane_open() && to->bytes_.lane_open();
 }
 
+void UnixEndpoint::SetPatience(platform::LanePatience reader, platform::LanePatience writer) {
+  bytes_.SetPatience(/*reader=*/true, reader);
+  if (base::Ref<UnixEndpoint> to = peer()) to->bytes_.SetPatience(/*reader=*/false, writer);
+}
+
 void UnixEndpoint::CloseLanes() {
   base::Ref<UnixEndpoint> other = peer();
   bytes_.OpenLane(false);

@@ -8,10 +8,11 @@
 #include "sentry/net/socket.h"
 #include "sentry/net/unix/endpoint.h"
 #include "sentry/net/unix/unix_sockets.h"
+#include "sentry/vfs/lane_ends.h"
 
 namespace sentry {
 
-class UnixSocket : public Socket {
+class UnixSocket : public Socket, public LaneEnds {
  public:
   UnixSocket(Vfs& vfs, base::Ref<UnixEndpoint> endpoint, uint32_t flags)
       : Socket(vfs, AF_UNIX, endpoint->type(), 0, flags),
@@ -48,6 +49,10 @@ class UnixSocket : public Socket {
   bool listening() const override { return endpoint_->state() == UnixEndpoint::State::kListening; }
   int send_buffer() const override { return endpoint_->send_buffer(); }
   void set_send_buffer(int bytes) override { endpoint_->set_send_buffer(bytes); }
+  Patience LanePatience() const override {
+    return PatienceBy(nonblock(), has_receive_limit(), has_send_limit());
+  }
+  void SetLanePatience(const Patience& p) override { endpoint_->SetPatience(p.reader, p.writer); }
   void OnAsyncOn() override { endpoint_->LeaveLanes(); }
   std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }
 
