@@ -218,7 +218,7 @@ TEST_P(LaneWaits, TheWriterIsKilled) {
     });
     size_t got = 0;
     for (std::string part; !(part = ReadAll(c.reader, 10)).empty();) got += part.size();
-    EXPECT_EQ(0u, got % 10);
+    if (!GetParam()) EXPECT_EQ(0u, got % 10);
     killer.join();
     int status;
     ASSERT_EQ(child, waitpid(child, &status, 0));
