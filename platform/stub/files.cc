@@ -8,7 +8,9 @@
 namespace platform::stub {
 namespace {
 
-constexpr uint64_t kMostBytes = 0x7fff'f000;  // MAX_RW_COUNT
+constexpr uint64_t kMostCount = 0x7fff'f000;  // MAX_RW_COUNT
+// While the stub copies, the thread does nothing else: no signal, no stop.
+constexpr uint64_t kMostBytes = kFileWindowSize;
 constexpr int kTries = 4;
 constexpr uint32_t kSeekSet = 0, kSeekCur = 1, kSeekEnd = 2;
 
@@ -72,13 +74,13 @@ bool CopyBytes(uint64_t source, uint64_t offset, uint64_t to, uint64_t n) {
 // is known of the file holds.
 bool ReadAt(const Slot* s, const Known& known, uint64_t offset, uint64_t* n) {
   const uint64_t to = s->rsi, count = s->rdx;
-  if (count == 0 || count > kMostBytes || to >= kRegionBase || count > kRegionBase - to ||
+  if (count == 0 || count > kMostCount || to >= kRegionBase || count > kRegionBase - to ||
       static_cast<int64_t>(offset + count) < 0) {
     return false;
   }
   const uint64_t left = offset < known.size ? known.size - offset : 0;
   *n = count < left ? count : left;
-  return *n == 0 || CopyBytes(known.source, offset, to, *n);
+  return *n == 0 || (*n <= kMostBytes && CopyBytes(known.source, offset, to, *n));
 }
 
 bool Answer(Slot* s, uint64_t value) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Which connections, pipes and counters are moved by lanes, and which look-ups answered, as the counts of the sentry's system
-calls show."""
+"""Which connections, pipes and counters are moved by lanes, which look-ups answered and which files read, as the counts
+of the sentry's system calls show."""
 
 import json
 import time
@@ -40,7 +40,30 @@ print("done", os.waitpid(pid, 0)[1], flush=True)
 time.sleep(100)
 """
 
-# The same with os.read and os.write, over a pair of pipes, of sockets, or of counters: what is written at once is read
+# Reads a file at its position and elsewhere, and moves in it.
+FILE_PROGRAM = f"""
+import ctypes, os, sys, time
+kind, directory = sys.argv[1:3]
+libc = ctypes.CDLL(None)
+if kind == "undumpable":
+    libc.prctl(4, 0)
+path = directory + "/read-again"
+with open(path, "wb") as f:
+    f.write(bytes(i % 251 for i in range(100000)))
+if kind == "watched":
+    watch = libc.inotify_add_watch(libc.inotify_init1(os.O_NONBLOCK), b"/", 0x100)  # IN_CREATE
+fd = os.open(path, os.O_RDONLY)
+good = True
+for i in range({TIMES}):
+    at = i * 997 % 90000
+    good = good and os.pread(fd, 1, at)[0] == at % 251
+    good = good and os.lseek(fd, at + 1, os.SEEK_SET) == at + 1
+    good = good and os.read(fd, 100)[99] == (at + 100) % 251
+print("done", 0 if good else 1, flush=True)
+time.sleep(100)
+"""
+
+# Two processes with os.read and os.write, over a pair of pipes, of sockets, or of counters: what is written at once is read
 # in two halves, the second of which need not be waited for.
 PLAIN_PROGRAM = f"""
 import ctypes, os, socket, sys, time
@@ -142,6 +165,18 @@ class LanesTest(harness.ContainerTest):
 
     def plain_counts(self, what, kind="equals", flags=()):
         return self.counts(kind, flags, PLAIN_PROGRAM, what, ("read", "write"))
+
+    def file_counts(self, kind, directory, flags=()):
+        return self.counts(kind, flags, FILE_PROGRAM, directory, ("read", "pread64", "lseek"))
+
+    def test_files_are_read_without_the_sentry(self):
+        for directory in ("/tmp", "/dev/shm"):
+            self.assertLess(self.file_counts("plain", directory), TIMES / 4, directory)
+
+    def test_unless_somebody_is_to_be_told(self):
+        self.assertGreaterEqual(self.file_counts("watched", "/tmp"), 3 * TIMES)
+        self.assertGreaterEqual(self.file_counts("undumpable", "/tmp"), 3 * TIMES)
+        self.assertGreaterEqual(self.file_counts("plain", "/tmp", flags=["--lanes=off"]), 3 * TIMES)
 
     def test_equals_move_bytes_themselves(self):
         self.assertLess(self.counts("equals"), TIMES / 4)
