@@ -44,26 +44,16 @@ LaneState StateOf(uint32_t fd) {
   return state;
 }
 
-bool Wish(LaneWish* word, LaneWish wish) {
-  const LaneWish now = Load(word);
-  if (now == wish || now == kWish) return false;
-  AddLaneWish(word, wish);
-  return true;
-}
-
-// What comes by the lanes of `fd` that it is watched for, and is not there yet, touches the word of
-// `wish`. An edge for a writer who finds no room is told by the sentry, to whom he has turned.
-// False: it has done so before.
-bool Arm(uint32_t fd, const LaneWatch& w, LaneWish wish) {
+// What comes by the lanes of `fd` that it is watched for touches the word of `wish`. An edge for a
+// writer who finds no room is told by the sentry, to whom he has turned.
+void Arm(uint32_t fd, const LaneWatch& w, LaneWish wish) {
   const LaneFd& lanes = Header()->lane_fds[fd];
   StreamLane* in = LaneAt(Load(&lanes.in));
   StreamLane* out = LaneAt(Load(&lanes.out));
-  bool news = false;
-  if (in != nullptr && (w.events & kLaneIn) != 0) news = Wish(&in->want_data, wish);
+  if (in != nullptr && (w.events & kLaneIn) != 0) AddLaneWish(&in->want_data, wish);
   if (out != nullptr && (w.events & kLaneOut) != 0 && (w.events & kLaneEdge) == 0) {
-    news = Wish(&out->want_room, wish) || news;
+    AddLaneWish(&out->want_room, wish);
   }
-  return news;
 }
 
 // The sentry is to learn of what has become of the watch. False: too much is noted already.
@@ -153,20 +143,18 @@ int Look(Slot* s, Wait* w) {
   return n;
 }
 
-enum Armed { kArmedAnew, kArmedBefore, kNotArmed };
-
-// Has those who bring what is waited for touch the word.
-Armed ArmAll(Slot* s, LaneEpoll* e, const uint32_t* word) {
-  if (!LockLane(&e->lock, s->lane_owner)) return kNotArmed;
+// Has those who bring what is waited for touch the word, from which on it is to be looked for once
+// more. False: the sentry does not know of all watches.
+bool ArmAll(Slot* s, LaneEpoll* e, const uint32_t* word) {
+  if (!LockLane(&e->lock, s->lane_owner)) return false;
   const auto wish = kFirstSleeper + static_cast<LaneWish>(word - StubWaker().sleepers);
-  bool anew = false, known = Load(&e->change_count) == 0;
-  const uint32_t end = e->end <= kLaneEpollFds ? e->end : 0;
-  for (uint32_t fd = 0; known && fd < end; fd++) {
-    if (e->watches[fd].state == kWatchLane) anew = Arm(fd, e->watches[fd], wish) || anew;
+  const bool known = Load(&e->change_count) == 0;
+  const uint32_t end = known && e->end <= kLaneEpollFds ? e->end : 0;
+  for (uint32_t fd = 0; fd < end; fd++) {
+    if (e->watches[fd].state == kWatchLane) Arm(fd, e->watches[fd], wish);
   }
   UnlockLane(&e->lock);
-  if (!known) return kNotArmed;
-  return anew ? kArmedAnew : kArmedBefore;
+  return known;
 }
 
 // Sleeps until the word, which was `value`, is touched.
@@ -191,8 +179,7 @@ int LookAndWait(Slot* s, Wait* w, int64_t timeout_ns, int64_t* remaining_ns) {
   for (;;) {
     if (word == nullptr || WordOf(w->e) != word) return -1;
     const uint32_t value = AddLaneWaiter(word, kStubLooks);
-    const Armed armed = ArmAll(s, w->e, word);
-    if (armed == kNotArmed) return -1;
+    if (!ArmAll(s, w->e, word)) return -1;
     const int n = Look(s, w);
     if (n != 0) return n;
     const Wake wake = AwaitTouch(s, word, value, *remaining_ns);

@@ -57,9 +57,7 @@ Wake SleepOn(Slot* s, const uint32_t* word, uint32_t value, int64_t timeout_ns) 
   return r == kEtimedout ? Wake::kTimeout : Wake::kWoken;
 }
 
-void BeginLaneWait(Slot* s, uint64_t fd) {
-  Store(&s->lane_wait, static_cast<uint32_t>(fd) + 1);
-}
+void BeginLaneWait(Slot* s, uint64_t fd) { Store(&s->lane_wait, static_cast<uint32_t>(fd) + 1); }
 
 bool LeaveLaneWait(Slot* s, int64_t remaining_ns) {
   s->remaining_ns = remaining_ns;

@@ -1,5 +1,6 @@
 // Task's main loop: resume the guest, park until it traps, answer, deliver signals.
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <utility>
@@ -176,9 +177,9 @@ void Task::HandleSyscall() {
 bool Task::EnterWithWork(int* nr, base::Result<uint64_t>* result) {
   const uint32_t work = syscall_work();
   // A call that goes on after it was interrupted in a lane, or was not taken there, was asked about
-  // already.
+  // already. That it was interrupted is the guest's word, which counts for no other call.
   const bool in_lane = tracee_ && std::exchange(tracee_->in_lane, false);
-  if (in_lane || context_->trap().futex_interrupted) {
+  if (in_lane || (context_->trap().futex_interrupted && *nr == SYS_futex)) {
     if (tracee_) Ptrace::Disarm(*this);
     return true;
   }

@@ -122,7 +122,7 @@ void CountAndPut(int) {
 }
 
 void Handle(int signo, void (*handler)(int), int flags) {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = handler;
   action.sa_flags = flags;
   EXPECT_OK(sigaction(signo, &action, nullptr));
@@ -358,18 +358,18 @@ TEST_P(LaneWaits, TheDescriptorIsClosedMeanwhile) {
 TEST_P(LaneWaits, TheProcessEndsMeanwhile) {
   for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(7, ExitStatus([] {
-      Channel c(GetParam());
-      std::vector<std::thread> waiters;
-      for (int k = 0; k < 3; ++k) {
-        waiters.emplace_back([&] {
-          for (int n = 0; n < 200; ++n) c.Put("u");
-          while (true) c.Take();
-        });
-      }
-      SleepMs(kSoonMs);
-      _exit(7);
-      return 0;
-    }));
+                Channel c(GetParam());
+                std::vector<std::thread> waiters;
+                for (int k = 0; k < 3; ++k) {
+                  waiters.emplace_back([&] {
+                    for (int n = 0; n < 200; ++n) c.Put("u");
+                    while (true) c.Take();
+                  });
+                }
+                SleepMs(kSoonMs);
+                _exit(7);
+                return 0;
+              }));
   }
 }
 
