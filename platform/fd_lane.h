@@ -20,7 +20,8 @@ inline constexpr uint32_t kPlaceFds = 1024;
 // these values. It stands there still if that is its FdPlace.
 struct FdAttr {
   uint32_t sequence;  // odd: being written
-  uint32_t steps;
+  uint16_t steps;
+  uint16_t used;  // by the stub, once they are of use
   uint64_t place;
   // In whose table the words are: the name of a place of a working directory there
   // (Slot::path_place).
@@ -41,6 +42,8 @@ class FdAttrs {
   virtual ~FdAttrs() = default;
   // Replaces what is known of descriptor `fd`. Thread-safe.
   virtual void SetAttrOfFd(int fd, const FdAttr& attr) = 0;
+  // They have been of use since.
+  virtual bool UsedAttrOfFd(int fd) const = 0;
 };
 
 // Calls take(attr), which copies what it wants, if these are the attributes of what has this place

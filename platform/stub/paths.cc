@@ -170,7 +170,10 @@ bool TakeAttrAt(const Slot* s, int fd, F take) {
   if (path_place == 0 || place == kPathNowhere || static_cast<uint32_t>(fd) >= kAttrFds) {
     return false;
   }
-  return TakeFdAttr(Table(), &Header()->fd_attrs[fd], place, path_place, take);
+  FdAttr* attr = &Header()->fd_attrs[fd];
+  if (!TakeFdAttr(Table(), attr, place, path_place, take)) return false;
+  if (attr->used == 0) __atomic_store_n(&attr->used, uint16_t{1}, __ATOMIC_RELAXED);
+  return true;
 }
 
 bool StatAt(Slot* s, int fd, uint64_t out) {

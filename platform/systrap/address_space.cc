@@ -118,6 +118,11 @@ void SystrapAddressSpace::SetAttrOfFd(int fd, const FdAttr& attr) {
   __atomic_store_n(&entry->sequence, sequence + 1, __ATOMIC_RELEASE);
 }
 
+bool SystrapAddressSpace::UsedAttrOfFd(int fd) const {
+  return fd >= 0 && static_cast<uint32_t>(fd) < kAttrFds &&
+         __atomic_load_n(&process_->header()->fd_attrs[fd].used, __ATOMIC_RELAXED) != 0;
+}
+
 base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
   return process_->ReadMemory(addr, dst, program_);
 }

@@ -53,6 +53,7 @@ class SystrapAddressSpace final : public AddressSpace, public ExecInPlace, publi
   void DropPaths() override { process_->paths().Drop(); }
   void SetPlaceOfFd(int fd, uint64_t owner, uint64_t place) override;
   void SetAttrOfFd(int fd, const FdAttr& attr) override;
+  bool UsedAttrOfFd(int fd) const override;
   void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
   LaneEpoll* LaneEpollAt(uint32_t index) override {
     return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;

@@ -24,6 +24,7 @@ using platform::PathQuery;
 // Who looks up little does not need the table: so many look-ups before it is asked for, and before
 // a stub that does not have it yet maps it.
 constexpr uint32_t kAsksBeforeTable = 4, kAsksBeforeMap = 12;
+constexpr uint32_t kOpensBeforeLook = 8;
 
 bool BeginsIn(const WalkContext& ctx, const PathTable& table) {
   return ctx.root.dentry == ctx.root.mount->root() && ctx.root.mount->id() == table.root_mount();
@@ -241,18 +242,25 @@ void Task::ConsiderFile(int fd, FileDescription& file) {
   FsContext::Place place;
   PathTable* table = file.path().mount ? JoinPaths(&place) : nullptr;
   if (table == nullptr) return;
+  attrs_at_open_ = true;
   SetFdPlace(fd, file);
   EnterAttr(*this, *table, place.name, fd, file);
 }
 
-// Programs that ask for attributes of open files do so for most that they open to read.
+// Programs that ask for attributes of open files do so for most that they open to read; whether it
+// goes on like that is looked at now and then.
 void Task::ConsiderOpened(int fd, FileDescription& file) {
   if (!has_fd_places_ || !file.path().mount) return;
+  PathTable* table = nullptr;
+  if (attrs_at_open_ && !file.is_path() && !file.writable()) {
+    auto* attrs = dynamic_cast<platform::FdAttrs*>(&mm_->address_space());
+    attrs_at_open_ =
+        attrs != nullptr && (++attr_opens_ % kOpensBeforeLook != 0 || attrs->UsedAttrOfFd(fd));
+    if (attrs_at_open_) table = PathsNow();
+  }
+  if (table == nullptr && !file.inode()->IsDir()) return;
   SetFdPlace(fd, file);
-  if (file.is_path() || file.writable()) return;
-  PathTable* table = PathsNow();
-  if (table == nullptr) return;
-  const FsContext::Place place = fs_->EnterPaths(*table);
+  const FsContext::Place place = table != nullptr ? fs_->EnterPaths(*table) : FsContext::Place{};
   if (place.name != 0) EnterAttr(*this, *table, place.name, fd, file);
 }
 

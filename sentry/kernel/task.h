@@ -492,6 +492,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<const Credentials> lane_creds_;           // with which LendFile has found its domain
   // Its context has the places of fds_ in mm_. The fiber's.
   bool has_fd_places_ = false;
+  bool attrs_at_open_ = false;  // fstat(2) is expected of what is opened to be read
+  uint16_t attr_opens_ = 0;     // of which so many were readied for that
   std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 
