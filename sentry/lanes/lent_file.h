@@ -16,7 +16,7 @@ namespace sentry {
 // are, until the word of its attributes changes; and has the position, until somebody else asks for
 // it. Thread-safe; of the position, whoever holds the description's lock of it. Lock order: the
 // word's, its own, the binding's.
-class LentFile : private PathWatcher {
+class LentFile final : private PathWatcher {
  public:
   explicit LentFile(PathWord& word) : word_(word) {}
   ~LentFile();
