@@ -137,7 +137,17 @@ base::Result<InodeAttr> TmpfsInode::GetAttr() {
   return attr;
 }
 
+base::Status TmpfsInode::CheckPermission(const Credentials& creds, int may) {
+  if ((may & kMayWrite) != 0 && immutable()) return base::Error(EPERM);
+  return Inode::CheckPermission(creds, may);
+}
+
 base::Status TmpfsInode::SetAttr(const AttrChange& change) {
+  const bool times =
+      (change.set_atime && !change.atime_now) || (change.set_mtime && !change.mtime_now);
+  if (change.set_mode || change.set_uid || change.set_gid || times) TRY(CheckChangeable());
+  const bool touch = (change.set_atime || change.set_mtime) && !change.set_size;
+  if ((touch && immutable()) || (change.set_size && append_only())) return base::Error(EPERM);
   if (change.set_size) TRY(Resize(change.size));
   absl::MutexLock l(&mutex_);
   const timespec now = CurrentTime();
@@ -186,6 +196,7 @@ void TmpfsInode::Touch(bool atime, bool mtime, bool ctime) {
 void TmpfsInode::TouchAccess(const Mount& mount, uint32_t open_flags) {
   if ((open_flags & O_NOATIME) != 0 || (mount.flags() & (MS_NOATIME | MS_RDONLY)) != 0) return;
   if ((mount.flags() & MS_NODIRATIME) != 0 && IsDir()) return;
+  if ((file_flags() & kFileNoAtime) != 0) return;
   const timespec now = CurrentTime();
   absl::MutexLock l(&mutex_);
   // Linux: relatime_need_update, the default of every mount.
@@ -210,6 +221,7 @@ base::Status TmpfsInode::SetXattr(std::string_view name, std::string_view value,
   const bool known = std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](auto prefix) {
     return name.size() > prefix.size() && name.substr(0, prefix.size()) == prefix;
   });
+  TRY(CheckChangeable());
   if (!known) return base::Error(EOPNOTSUPP);
   absl::MutexLock l(&mutex_);
   auto it = xattrs_.find(name);
@@ -235,6 +247,7 @@ base::Result<std::vector<std::string>> TmpfsInode::ListXattr() {
 }
 
 base::Status TmpfsInode::RemoveXattr(std::string_view name) {
+  TRY(CheckChangeable());
   absl::MutexLock l(&mutex_);
   auto it = xattrs_.find(name);
   if (it == xattrs_.end()) return base::Error(ENODATA);
