@@ -11,6 +11,7 @@
 #include "sentry/net/host/interface_ioctl.h"
 #include "sentry/net/inet/interface_ioctl.h"
 #include "sentry/net/socket.h"
+#include "sentry/syscalls/file_attr.h"
 #include "sentry/syscalls/file_util.h"
 #include "sentry/vfs/file_locks.h"
 
@@ -390,6 +391,7 @@ base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
     return uint64_t{0};
   }
   if (TRY(GenericIoctl(t, args.Int(0), *file, args.Uint(1), args[2]))) return uint64_t{0};
+  if (TRY(FileFlagsIoctl(t, *file, args.Uint(1), args[2]))) return uint64_t{0};
   IoctlArgs ioctl{.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()};
   Result<uint64_t> result = file->Ioctl(ioctl);
   Socket* socket = Socket::From(*file);

@@ -1,9 +1,11 @@
 // stat and its forms, access, readlink, statfs (Linux: fs/stat.c, fs/open.c, fs/statfs.c).
+#include <linux/magic.h>
 #include <linux/stat.h>
 #include <sys/stat.h>
 
 #include <cstring>
 
+#include "sentry/fs/tmpfs/tmpfs_flags.h"
 #include "sentry/syscalls/file_util.h"
 
 #ifndef STATX_MNT_ID_UNIQUE
@@ -88,6 +90,16 @@ Result<uint64_t> CopyOutStatx(Task& t, uint64_t addr, const InodeAttr& attr, con
     st.stx_mask |= unique ? STATX_MNT_ID_UNIQUE : STATX_MNT_ID;
     st.stx_attributes_mask |= STATX_ATTR_MOUNT_ROOT;
     if (path.dentry == path.mount->root()) st.stx_attributes |= STATX_ATTR_MOUNT_ROOT;
+  }
+  Inode* inode = path.dentry ? path.dentry->inode_ptr() : nullptr;
+  if (inode != nullptr && inode->fs().magic() == TMPFS_MAGIC) {
+    // Of what has none: no flags, but they are known.
+    const uint32_t flags = FileFlagsOf(*inode).value_or(0);
+    static_assert(kFileImmutable == STATX_ATTR_IMMUTABLE && kFileAppend == STATX_ATTR_APPEND &&
+                  kFileNoDump == STATX_ATTR_NODUMP);
+    constexpr uint32_t kTold = kFileImmutable | kFileAppend | kFileNoDump;
+    st.stx_attributes_mask |= kTold;
+    st.stx_attributes |= flags & kTold;
   }
   TRY(t.memory().Write(addr, std::as_bytes(std::span(&st, 1))));
   return uint64_t{0};

@@ -28,7 +28,7 @@ CAPS = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD"
         "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"]
 ALL_CAPS = CAPS + ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE", "CAP_SYS_NICE",
                    "CAP_DAC_READ_SEARCH", "CAP_IPC_LOCK", "CAP_SYS_TTY_CONFIG", "CAP_LEASE",
-                   "CAP_NET_ADMIN"]
+                   "CAP_NET_ADMIN", "CAP_LINUX_IMMUTABLE"]
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -96,7 +96,9 @@ base::Ref<TmpfsInode> TmpfsDirectory::RemoveEntry(std::string_view name) {
 template <typename T, typename... Args>
 base::Result<base::Ref<T>> TmpfsDirectory::Make(const NewInode& args, Args&&... more) {
   const uint64_t ino = TRY(tmpfs().TakeInode());
-  return base::MakeRef<T>(&tmpfs(), ino, args, std::forward<Args>(more)...);
+  auto made = base::MakeRef<T>(&tmpfs(), ino, args, std::forward<Args>(more)...);
+  made->set_file_flags(file_flags() & kInheritedFileFlags);
+  return made;
 }
 
 base::Result<base::Ref<Inode>> TmpfsDirectory::Lookup(std::string_view name) {
@@ -143,6 +145,7 @@ base::Result<base::Ref<Inode>> TmpfsDirectory::Symlink(std::string_view name,
 
 base::Status TmpfsDirectory::Link(std::string_view name, Inode& target) {
   auto& inode = static_cast<TmpfsInode&>(target);
+  TRY(inode.CheckChangeable());
   const uint32_t nlink = inode.nlink();
   if (nlink == 0 && !inode.linkable()) return base::Error(ENOENT);
   if (nlink >= kMaxLinks) return base::Error(EMLINK);
@@ -155,6 +158,7 @@ base::Status TmpfsDirectory::Link(std::string_view name, Inode& target) {
 
 base::Status TmpfsDirectory::Unlink(std::string_view name, Inode& victim) {
   if (Find(name) == nullptr) return base::Error(ENOENT);
+  TRY(CheckRemovable(static_cast<TmpfsInode&>(victim)));
   RemoveEntry(name);
   static_cast<TmpfsInode&>(victim).DropName();
   Touch(false, true, true);
@@ -164,6 +168,7 @@ base::Status TmpfsDirectory::Unlink(std::string_view name, Inode& victim) {
 base::Status TmpfsDirectory::Rmdir(std::string_view name, Inode& victim) {
   auto& dir = static_cast<TmpfsDirectory&>(victim);
   if (Find(name) == nullptr) return base::Error(ENOENT);
+  TRY(CheckRemovable(dir));
   if (!dir.empty()) return base::Error(ENOTEMPTY);
   RemoveEntry(name);
   dir.AddLink(-2);
@@ -178,6 +183,8 @@ base::Status TmpfsDirectory::Rename(std::string_view name, Inode& moved, Inode& 
   auto* old = static_cast<TmpfsInode*>(replaced);
   base::Ref<TmpfsInode> inode(&static_cast<TmpfsInode&>(moved));
   if (Find(name) == nullptr) return base::Error(ENOENT);
+  TRY(CheckRemovable(*inode));
+  if (old != nullptr) TRY(new_dir.CheckRemovable(*old));
   if ((flags & RENAME_EXCHANGE) != 0) {
     Entry* a = Find(name);
     Entry* b = new_dir.Find(new_name);

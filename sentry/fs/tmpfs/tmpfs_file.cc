@@ -54,6 +54,10 @@ class RegularFile : public SeekableFile {
   base::Result<HostMapping> Mmap(uint64_t offset, uint64_t, int prot, bool shared) override {
     return inode_->Map(offset, shared, shared && writable(), prot);
   }
+  base::Status SetStatusFlags(uint32_t wanted) override {
+    if (((wanted ^ flags()) & O_APPEND) != 0 && inode_->append_only()) return base::Error(EPERM);
+    return SeekableFile::SetStatusFlags(wanted);
+  }
   base::Result<uint64_t> Fcntl(int cmd, uint64_t arg) override {
     switch (cmd) {
       case F_GET_SEALS:
@@ -87,6 +91,11 @@ class RegularFile : public SeekableFile {
 }  // namespace
 
 base::Result<base::Ref<FileDescription>> TmpfsRegular::Open(const OpenArgs& args) {
+  if (append_only()) {  // may_open()
+    const bool writes = (args.flags & O_ACCMODE) != O_RDONLY;
+    if (writes && (args.flags & O_APPEND) == 0) return base::Error(EPERM);
+    if ((args.flags & O_TRUNC) != 0) return base::Error(EPERM);
+  }
   if ((args.flags & O_TMPFILE) == O_TMPFILE && (args.flags & O_EXCL) == 0) set_linkable();
   return base::Ref<FileDescription>(base::MakeRef<RegularFile>(args.path, args.flags, this));
 }
@@ -162,6 +171,8 @@ base::Status TmpfsRegular::Resize(uint64_t size) {
 }
 
 base::Status TmpfsRegular::Allocate(int mode, uint64_t offset, uint64_t length) {
+  if ((mode & ~FALLOC_FL_KEEP_SIZE) != 0 && append_only()) return base::Error(EPERM);
+  if (immutable()) return base::Error(EPERM);
   if ((mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)) != 0) return base::Error(EOPNOTSUPP);
   const PathChange change(attr_word());
   {
@@ -189,6 +200,7 @@ base::Result<uint64_t> TmpfsRegular::Seek(uint64_t offset, bool data) {
 
 base::Result<HostMapping> TmpfsRegular::Map(uint64_t offset, bool shared, bool may_write,
                                             int prot) {
+  if (append_only() && may_write) return base::Error(EACCES);
   fiber::WriterLock l(&data_lock_);
   if ((seals_ & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0) {
     if (shared && (prot & PROT_WRITE) != 0) return base::Error(EPERM);

@@ -137,7 +137,17 @@ base::Result<InodeAttr> TmpfsInode::GetAttr() {
   return attr;
 }
 
+base::Status TmpfsInode::CheckPermission(const Credentials& creds, int may) {
+  if ((may & kMayWrite) != 0 && immutable()) return base::Error(EPERM);
+  return Inode::CheckPermission(creds, may);
+}
+
 base::Status TmpfsInode::SetAttr(const AttrChange& change) {
+  const bool times =
+      (change.set_atime && !change.atime_now) || (change.set_mtime && !change.mtime_now);
+  if (change.set_mode || change.set_uid || change.set_gid || times) TRY(CheckChangeable());
+  const bool touch = (change.set_atime || change.set_mtime) && !change.set_size;
+  if ((touch && immutable()) || (change.set_size && append_only())) return base::Error(EPERM);
   if (change.set_size) TRY(Resize(change.size));
   absl::MutexLock l(&mutex_);
   const timespec now = CurrentTime();
@@ -188,6 +198,7 @@ bool TmpfsInode::AccessIsDue(const Mount& mount, uint32_t open_flags, const time
     return false;
   }
   if ((mount.flags() & MS_NODIRATIME) != 0 && IsDir()) return false;
+  if ((file_flags() & kFileNoAtime) != 0) return false;
   // Linux: relatime_need_update, the default of every mount.
   const bool strict = (mount.flags() & MS_STRICTATIME) != 0;
   return strict || !Older(attr_.mtime, attr_.atime) || !Older(attr_.ctime, attr_.atime) ||
@@ -220,6 +231,7 @@ base::Status TmpfsInode::SetXattr(std::string_view name, std::string_view value,
   const bool known = std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](auto prefix) {
     return name.size() > prefix.size() && name.substr(0, prefix.size()) == prefix;
   });
+  TRY(CheckChangeable());
   if (!known) return base::Error(EOPNOTSUPP);
   absl::MutexLock l(&mutex_);
   auto it = xattrs_.find(name);
@@ -245,6 +257,7 @@ base::Result<std::vector<std::string>> TmpfsInode::ListXattr() {
 }
 
 base::Status TmpfsInode::RemoveXattr(std::string_view name) {
+  TRY(CheckChangeable());
   absl::MutexLock l(&mutex_);
   auto it = xattrs_.find(name);
   if (it == xattrs_.end()) return base::Error(ENODATA);

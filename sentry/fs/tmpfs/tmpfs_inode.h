@@ -16,6 +16,7 @@
 #include "sentry/fiber/mutex.h"
 #include "sentry/fs/tmpfs/memory_data.h"
 #include "sentry/fs/tmpfs/tmpfs.h"
+#include "sentry/fs/tmpfs/tmpfs_flags.h"
 #include "sentry/vfs/inode.h"
 
 namespace sentry {
@@ -54,6 +55,7 @@ class TmpfsInode : public Inode {
     return true;
   }
   base::Status SetAttr(const AttrChange& change) override;
+  base::Status CheckPermission(const Credentials& creds, int may) override;
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;  // ENXIO
   base::Result<std::string> GetXattr(std::string_view name) override;
   base::Status SetXattr(std::string_view name, std::string_view value, int flags) override;
@@ -61,6 +63,15 @@ class TmpfsInode : public Inode {
   base::Status RemoveXattr(std::string_view name) override;
 
   TmpfsFilesystem& tmpfs() const { return static_cast<TmpfsFilesystem&>(fs()); }
+  // kFileImmutable, kFileAppend, kFileNoDump, kFileNoAtime.
+  uint32_t file_flags() const { return file_flags_.load(std::memory_order_relaxed); }
+  void set_file_flags(uint32_t flags) { file_flags_.store(flags, std::memory_order_relaxed); }
+  bool append_only() const { return (file_flags() & kFileAppend) != 0; }
+  bool immutable() const { return (file_flags() & kFileImmutable) != 0; }
+  // EPERM: its attributes, names and content stay, all of them or all but the end.
+  base::Status CheckChangeable() const {
+    return immutable() || append_only() ? base::Error(EPERM) : base::Status();
+  }
   // One name more or fewer.
   void AddLink(int n);
   // A name of other than a directory goes. Each but the last was counted as an inode when it was
@@ -93,6 +104,7 @@ class TmpfsInode : public Inode {
   base::Status ChargeXattrs(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t xattr_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::atomic<bool> linkable_{false};
+  std::atomic<uint32_t> file_flags_{0};
 };
 
 class TmpfsRegular : public TmpfsInode {
@@ -168,6 +180,10 @@ class TmpfsDirectory : public TmpfsInode {
   base::Result<base::Ref<FileDescription>> Open(const OpenArgs& args) override;
 
   bool empty() const;
+  // May a name of `victim` go? (may_delete)
+  base::Status CheckRemovable(const TmpfsInode& victim) const {
+    return append_only() ? base::Error(EPERM) : victim.CheckChangeable();
+  }
   // Entries with a cursor >= `from`, in order, until `emit` returns false. lock() is held shared.
   void ForEach(uint64_t from, const DirEmit& emit);
 
