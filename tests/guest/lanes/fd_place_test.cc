@@ -324,6 +324,9 @@ struct Turns {
     EXPECT_OK(pipe(down));
     EXPECT_OK(pipe(up));
   }
+  ~Turns() {
+    for (int fd : {down[0], down[1], up[0], up[1]}) close(fd);
+  }
   static void Give(const int* p) { EXPECT_EQ(1, write(p[1], "", 1)); }
   static void Take(const int* p) {
     char c;
@@ -754,18 +757,18 @@ TEST_P(FdPlace, BadAddresses) {
   close(fd);
 }
 
-// The program that Exec executes: descriptor 40 is a directory, 41 was closed on the way.
+// The program that Exec executes: descriptor 200 is a directory, 201 was closed on the way.
 TEST_P(FdPlace, Executed) {
   if (getenv("FD_PLACE_EXECUTED") == nullptr) GTEST_SKIP();
   for (int i = 0; i < kTimes; i++) {
-    ASSERT_EQ(1, SizeAt(40, "f"));
-    ASSERT_TRUE(S_ISDIR(Fstat(40).st_mode));
-    ASSERT_EQ(-EBADF, SizeAt(41, "f"));
-    ASSERT_EQ(-EBADF, Fstat(41).st_size);
+    ASSERT_EQ(1, SizeAt(200, "f"));
+    ASSERT_TRUE(S_ISDIR(Fstat(200).st_mode));
+    ASSERT_EQ(-EBADF, SizeAt(201, "f"));
+    ASSERT_EQ(-EBADF, Fstat(201).st_size);
   }
-  ASSERT_EQ(41, dup3(at_, 41, O_CLOEXEC));
-  EXPECT_EQ(-ENOENT, SizeAt(41, "f"));
-  EXPECT_EQ(1, SizeAt(40, "f"));
+  ASSERT_EQ(201, dup3(at_, 201, O_CLOEXEC));
+  EXPECT_EQ(-ENOENT, SizeAt(201, "f"));
+  EXPECT_EQ(1, SizeAt(200, "f"));
 }
 
 TEST_P(FdPlace, Exec) {
@@ -773,11 +776,11 @@ TEST_P(FdPlace, Exec) {
   WriteFile(In("a/f"), "1");
   WriteFile(In("b/f"), "22");
   const auto execute = [&] {
-    if (dup3(a, 40, 0) != 40 || dup3(b, 41, O_CLOEXEC) != 41) return 1;
-    Warm(40, "f");
-    Warm(41, "f");
-    Warm(41);
-    if (SizeAt(41, "f") != 2) return 2;
+    if (dup3(a, 200, 0) != 200 || dup3(b, 201, O_CLOEXEC) != 201) return 1;
+    Warm(200, "f");
+    Warm(201, "f");
+    Warm(201);
+    if (SizeAt(201, "f") != 2) return 2;
     setenv("FD_PLACE_EXECUTED", "1", 1);
     execl("/proc/self/exe", "fd_place", "--gtest_filter=*FdPlace.Executed/Files", "--gtest_brief=1",
           nullptr);
@@ -796,7 +799,7 @@ TEST_P(FdPlace, Exec) {
     EXPECT_EQ(0, status);
     unsetenv("FD_PLACE_EXECUTED");
     EXPECT_EQ(1, SizeAt(a, "f"));
-    EXPECT_EQ(-EBADF, SizeAt(40, "f"));
+    EXPECT_EQ(-EBADF, SizeAt(200, "f"));
   }
   close(a);
   close(b);
