@@ -279,7 +279,8 @@ int RunSentry(const BootOptions& options, const BootHooks& hooks) {
     if (why.empty()) why = strerror(sandbox.error().code());
     return fail("unable to start container process: " + why);
   }
-  Loop loop(sandbox->get(), *std::move(loop_fds), std::move(sync), std::move(signals), std::move(gofer));
+  Loop loop(sandbox->get(), *std::move(loop_fds), std::move(sync), std::move(signals),
+            std::move(gofer));
   int code = loop.Run();
   // Threads of the kernel may still use it; the process ends now.
   (void)sandbox->release();

@@ -12,9 +12,9 @@
 #include "platform/file_lane.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
+#include "sentry/vfs/lanes/path_outcome.h"
 #include "sentry/vfs/notify.h"
-#include "sentry/vfs/path_outcome.h"
 
 namespace sentry {
 namespace {

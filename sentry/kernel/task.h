@@ -489,7 +489,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<const Credentials> paths_creds_;
   uint64_t paths_namespace_ = 0;
   uint32_t path_asks_ = 0;
-  base::Ref<const Credentials> lane_creds_;           // with which LendFile has found its domain
+  base::Ref<const Credentials> lane_creds_;  // with which LendFile has found its domain
   // Its context has the places of fds_ in mm_. The fiber's.
   bool has_fd_places_ = false;
   bool attrs_at_open_ = false;  // fstat(2) is expected of what is opened to be read

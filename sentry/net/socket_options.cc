@@ -11,7 +11,7 @@
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
 #include "sentry/net/socket.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 
 // Of Linux versions that the headers may not know.
 #ifndef SO_TXREHASH

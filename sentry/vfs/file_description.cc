@@ -9,7 +9,7 @@
 #include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/inode.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 #include "sentry/vfs/notify.h"
 
 namespace sentry {

@@ -6,7 +6,7 @@
 
 #include "sentry/vfs/dentry.h"
 #include "sentry/vfs/inode.h"
-#include "sentry/vfs/path_record.h"
+#include "sentry/vfs/lanes/path_record.h"
 
 namespace sentry {
 namespace {

@@ -12,7 +12,7 @@
 #include "sentry/fiber/wait_queue.h"
 #include "sentry/fs/anon/anon.h"
 #include "sentry/lanes/arena.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 
 namespace sentry {
 

@@ -7,7 +7,7 @@
 #include "sentry/fs/pipe/pipe.h"
 #include "sentry/vfs/file_description.h"
 #include "sentry/vfs/inode.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {

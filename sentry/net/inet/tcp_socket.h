@@ -2,7 +2,7 @@
 #pragma once
 
 #include "sentry/net/inet/tcp.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 
 namespace sentry {
 

@@ -8,7 +8,7 @@
 #include "sentry/net/socket.h"
 #include "sentry/net/unix/endpoint.h"
 #include "sentry/net/unix/unix_sockets.h"
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 
 namespace sentry {
 

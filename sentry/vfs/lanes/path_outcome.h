@@ -8,7 +8,7 @@
 #include "platform/fd_lane.h"
 #include "sentry/lanes/path_table.h"
 #include "sentry/vfs/file_description.h"
-#include "sentry/vfs/path_record.h"
+#include "sentry/vfs/lanes/path_record.h"
 #include "sentry/vfs/vfs.h"
 
 namespace sentry {

@@ -1,4 +1,4 @@
-#include "sentry/vfs/path_outcome.h"
+#include "sentry/vfs/lanes/path_outcome.h"
 
 #include <sys/stat.h>
 

@@ -1,4 +1,4 @@
-#include "sentry/vfs/lane_ends.h"
+#include "sentry/vfs/lanes/lane_ends.h"
 
 #include "sentry/vfs/file_description.h"
 
