@@ -285,11 +285,16 @@ void FinishCompare(Slot* s) {
   s->rip += kCompareBytes;
 }
 
+constexpr uint64_t kTicksPerDraw = 64, kTellsEvery = 16;
+
 bool WorthPatching(Slot* s) {
   LaneHits& hits = s->lane_hits[(s->rip >> 2) % kLaneHits];
   if (hits.rip != s->rip) hits = LaneHits{s->rip, 0};
   // Again, each time later: what could not be patched at first may be known to be right since.
   hits.count++;
+  // Many short processes may make the call once each: some tell of it, so that a text which
+  // processes share gets it patched.
+  if (hits.count == 1) return Ticks() / kTicksPerDraw % kTellsEvery == 0;
   return hits.count >= kHitsBeforePatch && (hits.count & (hits.count - 1)) == 0;
 }
 

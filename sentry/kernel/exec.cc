@@ -436,8 +436,6 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
     regs().orig_rax = call;
     Ptrace::ExecEvent(*this, old_tid);
   }
-  // With that, the first look-up of the new program may be answered in its stub.
-  ConsiderPath(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW));
   return 0;
 }
 
