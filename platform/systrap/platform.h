@@ -130,6 +130,7 @@ class SystrapPlatform final : public Platform {
   struct Load {
     uint32_t calling = 0, computing = 0;
     uint32_t awaiting = 0;  // of those that call: they cannot run before our core is free
+    uint32_t queued = 0;    // of those: they were woken on it, and still have not begun to run
   };
   Load CountRunning(uint64_t now, size_t* delivered);
   void AllowStubSpin(bool allowed);

@@ -14,9 +14,10 @@ namespace {
 constexpr uint64_t kMaxSpinUs = 50;  // longer than this a sleep and its wake-up cost less
 constexpr uint64_t kAfterEventUs = 5;
 constexpr uint64_t kStubSpinUs = 30;
-constexpr uint64_t kComputesUs = 50;    // without a call: the thread needs its core
-constexpr uint64_t kWakeUpUs = 25;      // who has not begun to run by then finds no free core
-constexpr uint64_t kPreemptedUs = 200;  // a gap in our own spinning: somebody else ran here
+constexpr uint64_t kComputesUs = 50;      // without a call: the thread needs its core
+constexpr uint64_t kWakeUpUs = 25;        // who has not begun to run by then finds no free core
+constexpr uint64_t kRunsElsewhereUs = 4;  // who is woken and finds an idle core has begun to run
+constexpr uint64_t kPreemptedUs = 200;    // a gap in our own spinning: somebody else ran here
 constexpr uint64_t kFirstBackoffUs = 1'000;
 constexpr uint64_t kMaxBackoffUs = 20'000;
 constexpr uint32_t kPollsPerLook = 8;
@@ -27,6 +28,7 @@ constexpr uint32_t kProbeEvery = 16;  // sleeps between tries to spin though it 
 SystrapPlatform::Load SystrapPlatform::CountRunning(uint64_t now, size_t* delivered) {
   Load load;
   const uint64_t late = kWakeUpUs * machine_.ticks_per_us;
+  const uint64_t soon = kRunsElsewhereUs * machine_.ticks_per_us;
   absl::MutexLock lock(&poll_mu_);
   *delivered = delivered_;
   for (auto& hot : hot_) {
@@ -38,6 +40,7 @@ SystrapPlatform::Load SystrapPlatform::CountRunning(uint64_t now, size_t* delive
     } else {
       load.calling++;
       if (context->woken_here() || (context->asleep() && since > late)) load.awaiting++;
+      if (context->woken_here() && context->asleep() && since > soon) load.queued++;
     }
   }
   if (overflow_.load(std::memory_order_relaxed)) load.computing += kHot;
@@ -88,7 +91,8 @@ bool SystrapPlatform::Decide() {
     }
     idle_since_ = now;
   }
-  leaves_core_ = load.awaiting != 0 && load.awaiting == load.calling;
+  // Who calls next can wake us more cheaply than these wait for us.
+  leaves_core_ = load.queued != 0 || (load.awaiting != 0 && load.awaiting == load.calling);
   if (!event && !leaves_core_ && now - idle_since_ > kAfterEventUs * us && chores_.DoOne()) {
     last_look_ = __rdtsc();
     return true;
