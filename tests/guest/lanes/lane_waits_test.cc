@@ -133,6 +133,19 @@ void AlarmInMs(int ms) {
   EXPECT_OK(setitimer(ITIMER_REAL, &timer, nullptr));
 }
 
+// Again and again, since the first may come before the call that it is to end.
+class Alarms {
+ public:
+  Alarms() { Every(10'000); }
+  ~Alarms() { Every(0); }
+
+ private:
+  static void Every(int us) {
+    itimerval timer{{0, us}, {0, us}};
+    EXPECT_OK(setitimer(ITIMER_REAL, &timer, nullptr));
+  }
+};
+
 class LaneWaits : public testing::TestWithParam<bool> {};
 
 TEST_P(LaneWaits, ASignalEndsTheCall) {
@@ -140,10 +153,12 @@ TEST_P(LaneWaits, ASignalEndsTheCall) {
   Handle(SIGALRM, Count, 0);
   for (int i = 0; i < 10; ++i) {
     g_signals = 0;
-    AlarmInMs(10);
-    char byte;
-    EXPECT_ERRNO(read(c.reader, &byte, 1), EINTR);
-    EXPECT_EQ(1, g_signals.load());
+    {
+      const Alarms alarms;
+      char byte;
+      EXPECT_ERRNO(read(c.reader, &byte, 1), EINTR);
+      EXPECT_LE(1, g_signals.load());
+    }
     c.Put("x");
     EXPECT_EQ('x', c.Take());
   }
@@ -423,7 +438,7 @@ TEST_P(LaneWaits, ItIsToBeLeftAtOnce) {
   for (int i = 0; i < 3; ++i) EXPECT_ERRNO(read(c.reader, &byte, 1), EAGAIN);
   EXPECT_EQ(0, ExitStatus([&] { return fcntl(c.reader, F_SETFL, 0); }));
   Handle(SIGALRM, Count, 0);
-  AlarmInMs(10);
+  const Alarms alarms;
   EXPECT_ERRNO(read(c.reader, &byte, 1), EINTR);
 }
 
@@ -656,9 +671,9 @@ TEST(LaneWaitsOfEpoll, SignalsEndIt) {
   for (int flags : {0, SA_RESTART}) {
     Handle(SIGALRM, Count, flags);
     g_signals = 0;
-    AlarmInMs(10);
+    const Alarms alarms;
     EXPECT_ERRNO(w.Wait(), EINTR);
-    EXPECT_EQ(1, g_signals.load());
+    EXPECT_LE(1, g_signals.load());
   }
 }
 
