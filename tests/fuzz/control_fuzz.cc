@@ -74,7 +74,8 @@ class Server {
     if (getsockname(listener.get(), Address(), &length_) != 0) abort();
     server_ = std::make_unique<ControlServer>(&sandbox_, [](const ucred&) { return true; });
     server_->set_on_join([](ControlServer::Joined) { return base::Ok(); });
-    if (!server_->Init().ok()) abort();
+    auto loop = ControlServer::MakeLoopFds();
+    if (!loop.ok() || !server_->Init(*std::move(loop)).ok()) abort();
     auto served = server_->Serve(sandbox_.first(), std::move(listener), 0);
     if (!served.ok()) abort();
     server_->SetInitStatus(*served, 7);
