@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -121,9 +122,8 @@ TEST_F(PathTableTest, AttributesAtADescriptor) {
   table_->FreePlace(mine);
   EXPECT_FALSE(holds(kPlace, mine));
   // Where the table was taken away there are zeros.
-  const std::vector<std::byte> zeros(platform::kPathTableSize);
-  const auto* none = reinterpret_cast<const platform::PathTable*>(zeros.data());
-  EXPECT_FALSE(platform::TakeFdAttr(none, &fd, kPlace, mine, [](const platform::FdAttr&) {}));
+  const auto none = std::make_unique<platform::PathTable>();
+  EXPECT_FALSE(platform::TakeFdAttr(none.get(), &fd, kPlace, mine, [](const platform::FdAttr&) {}));
 }
 
 TEST_F(PathTableTest, HoldsUntilAWordChanges) {
