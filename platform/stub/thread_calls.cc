@@ -28,6 +28,15 @@ bool SameStack(const Slot* s, const UContext& uc) {
          (flags & ~kOnStack) == s->alt_stack_flags;
 }
 
+// Whether the code at `rip` belongs to a call site that has been patched since the frame was made:
+// the jump now covers the comparison behind the system call, and the sentry knows how to go on.
+bool InPatchedSite(uint64_t rip) {
+  constexpr uint32_t kJump = 0x2524ff, kJumpMask = 0xffffff;  // jmp *disp32, see mailbox.h
+  uint32_t code;
+  return StubCopy(&code, reinterpret_cast<const void*>(rip - 2), sizeof(code)) == 0 &&
+         (code & kJumpMask) == kJump;
+}
+
 // The mask is open while no signal is pending, so that none becomes deliverable by a change.
 bool SetMask(Slot* s, uint64_t word, uint64_t mask) {
   const uint64_t next = (mask & ~kUnblockableSignals) | kMaskOpen;
@@ -39,8 +48,9 @@ bool SetMask(Slot* s, uint64_t word, uint64_t mask) {
 
 }  // namespace
 
-// A frame that cannot be read, leads to the stub's region, steps, or changes the signal stack is
-// the sentry's. So is one at which the mask closes: it begins anew, with the same frame.
+// A frame that cannot be read, leads to the stub's region or into a patched site, steps, or changes
+// the signal stack is the sentry's. So is one at which the mask closes: it begins anew, with the
+// same frame.
 bool SigReturn(Slot* s) {
   const uint64_t word = Load(&s->sigmask);
   if (!s->thread_calls || !(word & kMaskOpen) || s->rsp >= kRegionBase - kPageSize) return false;
@@ -49,7 +59,8 @@ bool SigReturn(Slot* s) {
   const bool direct = s->mode == kModeDirect;
   const uint64_t flags = direct ? s->call_flags : s->eflags;
   if (((flags | uc.mc.eflags) & kTrapFlag) != 0 || uc.mc.rip >= kRegionBase - kPageSize ||
-      !SameStack(s, uc) || RestoreFpu(s, uc.mc.fpstate) != 0 || !SetMask(s, word, uc.mask)) {
+      !SameStack(s, uc) || InPatchedSite(uc.mc.rip) || RestoreFpu(s, uc.mc.fpstate) != 0 ||
+      !SetMask(s, word, uc.mask)) {
     return false;
   }
   s->r8 = uc.mc.r8;

@@ -7,6 +7,9 @@
 #include <sched.h>
 #include <stddef.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <ucontext.h>
 
 #include <atomic>
@@ -241,6 +244,53 @@ TEST(SigReturn, WithoutAFrameItKills) {
       return 1;
     });
     EXPECT_EQ(-SIGSEGV, status);
+  }
+}
+
+// A call as libc makes those whose number is no constant: a comparison follows at once. Returns 0
+// or a negative error.
+asm(R"(
+  .type CallAndCompare, @function
+CallAndCompare:
+  mov %rdi, %rax
+  mov %rsi, %rdi
+  mov %rdx, %rsi
+  syscall
+  cmp $-4095, %rax
+  jae 1f
+  xor %eax, %eax
+1: ret
+  .size CallAndCompare, . - CallAndCompare
+)");
+extern "C" long CallAndCompare(long nr, long a, long b);
+
+// Whoever makes calls quicker by changing their code does so in the handler, and the call that it
+// has interrupted is in the middle of that code.
+void InterruptOften() {
+  Install(SIGALRM, [](int, siginfo_t*, void*) {
+    for (int i = 0; i < 20; i++) CallAndCompare(SYS_getpriority, PRIO_PROCESS, 0);
+    g_first = g_first + 1;
+  });
+  g_first = 0;
+  itimerval timer{{0, 2'000}, {0, 2'000}};
+  ASSERT_EQ(0, setitimer(ITIMER_REAL, &timer, nullptr));
+  for (int i = 0; i < kTimes; i++) ASSERT_EQ(-EINTR, CallAndCompare(SYS_pause, 0, 0));
+  timer = {};
+  ASSERT_EQ(0, setitimer(ITIMER_REAL, &timer, nullptr));
+  EXPECT_LE(kTimes, g_first);
+}
+
+// In one program after the other: of what is known of the code from earlier ones too.
+TEST(SigReturn, ToACallThatTheHandlerMakesOften) {
+  constexpr char kChild[] = "SIGRETURN_CHILD";
+  if (getenv(kChild) != nullptr) return InterruptOften();
+  for (int i = 0; i < 2 * kTimes; i++) {
+    EXPECT_EQ(0, ExitStatus([&] {
+                setenv(kChild, "1", 1);
+                execl("/proc/self/exe", "test", "--gtest_brief=1",
+                      "--gtest_filter=SigReturn.ToACallThatTheHandlerMakesOften", nullptr);
+                return errno;
+              }));
   }
 }
 
