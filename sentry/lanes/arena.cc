@@ -89,11 +89,9 @@ Result<base::Ref<LaneArena>> LaneArena::OfDomain(const std::string& name) {
   absl::MutexLock lock(&domains.mutex);
   auto it = domains.arenas.find(name);
   if (it != domains.arenas.end()) return it->second;
-  if (domains.arenas.size() >= kMaxDomains) {
-    absl::erase_if(domains.arenas,
-                   [](const auto& entry) { return entry.second->ref_count() == 1; });
-    if (domains.arenas.size() >= kMaxDomains) return Error(ENOSPC);
-  }
+  // Those of containers that have ended, or of users that have left.
+  absl::erase_if(domains.arenas, [](const auto& entry) { return entry.second->ref_count() == 1; });
+  if (domains.arenas.size() >= kMaxDomains) return Error(ENOSPC);
   auto memory = TRY(base::RingMemory::New(platform::kLaneArenaSize, 0));
   auto arena = base::MakeRef<LaneArena>(std::move(memory));
   domains.arenas[name] = arena;

@@ -171,7 +171,8 @@ class LanesTest(harness.ContainerTest):
 
     def test_files_are_read_without_the_sentry(self):
         for directory in ("/tmp", "/dev/shm"):
-            self.assertLess(self.file_counts("plain", directory), TIMES / 4, directory)
+            # A file in memory is lent once it has been read for a while, and now and then taken back.
+            self.assertLess(self.file_counts("plain", directory), 1.5 * TIMES, directory)
 
     def test_unless_somebody_is_to_be_told(self):
         self.assertGreaterEqual(self.file_counts("watched", "/tmp"), 3 * TIMES)
@@ -191,15 +192,14 @@ class LanesTest(harness.ContainerTest):
 
     def test_pipes_sockets_and_counters(self):
         for what in ("pipe", "unix", "eventfd"):
-            # Who waits, for the first half, does so in the sentry.
-            self.assertLess(self.plain_counts(what), 2.5 * TIMES, what)
+            self.assertLess(self.plain_counts(what), TIMES / 4, what)
             self.assertGreaterEqual(self.plain_counts(what, flags=["--lanes=off"]), 6 * TIMES, what)
 
     def test_others_share_none_of_them(self):
-        # Of each channel one end at most is moved by its own process: who writes, or who reads.
+        # The ends of one of the two are moved by itself, those of the other are not.
         for what in ("pipe", "unix", "eventfd"):
             for kind in ("other-user", "undumpable"):
-                self.assertGreaterEqual(self.plain_counts(what, kind), 3.8 * TIMES, (what, kind))
+                self.assertGreaterEqual(self.plain_counts(what, kind), 3 * TIMES, (what, kind))
 
 
 if __name__ == "__main__":
