@@ -12,7 +12,6 @@ namespace sentry {
 namespace {
 
 using base::Error;
-using base::Result;
 using base::Status;
 
 constexpr size_t kMaxRequests = 64;  // of one datagram
