@@ -91,7 +91,8 @@ Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
   if (!state.known) return kFoundUnknown;
   const uint32_t ready = state.ready & w.events;
   if (ready == 0) return kFoundNothing;
-  if ((w.events & kLaneEdge) != 0 && w.seen == state.came) return kFoundNothing;
+  const bool news = (w.events & kLaneIn) != 0 && w.seen != state.came;
+  if ((w.events & kLaneEdge) != 0 && !news) return kFoundNothing;
   *event = {ready, w.data};
   if ((w.events & (kLaneEdge | kLaneOneShot)) == 0) return kFoundEvent;
   if (StubCopy(reinterpret_cast<void*>(guest), event, sizeof(*event)) != 0) return kFoundUnknown;

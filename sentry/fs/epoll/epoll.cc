@@ -139,7 +139,7 @@ base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
         ready = TakeFromLane(*item);
       } else {
         item->edge.store(false);
-        ready = item->Ready();
+        ready = item->Ready(&item->told);
       }
       if (ready == 0) continue;
       uint32_t wanted = item->events.load();
@@ -234,6 +234,7 @@ int EventPoll::DepthAbove(int depth) {
 EventPoll::Item& EventPoll::Insert(const Key& key, EpollEvent event, fiber::WaitQueue* queue) {
   event.events |= EPOLLERR | EPOLLHUP;
   base::Ref<Item> item = base::MakeRef<Item>(this, key.fd, key.file, event);
+  item->told = key.file->LaneCame();
   items_[key] = item;
   Registry::Get().Add(key.file, item);
   key.file->WatchRelease(&OnFileRelease);

@@ -30,7 +30,7 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     uint32_t wanted = events.load(std::memory_order_acquire);
     bool in_process = false;
     if ((wanted & ~kEpollPrivateBits) != 0 && (what == 0 || (what & wanted) != 0)) {
-      if (wanted & EPOLLET) edge.store(true);
+      if ((wanted & EPOLLET) != 0 && !(in_lane.load() && IsData(what))) edge.store(true);
       in_process = owner->MarkReady(*this);
     }
     return in_process || owner->queue_.HasWaiters();
@@ -39,6 +39,11 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     fiber::MutexLock lock(&mutex);
     if (file != nullptr) file->WatchEdges();
   }
+  // Data that has come is told by how much has, where the process may have told of it already.
+  static bool IsData(uint32_t what) {
+    return what != 0 && (what & ~(platform::kLaneIn | kWakeQuietly)) == 0;
+  }
+  bool WantsData() const { return (events.load() & platform::kLaneIn) != 0; }
   // The same as Ready, for an item that is in_lane. *came: how much had come by its lane before.
   uint32_t ReadyFor(uint32_t wish, uint64_t* came) {
     fiber::MutexLock lock(&mutex);
@@ -48,12 +53,13 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
     *came = file->LaneCame();
     return file->ReadinessFor(wish) & wanted;
   }
-  // What of the wanted events is true.
-  uint32_t Ready() {
+  // What of the wanted events is true. *came: see ReadyFor; only of a watch for edges.
+  uint32_t Ready(uint64_t* came = nullptr) {
     fiber::MutexLock lock(&mutex);
     if (file == nullptr) return 0;
     const uint32_t wanted = events.load(std::memory_order_acquire);
     if (wanted & EPOLLET) file->WatchEdges();
+    if ((wanted & EPOLLET) != 0 && came != nullptr) *came = file->LaneCame();
     return file->Readiness() & wanted;
   }
   // After it returns the file is not touched again. Idempotent.
@@ -74,8 +80,12 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
   std::atomic<uint32_t> events;
   std::atomic<uint64_t> data;
   std::atomic<bool> in_lane{false};  // the process looks at it by itself; written under the owner's
-  // EPOLLET of an item that is in_lane: something has happened that is to be told.
+  // EPOLLET of an item that is in_lane: something has happened, other than that data has come, that
+  // is to be told.
   std::atomic<bool> edge{false};
+  // EPOLLET: how much had come when that was told last, by the sentry. Guarded by the owner's
+  // mutex_.
+  uint64_t told = 0;
   // Guarded by the owner's ready_mutex_.
   Item* ready_prev = nullptr;
   Item* ready_next = nullptr;

@@ -120,11 +120,12 @@ bool EventPoll::ServedByLane(const Item& item, FdTable* table) {
 }
 
 void EventPoll::SetInLane(Item& item, bool in_lane) {
-  item.in_lane.store(in_lane);
+  // From now on data is no edge for itself; what has come and was not told is news to the process.
+  const bool was_in_lane = item.in_lane.exchange(in_lane);
   if (in_lane) {
     lane_items_[item.fd] = &item;
     lane_watches_->Set(item.fd, platform::kWatchLane, item.events.load(), item.data.load(),
-                       item.file_key->LaneCame());
+                       was_in_lane ? item.file_key->LaneCame() : item.told);
   } else {
     lane_items_.erase(item.fd);
     lane_watches_->Set(item.fd, platform::kWatchSentry);
@@ -154,7 +155,10 @@ void EventPoll::LookAtLanes() {
     uint64_t came = 0;
     if (item.ReadyFor(lane_watches_->wish(), &came) == 0) continue;
     const bool edges = (item.events.load() & EPOLLET) != 0;
-    if (!edges || item.edge.load() || lane_watches_->HasEdge(item.fd, came)) PushReady(item);
+    if (!edges || item.edge.load() ||
+        (item.WantsData() && lane_watches_->HasEdge(item.fd, came))) {
+      PushReady(item);
+    }
   }
   if (++looks_ < std::max(kLooksPerPromotion, items_.size())) return;
   looks_ = 0;
@@ -170,7 +174,7 @@ uint32_t EventPoll::TakeFromLane(Item& item) {
   uint64_t came = 0;
   const uint32_t ready = item.ReadyFor(lane_watches_->wish(), &came);
   if (ready == 0 || (item.events.load() & EPOLLET) == 0) return ready;
-  const bool news = lane_watches_->TakeEdge(item.fd, came);
+  const bool news = item.WantsData() && lane_watches_->TakeEdge(item.fd, came);
   return item.edge.exchange(false) || news ? ready : 0;
 }
 

@@ -1,6 +1,7 @@
 // Epoll instances that watch busy connections: whatever way a kernel finds to be quick about them,
 // each call has its effect when it returns.
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <map>
@@ -284,6 +285,48 @@ TEST_F(EpollLane, EachEdgeIsToldOnce) {
       ASSERT_EQ(Ready{}, Wait(0)) << round;
     }
   }
+}
+
+TEST_F(EpollLane, WhatComesIsNoEdgeOfRoom) {
+  ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLOUT | EPOLLET));
+  ASSERT_EQ((Ready{{0, EPOLLOUT}}), Wait(0));
+  for (int round = 0; round < 50; ++round) {
+    Send(0);
+    ASSERT_EQ(Ready{}, Wait(round % 8 == 0 ? 1 : 0)) << round;
+    ReadAll(server(0), 1);
+  }
+}
+
+// A writer of which no kernel knows yet that it writes much.
+TEST(EpollOfOthers, EachEdgeIsToldOnce) {
+  int pipe_fds[2], pair[2];
+  ASSERT_OK(pipe(pipe_fds));
+  ASSERT_OK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+  const int counter = eventfd(0, 0);
+  const std::pair<int, int> ends[] = {
+      {pipe_fds[0], pipe_fds[1]}, {pair[0], pair[1]}, {counter, counter}};
+  const int epoll = epoll_create1(0);
+  for (auto [reader, writer] : ends) {
+    epoll_event event{EPOLLIN | EPOLLET, {.fd = reader}};
+    ASSERT_OK(epoll_ctl(epoll, EPOLL_CTL_ADD, reader, &event));
+    for (uint64_t round = 0; round < 200; ++round) {
+      const uint64_t one = 1;
+      std::thread thread;
+      if (round % 2 == 0) {
+        ASSERT_EQ(8, write(writer, &one, sizeof(one)));
+      } else {
+        thread = std::thread([&] { EXPECT_EQ(8, write(writer, &one, sizeof(one))); });
+      }
+      epoll_event events[4];
+      ASSERT_EQ(1, epoll_wait(epoll, events, 4, 10'000)) << reader << " " << round;
+      if (thread.joinable()) thread.join();
+      ASSERT_EQ(0, epoll_wait(epoll, events, 4, 0)) << reader << " " << round;
+      uint64_t value;
+      if (round % 5 == 0) continue;  // more comes to what is there
+      ASSERT_EQ(8, read(reader, &value, sizeof(value)));
+    }
+  }
+  for (int fd : {pipe_fds[0], pipe_fds[1], pair[0], pair[1], counter, epoll}) close(fd);
 }
 
 TEST_F(EpollLane, RoomIsAnEdgeOfItsOwn) {
