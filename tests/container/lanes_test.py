@@ -50,6 +50,7 @@ if kind == "undumpable":
 path = directory + "/read-again"
 with open(path, "wb") as f:
     f.write(bytes(i % 251 for i in range(100000)))
+time.sleep(0.02)  # as long as the clock stands where it was changed, each read is noted (relatime)
 if kind == "watched":
     watch = libc.inotify_add_watch(libc.inotify_init1(os.O_NONBLOCK), b"/", 0x100)  # IN_CREATE
 fd = os.open(path, os.O_RDONLY)
@@ -171,8 +172,7 @@ class LanesTest(harness.ContainerTest):
 
     def test_files_are_read_without_the_sentry(self):
         for directory in ("/tmp", "/dev/shm"):
-            # A file in memory is lent once it has been read for a while, and now and then taken back.
-            self.assertLess(self.file_counts("plain", directory), 1.5 * TIMES, directory)
+            self.assertLess(self.file_counts("plain", directory), TIMES / 4, directory)
 
     def test_unless_somebody_is_to_be_told(self):
         self.assertGreaterEqual(self.file_counts("watched", "/tmp"), 3 * TIMES)
