@@ -190,7 +190,7 @@ Result<uint64_t> SysGettimeofday(Task& t, const SyscallArgs& a) {
 }
 
 Result<uint64_t> SysTime(Task& t, const SyscallArgs& a) {
-  int64_t now = base::RealtimeNs() / base::kNsPerSec;
+  int64_t now = base::ClockNs(CLOCK_REALTIME_COARSE) / base::kNsPerSec;
   if (a[0] != 0) TRY(UserPtr<int64_t>(a[0]).CopyOut(t.memory(), now));
   return static_cast<uint64_t>(now);
 }

@@ -406,19 +406,28 @@ TEST(Sem, Undo) {
               return 0;
             }));
   EXPECT_EQ(7, set.Value());
+  int input[2], executed[2];
+  ASSERT_EQ(0, pipe2(input, O_CLOEXEC));
+  ASSERT_EQ(0, pipe2(executed, O_CLOEXEC));
   child = fork();
   if (child == 0) {
     set.Op(-2, 0, SEM_UNDO);
-    execl("/bin/busybox", "busybox", "sleep", "0.2", nullptr);
+    dup2(input[0], 0);
+    execl("/bin/busybox", "busybox", "cat", nullptr);
     _exit(1);
   }
-  SleepMs(100);
+  close(executed[1]);
+  char none;
+  EXPECT_EQ(0, read(executed[0], &none, 1));
   EXPECT_EQ(5, set.Value());
+  for (int fd : {input[0], input[1], executed[0]}) close(fd);
   waitpid(child, nullptr, 0);
   EXPECT_EQ(7, set.Value());
   // Threads of glibc share the list: their end undoes nothing.
   std::thread([&] { EXPECT_EQ(0, set.Op(-1, 0, SEM_UNDO)); }).join();
   EXPECT_EQ(6, set.Value());
+  // A thread can be joined before it has left the list.
+  while (ReadFile("/proc/self/status").find("Threads:\t1\n") == std::string::npos) SleepMs(1);
   EXPECT_EQ(0, unshare(CLONE_SYSVSEM));
   EXPECT_EQ(7, set.Value());
   EXPECT_ERRNO(set.Op(32767, 0, SEM_UNDO), ERANGE);

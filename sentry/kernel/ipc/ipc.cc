@@ -112,6 +112,7 @@ int ShownPid(const base::Ref<Pid>& pid) {
   return pid->NumberIn(reader->pid_namespace());
 }
 
-int64_t IpcNow() { return base::RealtimeNs() / base::kNsPerSec; }
+// ktime_get_real_seconds(): as of the last tick, as time(2) is.
+int64_t IpcNow() { return base::ClockNs(CLOCK_REALTIME_COARSE) / base::kNsPerSec; }
 
 }  // namespace sentry
