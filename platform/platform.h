@@ -181,8 +181,8 @@ class TrapListener {
   virtual ~TrapListener() = default;
   virtual void OnTrap() = 0;
   // The process has died while this context was stopped; its next Resume will trap with kGone. As
-  // OnTrap, but possibly at the same time as the owner's use of the context.
-  virtual void OnGone() {}
+  // OnTrap, but possibly at the same time as the owner's use of the context. `signo`: see Trap.
+  virtual void OnGone(int /*signo*/) {}
 };
 
 // One guest thread. Owned by the kernel's Task. All but Interrupt: only while stopped, by one

@@ -80,6 +80,7 @@ struct ThreadContext::Batch {
 void ThreadContext::StartRound() {
   if (process_->dead() || exited_ || stillborn_) {
     trap_ = Trap{TrapKind::kGone};
+    trap_.signo = process_->death_signal();
     return Post();
   }
   if (ChangeWindows()) return;

@@ -172,12 +172,16 @@ void StubProcess::Kill() {
 
 void StubProcess::Reap() {
   absl::MutexLock lock(&pid_mu_);
-  dead_.store(true, std::memory_order_seq_cst);
   tids_.clear();
   siginfo_t info;
   ReapEnded(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd_.get()), &info);
-  if (info.si_pid == 0) return;
-  if (info.si_code != CLD_EXITED) death_signal_.store(info.si_status, std::memory_order_relaxed);
+  const bool reaped = info.si_pid != 0;
+  if (reaped && info.si_code != CLD_EXITED) {
+    death_signal_.store(info.si_status, std::memory_order_relaxed);
+  }
+  // Who sees that it is dead knows of what.
+  dead_.store(true, std::memory_order_seq_cst);
+  if (!reaped) return;
   if (info.si_code == CLD_EXITED && info.si_status == kRefusedCallStatus) {
     LOG_LIMITED(base::LogLevel::kWarning, "stub %d has made a host call outside its list and ended",
                 pid());

@@ -15,6 +15,13 @@
 #include "sentry/kernel/task.h"
 
 namespace sentry {
+namespace {
+
+// What the end of a stub is to the guest. The host itself ends a process by SIGSEGV that has unmapped
+// what the host has to write to for it (the area of rseq(2), where a signal's frame goes).
+int SignalOfGone(int signo) { return signo == SIGSEGV ? SIGSEGV : SIGKILL; }
+
+}  // namespace
 
 Task* Task::Current() {
   fiber::Fiber* f = fiber::Current();
@@ -123,6 +130,8 @@ void Task::RunGuest() {
   HandleTrap();
 }
 
+void Task::OnGone(int signo) { group_->BeginExit(SignalOfGone(signo)); }
+
 void Task::HandleTrap() {
   const platform::Trap& trap = context_->trap();
   const bool waited = trap.kind == platform::TrapKind::kSyscall && trap.lane_waited;
@@ -142,9 +151,7 @@ void Task::HandleTrap() {
       break;
     case platform::TrapKind::kGone:
       gone_ = true;
-      // The host itself ends a process by SIGSEGV that has unmapped what the host has to write to
-      // for it (the area of rseq(2), where a signal's frame goes).
-      group_->BeginExit(trap.signo == SIGSEGV ? SIGSEGV : SIGKILL);
+      group_->BeginExit(SignalOfGone(trap.signo));
       break;
     case platform::TrapKind::kInterrupt:
       HandleInterrupt();
@@ -276,7 +283,7 @@ void Task::FlushQueuedOrders() {
     }
     if (trap.kind == platform::TrapKind::kGone) {
       gone_ = true;
-      group_->BeginExit(SIGKILL);
+      group_->BeginExit(SignalOfGone(trap.signo));
     }
     queued_orders_.clear();
     queued_groups_.clear();
@@ -330,7 +337,7 @@ base::Result<std::vector<uint64_t>> Task::RunOrders(std::vector<platform::Order>
       return base::Error(trap.error > 0 ? trap.error : EFAULT);
     default:
       gone_ = true;
-      group_->BeginExit(SIGKILL);
+      group_->BeginExit(SignalOfGone(trap.signo));
       return base::Error(ESRCH);
   }
 }

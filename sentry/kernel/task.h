@@ -329,7 +329,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
 
   // platform::TrapListener: unparks the fiber; begins the exit.
   void OnTrap() override;
-  void OnGone() override { group_->BeginExit(SIGKILL); }
+  void OnGone(int signo) override;
 
   // The fiber's main function and its parts (run.cc).
   void Start();
