@@ -57,6 +57,8 @@ def all_workloads(extra=()):
 
 
 class Programs:
+    suite = SUITE
+
     def __init__(self, options, scratch, results, progress):
         self.options, self.scratch, self.results, self.progress = options, scratch, results, progress
 
@@ -64,21 +66,29 @@ class Programs:
         return max(0.05, 1.3 * workload.seconds / self.options.scale)
 
     def plan(self):
-        order = list(self.results.targets.get(SUITE, {}))
-        self.todo = [w for w in all_workloads(self.options.workload) if self.options.wanted(w.name)]
+        order = list(self.results.targets.get(self.suite, {}))
+        self.todo = [w for w in self.workloads() if self.options.wanted(w.name)]
         self.todo.sort(key=lambda w: order.index(w.name) if w.name in order else len(order))
         count = sum(1 for r in self.results.runtimes if not r.why_not)
         for w in self.todo:
             # The set-up counts as two runs.
             self.progress.plan(count * self.per_run(w) * (self.options.program_rounds + 2))
 
-    def start(self, workload, runtime):
+    def workloads(self):
+        return all_workloads(self.options.workload)
+
+    def new_root(self, workload):
+        """A view of the image with the workload and its driver."""
         root = self.scratch.overlay_root(self.options.image)
         folder = os.path.join(root, "bench")
         os.mkdir(folder)
         for name in ("driver.sh", "driver.py"):
             shutil.copy(os.path.join(HERE, name), folder)
         shutil.copy(workload.path, os.path.join(folder, "workload" + workload.kind))
+        return root
+
+    def start(self, workload, runtime):
+        root = self.new_root(workload)
         args = (["python3", "/bench/driver.py"] if workload.kind == ".py"
                 else ["bash", "/bench/driver.sh"])
         session = Session(self.scratch, runtime, root, args, [f"SCALE={self.options.scale}"])
@@ -91,7 +101,7 @@ class Programs:
         sessions = {}
         timeout = 20 + 60 * workload.seconds / self.options.scale
         for runtime in able:
-            cell = self.results.cell(SUITE, workload.name, runtime)
+            cell = self.results.cell(self.suite, workload.name, runtime)
             if lacks:
                 cell.fail("unsupported", f"the image has no {lacks}")
                 continue
@@ -113,7 +123,7 @@ class Programs:
             self.end(session)
 
     def sample(self, workload, runtime, session, timeout, sessions):
-        cell = self.results.cell(SUITE, workload.name, runtime)
+        cell = self.results.cell(self.suite, workload.name, runtime)
         try:
             status, microseconds, *words = session.ask("go", "time", timeout).split(" ", 2)
             if status != "0":
@@ -129,9 +139,9 @@ class Programs:
             self.scratch.remove_root(session.root)
 
     def run(self):
-        self.results.suites.append(SUITE)
+        self.results.suites.append(self.suite)
         for workload in self.todo:
-            target = self.results.targets.setdefault(SUITE, {}).setdefault(workload.name, {})
+            target = self.results.targets.setdefault(self.suite, {}).setdefault(workload.name, {})
             target.setdefault("about", workload.about)
         for workload in self.todo:
             self.run_one(workload)

@@ -7,7 +7,7 @@ import time
 
 from . import charts
 
-TITLES = {"micro": "Micro", "programs": "Whole programs", "sandbox": "The sandbox itself"}
+TITLES = {"micro": "Micro", "programs": "Whole programs", "bridge": "Servers behind a bridge", "sandbox": "The sandbox itself"}
 
 
 def duration(seconds):

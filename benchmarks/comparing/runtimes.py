@@ -34,6 +34,7 @@ class Runtime:
         self.name = name
         self.path = path
         self.args = list(args)
+        self.bridge_args = []  # that a container needs whose network is the namespace's
         self.base = base  # what others are compared with: no targets apply
         self.why_not = None  # why it can not run here
 
@@ -169,13 +170,16 @@ class Scratch:
             root = os.path.dirname(root)
         shutil.rmtree(root, ignore_errors=True)
 
-    def bundle(self, root, args, env=()):
+    def bundle(self, root, args, env=(), network=None):
         config = containers.default_config(args)
         config["root"]["path"] = root
         config["process"]["env"] += list(env)
         if self.favour:
             config["linux"]["resources"] = {"cpu": {"shares": Favour.SHARES}}
         config = copy.deepcopy(config)
+        for namespace in config["linux"]["namespaces"]:
+            if network and namespace["type"] == "network":
+                namespace["path"] = "/run/netns/" + network
         path = self.new_dir("bundle")
         with open(os.path.join(path, "config.json"), "w", encoding="utf-8") as f:
             json.dump(config, f)
@@ -189,7 +193,9 @@ class Scratch:
 class Session:
     """A program that answers lines, in one runtime."""
 
-    def __init__(self, scratch, runtime, root, args, env=()):
+    def __init__(self, scratch, runtime, root, args, env=(), network=None, args_there=()):
+        """`network`: the name of the network namespace (ip-netns(8)), for which the runtime gets
+        `args_there` too."""
         self.scratch = scratch
         self.runtime = runtime
         self.id = scratch.new_id()
@@ -198,10 +204,12 @@ class Session:
         environment = None
         if runtime.is_host:
             command = containers.chroot_command(root, args)
+            if network:
+                command = ["ip", "netns", "exec", network, *command]
             environment = containers.chroot_environment(env)
         else:
-            command = runtime.command(scratch, "run", "--bundle", scratch.bundle(root, args, env),
-                                      self.id)
+            command = runtime.command(scratch, *args_there, "run", "--bundle",
+                                      scratch.bundle(root, args, env, network), self.id)
         with open(self.log, "wb") as err:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             stderr=err, env=environment)
