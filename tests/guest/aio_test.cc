@@ -201,7 +201,7 @@ TEST(Aio, SignalEndsTheWait) {
   sigaction(SIGUSR1, &action, nullptr);
   pthread_t self = pthread_self();
   std::thread sender([&] {
-    SleepMs(50);
+    WaitUntilAsleep(getpid());
     pthread_kill(self, SIGUSR1);
   });
   io_event event;

@@ -322,12 +322,8 @@ TEST(Locks, BlockingWaitEndsWithUnlock) {
   lock.l_type = F_WRLCK;
   ASSERT_OK(fcntl(fd, F_SETLK, &lock));
   pid_t pid = fork();
-  if (pid == 0) {
-    int64_t start = NowNs();
-    if (fcntl(fd, F_SETLKW, &lock)) _exit(1);
-    _exit(NowNs() - start > 30000000 ? 0 : 2);
-  }
-  SleepMs(80);
+  if (pid == 0) _exit(fcntl(fd, F_SETLKW, &lock) == 0 ? 0 : 1);
+  WaitUntilAsleep(pid);
   lock.l_type = F_UNLCK;
   ASSERT_OK(fcntl(fd, F_SETLK, &lock));
   int status;

@@ -238,7 +238,7 @@ TEST(Futex, HandlerEndsATimedWait) {
   sigaction(SIGUSR1, &action, nullptr);
   pthread_t self = pthread_self();
   std::thread sender([&] {
-    SleepMs(50);
+    WaitUntilAsleep(getpid());
     pthread_kill(self, SIGUSR1);
   });
   Word word{0};

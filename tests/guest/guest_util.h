@@ -87,6 +87,16 @@ inline std::string ReadFile(const std::string& path) {
   close(fd);
   return out;
 }
+// Returns once the thread sleeps, in whatever call.
+inline void WaitUntilAsleep(pid_t tid) {
+  const std::string path = "/proc/" + std::to_string(tid) + "/stat";
+  for (;;) {
+    const std::string stat = ReadFile(path);
+    const size_t name_end = stat.rfind(')');
+    if (name_end != std::string::npos && stat.substr(name_end + 1, 2) == " S") return;
+    SleepMs(1);
+  }
+}
 inline void WriteFile(const std::string& path, const std::string& content) {
   int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
   ASSERT_GE(fd, 0) << path << ": " << strerror(errno);

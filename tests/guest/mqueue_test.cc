@@ -181,7 +181,7 @@ TEST(Mqueue, SignalEndsAWait) {
   sigaction(SIGUSR1, &action, nullptr);
   pthread_t self = pthread_self();
   std::thread sender([&] {
-    SleepMs(50);
+    WaitUntilAsleep(getpid());
     pthread_kill(self, SIGUSR1);
   });
   EXPECT_EQ("errno " + std::to_string(EINTR), q.Receive());
@@ -254,8 +254,13 @@ TEST(Mqueue, NotifyBySignal) {
   q.Receive();
   q.Receive();
   // Who waits in mq_receive gets the message, and nobody is told.
-  std::thread receiver([&] { EXPECT_EQ("0:third", q.Receive()); });
-  SleepMs(30);
+  std::atomic<pid_t> tid{0};
+  std::thread receiver([&] {
+    tid = static_cast<pid_t>(syscall(SYS_gettid));
+    EXPECT_EQ("0:third", q.Receive());
+  });
+  while (tid == 0) SleepMs(1);
+  WaitUntilAsleep(tid);
   EXPECT_EQ(0, q.Send("third"));
   receiver.join();
   EXPECT_EQ(1, g_count);

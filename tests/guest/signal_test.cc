@@ -301,7 +301,7 @@ TEST(Signal, InterruptsReadWithEintrAndRestarts) {
     pid_t parent = getpid();
     pid_t pid = fork();
     if (pid == 0) {
-      SleepMs(50);
+      WaitUntilAsleep(parent);
       kill(parent, SIGUSR1);
       SleepMs(50);
       if (write(fds[1], "x", 1) != 1) _exit(1);

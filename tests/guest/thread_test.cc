@@ -106,13 +106,18 @@ TEST(Futex, WakeCountsAndRequeue) {
   uint32_t a = 0, b = 0;
   std::vector<std::thread> threads;
   std::atomic<int> woken{0};
+  std::atomic<pid_t> tids[4] = {};
   for (int i = 0; i < 4; i++) {
-    threads.emplace_back([&] {
+    threads.emplace_back([&, i] {
+      tids[i] = static_cast<pid_t>(syscall(SYS_gettid));
       Futex(&a, FUTEX_WAIT_PRIVATE, 0);
       woken++;
     });
   }
-  SleepMs(100);
+  for (const std::atomic<pid_t>& tid : tids) {
+    while (tid == 0) SleepMs(1);
+    WaitUntilAsleep(tid);
+  }
   EXPECT_EQ(1, Futex(&a, FUTEX_WAKE_PRIVATE, 1));
   EXPECT_EQ(3, Futex(&a, FUTEX_CMP_REQUEUE_PRIVATE, 1,
                      reinterpret_cast<timespec*>(static_cast<uintptr_t>(10)), &b, 0));
@@ -146,7 +151,7 @@ TEST(Futex, InterruptedBySignal) {
   uint32_t word = 0;
   pthread_t self = pthread_self();
   std::thread killer([&] {
-    SleepMs(50);
+    WaitUntilAsleep(getpid());
     pthread_kill(self, SIGUSR1);
   });
   EXPECT_ERRNO(Futex(&word, FUTEX_WAIT_PRIVATE, 0), EINTR);
