@@ -159,4 +159,22 @@ TEST(CallCorner, WhatProcessesShare) {
   EXPECT_ERRNO(syscall(SYS_kcmp, self, self, 99, 0, 0), EINVAL);
 }
 
+TEST(CallCorner, AuxiliaryVectorAndDispatch) {
+  constexpr int kGetAuxv = 0x41555856, kDispatch = 59;
+  const std::string file = ReadFile("/proc/self/auxv");
+  unsigned long v[128] = {};
+  const long n = prctl(kGetAuxv, v, sizeof v, 0, 0);
+  if (n < 0 && errno == EINVAL) GTEST_SKIP() << "not in this kernel";
+  ASSERT_GE(n, static_cast<long>(file.size()));
+  EXPECT_EQ(0, memcmp(v, file.data(), file.size()));
+  unsigned long few[2] = {~0ul, ~0ul};
+  EXPECT_EQ(n, prctl(kGetAuxv, few, sizeof few[0], 0, 0));
+  EXPECT_EQ(v[0], few[0]);
+  EXPECT_EQ(~0ul, few[1]);
+  EXPECT_ERRNO(prctl(kGetAuxv, v, sizeof v, 0, 1), EINVAL);
+  EXPECT_ERRNO(prctl(kGetAuxv, BadAddress(), 8, 0, 0), EFAULT);
+  EXPECT_EQ(0, prctl(kDispatch, 0, 0, 0, 0));
+  EXPECT_ERRNO(prctl(kDispatch, 0, 1, 0, 0), EINVAL);
+}
+
 }  // namespace
