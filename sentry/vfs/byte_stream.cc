@@ -33,7 +33,13 @@ bool VainRounds::Pause() {
 }
 
 ByteStream::~ByteStream() {
-  if (arena_ != nullptr) arena_->Free(index_);
+  if (arena_ == nullptr) return;
+  // A lane that is locked would serve nobody again.
+  if (kept_) {
+    OpenLane(false);
+    Unlock(&StreamLane::write_lock);
+  }
+  arena_->Free(index_);
 }
 
 size_t ByteStream::limit() const {

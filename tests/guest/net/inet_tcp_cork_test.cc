@@ -263,3 +263,19 @@ TEST(TcpCork, AfterManyMessages) {
               return seen;
             }));
 }
+
+TEST(TcpCork, SplicedWithMoreToCome) {
+  EXPECT_EQ((Ints{0, 3, 5}), Soon([] {
+              TcpPair p;
+              int pipes[2];
+              EXPECT_OK(pipe(pipes));
+              write(pipes[1], "abcde", 5);
+              EXPECT_EQ(3, splice(pipes[0], nullptr, p.client, nullptr, 3, SPLICE_F_MORE));
+              Ints seen{Readable(p.server), Unsent(p.client)};
+              EXPECT_EQ(2, splice(pipes[0], nullptr, p.client, nullptr, 2, 0));
+              seen.push_back(ReadableOf(p.server, 5));
+              close(pipes[0]);
+              close(pipes[1]);
+              return seen;
+            }));
+}
