@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,7 +36,7 @@ struct TcpStream final : public LaneUser {
   // Its limit is what the buffers of both ends allow; a writer that waits or polls wants room. What
   // TCP_CORK and MSG_MORE keep from the reader for a while is held by it.
   ByteStream bytes;
-  fiber::Timer push_timer;                        // of what is held
+  std::unique_ptr<fiber::Timer> push_timer;       // of what is held; made by the first that is
   std::atomic<size_t> window{ByteStream::kSize};  // of the limit, what the receiver has taken
   std::atomic<uint64_t> counted{0};               // bytes that NetCounters know of
   // The urgent byte (MSG_OOB).

@@ -16,15 +16,16 @@ void TcpStream::Give(size_t n, size_t held, bool cork) {
   bytes.Produced(n, held);
   bytes.KeepTurn(held > 0 || cork);
   if (held == 0) {
-    if (held_before) push_timer.Disarm();
+    if (held_before) push_timer->Disarm();
   } else if (!held_before || n > 0) {
     ArmPush(kPushNs);
   }
 }
 
 void TcpStream::ArmPush(int64_t after_ns) {
-  push_timer.Arm(Kernel::Get().MonotonicNs() + after_ns,
-                 [this, kept = base::Ref<TcpConnection>(connection)] { OnPushTimer(); });
+  if (push_timer == nullptr) push_timer = std::make_unique<fiber::Timer>();
+  push_timer->Arm(Kernel::Get().MonotonicNs() + after_ns,
+                  [this, kept = base::Ref<TcpConnection>(connection)] { OnPushTimer(); });
 }
 
 void TcpStream::OnPushTimer() {
