@@ -190,18 +190,9 @@ bool FutexWaitLane(Slot* s, bool relative, int64_t given = -1) {
 // could take the sentry away from the doorbell, so those to be moved are woken: they look at their
 // word again, as after any wake-up that they did not expect.
 long RequeueShared(Slot* s, bool compare) {
-  int32_t wake = static_cast<int32_t>(s->rdx), requeue = static_cast<int32_t>(s->r10);
-  if (wake < 0 || requeue < 0 || ((s->rdi | s->r8) & 3) != 0) return kEinval;
-  uint32_t value;
-  if (s->r8 >= kRegionBase ||
-      StubCopy(&value, reinterpret_cast<const void*>(s->r8), sizeof(value)) != 0 ||
-      StubCopy(&value, reinterpret_cast<const void*>(s->rdi), sizeof(value)) != 0) {
-    return kEfault;
-  }
-  if (compare && value != static_cast<uint32_t>(s->r9)) return kEagain;
-  int64_t count = int64_t{wake} + requeue;
-  return Syscall(kSysFutex, s->rdi, FUTEX_WAKE,
-                 static_cast<uint64_t>(count > INT32_MAX ? INT32_MAX : count));
+  const uint32_t expected = static_cast<uint32_t>(s->r9);
+  return RequeueByWaking(s->rdi, s->r8, static_cast<int32_t>(s->rdx), static_cast<int32_t>(s->r10),
+                         compare ? &expected : nullptr, FUTEX_WAKE);
 }
 
 bool Futex(Slot* s) {
@@ -311,8 +302,25 @@ bool TryLane(Slot* s) {
   return lane != nullptr && lane(s);
 }
 
+long RequeueByWaking(uint64_t word, uint64_t target, int32_t wake, int32_t requeue,
+                     const uint32_t* expected, uint32_t wake_op) {
+  if (wake < 0 || requeue < 0 || ((word | target) & 3) != 0) return kEinval;
+  uint32_t value;
+  if (word >= kRegionBase || target >= kRegionBase ||
+      StubCopy(&value, reinterpret_cast<const void*>(target), sizeof(value)) != 0 ||
+      StubCopy(&value, reinterpret_cast<const void*>(word), sizeof(value)) != 0) {
+    return kEfault;
+  }
+  if (expected != nullptr && value != *expected) return kEagain;
+  int64_t count = int64_t{wake} + requeue;
+  if (count == 0) return 0;
+  return Syscall(kSysFutex, word, wake_op,
+                 static_cast<uint64_t>(count > INT32_MAX ? INT32_MAX : count));
+}
+
 bool RunLane(Slot* s, int64_t remaining_ns) {
   uint64_t nr = s->rax;
+  if (nr >= kFutex2First && nr <= kFutex2Last) return Futex2(s);
   if (nr >= kLaneCount) return false;
   if (nr == uint64_t{kFutexNr} && remaining_ns >= 0) return FutexWaitLane(s, true, remaining_ns);
   Lane lane = kLanes.lane[nr];

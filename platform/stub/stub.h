@@ -112,6 +112,17 @@ bool TryLane(Slot* slot);
 // The same whether lanes are open or not, on the sentry's order. `remaining_ns` as in
 // platform::Context::AnswerInLane.
 bool RunLane(Slot* slot, int64_t remaining_ns);
+// A requeue that wakes those it should move: they look at their word again. With `expected`, only
+// if the word holds that. `wake_op`: FUTEX_WAKE, private or not.
+long RequeueByWaking(uint64_t word, uint64_t target, int32_t wake, int32_t requeue,
+                     const uint32_t* expected, uint32_t wake_op);
+
+// ---- futex2.cc ----
+
+// futex_wake(2), futex_wait(2), futex_requeue(2): only on the sentry's order. False: a wait was
+// interrupted.
+inline constexpr uint64_t kFutex2First = 454, kFutex2Last = 456;
+bool Futex2(Slot* slot);
 
 // ---- thread_calls.cc: calls that concern the caller's thread alone ----
 

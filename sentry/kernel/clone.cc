@@ -9,6 +9,7 @@
 #include "sentry/base/log.h"
 #include "sentry/kernel/exec.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/keys/keys.h"
 #include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/kernel/ptrace/ptrace.h"
@@ -69,6 +70,7 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
   for (size_t i = 0; i < cpu_mask_words.size(); ++i)
     child.cpu_mask_words[i] = cpu_mask_words[i].load();
   child.io_priority = io_priority.load();
+  Keys::Get().Inherit(*this, child, (a.flags & CLONE_THREAD) != 0);
   child.personality = personality.load();
   child.timer_slack_ns = child.default_timer_slack_ns = timer_slack_ns.load();
   child.mempolicy = mempolicy.load();

@@ -19,6 +19,7 @@
 #include "sentry/base/log.h"
 #include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/keys/keys.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
@@ -312,6 +313,7 @@ void Task::Adopt(LoadedProgram program) {
   }
   queued_orders_.clear();
   queued_groups_.clear();
+  Keys::Get().OnExec(*this);
   base::Ref<MemoryManager> old_mm;
   {
     absl::MutexLock l(&group_->signal_mutex());

@@ -10,6 +10,7 @@
 #include "sentry/kernel/exec.h"
 #include "sentry/kernel/futex/futex_pi.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/keys/keys.h"
 #include "sentry/kernel/posix_timers.h"
 #include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/task.h"
@@ -152,6 +153,7 @@ void Task::ReleaseResources() {
   base::Ref<NetNamespace> net;
   base::Ref<CgroupNamespace> cgroup;
   sem_undo.reset();  // undoes, while the namespace still is this one's
+  Keys::Get().Forget(*this);
   {
     absl::MutexLock l(&mutex_);
     fds = std::move(fds_);

@@ -8,6 +8,7 @@
 
 #include "sentry/kernel/exec.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/keys/keys.h"
 #include "sentry/kernel/ptrace/ptrace.h"
 #include "sentry/kernel/seccomp/filter.h"
 
@@ -24,6 +25,7 @@ Task::Task(Kernel* kernel, base::Ref<ThreadGroup> group, base::Ref<Pid> pid)
 }
 
 Task::~Task() {
+  Keys::Get().Forget(*this);
   group_->cgroup()->RemoveTask();
   kernel_->task_count_.fetch_sub(1, std::memory_order_relaxed);
 }

@@ -37,6 +37,7 @@ struct GuestOwner {
 constexpr int kSetSignal = 10, kGetSignal = 11;    // F_SETSIG, F_GETSIG
 constexpr int kSetOwnerEx = 15, kGetOwnerEx = 16;  // F_SETOWN_EX, F_GETOWN_EX
 constexpr int kGetOwnerUids = 17;                  // F_GETOWNER_UIDS
+constexpr int kCreatedQuery = 1028;                // F_CREATED_QUERY
 
 // Linux: flock_to_posix_lock.
 Result<RecordLock> ToRecord(FileDescription& file, const GuestFlock& in) {
@@ -243,7 +244,7 @@ int LeaseOf(const FileDescription& file) {
 // What works on O_PATH descriptors too (Linux: check_fcntl_cmd).
 bool AllowedOnPath(int cmd) {
   return cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC || cmd == F_GETFD || cmd == F_SETFD ||
-         cmd == F_GETFL;
+         cmd == F_GETFL || cmd == kCreatedQuery;
 }
 
 Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
@@ -264,7 +265,7 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
       TRY(t.fd_table().SetCloexec(fd, (arg & FD_CLOEXEC) != 0));
       return uint64_t{0};
     case F_GETFL:
-      return uint64_t{file->flags()};
+      return uint64_t{file->flags() & ~uint32_t{O_CREAT}};
     case F_SETFL:
       return SetFlags(t, fd, *file, static_cast<uint32_t>(arg));
     case F_GETLK:
@@ -291,6 +292,8 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
       return SetLease(t, fd, *file, static_cast<int>(arg));
     case F_GETLEASE:
       return static_cast<uint64_t>(LeaseOf(*file));
+    case kCreatedQuery:
+      return (file->flags() & O_CREAT) != 0 ? 1 : 0;
     case F_NOTIFY:
       return SetNotify(t, fd, *file, static_cast<uint32_t>(arg));
     default:

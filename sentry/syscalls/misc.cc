@@ -166,7 +166,9 @@ Result<uint64_t> SysKcmp(Task& t, const SyscallArgs& a) {
       return compare(first->thread_group().handlers().get(),
                      second->thread_group().handlers().get());
     case KCMP_IO:
-      return 0;  // nobody has one
+      // Who has a priority has a context, which none share.
+      return compare(first->io_priority != 0 ? first.get() : nullptr,
+                     second->io_priority != 0 ? second.get() : nullptr);
     case KCMP_SYSVSEM:
       return compare(first->sem_undo.get(), second->sem_undo.get());
     default:

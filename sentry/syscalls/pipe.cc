@@ -8,6 +8,7 @@
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
+#include "sentry/net/socket.h"
 #include "sentry/syscalls/file_util.h"
 #include "sentry/syscalls/handlers.h"
 #include "sentry/syscalls/read_target.h"
@@ -49,6 +50,7 @@ struct SpliceEnd {
   PipeFile* pipe = nullptr;
   bool has_offset = false;
   uint64_t offset = 0;
+  bool more = false;  // SPLICE_F_MORE: of a socket, MSG_MORE
 
   Result<size_t> Read(IoDest& dst, bool nonblock) {
     if (!has_offset) return file->Read(dst, nonblock || file->nonblock());
@@ -57,6 +59,12 @@ struct SpliceEnd {
     return n;
   }
   Result<size_t> Write(IoSource& src, bool nonblock) {
+    if (Socket* socket = more && !has_offset ? Socket::From(*file) : nullptr) {
+      Result<size_t> n =
+          socket->Send(src, {.flags = MSG_MORE, .nonblock = nonblock || file->nonblock()});
+      if (!n.ok()) socket->NoteNoSpace(n.error());
+      return n;
+    }
     if (!has_offset) return file->Write(src, nonblock || file->nonblock());
     size_t n = TRY(file->PWrite(src, offset, nonblock || file->nonblock()));
     offset += n;
@@ -136,6 +144,7 @@ Result<uint64_t> SysSplice(Task& t, const SyscallArgs& a) {
   for (int fd : {a.Int(0), a.Int(2)}) TRY(GetOpenFile(t, fd));
   SpliceEnd in = TRY(GetEnd(t, a.Int(0), a[1]));
   SpliceEnd out = TRY(GetEnd(t, a.Int(2), a[3]));
+  out.more = (flags & SPLICE_F_MORE) != 0;
   if (!in.file->readable() || !out.file->writable()) return Error(EBADF);
   size_t length = std::min<uint64_t>(a[4], kMaxRwCount);
   bool nonblock = (flags & SPLICE_F_NONBLOCK) != 0;

@@ -23,6 +23,8 @@ using base::UserPtr;
 
 namespace {
 
+constexpr int kGetAuxv = 0x41555856;  // PR_GET_AUXV
+
 bool CapValid(uint64_t cap) { return cap <= CAP_LAST_CAP; }
 
 // Linux: cap_prctl_drop.
@@ -180,6 +182,17 @@ Result<uint64_t> SetMceKill(Task& t, const SyscallArgs& a) {
   return 0;
 }
 
+// PR_GET_AUXV: as much of the vector as fits; how long it is.
+Result<uint64_t> GetAuxv(Task& t, const SyscallArgs& a) {
+  if ((a[3] | a[4]) != 0) return Error(EINVAL);
+  std::vector<uint64_t> auxv = t.mm().layout().auxv;
+  const size_t n = auxv.size();
+  if (n < 2 || (auxv[n - 2] | auxv[n - 1]) != 0) auxv.insert(auxv.end(), {0, 0});
+  const auto bytes = std::as_bytes(std::span(auxv));
+  TRY(t.memory().Write(a[1], bytes.first(std::min<uint64_t>(bytes.size(), a[2]))));
+  return uint64_t{bytes.size()};
+}
+
 }  // namespace
 
 Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
@@ -256,6 +269,10 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       return 0;
     case PR_SET_TSC:
       return a[1] == PR_TSC_ENABLE ? Result<uint64_t>(0) : Error(EINVAL);
+    case kGetAuxv:
+      return GetAuxv(t, a);
+    case PR_SET_SYSCALL_USER_DISPATCH:  // it always is off
+      return a[1] == PR_SYS_DISPATCH_OFF && only_one ? Result<uint64_t>(0) : Error(EINVAL);
     default:
       return Error(EINVAL);
   }

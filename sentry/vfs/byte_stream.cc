@@ -33,7 +33,13 @@ bool VainRounds::Pause() {
 }
 
 ByteStream::~ByteStream() {
-  if (arena_ != nullptr) arena_->Free(index_);
+  if (arena_ == nullptr) return;
+  // A lane that is locked would serve nobody again.
+  if (kept_) {
+    OpenLane(false);
+    Unlock(&StreamLane::write_lock);
+  }
+  arena_->Free(index_);
 }
 
 size_t ByteStream::limit() const {
@@ -91,18 +97,20 @@ Status ByteStream::Ensure() {
 
 Result<size_t> ByteStream::Fill(IoSource& src, size_t n) {
   const platform::LanePieces p =
-      platform::CutLane(written(), platform::LaneLoad(&lane()->base), std::min(n, kSize));
+      platform::CutLane(written() + held(), platform::LaneLoad(&lane()->base), std::min(n, kSize));
   size_t total = TRY(src.Get(std::span(data_ + p.first, p.first_length)));
   if (total < p.first_length || p.second_length == 0) return total;
   Result<size_t> more = src.Get(std::span(data_, p.second_length));
   return more.ok() ? total + *more : total;
 }
 
-void ByteStream::Produced(size_t n) {
+void ByteStream::Produced(size_t n, size_t held) {
   const uint64_t end = written() + n;
   if (memory_ != nullptr) {
-    memory_->Touch(std::min<uint64_t>(end - platform::LaneLoad(&lane()->base), kSize));
+    memory_->Touch(std::min<uint64_t>(end + held - platform::LaneLoad(&lane()->base), kSize));
   }
+  held_.store(held, std::memory_order_relaxed);
+  if (n == 0) return;
   __atomic_store_n(&lane()->written, end, __ATOMIC_SEQ_CST);
   if (in_lane()) WakeLaneStubs(&lane()->data_waiters);
 }
@@ -133,12 +141,12 @@ void ByteStream::ConsumedTo(uint64_t position) {
 void ByteStream::Rewind() {
   if (in_lane()) return platform::RewindLane(lane(), LaneArena::kSentryOwner);
   const uint64_t at = read();
-  if (written() == at) __atomic_store_n(&lane()->base, at, __ATOMIC_SEQ_CST);
+  if (written() == at && held() == 0) __atomic_store_n(&lane()->base, at, __ATOMIC_SEQ_CST);
 }
 
 bool ByteStream::EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser& user) {
   if (in_lane()) return arena_.get() == &arena;
-  const size_t used = Used();
+  const size_t used = Used() + held();
   if (used > kMostMoved) return false;
   auto index = arena.Allocate(holder, user);
   if (!index.ok()) return false;
@@ -147,6 +155,7 @@ bool ByteStream::EnterLane(LaneArena& arena, base::RefCounted& holder, LaneUser&
   to->written = written();
   to->limit = limit();
   to->kind = own_.kind;
+  if (kept_) to->write_lock = LaneArena::kSentryOwner;
   std::byte* ring = arena.ring(*index);
   if (used > 0) {
     const platform::LanePieces p =

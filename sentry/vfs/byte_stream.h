@@ -45,9 +45,11 @@ class ByteStream {
   class WriterTurn {
    public:
     explicit WriterTurn(ByteStream& stream) : stream_(stream) {
-      stream_.Lock(&platform::StreamLane::write_lock);
+      if (!stream_.kept_) stream_.Lock(&platform::StreamLane::write_lock);
     }
-    ~WriterTurn() { stream_.Unlock(&platform::StreamLane::write_lock); }
+    ~WriterTurn() {
+      if (!stream_.kept_) stream_.Unlock(&platform::StreamLane::write_lock);
+    }
 
    private:
     ByteStream& stream_;
@@ -78,7 +80,12 @@ class ByteStream {
   size_t Used() const { return Sane(platform::LaneUsed(lane())); }
   size_t UsedFrom(uint64_t position) const { return Sane(written() - position); }
   // Bytes that may be added.
-  size_t Room() const { return platform::LaneRoom(lane()); }
+  size_t Room() const {
+    const size_t room = platform::LaneRoom(lane()), held = held_.load(std::memory_order_relaxed);
+    return room > held ? room - held : 0;
+  }
+  // Bytes that were filled in, and which no reader sees yet.
+  size_t held() const { return held_.load(std::memory_order_relaxed); }
   // There is so much that who waits for room is content.
   bool Writable() const { return platform::LaneWritable(lane()); }
   size_t limit() const;
@@ -100,7 +107,11 @@ class ByteStream {
   // Copies up to `n` bytes of `src` behind what it holds; they become a part of it by Produced.
   // Precondition: n <= Room(). Fewer at a fault, EFAULT if none.
   base::Result<size_t> Fill(IoSource& src, size_t n);
-  void Produced(size_t n);
+  // `held`: so many behind them are not the reader's yet. To be more than 0 only with a kept turn.
+  void Produced(size_t n, size_t held = 0);
+  // The turn does not end with its WriterTurn, but with the first one that gives it up: nobody but
+  // the sentry writes meanwhile, as it moves into a lane too. It is the owner's lock that counts.
+  void KeepTurn(bool keep) { kept_ = keep; }
   // Forgets its bytes, and gives memory of the sentry's own back. With both of the owner's locks.
   void Drop();
 
@@ -146,6 +157,8 @@ class ByteStream {
   std::byte* data_ = nullptr;                 // the ring; changed with both ends locked
   base::Ref<LaneArena> arena_;
   uint32_t index_ = 0;                // in the arena
+  std::atomic<size_t> held_{0};       // changed in a writer's turn
+  bool kept_ = false;                 // with the owner's lock of the writer's end
   std::atomic<bool> lawless_{false};  // somebody has kept a lock of the lane
 };
 

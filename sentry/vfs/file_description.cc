@@ -15,7 +15,8 @@
 namespace sentry {
 namespace {
 
-constexpr uint32_t kCreationFlags = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC;
+// O_CREAT is kept where the open has made the file, as Linux's FMODE_CREATED; no call shows it.
+constexpr uint32_t kCreationFlags = O_EXCL | O_NOCTTY | O_TRUNC;
 constexpr uint32_t kSettableFlags = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
 
 std::atomic<FileDescription::AsyncSender> g_async_sender{nullptr};

@@ -195,7 +195,8 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
   auto open = [&]() -> base::Result<base::Ref<FileDescription>> {
     if (write && !IsSpecial(type) && path.mount->read_only()) return base::Error(EROFS);
     TRY(BreakLease(inode, flags));
-    const OpenArgs args{path, flags, ctx.creds};
+    const bool made = created && (flags & kTmpfileBit) == 0;
+    const OpenArgs args{path, (flags & ~uint32_t{O_CREAT}) | (made ? O_CREAT : 0u), ctx.creds};
     // A pipe of the host's that runsc donated is no FIFO of ours.
     const bool host_pipe = S_ISFIFO(type) && &inode.fs() == impl_->anonymous.get();
     if (IsSpecial(type) && !host_pipe) return special_.Open(args, TRY(inode.GetAttr()));

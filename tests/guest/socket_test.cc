@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "guest_util.h"
+#include "net/fd_util.h"
 
 namespace {
 sockaddr_un Address(const std::string& path, socklen_t* length) {
@@ -16,36 +17,6 @@ sockaddr_un Address(const std::string& path, socklen_t* length) {
   memcpy(a.sun_path, path.data(), path.size());
   *length = offsetof(sockaddr_un, sun_path) + path.size() + (path[0] ? 1 : 0);
   return a;
-}
-int SendFd(int socket, int fd) {
-  char byte = 'f', control[CMSG_SPACE(sizeof(int))] = {};
-  iovec iov{&byte, 1};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
-  cmsghdr* c = CMSG_FIRSTHDR(&m);
-  c->cmsg_level = SOL_SOCKET;
-  c->cmsg_type = SCM_RIGHTS;
-  c->cmsg_len = CMSG_LEN(sizeof(int));
-  memcpy(CMSG_DATA(c), &fd, sizeof fd);
-  return sendmsg(socket, &m, 0);
-}
-int RecvFd(int socket, int flags = 0) {
-  char byte, control[CMSG_SPACE(sizeof(int))] = {};
-  iovec iov{&byte, 1};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
-  if (recvmsg(socket, &m, flags) != 1) return -1;
-  cmsghdr* c = CMSG_FIRSTHDR(&m);
-  if (!c || c->cmsg_type != SCM_RIGHTS) return -1;
-  int fd;
-  memcpy(&fd, CMSG_DATA(c), sizeof fd);
-  return fd;
 }
 }  // namespace
 

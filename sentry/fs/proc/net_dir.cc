@@ -13,10 +13,8 @@
 #include "sentry/fs/proc/proc.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
-#include "sentry/net/host/host_socket.h"
 #include "sentry/net/inet/raw.h"
-#include "sentry/net/inet/tcp.h"
-#include "sentry/net/inet/udp.h"
+#include "sentry/net/netlink/inet_rows.h"
 #include "sentry/net/unix/endpoint.h"
 #include "sentry/net/unix/unix_sockets.h"
 
@@ -24,6 +22,8 @@ namespace sentry {
 namespace {
 
 using base::Result;
+
+constexpr int64_t kTickNs = 10'000'000;
 
 // 0100007F:1F90, in the host's order of each word.
 std::string Name(const InetAddress& a, bool v6) {
@@ -47,42 +47,31 @@ constexpr char kHead6[] =
     "  sl  local_address                         remote_address                        st tx_queue "
     "rx_queue tr tm->when retrnsmt   uid  timeout inode";
 
-// One line of a list of sockets.
-struct SocketRow {
-  InetAddress local, remote;
-  int state;
-  uint64_t sent = 0, unread = 0;
-  uid_t uid = 0;
-  uint64_t ino = 0;
-  uint64_t drops = 0;
-  int timer = 0;
-  int64_t left = 0;  // of the timer, in ticks
-  int refs = 1;
-};
-
-std::string TcpText(const std::vector<SocketRow>& rows, bool v6) {
+std::string TcpText(const std::vector<InetRow>& rows, bool v6) {
   std::string text = v6 ? fmt::format("{}\n", kHead6) : Padded(kHead4, 149);
   int slot = 0;
-  for (const SocketRow& r : rows) {
+  for (const InetRow& r : rows) {
+    const bool waits = r.state == TCP_TIME_WAIT;
     std::string s = fmt::format(
         "{:4d}: {} {} {:02X} {:08X}:{:08X} {:02X}:{:08X} 00000000 {:5d} "
         "{:8d} {} {} 0000000000000000",
-        slot++, Name(r.local, v6), Name(r.remote, v6), r.state, r.sent, r.unread, r.timer, r.left,
-        r.uid, 0, r.ino, r.refs);
-    if (r.state != TCP_TIME_WAIT) s += r.state == TCP_LISTEN ? " 100 0 0 10 0" : " 20 4 30 10 -1";
+        slot++, Name(r.local, v6), Name(r.remote, v6), r.state, r.state == TCP_LISTEN ? 0 : r.sent,
+        r.unread, waits ? 3 : 0, waits ? r.time_wait_ns / kTickNs : 0, r.uid, 0, r.ino,
+        waits ? 3 : 1);
+    if (!waits) s += r.state == TCP_LISTEN ? " 100 0 0 10 0" : " 20 4 30 10 -1";
     text += v6 ? s + "\n" : Padded(std::move(s), 149);
   }
   return text;
 }
 
-std::string UdpText(const std::vector<SocketRow>& rows, bool v6) {
+std::string UdpText(const std::vector<InetRow>& rows, bool v6) {
   std::string text =
       v6 ? fmt::format("{} ref pointer drops\n", kHead6)
          : Padded(
                "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   "
                "uid  timeout inode ref pointer drops",
                127);
-  for (const SocketRow& r : rows) {
+  for (const InetRow& r : rows) {
     std::string s = fmt::format(
         "{:5d}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5d} "
         "{:8d} {} 2 0000000000000000 {}",
@@ -91,72 +80,6 @@ std::string UdpText(const std::vector<SocketRow>& rows, bool v6) {
     text += v6 ? s + "\n" : Padded(std::move(s), 127);
   }
   return text;
-}
-
-std::vector<SocketRow> TcpRows(InetStack& stack, bool v6) {
-  std::vector<SocketRow> rows;
-  for (auto& user : stack.tcp().Users()) {
-    auto& tcp = static_cast<TcpEndpoint&>(*user);
-    if (tcp.v6() != v6) continue;
-    TcpEndpoint::Row row = tcp.Describe();
-    if (row.state == TCP_CLOSE) continue;  // bound alone
-    rows.push_back({.local = row.local,
-                    .remote = row.remote,
-                    .state = row.state,
-                    .sent = row.state == TCP_LISTEN ? 0 : row.sent,
-                    .unread = row.unread,
-                    .uid = row.uid,
-                    .ino = row.ino});
-  }
-  for (const PortTable::TimeWait& w : stack.tcp().TimeWaits()) {
-    if (w.local.ip.v4() == v6) continue;
-    rows.push_back({.local = w.local,
-                    .remote = w.remote,
-                    .state = TCP_TIME_WAIT,
-                    .timer = 3,
-                    .left = w.left_ns / 10'000'000,
-                    .refs = 3});
-  }
-  return rows;
-}
-
-std::vector<SocketRow> UdpRows(InetStack& stack, bool v6) {
-  std::vector<SocketRow> rows;
-  for (auto& user : stack.udp().Users()) {
-    auto& udp = static_cast<UdpEndpoint&>(*user);
-    if (udp.v6() != v6) continue;
-    UdpEndpoint::Row row = udp.Describe();
-    rows.push_back({.local = row.local,
-                    .remote = row.remote,
-                    .state = row.connected ? TCP_ESTABLISHED : TCP_CLOSE,
-                    .unread = row.queued,
-                    .uid = row.uid,
-                    .ino = row.ino,
-                    .drops = row.drops});
-  }
-  return rows;
-}
-
-// The sandbox's own sockets of the host; others that the namespace has are not its affair.
-std::vector<SocketRow> HostRows(HostNetwork& host, int protocol, bool v6) {
-  std::vector<SocketRow> rows;
-  const int family = v6 ? AF_INET6 : AF_INET;
-  for (const auto& socket : host.Sockets()) {
-    if (socket->protocol() != protocol || socket->domain() != family) continue;
-    const HostSocket::Row row = socket->ToRow();
-    auto local = ParseInetAddress(row.local, family);
-    if (!local.ok() || local->port == 0) continue;                    // not bound
-    if (protocol == IPPROTO_TCP && row.state == TCP_CLOSE) continue;  // bound alone
-    auto remote = ParseInetAddress(row.remote, family);
-    rows.push_back({.local = *local,
-                    .remote = remote.ok() ? *remote : InetAddress{.ip = IpAddress::Any(!v6)},
-                    .state = row.state,
-                    .sent = row.sent,
-                    .unread = row.unread,
-                    .uid = row.uid,
-                    .ino = row.ino});
-  }
-  return rows;
 }
 
 std::string DevText(InetStack& stack) {
@@ -281,11 +204,11 @@ base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
   for (bool v6 : {false, true}) {
     add(
         v6 ? "tcp6" : "tcp",
-        [v6](HostNetwork& h) { return TcpText(HostRows(h, IPPROTO_TCP, v6), v6); },
+        [v6](HostNetwork& h) { return TcpText(HostInetRows(h, IPPROTO_TCP, v6), v6); },
         [v6](InetStack& s) { return TcpText(TcpRows(s, v6), v6); });
     add(
         v6 ? "udp6" : "udp",
-        [v6](HostNetwork& h) { return UdpText(HostRows(h, IPPROTO_UDP, v6), v6); },
+        [v6](HostNetwork& h) { return UdpText(HostInetRows(h, IPPROTO_UDP, v6), v6); },
         [v6](InetStack& s) { return UdpText(UdpRows(s, v6), v6); });
   }
   auto same = [&](const char* name, std::function<std::string(InetStack&)> text) {

@@ -111,7 +111,8 @@ class FdInfoFile : public PidOwned<PseudoFile> {
     base::Ref<FileDescription> file = table != nullptr ? table->Get(fd_, &cloexec) : nullptr;
     if (file == nullptr) return base::Error(ENOENT);
     base::Result<int64_t> pos = file->Seek(0, SEEK_CUR);
-    uint32_t flags = file->flags() | (cloexec ? O_CLOEXEC : 0) | 0100000 /* O_LARGEFILE */;
+    uint32_t flags = (file->flags() & ~uint32_t{O_CREAT}) | (cloexec ? O_CLOEXEC : 0) |
+                     0100000 /* O_LARGEFILE */;
     Inode* inode = file->inode();
     char text[160];
     snprintf(text, sizeof(text), "pos:\t%lld\nflags:\t0%o\nmnt_id:\t%d\nino:\t%llu\n",

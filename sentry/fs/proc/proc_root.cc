@@ -218,6 +218,7 @@ class Root : public PseudoDir {
                        }));
     AddSysctls(fs, *AddDir("sys"));
     AddSysvIpc(fs, *this);
+    AddKeys(fs, *this);
     AddPressure(fs, *this);
   }
 

@@ -11,5 +11,7 @@ void AddSysctls(ProcFs* fs, PseudoDir& dir);
 void AddPressure(ProcFs* fs, PseudoDir& root);
 // proc_ipc.cc: /proc/sysvipc.
 void AddSysvIpc(ProcFs* fs, PseudoDir& root);
+// proc_keys.cc: /proc/keys, /proc/key-users.
+void AddKeys(ProcFs* fs, PseudoDir& root);
 
 }  // namespace sentry

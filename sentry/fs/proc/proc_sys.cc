@@ -106,6 +106,7 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("panic", 0);
   dir.Value("sysrq", 0);
   AddIpcSysctls(dir);
+  AddKeySysctls(dir.Dir("keys"));
   SysctlBuilder random = dir.Dir("random");
   random.Value("boot_id", RandomUuid());
   random.Read("uuid", [] { return RandomUuid() + "\n"; });

@@ -54,5 +54,7 @@ void AddNetSysctls(SysctlBuilder dir);
 // Into /proc/sys/kernel and /proc/sys/fs/mqueue: limits of the reader's IPC namespace.
 void AddIpcSysctls(SysctlBuilder dir);
 void AddMqueueSysctls(SysctlBuilder dir);
+// /proc/sys/kernel/keys.
+void AddKeySysctls(SysctlBuilder dir);
 
 }  // namespace sentry

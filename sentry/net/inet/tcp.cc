@@ -482,6 +482,7 @@ void TcpEndpoint::End(Garbage* garbage) {
 }
 
 void TcpEndpoint::Release() {
+  if (!EndsByReset()) PushHeld();
   Garbage garbage;
   absl::MutexLock lock(&g_tcp_mutex);
   End(&garbage);
@@ -490,6 +491,7 @@ void TcpEndpoint::Release() {
 Status TcpEndpoint::Shutdown(int how) {
   if (how < SHUT_RD || how > SHUT_RDWR) return Error(EINVAL);
   int mode = how + 1;
+  if (mode & kSendShut) PushHeld();
   Garbage garbage;
   absl::MutexLock lock(&g_tcp_mutex);
   int now = state();

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,10 @@ class TcpConnection;
 struct TcpStream final : public LaneUser {
   // Writers and readers; neither is held across a park.
   fiber::Mutex write_mutex, read_mutex;
-  // Its limit is what the buffers of both ends allow; a writer that waits or polls wants room.
+  // Its limit is what the buffers of both ends allow; a writer that waits or polls wants room. What
+  // TCP_CORK and MSG_MORE keep from the reader for a while is held by it.
   ByteStream bytes;
+  std::unique_ptr<fiber::Timer> push_timer;       // of what is held; made by the first that is
   std::atomic<size_t> window{ByteStream::kSize};  // of the limit, what the receiver has taken
   std::atomic<uint64_t> counted{0};               // bytes that NetCounters know of
   // The urgent byte (MSG_OOB).
@@ -48,6 +51,14 @@ struct TcpStream final : public LaneUser {
 
   void LaneWritten() override;
   void LaneRead() override;
+
+  // Of what has been filled in `n` bytes are the reader's now, and `held` stay for a while. In a
+  // writer's turn, which is kept while the sender is corked.
+  void Give(size_t n, size_t held, bool cork) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex);
+
+ private:
+  void ArmPush(int64_t after_ns);
+  void OnPushTimer();
 };
 
 // What two ends share. Ends are kept until both have given the connection up.
@@ -127,6 +138,9 @@ class TcpEndpoint : public InetEndpoint {
 
   // --- options and state ---
   TcpOptions& tcp_options() { return tcp_options_; }
+  // TCP_CORK; what was held is sent when it ends.
+  void SetCork(bool on);
+  void PushHeld();
   void UpdateLimits();
   int state() const { return state_.load(std::memory_order_relaxed); }
   // RCV_SHUTDOWN and SEND_SHUTDOWN.
@@ -199,8 +213,10 @@ class TcpEndpoint : public InetEndpoint {
   TcpStream* in(TcpConnection& c, int side) { return &c.sides[c.PeerOf(side)].out; }
   // Why nothing can be sent.
   base::Status CheckSend();
-  // Writes what fits; 0: there is no room.
-  base::Result<size_t> SendSome(TcpConnection& c, int side, IoSource& src, bool urgent);
+  // Writes what fits; 0: there is no room. `flags`: MSG_OOB, MSG_MORE.
+  base::Result<size_t> SendSome(TcpConnection& c, int side, IoSource& src, int flags);
+  // Whether closing it is a reset: what is held is not sent.
+  bool EndsByReset();
   // What was written is the receiver's: it is counted, and told.
   void SentSome(TcpConnection& c, int side, bool urgent);
   void Count(TcpStream& stream);

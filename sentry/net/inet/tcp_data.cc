@@ -22,6 +22,16 @@ Error Interrupted(int64_t deadline_ns) {
   return Error(deadline_ns == fiber::kNoDeadline ? base::kERESTARTSYS : EINTR);
 }
 
+// What loopback's largest segment carries.
+constexpr size_t kSegment = 32741;
+
+// How many of `bytes` that were not sent yet stay back: tcp_nagle_test(). Under MSG_MORE alone
+// the answer to a segment takes the rest along.
+size_t HeldBack(size_t bytes, bool cork, bool more) {
+  if (cork) return bytes % kSegment;
+  return more && bytes < kSegment ? bytes : 0;
+}
+
 // Keeps the last byte that went through it: the urgent one.
 class LastByte : public IoSource {
  public:
@@ -82,32 +92,38 @@ Status TcpEndpoint::CheckSend() {
   return base::Ok();
 }
 
-Result<size_t> TcpEndpoint::SendSome(TcpConnection& c, int side, IoSource& src, bool urgent) {
+Result<size_t> TcpEndpoint::SendSome(TcpConnection& c, int side, IoSource& src, int flags) {
   TcpStream& out = c.sides[static_cast<size_t>(side)].out;
-  size_t n;
+  const bool cork = tcp_options_.cork.load() != 0;
+  bool urgent = (flags & MSG_OOB) != 0;
+  size_t n, given;  // by this call, and to the reader
   {
     fiber::MutexLock lock(&out.write_mutex);
     ByteStream::WriterTurn turn(out.bytes);
     TRY(out.bytes.Ensure());
     size_t room = std::min(out.bytes.Room(), src.remaining());
-    if (room == 0) return size_t{0};
     LastByte last(src);
-    n = TRY(out.bytes.Fill(last, room));
-    if (n == 0) return Error(EFAULT);
+    n = room > 0 ? TRY(out.bytes.Fill(last, room)) : 0;
+    if (n == 0 && room > 0) return Error(EFAULT);
     if (urgent && src.remaining() == 0) {
       // Who reads is to stop before it.
       out.bytes.OpenLane(false);
       absl::MutexLock mark(&out.urgent_mutex);
-      out.urgent_at = out.bytes.written() + n - 1;
+      out.urgent_at = out.bytes.written() + out.bytes.held() + n - 1;
       out.urgent_byte = last.last();
       out.urgent_unread = true;
       out.urgent.store(true, std::memory_order_release);
     } else {
       urgent = false;
     }
-    out.bytes.Produced(n);
+    const size_t all = out.bytes.held() + n;
+    // Who waits for room, or has sent an urgent byte, holds nothing back.
+    const bool push = urgent || src.remaining() > 0;
+    const size_t held = push ? 0 : HeldBack(all, cork, (flags & MSG_MORE) != 0);
+    given = all - held;
+    out.Give(given, held, cork);
   }
-  SentSome(c, side, urgent);
+  if (given > 0) SentSome(c, side, urgent);
   return n;
 }
 
@@ -145,7 +161,6 @@ void TcpEndpoint::SentSome(TcpConnection& c, int side, bool urgent) {
 }
 
 Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t deadline_ns) {
-  bool urgent = (args.flags & MSG_OOB) != 0;
   size_t total = 0;
   VainRounds vain;
   if (state() == TCP_SYN_SENT) {
@@ -157,7 +172,7 @@ Result<size_t> TcpEndpoint::Send(IoSource& src, const SendArgs& args, int64_t de
     Status status = CheckSend();
     if (status.ok() && c == nullptr) status = Error(EPIPE);
     if (status.ok() && src.remaining() == 0) break;
-    Result<size_t> n = status.ok() ? SendSome(*c, side, src, urgent) : status.error();
+    Result<size_t> n = status.ok() ? SendSome(*c, side, src, args.flags) : status.error();
     if (!n.ok()) return total > 0 ? Result<size_t>(total) : n;
     total += *n;
     if (*n > 0) continue;
@@ -405,7 +420,7 @@ Result<int> TcpEndpoint::BytesReadable() {
   return static_cast<int>(n);
 }
 
-// What the receiver has not taken into its buffer.
+// What the receiver has not taken into its buffer, and what has not been sent.
 Result<int> TcpEndpoint::BytesUnsent() {
   if (state() == TCP_LISTEN) return Error(EINVAL);
   int side;
@@ -413,7 +428,7 @@ Result<int> TcpEndpoint::BytesUnsent() {
   if (c == nullptr) return 0;
   TcpStream& out = c->sides[static_cast<size_t>(side)].out;
   size_t used = out.bytes.Used(), window = out.window.load();
-  return static_cast<int>(used > window ? used - window : 0);
+  return static_cast<int>((used > window ? used - window : 0) + out.bytes.held());
 }
 
 bool TcpEndpoint::AtMark() {

@@ -58,6 +58,10 @@ uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
   {
     fiber::MutexLock write(&stream.write_mutex);
     fiber::MutexLock read(&stream.read_mutex);
+    TcpEndpoint& writer = *c.sides[static_cast<size_t>(side)].end;
+    if (!stream.bytes.in_lane() && writer.tcp_options_.cork.load() != 0) {
+      stream.bytes.KeepTurn(true);
+    }
     if (!stream.bytes.EnterLane(arena, c, stream)) return 0;
   }
   {

@@ -29,7 +29,7 @@ struct IntOption {
 };
 constexpr IntOption kInts[] = {
     {TCP_NODELAY, &TcpOptions::nodelay, 0, 0, true},
-    {TCP_CORK, &TcpOptions::cork, 0, 0, true},
+    {TCP_CORK, &TcpOptions::cork, 0, 0, true},  // set by SetCork
     {TCP_KEEPIDLE, &TcpOptions::keep_idle, 1, kMaxSeconds},
     {TCP_KEEPINTVL, &TcpOptions::keep_interval, 1, kMaxSeconds},
     {TCP_KEEPCNT, &TcpOptions::keep_count, 1, 127},
@@ -153,7 +153,12 @@ Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
     if (before && now != TCP_CLOSE && !(name == TCP_FASTOPEN && now == TCP_LISTEN)) {
       return Error(EINVAL);
     }
+    if (name == TCP_CORK) {
+      endpoint_->SetCork(number != 0);
+      return base::Ok();
+    }
     (o.*option->value).store(number);
+    if (name == TCP_NODELAY && number != 0) endpoint_->PushHeld();
     return base::Ok();
   }
   switch (name) {

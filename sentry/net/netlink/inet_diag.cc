@@ -6,9 +6,8 @@
 #include <cstring>
 
 #include "sentry/auth/credentials.h"
-#include "sentry/net/host/host_socket.h"
 #include "sentry/net/inet/tcp.h"
-#include "sentry/net/inet/udp.h"
+#include "sentry/net/netlink/inet_rows.h"
 #include "sentry/net/netlink/sock_diag.h"
 
 namespace sentry {
@@ -18,98 +17,15 @@ using base::Error;
 using base::Result;
 using base::Status;
 
-// What is told of a socket.
-struct Row {
-  InetAddress local, remote;
-  int state = 0;
-  uint64_t unread = 0, sent = 0, drops = 0;
-  uid_t uid = 0;
-  uint64_t ino = 0;
-  int64_t time_wait_ns = -1;  // left of it; -1: it is none
-  int shutdown = 0;
-  bool chosen = false;            // its port, by bind(2)
-  base::Ref<InetEndpoint> end{};  // null: of the host, or gone
-};
-
 bool Extends(const inet_diag_req_v2& request, int extension) {
   return (request.idiag_ext >> (extension - 1) & 1) != 0;
 }
 
-std::vector<Row> TcpRows(InetStack& stack, bool v6) {
-  std::vector<Row> rows;
-  for (auto& user : stack.tcp().Users()) {
-    auto& tcp = static_cast<TcpEndpoint&>(*user);
-    if (tcp.v6() != v6) continue;
-    const TcpEndpoint::Row row = tcp.Describe();
-    if (row.state == TCP_CLOSE) continue;  // bound alone
-    rows.push_back({.local = row.local,
-                    .remote = row.remote,
-                    .state = row.state,
-                    .unread = row.unread,
-                    .sent = row.sent,
-                    .uid = row.uid,
-                    .ino = row.ino,
-                    .shutdown = tcp.shut(),
-                    .chosen = user->chosen,
-                    .end = base::Ref<InetEndpoint>(&tcp)});
-  }
-  for (const PortTable::TimeWait& w : stack.tcp().TimeWaits()) {
-    if (w.local.ip.v4() == v6) continue;
-    rows.push_back({.local = w.local,
-                    .remote = w.remote,
-                    .state = TCP_TIME_WAIT,
-                    .time_wait_ns = std::max<int64_t>(w.left_ns, 0)});
-  }
-  return rows;
-}
-
-std::vector<Row> UdpRows(InetStack& stack, bool v6) {
-  std::vector<Row> rows;
-  for (auto& user : stack.udp().Users()) {
-    auto& udp = static_cast<UdpEndpoint&>(*user);
-    if (udp.v6() != v6) continue;
-    const UdpEndpoint::Row row = udp.Describe();
-    rows.push_back({.local = row.local,
-                    .remote = row.remote,
-                    .state = row.connected ? TCP_ESTABLISHED : TCP_CLOSE,
-                    .unread = row.queued,
-                    .drops = row.drops,
-                    .uid = row.uid,
-                    .ino = row.ino,
-                    .shutdown = udp.shut(),
-                    .chosen = user->chosen,
-                    .end = base::Ref<InetEndpoint>(&udp)});
-  }
-  return rows;
-}
-
-// The sandbox's own sockets of the host; others that the namespace has are not its affair.
-std::vector<Row> HostRows(HostNetwork& host, int protocol, bool v6) {
-  std::vector<Row> rows;
-  const int family = v6 ? AF_INET6 : AF_INET;
-  for (const auto& socket : host.Sockets()) {
-    if (socket->protocol() != protocol || socket->domain() != family) continue;
-    const HostSocket::Row row = socket->ToRow();
-    auto local = ParseInetAddress(row.local, family);
-    if (!local.ok() || local->port == 0) continue;                    // not bound
-    if (protocol == IPPROTO_TCP && row.state == TCP_CLOSE) continue;  // bound alone
-    auto remote = ParseInetAddress(row.remote, family);
-    rows.push_back({.local = *local,
-                    .remote = remote.ok() ? *remote : InetAddress{.ip = IpAddress::Any(!v6)},
-                    .state = row.state,
-                    .unread = row.unread,
-                    .sent = row.sent,
-                    .uid = row.uid,
-                    .ino = row.ino});
-  }
-  return rows;
-}
-
 // ENOENT for what there is no protocol of.
-Result<std::vector<Row>> RowsOf(const DiagScope& scope, uint32_t protocol, bool v6) {
-  if (protocol == IPPROTO_UDPLITE) return std::vector<Row>();
+Result<std::vector<InetRow>> RowsOf(const DiagScope& scope, uint32_t protocol, bool v6) {
+  if (protocol == IPPROTO_UDPLITE) return std::vector<InetRow>();
   if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP) return Error(ENOENT);
-  if (scope.host != nullptr) return HostRows(*scope.host, static_cast<int>(protocol), v6);
+  if (scope.host != nullptr) return HostInetRows(*scope.host, static_cast<int>(protocol), v6);
   return protocol == IPPROTO_TCP ? TcpRows(scope.stack, v6) : UdpRows(scope.stack, v6);
 }
 
@@ -122,7 +38,7 @@ void PutAddress(const IpAddress& ip, bool v6, uint32_t (&words)[4]) {
   }
 }
 
-DiagEntry EntryOf(const Row& row, bool v6) {
+DiagEntry EntryOf(const InetRow& row, bool v6) {
   DiagEntry e{};
   PutAddress(row.local.ip, v6, e.source);
   PutAddress(row.remote.ip, v6, e.destination);
@@ -138,7 +54,7 @@ DiagEntry EntryOf(const Row& row, bool v6) {
 }
 
 // inet_diag_msg_attrs_fill() and what follows it.
-void WriteAttributes(const DiagRequest& r, const inet_diag_req_v2& request, const Row& row,
+void WriteAttributes(const DiagRequest& r, const inet_diag_req_v2& request, const InetRow& row,
                      bool v6) {
   r.out.Attribute(INET_DIAG_SHUTDOWN, static_cast<uint8_t>(row.shutdown));
   if (row.end == nullptr) return;
@@ -179,7 +95,7 @@ void WriteAttributes(const DiagRequest& r, const inet_diag_req_v2& request, cons
   }
 }
 
-void WriteRow(const DiagRequest& r, const inet_diag_req_v2& request, const Row& row, bool v6) {
+void WriteRow(const DiagRequest& r, const inet_diag_req_v2& request, const InetRow& row, bool v6) {
   inet_diag_msg m{};
   m.idiag_family = v6 ? AF_INET6 : AF_INET;
   m.idiag_state = static_cast<uint8_t>(row.state);
@@ -207,9 +123,9 @@ void WriteRow(const DiagRequest& r, const inet_diag_req_v2& request, const Row& 
 
 // The one socket that a packet from the request's destination to its source would reach.
 Status AnswerExact(const DiagRequest& r, const inet_diag_req_v2& request,
-                   const std::vector<Row>& rows, bool v6) {
-  const Row* found = nullptr;
-  for (const Row& row : rows) {
+                   const std::vector<InetRow>& rows, bool v6) {
+  const InetRow* found = nullptr;
+  for (const InetRow& row : rows) {
     const DiagEntry e = EntryOf(row, v6);
     if (e.source_port != ntohs(request.id.idiag_sport)) continue;
     const size_t size = v6 ? sizeof(e.source) : sizeof(e.source[0]);
@@ -243,9 +159,9 @@ Status DiagInet(const DiagRequest& r) {
   const uint32_t protocol = NetlinkAttributes(rest)
                                 .Get<uint32_t>(INET_DIAG_REQ_PROTOCOL)
                                 .value_or(request.sdiag_protocol);
-  const std::vector<Row> rows = TRY(RowsOf(r.scope, protocol, v6));
+  const std::vector<InetRow> rows = TRY(RowsOf(r.scope, protocol, v6));
   if (!r.dump()) return AnswerExact(r, request, rows, v6);
-  for (const Row& row : rows) {
+  for (const InetRow& row : rows) {
     if ((request.idiag_states >> row.state & 1) == 0) continue;
     const uint16_t source = htons(row.local.port), destination = htons(row.remote.port);
     if (request.id.idiag_sport != 0 && request.id.idiag_sport != source) continue;

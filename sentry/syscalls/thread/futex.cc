@@ -20,7 +20,7 @@ using base::Result;
 
 namespace {
 
-constexpr int kNrFutex = 202;
+constexpr int kNrFutex = 202, kNrFutexWake = 454, kNrFutexWait = 455, kNrFutexRequeue = 456;
 
 // An absolute timeout as a deadline of CLOCK_MONOTONIC; none if `addr` is 0.
 Result<int64_t> Deadline(Task& t, uint64_t addr, bool realtime) {
@@ -91,6 +91,18 @@ Result<uint64_t> SysFutex(Task& t, const SyscallArgs& a) {
     default:  // FUTEX_FD is long gone
       return Error(ENOSYS);
   }
+}
+
+// futex2: the guest's thread makes them, as it does those above (platform/stub/futex2.cc).
+Result<uint64_t> SysFutexWake(Task& t, const SyscallArgs&) { return t.AnswerInLane(kNrFutexWake); }
+
+Result<uint64_t> SysFutexWait(Task& t, const SyscallArgs&) {
+  if (t.context().trap().futex_interrupted) return Error(base::kERESTARTSYS);
+  return t.AnswerInLane(kNrFutexWait);
+}
+
+Result<uint64_t> SysFutexRequeue(Task& t, const SyscallArgs&) {
+  return t.AnswerInLane(kNrFutexRequeue);
 }
 
 }  // namespace sentry

@@ -159,4 +159,42 @@ TEST(CallCorner, WhatProcessesShare) {
   EXPECT_ERRNO(syscall(SYS_kcmp, self, self, 99, 0, 0), EINVAL);
 }
 
+TEST(CallCorner, AuxiliaryVectorAndDispatch) {
+  constexpr int kGetAuxv = 0x41555856, kDispatch = 59;
+  const std::string file = ReadFile("/proc/self/auxv");
+  unsigned long v[128] = {};
+  const long n = prctl(kGetAuxv, v, sizeof v, 0, 0);
+  if (n < 0 && errno == EINVAL) GTEST_SKIP() << "not in this kernel";
+  ASSERT_GE(n, static_cast<long>(file.size()));
+  EXPECT_EQ(0, memcmp(v, file.data(), file.size()));
+  unsigned long few[2] = {~0ul, ~0ul};
+  EXPECT_EQ(n, prctl(kGetAuxv, few, sizeof few[0], 0, 0));
+  EXPECT_EQ(v[0], few[0]);
+  EXPECT_EQ(~0ul, few[1]);
+  EXPECT_ERRNO(prctl(kGetAuxv, v, sizeof v, 0, 1), EINVAL);
+  EXPECT_ERRNO(prctl(kGetAuxv, BadAddress(), 8, 0, 0), EFAULT);
+  EXPECT_EQ(0, prctl(kDispatch, 0, 0, 0, 0));
+  EXPECT_ERRNO(prctl(kDispatch, 0, 1, 0, 0), EINVAL);
+}
+
+TEST(CallCorner, WhoHasMadeTheFile) {
+  constexpr int kCreatedQuery = 1028;
+  TempDir dir;
+  const std::string name = dir / "f";
+  const int made = open(name.c_str(), O_CREAT | O_RDWR, 0600);
+  ASSERT_OK(made);
+  const int answer = fcntl(made, kCreatedQuery, 0);
+  if (answer < 0 && errno == EINVAL) GTEST_SKIP() << "not in this kernel";
+  EXPECT_EQ(1, answer);
+  EXPECT_EQ(0, fcntl(made, F_GETFL) & O_CREAT);
+  EXPECT_OK(fcntl(made, F_SETFL, O_APPEND));
+  const int copy = dup(made), again = open(name.c_str(), O_CREAT | O_RDWR, 0600);
+  const int path = open(name.c_str(), O_PATH), nameless = open("/tmp", O_TMPFILE | O_RDWR, 0600);
+  EXPECT_EQ(1, fcntl(copy, kCreatedQuery, 0));
+  for (int fd : {again, path, nameless}) EXPECT_EQ(0, fcntl(fd, kCreatedQuery, 0));
+  const std::string info = ReadFile("/proc/self/fdinfo/" + std::to_string(made));
+  EXPECT_NE(std::string::npos, info.find("flags:\t0102002\n")) << info;
+  for (int fd : {made, copy, again, path, nameless}) close(fd);
+}
+
 }  // namespace

@@ -1,4 +1,4 @@
-// kcmp(KCMP_EPOLL_TFD), and file handles that only identify (AT_HANDLE_FID).
+// kcmp(KCMP_EPOLL_TFD, KCMP_IO), and file handles that only identify (AT_HANDLE_FID).
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <sys/epoll.h>
@@ -101,6 +101,24 @@ TEST(Handles, MountIds) {
   ASSERT_OK(statx(AT_FDCWD, "/tmp", 0, 0x4000 /* STATX_MNT_ID_UNIQUE */, &st));
   memcpy(&told, reinterpret_cast<char*>(&st) + 0x90, sizeof(told));
   EXPECT_EQ(told, unique);
+}
+
+// Who has been given an I/O priority has a context of his own.
+TEST(Kcmp, ContextsOfPriority) {
+  constexpr int kBestEffort4 = 2 << 13 | 4;
+  EXPECT_EQ(0, ExitStatus([] {
+              const pid_t self = getpid();
+              if (syscall(SYS_ioprio_set, 1, 0, kBestEffort4) != 0) return 2;
+              const pid_t child = fork();  // with a context that has the same priority
+              if (child == 0) pause(), _exit(0);
+              const long order = syscall(SYS_kcmp, self, child, KCMP_IO, 0, 0);
+              const long back = syscall(SYS_kcmp, child, self, KCMP_IO, 0, 0);
+              const long same = syscall(SYS_kcmp, self, self, KCMP_IO, 0, 0);
+              kill(child, SIGKILL);
+              waitpid(child, nullptr, 0);
+              if (same != 0) return 3;
+              return (order == 1 && back == 2) || (order == 2 && back == 1) ? 0 : 4;
+            }));
 }
 
 }  // namespace

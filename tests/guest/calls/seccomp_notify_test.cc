@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "guest_util.h"
+#include "net/fd_util.h"
 
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
@@ -43,34 +44,12 @@ class Child {
     if (pid == 0) {
       int fd = Listen(nr, SECCOMP_FILTER_FLAG_NEW_LISTENER | more);
       if (fd < 0) _exit(100);
-      char c = 0;
-      iovec io{&c, 1};
-      alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
-      msghdr m{};
-      m.msg_iov = &io;
-      m.msg_iovlen = 1;
-      m.msg_control = control;
-      m.msg_controllen = sizeof control;
-      cmsghdr* h = CMSG_FIRSTHDR(&m);
-      h->cmsg_level = SOL_SOCKET;
-      h->cmsg_type = SCM_RIGHTS;
-      h->cmsg_len = CMSG_LEN(sizeof fd);
-      memcpy(CMSG_DATA(h), &fd, sizeof fd);
-      if (sendmsg(pair[1], &m, 0) != 1) _exit(101);
+      if (SendFd(pair[1], fd) != 1) _exit(101);
       close(fd);
       _exit(body());
     }
     close(pair[1]);
-    char c;
-    iovec io{&c, 1};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr m{};
-    m.msg_iov = &io;
-    m.msg_iovlen = 1;
-    m.msg_control = control;
-    m.msg_controllen = sizeof control;
-    EXPECT_EQ(1, recvmsg(pair[0], &m, 0));
-    if (cmsghdr* h = CMSG_FIRSTHDR(&m)) memcpy(&listener, CMSG_DATA(h), sizeof listener);
+    listener = RecvFd(pair[0]);
     close(pair[0]);
     EXPECT_GE(listener, 0);
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "guest_util.h"
+#include "net/fd_util.h"
 
 namespace {
 
@@ -516,38 +517,6 @@ TEST_P(FdPlace, RacingWrites) {
   EXPECT_EQ(0, wrong);
 }
 
-void SendFd(int socket, int fd) {
-  char byte = 0;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  EXPECT_EQ(1, sendmsg(socket, &message, 0));
-}
-
-int TakeFd(int socket) {
-  char byte;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  if (recvmsg(socket, &message, 0) != 1) return -1;
-  int fd = -1;
-  if (cmsghdr* header = CMSG_FIRSTHDR(&message)) memcpy(&fd, CMSG_DATA(header), sizeof fd);
-  return fd;
-}
-
 bool BecomeUser() {
   return setgroups(0, nullptr) == 0 && setresgid(1000, 1000, 1000) == 0 &&
          setresuid(1000, 1000, 1000) == 0;
@@ -569,7 +538,7 @@ TEST_P(FdPlace, BehindClosedDoors) {
     close(in);
     close(file);
     if (!BecomeUser()) _exit(1);
-    const int dir = TakeFd(pair[1]), mine = TakeFd(pair[1]);
+    const int dir = RecvFd(pair[1]), mine = RecvFd(pair[1]);
     for (int i = 0; i < 3; i++) {
       Warm(dir, "f");
       Warm(dir, "missing");
@@ -587,8 +556,8 @@ TEST_P(FdPlace, BehindClosedDoors) {
     if (OpenErrorAt(dir, "missing") != EACCES || !S_ISDIR(Fstat(dir).st_mode)) _exit(7);
     _exit(0);
   }
-  SendFd(pair[0], in);
-  SendFd(pair[0], file);
+  EXPECT_EQ(1, SendFd(pair[0], in));
+  EXPECT_EQ(1, SendFd(pair[0], file));
   for (int i = 0; i < 3; i++) {
     Turns::Take(turns.up);
     EXPECT_EQ(1, pwrite(file, "x", 1, i + 1));

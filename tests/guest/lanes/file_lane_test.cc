@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "guest_util.h"
+#include "net/fd_util.h"
 
 namespace {
 
@@ -321,25 +322,12 @@ TEST_P(FileLane, SentDescriptorSharesThePosition) {
   int pair[2];
   ASSERT_OK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
   ASSERT_EQ(content_.substr(0, 100), Next(fd, 100));
-  char byte = 'x', space[CMSG_SPACE(sizeof(int))] = {};
-  iovec part{&byte, 1};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = space;
-  message.msg_controllen = sizeof space;
-  cmsghdr* c = CMSG_FIRSTHDR(&message);
-  c->cmsg_level = SOL_SOCKET;
-  c->cmsg_type = SCM_RIGHTS;
-  c->cmsg_len = CMSG_LEN(sizeof(int));
-  memcpy(CMSG_DATA(c), &fd, sizeof fd);
-  ASSERT_EQ(1, sendmsg(pair[0], &message, 0));
+  ASSERT_EQ(1, SendFd(pair[0], fd));
   ASSERT_EQ(content_.substr(100, 100), Next(fd, 100));
   close(fd);
   EXPECT_EQ(0, ExitStatus([&] {
-              if (recvmsg(pair[1], &message, 0) != 1) return 1;
-              int got;
-              memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof got);
+              const int got = RecvFd(pair[1]);
+              if (got < 0) return 1;
               if (lseek(got, 0, SEEK_CUR) != 200) return 2;
               return Next(got, 50) == content_.substr(200, 50) ? 0 : 3;
             }));

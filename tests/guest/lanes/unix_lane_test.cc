@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "lanes/lane_util.h"
+#include "net/fd_util.h"
 
 namespace {
 
@@ -110,29 +111,12 @@ TEST(UnixLane, DescriptorsGoWithTheirBytes) {
   for (int round = 0; round < 30; ++round) {
     Put(s.a, "before");
     int null = open("/dev/null", O_RDONLY);
-    iovec part{const_cast<char*>("fd"), 2};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    cmsghdr* c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(c), &null, sizeof(int));
-    ASSERT_EQ(2, sendmsg(s.a, &message, 0));
+    ASSERT_EQ(1, SendFd(s.a, null));
     close(null);
     Put(s.a, "after");
     ASSERT_EQ("before", ReadAll(s.b, 6));
-    char text[16];
-    part = {text, sizeof(text)};
-    message.msg_controllen = sizeof(control);
-    ASSERT_EQ(2, recvmsg(s.b, &message, 0));
-    c = CMSG_FIRSTHDR(&message);
-    ASSERT_NE(nullptr, c);
-    memcpy(&null, CMSG_DATA(c), sizeof(int));
+    null = RecvFd(s.b);
+    ASSERT_GE(null, 0);
     ASSERT_OK(close(null));
     ASSERT_EQ("after", ReadAll(s.b, 5));
     Exchange(s.a, s.b, 20);
