@@ -326,7 +326,9 @@ void FdTable::TakeClosed(Closed* closed) {
   for (size_t word = 0; word < fds.size(); word++) {
     for (uint64_t bits = fds[word]; bits != 0; bits &= bits - 1) {
       const size_t fd = word * 64 + static_cast<size_t>(std::countr_zero(bits));
-      RecallClose(fd);
+      entries_[fd].lent = false;  // as RecallClose does, but that places_ knows already
+      entries_[fd].file->inode()->EndLentClose();
+      lent_--;
       Drop(fd, closed);
       any = true;
     }
