@@ -1,6 +1,22 @@
-// What the stub knows of descriptors: where they stand in tables of paths (path_lane.h), and the
-// attributes of what they lead to. In the mailbox, and written by the sentry. Compiled into both;
-// freestanding.
+// What the stub knows of descriptors: where they stand in tables of paths (path_lane.h), the
+// attributes of what they lead to, and which of them it may close. In the mailbox, and written by
+// the sentry, but for what the stub has closed. Compiled into both; freestanding.
+//
+// Closing without the sentry. The sentry lends the closing of a descriptor to the stubs of its
+// table if nobody outside that table can tell when it is closed: a file or directory open for
+// reading that nobody locks, watches or has removed. close(2) is then one bit that the stub takes
+// away. Whoever takes it has closed the descriptor, whether that is a thread in its stub or the
+// sentry for dup2(2) and the like, so a number is never closed twice, nor another file than the
+// one that stood there when the bit went. Nothing is told to anybody:
+// - The sentry looks at these bits whenever it looks at the table, whichever process asks, and
+//   before it installs or removes anything it takes over what was closed. So the lowest free
+//   number, EBADF, limits, fork, exec and /proc are what they would be.
+// - The stub answers nothing more by the descriptor (FdIsClosed); such calls are the sentry's.
+// - The description lives on until then. Before anybody could see that, closing is taken back: when
+//   the file is locked or loses a name (Inode::SeeCloses), when somebody watches files by inotify.
+//   umount(2) takes over first what is closed anywhere (FdTable::TakeAllClosed).
+// - Of an address space that ends, what was closed is kept (FdPlaces::Unbind).
+// A guest that forges these bits closes its own descriptors, or believes that it has.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +50,41 @@ struct FdAttr {
 };
 static_assert(sizeof(FdAttr) == 256);
 inline constexpr uint32_t kAttrFds = 256;
+
+inline constexpr uint32_t kCloseFds = 256;  // descriptors below this may be closed by the stub
+inline constexpr uint32_t kCloseWords = kCloseFds / 64;
+
+// A bit for each descriptor. What is lent and not open was closed by the stub.
+struct alignas(64) FdCloses {
+  uint64_t lent[kCloseWords];
+  uint64_t open[kCloseWords];
+  // The threads with this Slot::fd_places may close; 0: nobody.
+  uint64_t owner;
+};
+static_assert(sizeof(FdCloses) == 128);
+
+// An address space whose platform closes descriptors so implements this class besides.
+class ClosesFds {
+ public:
+  virtual ~ClosesFds() = default;
+  // Lives as long as the address space. Null: it does not.
+  virtual FdCloses* Closes() = 0;
+};
+
+inline uint64_t FdBit(uint32_t fd) { return uint64_t{1} << (fd % 64); }
+
+// For the stub of threads of `owner`. True: the descriptor was open, and this has closed it.
+inline bool CloseFd(FdCloses* closes, uint64_t owner, uint32_t fd) {
+  if (owner == 0 || fd >= kCloseFds || PathLoad(&closes->owner) != owner) return false;
+  const uint64_t bit = FdBit(fd);
+  return (__atomic_fetch_and(&closes->open[fd / 64], ~bit, __ATOMIC_SEQ_CST) & bit) != 0;
+}
+
+// A stub has closed it, and the sentry has not taken that over yet.
+inline bool FdIsClosed(const FdCloses* closes, uint32_t fd) {
+  if (fd >= kCloseFds) return false;
+  return (PathLoad(&closes->lent[fd / 64]) & ~PathLoad(&closes->open[fd / 64]) & FdBit(fd)) != 0;
+}
 
 // An address space whose platform answers fstat(2) by such attributes implements this class
 // besides.

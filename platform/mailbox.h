@@ -230,6 +230,9 @@ inline constexpr int kFileCalls[] = {8, 17};
 // The same for those that are answered from the table of paths.
 inline constexpr int kPathCalls[] = {2, 4, 5, 6, 21, 89, 257, 262, 267, 269, 332, 439};
 
+// The same for those about descriptors alone (fd_lane.h).
+inline constexpr int kFdCalls[] = {3};
+
 // Calls that were answered here after a SIGSYS, by where they came from.
 struct LaneHits {
   uint64_t rip;
@@ -344,7 +347,8 @@ struct Slot {
   uint32_t lane_owner;
   // The name of the place of its working directory in the table of paths; 0: it uses none.
   uint64_t path_place;
-  // Which of the places of descriptors in the header are its; 0: none.
+  // Which of the places of descriptors in the header are its, and whose descriptors it may close
+  // (FdCloses::owner); 0: none.
   uint64_t fd_places;
   // The calls of kThreadCalls may be answered here.
   uint32_t thread_calls;
@@ -397,6 +401,8 @@ struct MailboxHeader {
   alignas(64) uint64_t patching;  // address whose first byte is int3 for a moment
   // What the windows at kFileWindowBase show; changed by the sentry at any time.
   alignas(64) ShownWindow windows[kFileWindows];
+  // Which descriptors the stub may close, and has closed.
+  FdCloses closes;
   alignas(kPageSize) Site sites[kMaxSites];
   // The stream lanes that descriptors lead to, by LaneName; changed by the sentry at any time.
   alignas(kPageSize) LaneFd lane_fds[kLaneFds];
@@ -408,6 +414,7 @@ struct MailboxHeader {
   alignas(kPageSize) FdAttr fd_attrs[kAttrFds];
 };
 static_assert(sizeof(MailboxHeader) <= kHeaderSlots * kSlotSize);
+static_assert(offsetof(MailboxHeader, sites) == kPageSize);
 inline constexpr uint64_t kSitesAddress = kMailboxBase + offsetof(MailboxHeader, sites);
 static_assert(sizeof(Site) == 16);
 

@@ -1,7 +1,9 @@
-// Reads of regular files, and moves of their position, that need no sentry (platform/file_lane.h).
-// All errors are the sentry's, and whatever is not plain.
+// Reads of regular files, moves of their position, and closing of descriptors, that need no sentry
+// (platform/file_lane.h, platform/fd_lane.h). All errors are the sentry's, and whatever is not
+// plain.
 #include "platform/file_lane.h"
 
+#include "platform/fd_lane.h"
 #include "platform/stub/stub.h"
 #include "platform/stub/sys.h"
 
@@ -22,7 +24,9 @@ struct Known {
 // Descriptors are ints; what is left of the register is nobody's.
 FileLane* LaneOf(Slot* s) {
   if (s->lane_owner == 0 || s->rdi >= kFileLanes) return nullptr;
-  return &Header()->files[s->rdi];
+  MailboxHeader* header = Header();
+  if (FdIsClosed(&header->closes, static_cast<uint32_t>(s->rdi))) return nullptr;
+  return &header->files[s->rdi];
 }
 
 bool Look(const FileLane* lane, Known* known) {
@@ -155,6 +159,11 @@ bool FileLseek(Slot* s) {
     if (MoveLanePosition(&lane->position, at, target)) return Answer(s, target);
   }
   return false;
+}
+
+bool FileClose(Slot* s) {
+  const uint32_t fd = static_cast<uint32_t>(s->rdi);
+  return CloseFd(&Header()->closes, Load(&s->fd_places), fd) && Answer(s, 0);
 }
 
 }  // namespace platform::stub

@@ -231,6 +231,7 @@ struct LaneTable {
     lane[0] = Read;
     lane[1] = StreamWrite;
     lane[2] = PathOpen;
+    lane[3] = FileClose;
     lane[4] = PathStat;
     lane[5] = PathFstat;
     lane[6] = PathLstat;
@@ -283,6 +284,7 @@ constexpr bool OnlyNamedLanes() {
     for (int call : kStreamCalls) named |= call == nr;
     for (int call : kFileCalls) named |= call == nr;
     for (int call : kPathCalls) named |= call == nr;
+    for (int call : kFdCalls) named |= call == nr;
     if (named != (kLanes.lane[nr] != nullptr)) return false;
   }
   return true;

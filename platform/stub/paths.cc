@@ -23,7 +23,9 @@ const PathTable* Table() { return reinterpret_cast<const PathTable*>(kPathBase);
 uint64_t PlaceOfFd(const Slot* s, int fd) {
   const uint64_t owner = PathLoad(&s->fd_places);
   if (owner == 0 || fd < 0 || static_cast<uint32_t>(fd) >= kPlaceFds) return kPathNowhere;
-  const FdPlace* entry = &Header()->fd_places[fd];
+  const MailboxHeader* header = Header();
+  if (FdIsClosed(&header->closes, static_cast<uint32_t>(fd))) return kPathNowhere;
+  const FdPlace* entry = &header->fd_places[fd];
   return PathLoad(&entry->owner) == owner ? PathLoad(&entry->place) : kPathNowhere;
 }
 
@@ -166,10 +168,10 @@ void FillStatx(Statx* x, const uint64_t* st, uint64_t btime_sec, uint32_t btime_
 // The attributes of what descriptor `fd` leads to, by take(attr) as in TakeFdAttr.
 template <typename F>
 bool TakeAttrAt(const Slot* s, int fd, F take) {
-  const uint64_t path_place = PathLoad(&s->path_place), place = PlaceOfFd(s, fd);
-  if (path_place == 0 || place == kPathNowhere || static_cast<uint32_t>(fd) >= kAttrFds) {
-    return false;
-  }
+  const uint64_t path_place = PathLoad(&s->path_place);
+  if (path_place == 0 || static_cast<uint32_t>(fd) >= kAttrFds) return false;
+  const uint64_t place = PlaceOfFd(s, fd);
+  if (place == kPathNowhere) return false;
   FdAttr* attr = &Header()->fd_attrs[fd];
   if (!TakeFdAttr(Table(), attr, place, path_place, take)) return false;
   if (attr->used == 0) __atomic_store_n(&attr->used, uint16_t{1}, __ATOMIC_RELAXED);

@@ -173,6 +173,7 @@ bool StreamRecvfrom(Slot* slot);
 bool FileRead(Slot* slot);
 bool FilePread(Slot* slot);
 bool FileLseek(Slot* slot);
+bool FileClose(Slot* slot);
 
 // ---- epoll.cc: calls on epoll instances that watch such streams ----
 bool StreamEpollCtl(Slot* slot);

@@ -123,6 +123,10 @@ bool SystrapAddressSpace::UsedAttrOfFd(int fd) const {
          __atomic_load_n(&process_->header()->fd_attrs[fd].used, __ATOMIC_RELAXED) != 0;
 }
 
+FdCloses* SystrapAddressSpace::Closes() {
+  return process_->platform().lanes() ? &process_->header()->closes : nullptr;
+}
+
 base::Result<size_t> SystrapAddressSpace::ReadPartial(uint64_t addr, std::span<std::byte> dst) {
   return process_->ReadMemory(addr, dst, program_);
 }

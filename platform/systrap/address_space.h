@@ -15,7 +15,10 @@
 
 namespace platform {
 
-class SystrapAddressSpace final : public AddressSpace, public ExecInPlace, public FdAttrs {
+class SystrapAddressSpace final : public AddressSpace,
+                                  public ExecInPlace,
+                                  public FdAttrs,
+                                  public ClosesFds {
  public:
   // `process` has a host process already, with its first thread in slot 0, or gets one by a fork.
   SystrapAddressSpace(base::Ref<StubProcess> process, const Limits& limits)
@@ -54,6 +57,7 @@ class SystrapAddressSpace final : public AddressSpace, public ExecInPlace, publi
   void SetPlaceOfFd(int fd, uint64_t owner, uint64_t place) override;
   void SetAttrOfFd(int fd, const FdAttr& attr) override;
   bool UsedAttrOfFd(int fd) const override;
+  FdCloses* Closes() override;
   void SetLaneOfFd(int fd, uint64_t in, uint64_t out) override;
   LaneEpoll* LaneEpollAt(uint32_t index) override {
     return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;

@@ -331,7 +331,7 @@ void Task::Adopt(LoadedProgram program) {
     comm_ = program.comm;
   }
   if (old_mm != nullptr) old_mm->UnbindLanes();
-  has_fd_places_ = false;
+  has_fd_places_ = told_fd_places_ = false;
   if (moves) {
     context_->SetLaneOwner(0);
     context_->SetFdPlaces(0);

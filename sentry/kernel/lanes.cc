@@ -206,7 +206,21 @@ PathTable* Task::JoinPaths(FsContext::Place* place) {
 void Task::SetFdPlace(int fd, FileDescription& file) {
   const base::Ref<FdPlaces>& places = mm_->fd_places();
   const bool has = fds_->SetPlace(fd, &file, places, FsContext::NumberOf(file.path()));
-  if (has && !std::exchange(has_fd_places_, true)) context_->SetFdPlaces(places->owner());
+  if (!has) return;
+  has_fd_places_ = true;
+  TellFdPlaces();
+}
+
+void Task::TellFdPlaces() {
+  if (!std::exchange(told_fd_places_, true)) context_->SetFdPlaces(mm_->fd_places()->owner());
+}
+
+void Task::LendClose(int fd, const FileDescription& file) {
+  if (!file.closes_unseen() || static_cast<uint32_t>(fd) >= platform::kCloseFds || AnyWatches() ||
+      syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED) {
+    return;
+  }
+  if (fds_->LendClose(fd, file, mm_->fd_places())) TellFdPlaces();
 }
 
 void Task::ConsiderPath(int dirfd, std::string_view path, bool follows) {
@@ -250,6 +264,7 @@ void Task::ConsiderFile(int fd, FileDescription& file) {
 // Programs that ask for attributes of open files do so for most that they open to read; whether it
 // goes on like that is looked at now and then.
 void Task::ConsiderOpened(int fd, FileDescription& file) {
+  LendClose(fd, file);
   if (!has_fd_places_ || !file.path().mount) return;
   PathTable* table = nullptr;
   if (attrs_at_open_ && !file.is_path() && !file.writable()) {

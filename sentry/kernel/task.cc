@@ -100,7 +100,7 @@ void Task::SetFdTable(base::Ref<FdTable> fds) {
     context_->SetLaneOwner(0);
     context_->SetFdPlaces(0);
   }
-  has_fd_places_ = false;
+  has_fd_places_ = told_fd_places_ = false;
   absl::MutexLock l(&mutex_);
   std::swap(fds_, fds);
 }

@@ -251,7 +251,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void ConsiderPath(int dirfd, std::string_view path, bool follows);
   // The same for the attributes of `file` by its descriptor, which have been asked for. May park.
   void ConsiderFile(int fd, FileDescription& file);
-  // `file` was opened as descriptor `fd`, and perhaps its attributes will be asked for. May park.
+  // `file` was opened as descriptor `fd`: has the platform close it, if it may. Perhaps its
+  // attributes will be asked for. May park.
   void ConsiderOpened(int fd, FileDescription& file);
   // The task's look-ups are the sentry's from now on, until it asks for others: what they give has
   // changed.
@@ -347,6 +348,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   PathTable* JoinPaths(FsContext::Place* place);
   // Has the platform know where the directory or file of descriptor `fd` stands in such tables.
   void SetFdPlace(int fd, FileDescription& file);
+  void TellFdPlaces();
+  // Has the platform close descriptor `fd`, which leads to `file`, if it may.
+  void LendClose(int fd, const FileDescription& file);
   void FinishLaneCall();
   bool EnterWithWork(int* nr, base::Result<uint64_t>* result);
   void FinishSyscall(const base::Result<uint64_t>& result);
@@ -492,8 +496,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<const Credentials> lane_creds_;  // with which LendFile has found its domain
   // Its context has the places of fds_ in mm_. The fiber's.
   bool has_fd_places_ = false;
-  bool attrs_at_open_ = false;  // fstat(2) is expected of what is opened to be read
-  uint16_t attr_opens_ = 0;     // of which so many were readied for that
+  bool told_fd_places_ = false;  // its context knows of them, and may close what is lent so
+  bool attrs_at_open_ = false;   // fstat(2) is expected of what is opened to be read
+  uint16_t attr_opens_ = 0;      // of which so many were readied for that
   std::optional<std::pair<int, int64_t>> lane_call_;  // of AnswerInLane, until the guest resumes
   uint64_t fault_trapno_ = 0, fault_error_ = 0, fault_addr_ = 0;  // of the last fault, for frames
 

@@ -75,6 +75,7 @@ void Task::UpdateLanes() {
   if (context_ && seccomp_mode() != SECCOMP_MODE_DISABLED) {
     context_->SetLaneOwner(0);
     context_->SetPathPlace(0);
+    context_->SetFdPlaces(0);
   }
 }
 

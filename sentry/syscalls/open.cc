@@ -30,9 +30,10 @@ constexpr size_t kMemfdNameMax = 249;
 Result<uint64_t> OpenAndInstall(Task& t, const WalkContext& ctx, std::string_view path,
                                 uint32_t flags, mode_t mode) {
   // An empty table is found out before anything is created.
-  if (t.Rlimit(RLIMIT_NOFILE) == 0) return Error(EMFILE);
+  const uint64_t limit = t.Rlimit(RLIMIT_NOFILE);
+  if (limit == 0) return Error(EMFILE);
   base::Ref<FileDescription> file = TRY(VfsOf(t).Open(ctx, path, flags, mode));
-  const int fd = TRY(t.InstallFile(file, (flags & O_CLOEXEC) != 0));
+  const int fd = TRY(t.fd_table().Install(file, (flags & O_CLOEXEC) != 0, 0, limit));
   t.ConsiderOpened(fd, *file);
   return static_cast<uint64_t>(fd);
 }

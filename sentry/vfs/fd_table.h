@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/synchronization/mutex.h"
 #include "sentry/base/ref.h"
 #include "sentry/base/result.h"
@@ -56,6 +57,15 @@ class FdTable : public base::RefCounted {
                 uint64_t place);
   // None has one any more: who uses the table goes to another address space.
   void LeavePlaces();
+  // The stubs of `places` may close descriptor `fd`, if it still leads to `file`
+  // (platform/fd_lane.h). False: they must not. What they have closed is gone for all other
+  // methods.
+  bool LendClose(int fd, const FileDescription& file, const base::Ref<FdPlaces>& places);
+  // For all tables: takes back what is lent of `inode`, null: of any; and lets go what was closed.
+  // Whoever calls sees to it that no more is lent. Not with locks held.
+  static void RecallCloses(const Inode* inode);
+  // For all tables: lets go what was closed so far.
+  static void TakeAllClosed();
   // Descriptor `fd` is `file`'s, and leads to lanes.
   bool HasLanes(int fd, const FileDescription* file) const;
   // Keeps a description whose descriptor is about to go for those calls that wait for its lanes.
@@ -71,18 +81,40 @@ class FdTable : public base::RefCounted {
     bool cloexec = false;
     bool has_lanes = false;
     bool has_place = false;
+    bool lent = false;  // to be closed by a stub of places_
   };
+  // Descriptions that stubs have closed, to be dropped without the lock. Nothing else is to be done
+  // about them.
+  using Closed = absl::InlinedVector<base::Ref<FileDescription>, 4>;
+  class Lenders;
   ~FdTable() override;  // closes all
-  std::vector<base::Ref<FileDescription>> TakeLocked(size_t first, size_t last, bool cloexec_only)
+  std::vector<base::Ref<FileDescription>> TakeLocked(size_t first, size_t last, bool cloexec_only,
+                                                     Closed* closed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool IsClosed(size_t fd) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return entries_[fd].lent && places_->IsClosed(static_cast<int>(fd));
+  }
+  // Takes over what the stub has closed.
+  void TakeClosed(Closed* closed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Drop(size_t fd, Closed* closed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TrimEnd() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The stub may not close it any more. True: it has closed it.
+  bool RecallClose(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RecallClosesOf(const Inode* inode, Closed* closed);
+  bool BindPlaces(const base::Ref<FdPlaces>& places, Closed* closed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LeavePlacesLocked(Closed* closed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Bind(const base::Ref<LaneBinding>& binding) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetPlace(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetLanes(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool HideLanes(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   mutable absl::Mutex mutex_;
   base::Ref<LaneBinding> lanes_ ABSL_GUARDED_BY(mutex_);
   base::Ref<FdPlaces> places_ ABSL_GUARDED_BY(mutex_);
   std::vector<Entry> entries_ ABSL_GUARDED_BY(mutex_);
   size_t next_free_ ABSL_GUARDED_BY(mutex_) = 0;  // none is free below
+  size_t lent_ ABSL_GUARDED_BY(mutex_) = 0;       // entries
+  std::atomic<bool> lends_{false};                // it is one of the lenders
   std::atomic<uint64_t> version_{0};
 };
 

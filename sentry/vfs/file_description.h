@@ -166,6 +166,10 @@ class FileDescription : public base::RefCounted {
     return false;
   }
 
+  // Open for reading, of a kind whose end nobody outside the table of descriptors is told of,
+  // watches and locks aside: it may be closed without the sentry (platform/fd_lane.h).
+  bool closes_unseen() const { return closes_unseen_ && !writable_ && !path_only_; }
+
   // F_GETPIPE_SZ, F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS and whatever else a kind of file answers;
   // EINVAL.
   virtual base::Result<uint64_t> Fcntl(int cmd, uint64_t arg);
@@ -198,6 +202,8 @@ class FileDescription : public base::RefCounted {
   void MayHaveLanes() { may_have_lanes_ = true; }
   // LendTo may do something.
   void MayBeLent() { may_be_lent_ = true; }
+  // See closes_unseen.
+  void ClosesUnseen() { closes_unseen_ = true; }
   // O_ASYNC is about to be set.
   virtual void OnAsyncOn() {}
   // For seekable files: the position and its lock (Linux: f_pos_lock).
@@ -210,7 +216,7 @@ class FileDescription : public base::RefCounted {
   std::atomic<uint32_t> flags_;
   std::atomic<ReleaseHook> release_hook_{nullptr};
   static constexpr uint32_t kCallsBeforeLanes = 16;
-  bool may_have_lanes_ = false, may_be_lent_ = false;
+  bool may_have_lanes_ = false, may_be_lent_ = false, closes_unseen_ = false;
   std::atomic<uint32_t> sentry_calls_{0};
   const bool path_only_;
   const bool readable_, writable_;

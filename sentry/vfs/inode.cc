@@ -5,6 +5,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "sentry/auth/credentials.h"
+#include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/file_description.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/notify.h"
@@ -158,10 +159,17 @@ base::Status Inode::RemoveXattr(std::string_view) { return base::Error(EOPNOTSUP
 FileLocks& Inode::locks() {
   FileLocks* locks = locks_.load(std::memory_order_acquire);
   if (locks != nullptr) return *locks;
+  SeeCloses();  // they end with descriptors
   auto* fresh = new FileLocks;
   if (locks_.compare_exchange_strong(locks, fresh, std::memory_order_acq_rel)) return *fresh;
   delete fresh;
   return *locks;
+}
+
+void Inode::SeeCloses() {
+  // Whoever lends looks at these two the other way round.
+  sees_closes_.store(true, std::memory_order_seq_cst);
+  if (lent_closes_.load(std::memory_order_seq_cst) > 0) FdTable::RecallCloses(this);
 }
 
 InodeWatches& Inode::MakeWatches() {

@@ -194,6 +194,18 @@ class Inode : public base::RefCounted {
   // POSIX, OFD and flock locks; made on first use.
   FileLocks& locks();
   FileLocks* locks_if_any() const { return locks_.load(std::memory_order_acquire); }
+  // From now on it is seen when a descriptor of it is closed: no stub does that alone
+  // (platform/fd_lane.h), and what was closed so has gone. Not with locks held.
+  void SeeCloses();
+  // For FdTable. A descriptor of it is lent to be closed by a stub, until EndLentClose. False: it
+  // must not be.
+  bool BeginLentClose() {
+    lent_closes_.fetch_add(1, std::memory_order_seq_cst);
+    if (!sees_closes_.load(std::memory_order_seq_cst)) return true;
+    EndLentClose();
+    return false;
+  }
+  void EndLentClose() { lent_closes_.fetch_sub(1, std::memory_order_relaxed); }
   // State that a kind of special file keys by its inode (a FIFO's pipe, a bound AF_UNIX socket);
   // made by the special file's code under special_mutex.
   class Special : public base::RefCounted {};
@@ -233,6 +245,8 @@ class Inode : public base::RefCounted {
   std::atomic<mode_t> perm_mode_{0};
   std::atomic<uint64_t> perm_ids_{0};
   std::atomic<bool> perm_used_{false};
+  std::atomic<bool> sees_closes_{false};
+  std::atomic<int> lent_closes_{0};
   PathWord attr_word_;
   std::atomic<FileLocks*> locks_{nullptr};
   std::atomic<InodeWatches*> watches_{nullptr};

@@ -4,6 +4,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "sentry/vfs/dentry.h"
+#include "sentry/vfs/fd_table.h"
 
 namespace sentry {
 namespace {
@@ -61,13 +62,17 @@ uint32_t NextNotifyCookie() { return g_cookie.fetch_add(1, std::memory_order_rel
 
 void InodeWatches::Add(base::Ref<InodeWatch> watch) {
   bool first;
+  // What was closed before is not told of, and what is closed from now on is told by the sentry.
+  if (!AnyWatches()) FdTable::TakeAllClosed();
   {
     absl::MutexLock l(&mutex_);
     watches_.push_back(std::move(watch));
     first = g_watches.fetch_add(1, std::memory_order_seq_cst) == 0;
   }
+  if (!first) return;
+  FdTable::RecallCloses(nullptr);
   // From now on the sentry makes each read.
-  if (first) AllWatchedChanged();
+  AllWatchedChanged();
 }
 
 void InodeWatches::Remove(const InodeWatch& watch) {

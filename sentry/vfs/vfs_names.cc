@@ -105,6 +105,15 @@ void NotifyLostName(Inode& victim) {
   if (victim.IsDir() || (attr.ok() && attr->nlink == 0)) NotifyInode(victim, IN_DELETE_SELF);
 }
 
+// What has lost a name, if anything. Stands before the locks, so that it goes without them: whoever
+// has closed the object in its stub has let it go then, as its space may be wanted.
+struct LostName {
+  ~LostName() {
+    if (dentry) dentry->inode_ptr()->SeeCloses();
+  }
+  base::Ref<Dentry> dentry;
+};
+
 void NotifyRemoved(Inode& dir, std::string_view name, Inode& victim) {
   if (!AnyWatches()) return;
   NotifyLostName(victim);
@@ -226,6 +235,7 @@ base::Status Vfs::Unlink(const WalkContext& ctx, std::string_view path) {
   Dentry& dir = *w.cur().dentry;
   Inode& dir_inode = *dir.inode_ptr();
   base::Ref<Dentry> victim;  // dies without the lock
+  LostName lost;
   fiber::WriterLock l(&dir_inode.lock());
   victim = TRY(LookupLocked(dir, w.last()));
   if (!victim || victim->IsNegative()) return base::Error(ENOENT);
@@ -237,6 +247,7 @@ base::Status Vfs::Unlink(const WalkContext& ctx, std::string_view path) {
   BeginChange(dir_inode, victim.get());
   TRY(dir_inode.Unlink(w.last(), inode));
   ForgetName(dir, *victim, w.last());
+  lost.dentry = victim;
   NotifyRemoved(dir_inode, w.last(), inode);
   return base::Ok();
 }
@@ -259,6 +270,7 @@ base::Status Vfs::Rmdir(const WalkContext& ctx, std::string_view path) {
   Dentry& dir = *w.cur().dentry;
   Inode& dir_inode = *dir.inode_ptr();
   base::Ref<Dentry> victim;
+  LostName lost;
   fiber::WriterLock l(&dir_inode.lock());
   victim = TRY(LookupLocked(dir, w.last()));
   if (!victim || victim->IsNegative()) return base::Error(ENOENT);
@@ -271,6 +283,7 @@ base::Status Vfs::Rmdir(const WalkContext& ctx, std::string_view path) {
   TRY(dir_inode.Rmdir(w.last(), inode));
   inode.SetDead();
   ForgetName(dir, *victim, w.last());
+  lost.dentry = victim;
   NotifyRemoved(dir_inode, w.last(), inode);
   return base::Ok();
 }
@@ -401,6 +414,7 @@ base::Status Vfs::Rename(const WalkContext& old_ctx, std::string_view old_path,
                flags,
                {},
                {}};
+  LostName lost;
   RenameLocks locks(p.old_dir, p.new_dir);
   if (TRY(CheckRename(p))) return base::Ok();
   Inode& old_dir = *p.old_dir.inode_ptr();
@@ -426,6 +440,7 @@ base::Status Vfs::Rename(const WalkContext& old_ctx, std::string_view old_path,
     Dentry::Exchange(*p.moved, *p.target);
   } else {
     if (p.target) p.target->MarkUnlinked();
+    if (target) lost.dentry = p.target;
     Dentry::Move(*p.moved, p.new_dir, p.new_name);
     // With RENAME_WHITEOUT something else stands at the old name now.
     if ((flags & RENAME_WHITEOUT) == 0 && !old_dir.fs().cheap_lookup()) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Which connections, pipes and counters are moved by lanes, which look-ups answered and which files read, as the counts
-of the sentry's system calls show."""
+"""Which connections, pipes and counters are moved by lanes, which look-ups answered, and which files read and closed, as
+the counts of the sentry's system calls show."""
 
 import json
 import time
@@ -61,6 +61,27 @@ for i in range({TIMES}):
     good = good and os.lseek(fd, at + 1, os.SEEK_SET) == at + 1
     good = good and os.read(fd, 100)[99] == (at + 100) % 251
 print("done", 0 if good else 1, flush=True)
+time.sleep(100)
+"""
+
+# Opens and closes a file.
+CLOSE_PROGRAM = f"""
+import ctypes, fcntl, os, sys, time
+kind, directory = sys.argv[1:3]
+libc = ctypes.CDLL(None)
+path = directory + "/closed-again"
+open(path, "w").close()
+fd = os.open(path, os.O_RDONLY)
+if kind == "watched":
+    watch = libc.inotify_add_watch(libc.inotify_init1(os.O_NONBLOCK), b"/", 0x100)  # IN_CREATE
+if kind == "locked": fcntl.flock(fd, fcntl.LOCK_SH)
+if kind == "removed": path = f"/proc/self/fd/{{fd}}"; os.unlink(directory + "/closed-again")
+flags = os.O_RDWR if kind == "written" else os.O_RDONLY
+numbers = set()
+for i in range({TIMES}):
+    numbers.add(again := os.open(path, flags))
+    os.close(again)
+print("done", len(numbers) - 1, flush=True)
 time.sleep(100)
 """
 
@@ -178,6 +199,14 @@ class LanesTest(harness.ContainerTest):
         self.assertGreaterEqual(self.file_counts("watched", "/tmp"), 3 * TIMES)
         self.assertGreaterEqual(self.file_counts("undumpable", "/tmp"), 3 * TIMES)
         self.assertGreaterEqual(self.file_counts("plain", "/tmp", flags=["--lanes=off"]), 3 * TIMES)
+
+    def test_files_are_closed_without_the_sentry(self):
+        for directory in ("/tmp", "/dev/shm"):
+            closes = lambda kind, **flags: self.counts(kind, program=CLOSE_PROGRAM, what=directory, names=("close",), **flags)
+            self.assertLess(closes("plain"), TIMES / 4, directory)
+            for kind in ("watched", "locked", "removed", "written"):
+                self.assertGreaterEqual(closes(kind), TIMES, (directory, kind))
+            self.assertGreaterEqual(closes("plain", flags=["--lanes=off"]), TIMES, directory)
 
     def test_equals_move_bytes_themselves(self):
         self.assertLess(self.counts("equals"), TIMES / 4)

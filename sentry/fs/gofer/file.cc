@@ -84,6 +84,7 @@ class GoferFile : public SeekableFile {
   GoferFile(Path path, uint32_t flags, GoferInode* inode, base::Ref<base::HostFd> fd)
       : SeekableFile(std::move(path), flags), inode_(inode), fd_(fd.release()) {
     inode_->AddOpen();
+    ClosesUnseen();
     if (readable() && inode_->gofer_fs().exclusive()) MayBeLent();
   }
 
@@ -326,7 +327,9 @@ base::Result<int64_t> GoferFile::SeekDataOrHole(uint64_t offset, uint64_t, bool 
 class GoferDirFile : public DirFile {
  public:
   GoferDirFile(Path path, uint32_t flags, GoferInode* inode)
-      : DirFile(std::move(path), flags), inode_(inode) {}
+      : DirFile(std::move(path), flags), inode_(inode) {
+    ClosesUnseen();
+  }
 
   base::Status Sync(bool) override { return inode_->SyncDirectory(); }
 

@@ -27,10 +27,9 @@ bool TakeBlock() {
 
 }  // namespace
 
-void GoferReadBlock::Drop() {
-  absl::MutexLock l(&mutex_);
+// Nobody else has it any more.
+GoferReadBlock::~GoferReadBlock() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   if (bytes_) g_blocks.fetch_sub(1, std::memory_order_relaxed);
-  bytes_.reset();
 }
 
 void GoferReadBlock::SetEnd(uint64_t version, uint64_t end) {

@@ -22,7 +22,7 @@ class GoferReadBlock {
   static constexpr size_t kMaxRead = 4096;  // what counts as small
 
   GoferReadBlock() = default;
-  ~GoferReadBlock() { Drop(); }
+  ~GoferReadBlock();
   GoferReadBlock(const GoferReadBlock&) = delete;
   GoferReadBlock& operator=(const GoferReadBlock&) = delete;
 
@@ -37,7 +37,6 @@ class GoferReadBlock {
  private:
   // True if this read continues the ones before, near by.
   bool Likely(uint64_t offset, size_t size);
-  void Drop();
   std::optional<size_t> Find(uint64_t version, char* buffer, size_t size, uint64_t offset);
 
   absl::Mutex mutex_;  // leaf

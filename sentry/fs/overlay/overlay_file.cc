@@ -21,7 +21,9 @@ class OverlayFile : public SeekableFile {
       : SeekableFile(std::move(path), flags),
         inode_(inode),
         inner_(std::move(inner)),
-        is_upper_(is_upper) {}
+        is_upper_(is_upper) {
+    ClosesUnseen();
+  }
 
   base::Result<size_t> PRead(IoDest& dst, uint64_t offset, bool nonblock) override {
     return TRY(Inner())->PRead(dst, offset, nonblock);
@@ -81,7 +83,9 @@ class OverlayFile : public SeekableFile {
 class OverlayDirectoryFile : public DirFile {
  public:
   OverlayDirectoryFile(Path path, uint32_t flags, OverlayInode* dir)
-      : DirFile(std::move(path), flags), dir_(dir) {}
+      : DirFile(std::move(path), flags), dir_(dir) {
+    ClosesUnseen();
+  }
 
   base::Status GetDents(const DirEmit& emit) override {
     fiber::MutexLock l(&pos_mutex_);

@@ -19,7 +19,9 @@ constexpr uint32_t kMaxLinks = 0x7fffffff;
 class DirectoryFile : public DirFile {
  public:
   DirectoryFile(Path path, uint32_t flags, TmpfsDirectory* dir)
-      : DirFile(std::move(path), flags), dir_(dir) {}
+      : DirFile(std::move(path), flags), dir_(dir) {
+    ClosesUnseen();
+  }
 
   base::Status GetDents(const DirEmit& emit) override {
     fiber::MutexLock l(&pos_mutex_);

@@ -26,6 +26,7 @@ class RegularFile : public SeekableFile {
   RegularFile(Path path, uint32_t flags, TmpfsRegular* inode)
       : SeekableFile(std::move(path), flags), inode_(inode) {
     if (readable()) MayBeLent();
+    ClosesUnseen();
   }
 
   base::Result<size_t> PRead(IoDest& dst, uint64_t offset, bool) override {

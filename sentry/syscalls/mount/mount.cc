@@ -3,6 +3,7 @@
 
 #include "sentry/fs/nsfs/nsfs.h"
 #include "sentry/syscalls/mount/mount_util.h"
+#include "sentry/vfs/fd_table.h"
 #include "sentry/vfs/mount_locks.h"
 
 namespace sentry {
@@ -129,6 +130,7 @@ base::Result<uint64_t> SysUmount2(Task& t, const SyscallArgs& args) {
       TRY(WalkArg(t, AT_FDCWD, args[0], {.follow_last = (flags & UMOUNT_NOFOLLOW) == 0}));
   TRY(MayMount(t));
   if (!IsMountRoot(path)) return Error(EINVAL);
+  FdTable::TakeAllClosed();
   TRY(t.mount_namespace().Detach(path.mount, flags));
   return uint64_t{0};
 }
