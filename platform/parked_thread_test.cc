@@ -28,17 +28,8 @@ class ParkedThreadTest : public ::testing::Test {
     platform_->StartPool();
     ASSERT_TRUE(guest_.Load(*platform_, true));
   }
-  // Has the main thread make a call, as one does that makes threads.
-  void CallOnce() {
-    guest_.SetEntry(guest_counter);
-    guest_.main.context->regs().rdi = 1;
-    do {
-      ASSERT_EQ(RunGuest(*platform_, guest_.main).kind, TrapKind::kSyscall);
-    } while (guest_.main.context->regs().orig_rax != 60);
-  }
   // A new thread of the guest at `entry`, resumed; `*again`: in a host thread that was there.
   void Begin(Thread& t, const char* entry, bool* again) {
-    CallOnce();
     t.context = std::move(*guest_.space->PrepareThread());
     t.context->set_listener(&t);
     Regs& r = t.context->regs();
@@ -56,7 +47,7 @@ class ParkedThreadTest : public ::testing::Test {
               TrapKind::kOrdersDone);
     if (!*again) t.context->Resume(ResumeMode::kGuest);
   }
-  // Runs the thread until it calls exit(2), and ends it. Parked it is only from a patched site.
+  // Runs the thread until it calls exit(2), and ends it.
   void End(Thread& t) {
     for (;;) {
       const Trap& trap = test::Await(*platform_, t);
@@ -153,7 +144,6 @@ TEST_F(ParkedThreadTest, MayEndBeforeItBegins) {
 TEST_F(ParkedThreadTest, MayBeInterruptedBeforeItBegins) {
   for (int served = 0, i = 0; served < 20; i++) {
     ASSERT_LT(i, 5000) << served;
-    CallOnce();
     Thread t;
     t.context = std::move(*guest_.space->PrepareThread());
     t.context->set_listener(&t);

@@ -163,8 +163,8 @@ uint32_t HandleAnswer(Slot* s) {
   uint32_t flags = s->answer_flags;
   if (flags & kAnswerExit) {
     RunLastOrders(s, s->order_count);
-    // A signal's frame cannot be left, and the host would go on writing to an area for rseq(2).
-    if ((flags & kAnswerPark) && s->mode == kModeDirect && !s->rseq_held) Park(s);
+    // The host would go on writing to an area for rseq(2).
+    if ((flags & kAnswerPark) && !s->rseq_held) Park(s);
     for (;;) Syscall(kSysExit, 0);
   }
   if (flags & kAnswerRegs) {
@@ -545,7 +545,8 @@ void Prepare(Slot* s) {
   WriteGsBase(Addr(s));
 }
 
-// Waits until another thread of the guest is to run here, which begins like a new one.
+// Waits until another thread of the guest is to run here, which begins like a new one. The frame of
+// the host's signal that has brought us here, if one has, is left as it is: it blocked no signals.
 void Park(Slot* s) {
   constexpr uint64_t kThreadCpuClock = 3;
   Store(&s->parked, uint32_t{kParked});

@@ -399,7 +399,7 @@ void ThreadContext::TakeCall(const RequestHead& head) {
   }
   LoadCall();
   trap_.kind = TrapKind::kSyscall;
-  direct_call_ = in_direct_ = (head.flags & kRequestDirect) != 0;
+  direct_call_ = (head.flags & kRequestDirect) != 0;
   if (!direct_call_) {
     trapped_rip_ = regs().rip;
     // The stub answers most of these, and tells of those after which it is worth to try.
@@ -443,7 +443,6 @@ bool ThreadContext::Take() {
       TakeCall(head);
       return true;
     case RequestKind::kFault:
-      in_direct_ = false;
       LoadRegs();
       trap_ = Trap{TrapKind::kFault};
       trap_.signo = static_cast<int>(slot_->signo);
@@ -454,7 +453,6 @@ bool ThreadContext::Take() {
       if (trap_.signo < 1 || trap_.signo > 31) trap_.signo = SIGSEGV;
       return true;
     case RequestKind::kInterrupt:
-      in_direct_ = false;
       LoadRegs();
       trap_ = Trap{TrapKind::kInterrupt};
       return true;

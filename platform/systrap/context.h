@@ -248,7 +248,6 @@ class ThreadContext final : public Context, public ParkedThread {
 
   uint64_t trapped_rip_ = 0;  // where the last call came from
   bool direct_call_ = false;  // it came from a patched site
-  bool in_direct_ = false;    // so did what brought the thread into its stub last
   bool patch_wanted_ = false;
   bool mask_changed_ = false;  // the last request told so
   bool in_lane_ = false;       // of AnswerInLane

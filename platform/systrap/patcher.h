@@ -6,7 +6,6 @@
 // the sites patched that have trapped in other processes (shared_text.h).
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -42,10 +41,6 @@ class Patcher {
   // now. `counted`: it stands for many that were answered in the stub, and the site is worth it as
   // soon as it may be patched.
   bool NoteTrap(uint64_t rip, bool counted = false);
-  // Who has come from there does not go on: another thread is to see to it.
-  void Defer(uint64_t rip) { deferred_.store(rip, std::memory_order_relaxed); }
-  bool has_deferred() const { return deferred_.load(std::memory_order_relaxed) != 0; }
-  uint64_t TakeDeferred() { return deferred_.exchange(0, std::memory_order_relaxed); }
   // The order that patches it, or nothing. `single_thread`: no other thread can be inside.
   std::optional<OrderEntry> MakePatch(uint64_t rip, bool single_thread);
 
@@ -114,7 +109,6 @@ class Patcher {
 
   StubProcess* const process_;
   TextCache* const texts_;
-  std::atomic<uint64_t> deferred_{0};
   absl::Mutex mu_;
   bool enabled_ ABSL_GUARDED_BY(mu_);
   std::vector<Range> text_ ABSL_GUARDED_BY(mu_);

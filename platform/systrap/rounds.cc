@@ -83,10 +83,6 @@ void ThreadContext::StartRound() {
     return Post();
   }
   if (ChangeWindows()) return;
-  if (process_->patcher().has_deferred() && !patch_wanted_ && mode_ == ResumeMode::kGuest) {
-    trapped_rip_ = process_->patcher().TakeDeferred();
-    patch_wanted_ = trapped_rip_ != 0;
-  }
   if (orders_.empty() && internal_.empty() && !patch_wanted_ && mode_ == ResumeMode::kGuest) {
     return Answer({EntryFlags()});
   }
@@ -533,7 +529,6 @@ void ThreadContext::Exit() {
   if (exited_) return;
   static_cast<void>(FlushWrites());  // a fault here has nobody to be told
   exited_ = true;
-  if (patch_wanted_) process_->patcher().Defer(trapped_rip_);
   int tid = tid_.load(std::memory_order_acquire);
   bool parks = false;
   if (tid > 0 && !process_->dead()) {
@@ -541,7 +536,7 @@ void ThreadContext::Exit() {
     seq_++;
     // The last one ends with the process, which nobody needs any more.
     if (process_->thread_count() != 0) {
-      parks = in_direct_ && tid != process_->pid() && process_->ReservePark();
+      parks = tid != process_->pid() && process_->ReservePark();
       SendAnswer({kAnswerExit | (parks ? kAnswerPark : 0u), EncodeLast()}, 0);
     }
   }
