@@ -11,9 +11,10 @@ class ParkedThread {
  public:
   virtual ~ParkedThread() = default;
   // Whether the context, which comes from AddressSpace::PrepareThread, has its host thread already.
-  // It goes on once it is resumed and order::CloneThread{&maker}, the maker's own context, is done
-  // by `maker`, whose FPU state it gets. That order never fails, and nobody has to wait for it. The
-  // maker begins no other thread until then.
+  // Then order::CloneThread only lets it go on, with the FPU state of who carries that out; it
+  // never fails, and may be made without waiting for it, as order::CloneThread{&maker}: the maker's
+  // own context, which lives until then, whatever becomes of this one. The maker begins no other
+  // thread before that is done.
   virtual bool WakenBy(Context& maker) = 0;
 };
 

@@ -334,7 +334,7 @@ bool ThreadContext::FinishClones() {
     uint64_t result = OrderResult(i);
     int id = result <= INT32_MAX ? static_cast<int>(result) : 0;
     if (const auto* o = std::get_if<order::CloneThread>(&orders_[i])) {
-      if (o->thread == this) continue;
+      if (o->thread == this || static_cast<ThreadContext*>(o->thread)->parked_) continue;
       // A false id could name a thread of another process, whose memory would be taken for this
       // one's.
       if (!process_->HasThread(id)) return Distrust("a thread that it does not have");

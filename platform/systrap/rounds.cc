@@ -480,9 +480,10 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.c = batch->out_used;
     batch->out_used += size;
   } else if (const auto* o = std::get_if<order::CloneThread>(&order)) {
-    const bool parked = o->thread == this;
+    const auto* thread = static_cast<ThreadContext*>(o->thread);
+    const bool parked = thread == this || thread->parked_;
     e.op = parked ? OrderOp::kWakeThread : OrderOp::kCloneThread;
-    e.a = parked ? wakes_ : static_cast<ThreadContext*>(o->thread)->index_;
+    e.a = thread == this ? wakes_ : thread->index_;
     batch->must_report |= !parked;
   } else if (const auto* o = std::get_if<order::Fork>(&order)) {
     // The child inherits the descriptors that are open at this moment and closes these two.

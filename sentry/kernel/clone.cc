@@ -124,23 +124,19 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
     child.context_ = TRY(mm_->address_space().PrepareThread());
     // The id must be there before the child runs, and must not be written after it: the child may
     // end at once and clear it. A bad address for it is ignored, as in Linux.
-    std::vector<platform::Order> orders, id;
+    std::vector<platform::Order> id;
     if (a.flags & CLONE_PARENT_SETTID) {
       id.push_back(WriteInt(a.parent_tid, child.pid_->NumberIn(*pid_ns_)));
     }
     auto* parked = dynamic_cast<platform::ParkedThread*>(child.context_.get());
-    const bool wakes = parked != nullptr && parked->WakenBy(*context_);
-    orders.push_back(platform::order::CloneThread{wakes ? context_.get() : child.context_.get()});
-    if (wakes && !(a.flags & CLONE_VFORK) && !traced()) {
+    const bool waits = (a.flags & CLONE_VFORK) != 0 || traced();
+    if (!waits && parked != nullptr && parked->WakenBy(*context_)) {
       // The child begins when this task goes on, which waits for nothing before.
       auto ignore = [this](int) { return static_cast<int64_t>(regs().rax); };
       if (!id.empty()) QueueOrders(std::move(id), ignore);
-      QueueOrders(std::move(orders), ignore);
+      QueueOrders({platform::order::CloneThread{context_.get()}}, ignore);
     } else {
-      if (wakes) {
-        (void)RunOrders(std::move(id)).ok();
-        id.clear();
-      }
+      std::vector<platform::Order> orders = {platform::order::CloneThread{child.context_.get()}};
       std::move(id.begin(), id.end(), std::back_inserter(orders));
       base::Result<std::vector<uint64_t>> done = RunOrders(std::move(orders));
       if (!done.ok() && (gone_ || context_->trap().order_index != 1)) return done.error();
