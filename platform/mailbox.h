@@ -68,7 +68,8 @@ static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
 // The call at a site becomes `jmp *kJumpTable[i]`, seven bytes: ff 24 25 and the entry's address,
 // an absolute address of 32 bits. The table stands where the last two of these bytes are those of
 // `syscall`, 0f 05. So `mov $nr,%eax; syscall` is patched by changing the five bytes of the mov
-// alone, and a thread between the two instructions is still right.
+// alone, and a thread between the two instructions is still right. The seven bytes of
+// `mov $nr,%rax` become two prefixes without effect, cs and REX.W, and the jump behind them.
 //
 // The table is the same in every stub; its entries lead to the stub's islands, which put the site's
 // number into rcx. Where a site returns to stands in the mailbox, so that no code is ever written.
@@ -85,7 +86,7 @@ inline constexpr uint32_t kFirstSharedSite = kMaxSites / 4;
 inline constexpr uint32_t kFirstSharedCompareSite = kFirstCompareSite + kFirstSharedSite;
 
 enum SiteForm : uint32_t {
-  // mov $nr,%eax; syscall. Patched from the mov.
+  // mov $nr,%eax (or %rax); syscall. Patched from the mov.
   kSiteMov = 0,
   // syscall; cmp $-4095,%rax (or -4096). Patched from the syscall; seven of eight bytes change.
   kSiteCompare4095 = 1,
@@ -167,6 +168,7 @@ enum AnswerFlag : uint32_t {
   kAnswerLane = 8,  // the call whose number is in rax is to be answered here, as if it came now
   kAnswerRemaining = 16,  // with it: remaining_ns is the timeout of a relative futex wait
   kAnswerLaneTraps = 32,  // with it: kInterrupt is reported when the call is answered
+  kAnswerPark = 64,       // with kAnswerExit: the thread waits for another use, with `parked` set
 };
 
 enum class OrderOp : uint32_t {
@@ -180,6 +182,8 @@ enum class OrderOp : uint32_t {
   kWrite,        // a: addr, b: length, c: offset in the slot's out area
   kFutexWake,    // a: addr, b: count, c: private
   kCloneThread,  // a: slot index; result: host thread id
+  kWakeThread,   // a: slot index of a parked thread, which is given the caller's FPU state. Never
+                 // fails.
   kPatch,  // a: first byte to change, b: new bytes, c: how many (5 to 7), d: old bytes, without
            // which nothing is done. Never fails.
   kCompareExchange,  // a: addr, b: expected, c: desired; result: what it held
@@ -251,6 +255,9 @@ inline constexpr uint64_t kMaskOpen = 1ull << 8;  // that of SIGKILL, which no m
 inline constexpr uint64_t kActionsOpen = kMaskOpen;
 inline constexpr uint64_t kUnblockableSignals = 1ull << 8 | 1ull << 18;
 
+// Of a slot's thread that has ended and stays, to be another one.
+enum ParkState : uint32_t { kNotParked = 0, kParked = 1, kReleased = 2 };
+
 // Bits of Slot::words_changed.
 enum ThreadWord : uint32_t { kWordClearChildTid = 1, kWordRobustList = 2, kWordRseq = 4 };
 
@@ -296,8 +303,10 @@ struct Slot {
   // Line 6: written by the stub when it is slow anyway.
   alignas(64) uint32_t sleeping;  // the stub waits for answer_seq in FUTEX_WAIT
   uint32_t in_futex;              // the guest waits natively: in futex(2), or for a lane
-  uint32_t host_tid;  // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
-  uint32_t cpu;       // the processor on which it went to sleep last
+  uint32_t host_tid;   // cleared by the host when the thread is gone (CLONE_CHILD_CLEARTID)
+  uint32_t parked;     // ParkState; all else is the sentry's to clear while it is kParked
+  uint32_t cpu;        // the processor on which it went to sleep last
+  uint32_t rseq_held;  // the host has an area of this thread's for rseq(2)
   uint64_t fault_addr, trapno, error_code;
 
   // Line 7: the stub's own.
@@ -356,6 +365,8 @@ struct Slot {
   uint32_t words_changed;
   uint64_t clear_child_tid, robust_list, rseq_addr;
   uint32_t rseq_length, rseq_signature;
+  // The CPU time of the host's thread when it became this one.
+  int64_t cpu_base_ns;
 
   // The process's signal actions, where they may be changed here: kActionsOpen, and for each signal
   // a bit that tells in which of the two tables its action stands. The other is written before the

@@ -4,6 +4,7 @@
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -164,6 +165,58 @@ TEST_F(PatchTest, RegistersChangedByTheKernel) {
     EXPECT_EQ(regs().rbx, 300u);
     EXPECT_EQ(regs().r12, 600u);
     EXPECT_EQ(regs().r15, 0u);
+  }
+}
+
+// The frame of a signal that came at a call whose site is patched by the time of the return: where
+// the call ends there is the middle of an instruction now, and the kernel knows how to go on.
+TEST_F(PatchTest, ReturnFromASignalIntoASitePatchedMeanwhile) {
+  Guest g;
+  ASSERT_TRUE(g.Load(*platform_, true));
+  LearnCompare(g);
+  Context& c = *g.main.context;
+  auto begin = [&](uint64_t calls) {
+    g.SetEntry(guest_compare);
+    c.regs().rdi = calls;
+    c.regs().r14 = 140;
+  };
+  begin(2);
+  ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+  const uint64_t call_end = c.regs().rip;
+  ASSERT_FALSE(Patched(*g.space, call_end - 2));
+  auto put_frame = [&](uint64_t rip) {
+    ucontext_t frame{};
+    frame.uc_stack.ss_flags = SS_DISABLE;
+    frame.uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(rip);
+    frame.uc_mcontext.gregs[REG_RSP] = test::kStack + 0x8000;
+    frame.uc_mcontext.gregs[REG_RAX] = 39;
+    ASSERT_TRUE(g.space->Write(test::kData, std::as_bytes(std::span(&frame, 1))).ok());
+  };
+  auto sigreturn = [&] {
+    g.SetEntry(guest_site);
+    c.regs().rax = 15;
+    c.regs().rsp = test::kData;
+    c.SetThreadCalls(true);
+    c.OpenSignalMask(0, {});
+  };
+  // While the call is as it was, its frame and any other are returned from without the kernel, but
+  // for some that tell it of the place.
+  put_frame(test::GuestAddr(guest_site));
+  uint64_t nr = 15;
+  for (int i = 0; i < 100 && nr == 15; i++) {
+    sigreturn();
+    ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+    nr = c.regs().orig_rax;
+  }
+  EXPECT_EQ(nr, 39u);
+  begin(1000);
+  RunToExit(g.main, 0);
+  ASSERT_TRUE(Patched(*g.space, call_end - 2));
+  put_frame(call_end);
+  for (int i = 0; i < 10; i++) {
+    sigreturn();
+    ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+    ASSERT_EQ(c.regs().orig_rax, 15u);
   }
 }
 

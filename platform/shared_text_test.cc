@@ -83,6 +83,29 @@ TEST_F(SharedTextTest, LaterProcessesComePatched) {
   }
 }
 
+// cs jmp *..., with REX.W, in the place of the mov.
+TEST_F(SharedTextTest, RestorersArePatchedIfTheFileTellsHowToUnwind) {
+  order::Mmap code = test::CodeFile();
+  for (const char* entry : {guest_restorer, guest_bare_restorer}) {
+    Guest g;
+    ASSERT_TRUE(g.LoadFile(*platform_, code));
+    g.SetEntry(entry);
+    EXPECT_EQ(RunToExit(g, 0), 1u);
+  }
+  static_cast<SystrapPlatform&>(*platform_).texts().WaitUntilBuilt();
+  Guest g;
+  ASSERT_TRUE(g.LoadFile(*platform_, code));
+  EXPECT_TRUE(Patched(g, guest_restorer, 2));
+  EXPECT_FALSE(Patched(g, guest_bare_restorer, 2));
+  for (const char* entry : {guest_restorer, guest_bare_restorer}) {
+    g.SetEntry(entry);
+    ASSERT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
+    EXPECT_EQ(g.main.context->regs().orig_rax, 15u);
+    EXPECT_EQ(g.main.context->regs().rip, test::GuestAddr(entry) + 9);
+    EXPECT_EQ(RunToExit(g, 0), 0u);
+  }
+}
+
 TEST_F(SharedTextTest, AnotherFileDoesNot) {
   order::Mmap code = test::CodeFile();
   Learn(code);

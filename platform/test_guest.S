@@ -262,8 +262,28 @@ guest_caller:
     mov %eax, 128(%r12)
     jmp 1b
 
+// The return from a signal's handler as C libraries have it; the first with an entry that tells how to
+// unwind from there, as .eh_frame has them.
+    .globl guest_restorer, guest_bare_restorer
+    nop
+guest_restorer:
+    mov $15, %rax
+    syscall
+    mov $60, %eax
+    syscall
+    ud2
+    nop
+guest_bare_restorer:
+    mov $15, %rax
+    syscall
+    mov $60, %eax
+    syscall
+    ud2
+
 // Jumps to rdi with registers as they are.
 guest_hostile:
     jmp *%r11
+    .balign 4
+    .long guest_restorer - 1 - ., 10
 guest_end:
     .section .note.GNU-stack, "", @progbits

@@ -19,7 +19,8 @@ extern "C" const char guest_begin[], guest_end[];
 extern "C" const char guest_syscall_loop[], guest_fault[], guest_spin[], guest_avx[],
     guest_counter[], guest_site[], guest_divide[], guest_int80[], guest_trap[], guest_set_gs[],
     guest_hostile[], guest_avx_store[], guest_compare[], guest_flags[], guest_getpid[],
-    guest_gettid_loop[], guest_futex_wake[], guest_forger[], guest_caller[];
+    guest_gettid_loop[], guest_futex_wake[], guest_forger[], guest_caller[], guest_restorer[],
+    guest_bare_restorer[];
 
 namespace platform::test {
 

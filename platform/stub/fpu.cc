@@ -41,10 +41,7 @@ void Put(unsigned char* p, T v) {
 }
 
 void Clear(unsigned char* p, size_t n) {
-  for (size_t i = 0; i < n; i++) {
-    p[i] = 0;
-    __asm__ volatile("" ::: "memory");
-  }
+  __asm__ volatile("rep stosb" : "+D"(p), "+c"(n) : "a"(0) : "memory");
 }
 
 // PKRU is not the guest's: without pkey_alloc it never differs from the host's default.
@@ -140,5 +137,14 @@ void LoadFpuForClone(Slot* s) {
   if (s->mode != kModeFrame) return;
   StubXrstor(reinterpret_cast<const void*>(Frame(s)->mc.fpstate), LiveFeatures());
 }
+
+void GiveFpu(Slot* s, Slot* to) {
+  LoadFpuForClone(s);
+  unsigned char* image = Scratch(to);
+  Clear(image + kLegacySize, kHeaderSize);
+  StubXsave(image, LiveFeatures());
+}
+
+void TakeFpu(Slot* s) { StubXrstor(Scratch(s), LiveFeatures()); }
 
 }  // namespace platform::stub

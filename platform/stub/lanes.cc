@@ -8,7 +8,7 @@ namespace {
 
 constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys = -38;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
-constexpr uint64_t kClockRealtime = 0, kClockRealtimeCoarse = 5;
+constexpr uint64_t kClockRealtime = 0, kClockThreadCpu = 3, kClockRealtimeCoarse = 5;
 
 constexpr int kFutexNr = 202;
 
@@ -41,6 +41,10 @@ bool ClockGettime(Slot* s) {
   if (clock > 7 || !(kSame >> clock & 1)) return false;
   __kernel_timespec t;
   if (Syscall(kSysClockGettime, clock, Addr(&t)) != 0) return false;
+  if (clock == kClockThreadCpu && s->cpu_base_ns != 0) {
+    const int64_t ns = t.tv_sec * kNsPerSecond + t.tv_nsec - s->cpu_base_ns;
+    t = __kernel_timespec{ns / kNsPerSecond, ns % kNsPerSecond};
+  }
   return Answer(s, CopyOut(s->rsi, &t, sizeof(t)) ? 0 : kEfault);
 }
 

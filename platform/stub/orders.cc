@@ -125,6 +125,17 @@ long RunCloneThread(Slot* s, uint64_t slot) {
   return tid;
 }
 
+// Lets a parked thread go on as another one.
+long RunWakeThread(Slot* s, uint64_t slot) {
+  if (slot >= kMaxSlots) return -kEinval;
+  Slot* thread = SlotAt(static_cast<uint32_t>(slot));
+  if (Load(&thread->parked) != kParked) return 0;
+  GiveFpu(s, thread);
+  Store(&thread->parked, uint32_t{kReleased});
+  FutexWake(&thread->parked, 1);
+  return 0;
+}
+
 long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
   uint32_t fd_index = static_cast<uint32_t>(o.fd);
   switch (o.op) {
@@ -154,6 +165,8 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
       return Syscall(kSysFutex, o.a, o.c ? FUTEX_WAKE | FUTEX_PRIVATE_FLAG : FUTEX_WAKE, o.b);
     case OrderOp::kCloneThread:
       return RunCloneThread(s, o.a);
+    case OrderOp::kWakeThread:
+      return RunWakeThread(s, o.a);
     case OrderOp::kPatch: {
       // Only what still is there as it was when the call trapped.
       uint64_t now = 0;
@@ -168,7 +181,7 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
       return held < 0 ? -kEfault : held;
     }
     case OrderOp::kRseq:
-      return Syscall(kSysRseq, o.a, o.b, o.c, o.d);
+      return HostRseq(s, o.a, o.b, o.c, o.d);
     case OrderOp::kMembarrier:
       return Syscall(kSysMembarrier, o.a, o.b, o.c);
     case OrderOp::kFork:
@@ -216,6 +229,12 @@ bool RunOrders(Slot* s, uint32_t count, uint32_t fd_count) {
 
 void RunLastOrders(Slot* s, uint32_t count) {
   for (uint32_t i = 0; i < count && i < kMaxOrders; i++) RunOrder(s, s->orders[i], nullptr, 0);
+}
+
+long HostRseq(Slot* s, uint64_t addr, uint64_t length, uint64_t flags, uint64_t signature) {
+  const long r = Syscall(kSysRseq, addr, length, flags, signature);
+  if (r == 0) s->rseq_held = (flags & kRseqUnregister) == 0;
+  return r;
 }
 
 int RunCopyOut(Slot* s, uint32_t count) {

@@ -207,6 +207,8 @@ void CopyIn(Slot* slot);
 bool RunOrders(Slot* slot, uint32_t count, uint32_t fd_count);
 // Carries out those with which a thread ends, whether they fail or not; they take no descriptors.
 void RunLastOrders(Slot* slot, uint32_t count);
+// rseq(2) of the calling thread.
+long HostRseq(Slot* slot, uint64_t addr, uint64_t length, uint64_t flags, uint64_t signature);
 // Copies the answer's pending writes out to the guest. 0; EFAULT, or EIO if a file's window could
 // not be read.
 int RunCopyOut(Slot* slot, uint32_t count);
@@ -219,6 +221,9 @@ long SaveFpu(Slot* slot, uint64_t addr);
 long RestoreFpu(Slot* slot, uint64_t addr);
 // Loads the guest's FPU state into the CPU, so that a clone inherits it.
 void LoadFpuForClone(Slot* slot);
+// The same for a parked thread: leaves the state with the slot `to`, and takes it from there.
+void GiveFpu(Slot* slot, Slot* to);
+void TakeFpu(Slot* slot);
 
 #pragma GCC visibility pop
 

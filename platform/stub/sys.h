@@ -39,6 +39,7 @@ enum : long {
   kSysMembarrier = 324,
   kSysRseq = 334,
 };
+inline constexpr uint64_t kRseqUnregister = 1;  // RSEQ_FLAG_UNREGISTER
 
 STUB_INLINE long Syscall(long nr, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0,
                          uint64_t e = 0, uint64_t f = 0) {

@@ -123,13 +123,12 @@ bool SetRobustList(Slot* s) {
 
 // The registration is the host's, which knows what there is already and refuses what is wrong.
 bool RegisterRseq(Slot* s) {
-  constexpr uint32_t kUnregister = 1;  // RSEQ_FLAG_UNREGISTER
   if (!s->thread_calls || s->rdi >= kRegionBase - kPageSize) return false;
   const uint32_t length = static_cast<uint32_t>(s->rsi), flags = static_cast<uint32_t>(s->rdx);
   const uint32_t signature = static_cast<uint32_t>(s->r10);
-  const long r = Syscall(kSysRseq, s->rdi, length, flags, signature);
+  const long r = HostRseq(s, s->rdi, length, flags, signature);
   if (r == 0) {
-    const bool gone = (flags & kUnregister) != 0;
+    const bool gone = (flags & kRseqUnregister) != 0;
     s->rseq_addr = gone ? 0 : s->rdi;
     s->rseq_length = gone ? 0 : length;
     s->rseq_signature = gone ? 0 : signature;

@@ -156,11 +156,15 @@ bool Answered(Slot* s, uint32_t seq) {
   return true;
 }
 
+[[noreturn]] void Park(Slot* s);
+
 // Returns what is to be reported next, or 0 if the guest is to be entered.
 uint32_t HandleAnswer(Slot* s) {
   uint32_t flags = s->answer_flags;
   if (flags & kAnswerExit) {
     RunLastOrders(s, s->order_count);
+    // The host would go on writing to an area for rseq(2).
+    if ((flags & kAnswerPark) && !s->rseq_held) Park(s);
     for (;;) Syscall(kSysExit, 0);
   }
   if (flags & kAnswerRegs) {
@@ -419,7 +423,11 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
       s->restore_all = 0;
-      if (!HandleCall(s) && !s->restore_all && WorthPatching(s)) {
+      if (s->rax == kSysRtSigreturn && WorthPatching(s)) {
+        // Answered here, it would leave nothing of where it came from to tell of.
+        s->copied_in = 0;
+        HandOffCall(s);
+      } else if (!HandleCall(s) && !s->restore_all && WorthPatching(s)) {
         HandOff(s, RequestKind::kPatchHint);
       }
     } else {
@@ -535,6 +543,22 @@ void Prepare(Slot* s) {
   s->mode = kModeDirect;
   s->gs_owned = 0;
   WriteGsBase(Addr(s));
+}
+
+// Waits until another thread of the guest is to run here, which begins like a new one. The frame of
+// the host's signal that has brought us here, if one has, is left as it is: it blocked no signals.
+void Park(Slot* s) {
+  constexpr uint64_t kThreadCpuClock = 3;
+  Store(&s->parked, uint32_t{kParked});
+  while (Load(&s->parked) == kParked) FutexWait(&s->parked, kParked);
+  TakeFpu(s);
+  Store(&s->parked, uint32_t{kNotParked});
+  __kernel_timespec t{};
+  Syscall(kSysClockGettime, kThreadCpuClock, Addr(&t));
+  s->cpu_base_ns = t.tv_sec * 1'000'000'000 + t.tv_nsec;
+  Prepare(s);
+  FirstAnswer(s);
+  StubEnterGuest(s);
 }
 
 }  // namespace

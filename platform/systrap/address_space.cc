@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "platform/systrap/platform.h"
@@ -32,8 +33,13 @@ ThreadContext* SystrapAddressSpace::MakeMain() {
 }
 
 base::Result<std::unique_ptr<Context>> SystrapAddressSpace::PrepareThread() {
-  uint32_t index = TRY(process_->AllocateSlot());
+  const std::optional<StubProcess::ParkedThread> parked = process_->TakeParked();
+  const uint32_t index = parked ? parked->slot : TRY(process_->AllocateSlot());
   auto context = std::make_unique<ThreadContext>(process_, this, index);
+  if (parked) {
+    context->StartParked(parked->tid);
+    process_->AddThread(parked->tid);
+  }
   process_->platform().AddContext(context.get());
   return std::unique_ptr<Context>(std::move(context));
 }

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <cstring>
@@ -333,6 +334,7 @@ bool ThreadContext::FinishClones() {
     uint64_t result = OrderResult(i);
     int id = result <= INT32_MAX ? static_cast<int>(result) : 0;
     if (const auto* o = std::get_if<order::CloneThread>(&orders_[i])) {
+      if (o->thread == this || static_cast<ThreadContext*>(o->thread)->parked_) continue;
       // A false id could name a thread of another process, whose memory would be taken for this
       // one's.
       if (!process_->HasThread(id)) return Distrust("a thread that it does not have");
@@ -354,6 +356,11 @@ bool ThreadContext::FinishClones() {
     }
   }
   return true;
+}
+
+bool ThreadContext::WakenBy(Context& maker) {
+  if (parked_) static_cast<ThreadContext&>(maker).wakes_ = index_;
+  return parked_;
 }
 
 void ThreadContext::AwaitBirth() {
@@ -395,7 +402,9 @@ void ThreadContext::TakeCall(const RequestHead& head) {
   direct_call_ = (head.flags & kRequestDirect) != 0;
   if (!direct_call_) {
     trapped_rip_ = regs().rip;
-    patch_wanted_ = process_->patcher().NoteTrap(trapped_rip_);
+    // The stub answers most of these, and tells of those after which it is worth to try.
+    const bool counted = call_.nr == SYS_rt_sigreturn;
+    patch_wanted_ = process_->patcher().NoteTrap(trapped_rip_, counted);
   }
   trap_.futex_interrupted = (head.flags & kRequestFutexInterrupted) != 0;
   trap_.lane_waited = (head.flags & kRequestLaneWaited) != 0;
@@ -515,7 +524,8 @@ void ThreadContext::Stop() {
   posted_ = false;
   // Any trap answers the interrupts that came before it. One that comes between these two is
   // delivered once more.
-  if (__atomic_load_n(&slot_->interrupt, __ATOMIC_RELAXED) != 0) {
+  // The slot may be another thread's once this one has ended.
+  if (!exited_ && __atomic_load_n(&slot_->interrupt, __ATOMIC_RELAXED) != 0) {
     __atomic_store_n(&slot_->interrupt, 0u, __ATOMIC_RELAXED);
   }
   state_.store(kStopped, std::memory_order_release);

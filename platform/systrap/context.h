@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "platform/mailbox.h"
+#include "platform/parked_thread.h"
 #include "platform/platform.h"
 #include "platform/systrap/stub_process.h"
 #include "sentry/base/ref.h"
@@ -21,7 +22,7 @@ class SystrapAddressSpace;
 // uses the object while it is stopped, the poller while it is running; Interrupt alone comes from
 // anywhere. A forked child is unborn at first, which for its owner is stopped: until its stub has
 // reported that it has its own mailbox, nothing is sent to it, and Resume waits for that.
-class ThreadContext final : public Context {
+class ThreadContext final : public Context, public ParkedThread {
  public:
   // Takes over slot `index`, which the caller has allocated.
   ThreadContext(base::Ref<StubProcess> process, AddressSpace* space, uint32_t index);
@@ -46,6 +47,7 @@ class ThreadContext final : public Context {
   size_t fpu_frame_size() const override;
   std::span<const std::byte> saved_fpu() const override;
   int64_t CpuTimeNs() const override { return process_->CpuTimeNs(); }
+  bool WakenBy(Context& maker) override;
   int host_tid() const override { return tid_.load(std::memory_order_relaxed); }
   base::Status FlushWrites() override;
   // The thread carries out what was queued first, if it takes no descriptors; nobody is told how.
@@ -133,6 +135,11 @@ class ThreadContext final : public Context {
   StubProcess& process() const { return *process_; }
   // The host thread exists (first thread of a process, or a clone).
   void Start(int tid);
+  // It does already, and waits to be this one.
+  void StartParked(int tid) {
+    parked_ = true;
+    Start(tid);
+  }
   // A forked child is unborn from here on.
   void AwaitBirth();
   // Ends the running state without telling the listener.
@@ -229,6 +236,8 @@ class ThreadContext final : public Context {
   std::atomic<bool> posted_{false};
   std::atomic<bool> exited_{false};
   ResumeMode mode_ = ResumeMode::kGuest;
+  bool parked_ = false;  // its host thread was there before it
+  uint32_t wakes_ = 0;   // the slot of which it is the maker (ParkedThread)
 
   std::vector<Order> orders_;
   size_t batch_begin_ = 0, batch_end_ = 0;  // orders of the round under way

@@ -39,14 +39,17 @@ const Patcher::Range* Patcher::TextAt(uint64_t begin, uint64_t end) const {
   return nullptr;
 }
 
-bool Patcher::NoteTrap(uint64_t rip) {
+bool Patcher::NoteTrap(uint64_t rip, bool counted) {
   absl::MutexLock lock(&mu_);
   if (!enabled_) return false;
   if (hits_.size() >= kMaxCountedSites && !hits_.contains(rip)) return false;
   uint64_t hits = ++hits_[rip];
-  if (hits == 1) {
+  if (hits == 1 || counted) {
     const Range* range = TextAt(rip - kBeforeSite, rip + kAfterSite);
-    if (range && range->text) range->text->NoteTrap(range->offset + (rip - range->begin));
+    const bool shared = range && range->text;
+    const uint64_t end = shared ? range->offset + (rip - range->begin) : 0;
+    if (shared && hits == 1) range->text->NoteTrap(end);
+    if (counted) return shared && !sites_.contains(rip) && range->text->HasSite(end);
   }
   // Again and again, each time later: what was refused once may be known to be right since.
   return hits >= kHitsBeforePatch && (hits & (hits - 1)) == 0;
@@ -54,9 +57,9 @@ bool Patcher::NoteTrap(uint64_t rip) {
 
 std::optional<Patcher::Patched> Patcher::Recognise(uint64_t rip,
                                                    std::span<const unsigned char> around,
-                                                   bool compare_may) {
+                                                   bool known, bool alone) {
   std::optional<SiteShape> shape = ClassifySite(around);
-  if (!shape) return std::nullopt;
+  if (!shape || (IsRestorer(*shape) && !known)) return std::nullopt;
   Patched p{};
   p.form = shape->form;
   p.start = rip - shape->back;
@@ -66,12 +69,12 @@ std::optional<Patcher::Patched> Patcher::Recognise(uint64_t rip,
     if (next_mov_ == kFirstSharedSite) return std::nullopt;
     p.index = next_mov_++;
   } else {
-    if (!compare_may || next_compare_ == kFirstSharedCompareSite) return std::nullopt;
+    if (!known || !alone || next_compare_ == kFirstSharedCompareSite) return std::nullopt;
     p.index = next_compare_++;
     compares_++;
   }
   SetSite(p.index, Site{rip, shape->nr, p.form});
-  p.new_bytes = JumpBytes(p.index, p.count);
+  p.new_bytes = JumpBytes(*shape, p.index);
   return p;
 }
 
@@ -85,9 +88,8 @@ std::optional<OrderEntry> Patcher::MakePatch(uint64_t rip, bool single_thread) {
     base::Result<size_t> n =
         process_->ReadMemory(rip - kBeforeSite, std::as_writable_bytes(std::span(around)));
     if (!n.ok() || *n < sizeof(around)) return std::nullopt;
-    bool compare_may = single_thread && range->text &&
-                       range->text->IsCompareSite(range->offset + (rip - range->begin));
-    std::optional<Patched> p = Recognise(rip, around, compare_may);
+    bool known = range->text && range->text->HasSite(range->offset + (rip - range->begin));
+    std::optional<Patched> p = Recognise(rip, around, known, single_thread);
     if (!p) return std::nullopt;
     found = sites_.emplace(rip, *p).first;
   }
@@ -104,15 +106,16 @@ std::optional<OrderEntry> Patcher::MakePatch(uint64_t rip, bool single_thread) {
 }
 
 void Patcher::DropSites(uint64_t begin, uint64_t end, bool own) {
-  absl::erase_if(hits_, [&](const auto& h) { return h.first >= begin && h.first < end; });
-  uint32_t compares_gone = 0;
-  absl::erase_if(sites_, [&](const auto& s) {
-    const Patched& p = s.second;
-    bool gone = p.start + p.count > begin && p.start < end && !(own && p.shared);
-    if (gone && p.form != kSiteMov) compares_gone++;
-    return gone;
-  });
-  compares_ -= compares_gone;
+  hits_.erase(hits_.lower_bound(begin), hits_.lower_bound(end));
+  for (auto at = sites_.lower_bound(begin); at != sites_.end() && at->second.start < end;) {
+    const Patched& p = at->second;
+    if (p.start + p.count <= begin || (own && p.shared)) {
+      ++at;
+      continue;
+    }
+    if (p.form != kSiteMov) compares_--;
+    at = sites_.erase(at);
+  }
 }
 
 void Patcher::RemoveText(uint64_t begin, uint64_t end) {
@@ -130,8 +133,10 @@ void Patcher::RemoveText(uint64_t begin, uint64_t end) {
 
 std::vector<InternalOrder> Patcher::UnpatchOwn(uint64_t begin, uint64_t end) {
   Orders orders;
-  for (const auto& [rip, p] : sites_) {
-    if (p.shared || p.start + p.count <= begin || p.start >= end) continue;
+  for (auto at = sites_.lower_bound(begin); at != sites_.end(); ++at) {
+    const Patched& p = at->second;
+    if (p.start >= end) break;
+    if (p.shared || p.start + p.count <= begin) continue;
     OrderEntry e{};
     e.op = OrderOp::kPatch;
     e.fd = -1;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "platform/mailbox.h"
@@ -37,8 +38,9 @@ class Patcher {
       : process_(process), texts_(texts), enabled_(enabled) {}
 
   // A call came by SIGSYS from the instruction before `rip`. True if the site is worth patching
-  // now.
-  bool NoteTrap(uint64_t rip);
+  // now. `counted`: it stands for many that were answered in the stub, and the site is worth it as
+  // soon as it may be patched.
+  bool NoteTrap(uint64_t rip, bool counted = false);
   // The order that patches it, or nothing. `single_thread`: no other thread can be inside.
   std::optional<OrderEntry> MakePatch(uint64_t rip, bool single_thread);
 
@@ -102,16 +104,17 @@ class Patcher {
   void AddText(const order::Mmap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddSharedSites(const Range& range) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetSite(uint32_t index, const Site& site) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::optional<Patched> Recognise(uint64_t rip, std::span<const unsigned char> around,
-                                   bool compare_may) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<Patched> Recognise(uint64_t rip, std::span<const unsigned char> around, bool known,
+                                   bool alone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   StubProcess* const process_;
   TextCache* const texts_;
   absl::Mutex mu_;
   bool enabled_ ABSL_GUARDED_BY(mu_);
   std::vector<Range> text_ ABSL_GUARDED_BY(mu_);
-  absl::flat_hash_map<uint64_t, uint32_t> hits_ ABSL_GUARDED_BY(mu_);  // by rip
-  absl::flat_hash_map<uint64_t, Patched> sites_ ABSL_GUARDED_BY(mu_);  // by rip
+  // By rip, in order: each change of memory looks for what lies in its way.
+  absl::btree_map<uint64_t, uint32_t> hits_ ABSL_GUARDED_BY(mu_);
+  absl::btree_map<uint64_t, Patched> sites_ ABSL_GUARDED_BY(mu_);
   // All that ever stood in the mailbox's table: a thread of a child that is being forked may still
   // need one that has been dropped here.
   absl::flat_hash_map<uint32_t, Site> table_ ABSL_GUARDED_BY(mu_);

@@ -98,7 +98,16 @@ class SystrapPlatform final : public Platform {
   // To state where the poll lock is held.
   void AssertPolling() const ABSL_ASSERT_EXCLUSIVE_LOCK(poll_mu_) { poll_mu_.AssertHeld(); }
 
+  // Whether one more thread of any process may be parked; it counts until EndParks.
+  bool ReservePark() {
+    if (parks_.fetch_add(1) < kMaxParks) return true;
+    EndParks(1);
+    return false;
+  }
+  void EndParks(uint32_t count) { parks_.fetch_sub(count); }
+
  private:
+  static constexpr uint32_t kMaxParks = 32;  // the host's limit on processes leaves room for them
   static constexpr size_t kHot = 16;
   static constexpr uint32_t kMaxCredit = 16;
 
@@ -147,6 +156,7 @@ class SystrapPlatform final : public Platform {
   base::UniqueFd shared_fd_;
   Shared* shared_ = nullptr;
 
+  std::atomic<uint32_t> parks_{0};
   Chores chores_{this};  // outlives what it buries
   // Of stubs that the zygote has made, which keeps nothing of them.
   const base::Ref<SpareShells> spare_shells_ = base::MakeRef<SpareShells>();

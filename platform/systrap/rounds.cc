@@ -481,9 +481,11 @@ bool ThreadContext::Encode(const Order& order, Batch* batch) {
     e.c = batch->out_used;
     batch->out_used += size;
   } else if (const auto* o = std::get_if<order::CloneThread>(&order)) {
-    e.op = OrderOp::kCloneThread;
-    e.a = static_cast<ThreadContext*>(o->thread)->index_;
-    batch->must_report = true;
+    const auto* thread = static_cast<ThreadContext*>(o->thread);
+    const bool parked = thread == this || thread->parked_;
+    e.op = parked ? OrderOp::kWakeThread : OrderOp::kCloneThread;
+    e.a = thread == this ? wakes_ : thread->index_;
+    batch->must_report |= !parked;
   } else if (const auto* o = std::get_if<order::Fork>(&order)) {
     // The child inherits the descriptors that are open at this moment and closes these two.
     if (batch->fd_count != 0) return false;
@@ -530,13 +532,21 @@ void ThreadContext::Exit() {
   static_cast<void>(FlushWrites());  // a fault here has nobody to be told
   exited_ = true;
   int tid = tid_.load(std::memory_order_acquire);
+  bool parks = false;
   if (tid > 0 && !process_->dead()) {
     process_->RemoveThread(tid);
     seq_++;
     // The last one ends with the process, which nobody needs any more.
-    if (process_->thread_count() != 0) SendAnswer({kAnswerExit, EncodeLast()}, 0);
+    if (process_->thread_count() != 0) {
+      parks = tid != process_->pid() && process_->ReservePark();
+      SendAnswer({kAnswerExit | (parks ? kAnswerPark : 0u), EncodeLast()}, 0);
+    }
   }
-  process_->ReleaseSlot(index_, tid > 0);
+  if (parks) {
+    process_->Park({index_, tid});
+  } else {
+    process_->ReleaseSlot(index_, tid > 0);
+  }
 }
 
 }  // namespace platform

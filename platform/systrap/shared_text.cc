@@ -48,6 +48,33 @@ bool ReadAll(int fd, uint64_t offset, std::vector<unsigned char>* bytes) {
   return true;
 }
 
+// Whether the file tells by its tables how to unwind the stack from the restorer at offset `start`,
+// as glibc's does (musl's does not). Without such an entry, unwinders know a signal's frame by the
+// very bytes of the restorer, which are to stay then. Looked for is the entry itself, at any place:
+// the distance from there to the byte before the restorer, since an unwinder takes one from the
+// address that it looks up, and how many bytes it is about.
+// Source: LSB Core, "DWARF Extensions"; glibc, sysdeps/unix/sysv/linux/x86_64/libc_sigaction.c.
+bool HasUnwindInfo(int fd, uint64_t size, uint64_t start) {
+  constexpr uint64_t kMostBytes = 8 << 20, kStep = 64 << 10;
+  constexpr uint32_t kRestorerBytes = 10;
+  struct Entry {
+    uint32_t distance, bytes;
+  };
+  for (uint64_t at = 0; at < std::min(size, kMostBytes); at += kStep) {
+    std::vector<unsigned char> bytes(kStep + sizeof(uint32_t));
+    if (!ReadAll(fd, at, &bytes)) return false;
+    for (uint64_t i = 0; i < kStep; i += sizeof(uint32_t)) {
+      Entry entry;
+      memcpy(&entry, bytes.data() + i, sizeof(entry));
+      if (entry.bytes == kRestorerBytes &&
+          entry.distance == static_cast<uint32_t>(start - 1 - (at + i))) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 // ---- SharedText ---------------------------------------------------------------------------------
@@ -75,10 +102,9 @@ void SharedText::NoteTrap(uint64_t end) {
   cache_->Queue(this);
 }
 
-bool SharedText::IsCompareSite(uint64_t end) {
+bool SharedText::HasSite(uint64_t end) {
   absl::MutexLock lock(&mu_);
-  return std::any_of(sites_.begin(), sites_.end(),
-                     [&](const TextSite& s) { return s.end == end && s.shape.form != kSiteMov; });
+  return std::any_of(sites_.begin(), sites_.end(), [&](const TextSite& s) { return s.end == end; });
 }
 
 base::Ref<TextCopy> SharedText::copy() {
@@ -258,6 +284,7 @@ void TextCache::Build(SharedText& text) {
     uint64_t start = ends[i] - shapes[i]->back;
     uint64_t last = ends[i] + (shapes[i]->form == kSiteMov ? 0 : kCompareBytes) - 1;
     if (start / kPageSize != last / kPageSize) continue;
+    if (IsRestorer(*shapes[i]) && !HasUnwindInfo(text.file_->get(), before.size, start)) continue;
     std::optional<uint32_t> index = TakeIndex(shapes[i]->form);
     if (index) fresh.push_back({ends[i], *shapes[i], *index});
   }
@@ -291,7 +318,7 @@ base::Ref<TextCopy> TextCache::MakeCopy(std::vector<unsigned char> bytes, const 
                                         const std::vector<TextSite>& sites) {
   if (!MakeRoom(bytes.size())) return nullptr;
   for (const TextSite& site : sites) {
-    uint64_t jump = JumpBytes(site.index, site.shape.count);
+    uint64_t jump = JumpBytes(site.shape, site.index);
     memcpy(bytes.data() + (site.end - site.shape.back - text.begin_), &jump, site.shape.count);
   }
   int fd = memfd_create("runsc-text", MFD_CLOEXEC | MFD_ALLOW_SEALING);

@@ -58,8 +58,8 @@ class SharedText : public base::RefCounted {
 
   // A call that ends at offset `end` of the file has trapped.
   void NoteTrap(uint64_t end);
-  // True if the site with that end is one with a comparison that may be patched.
-  bool IsCompareSite(uint64_t end);
+  // True if the site with that end may be patched.
+  bool HasSite(uint64_t end);
   // The newest copy; null while there is none.
   base::Ref<TextCopy> copy();
 

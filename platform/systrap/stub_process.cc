@@ -25,6 +25,8 @@ namespace platform {
 namespace {
 
 constexpr int kPlentyOfDescriptors = 1024;
+// As a program that makes one thread after the other uses again, and a host can spare.
+constexpr uint32_t kMaxParked = 4;
 
 // The kernel's clock id for a process's CPU time (include/linux/posix-timers_types.h).
 clockid_t ProcessCpuClock(int pid) {
@@ -79,6 +81,10 @@ bool StubProcess::MayPassOnShell() {
 }
 
 StubProcess::~StubProcess() {
+  {
+    absl::MutexLock lock(&slot_mu_);
+    platform_->EndParks(parks_);
+  }
   base::Ref<SpareShells> nursery;
   {
     absl::MutexLock lock(&group_mu_);
@@ -317,6 +323,46 @@ void StubProcess::ReserveSlot(uint32_t index) {
 void StubProcess::ReleaseSlot(uint32_t index, bool started) {
   absl::MutexLock lock(&slot_mu_);
   (started ? zombie_slots_ : free_slots_).push_back(index);
+}
+
+bool StubProcess::ReservePark() {
+  absl::MutexLock lock(&slot_mu_);
+  if (parks_ == kMaxParked || !platform_->ReservePark()) return false;
+  parks_++;
+  return true;
+}
+
+void StubProcess::Park(ParkedThread thread) {
+  absl::MutexLock lock(&slot_mu_);
+  parked_.push_back(thread);
+}
+
+std::optional<StubProcess::ParkedThread> StubProcess::TakeParked() {
+  absl::MutexLock lock(&slot_mu_);
+  for (size_t i = 0; i < parked_.size(); i++) {
+    const ParkedThread thread = parked_[i];
+    Slot* s = slot(thread.slot);
+    const bool waits = __atomic_load_n(&s->parked, __ATOMIC_ACQUIRE) == kParked;
+    // One that cannot stay has ended as any other.
+    const bool gone = !HasThread(thread.tid);
+    if (!waits && !gone) continue;
+    parked_.erase(parked_.begin() + static_cast<ptrdiff_t>(i));
+    parks_--;
+    platform_->EndParks(1);
+    if (gone) {
+      zombie_slots_.push_back(thread.slot);
+      return std::nullopt;
+    }
+    // All but the two words of the host's thread.
+    constexpr size_t kBegin = offsetof(Slot, host_tid);
+    constexpr size_t kEnd = offsetof(Slot, parked) + sizeof(s->parked);
+    static_assert(kEnd - kBegin == 2 * sizeof(uint32_t));
+    char* bytes = reinterpret_cast<char*>(s);
+    memset(bytes, 0, kBegin);
+    memset(bytes + kEnd, 0, kPageSize - kEnd);
+    return thread;
+  }
+  return std::nullopt;
 }
 
 void StubProcess::set_context(uint32_t index, ThreadContext* context) {

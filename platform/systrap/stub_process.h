@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -153,6 +154,19 @@ class StubProcess : public base::RefCounted {
   void ReserveSlot(uint32_t index);
   // The slot's thread has been told to exit (or never began).
   void ReleaseSlot(uint32_t index, bool started);
+
+  // ---- Parked threads: those that have ended and wait, in their slots, to be others ----
+
+  struct ParkedThread {
+    uint32_t slot;
+    int tid;
+  };
+  // Whether one more thread may be parked; it is to be.
+  bool ReservePark();
+  // The thread has been told to park; its slot is not another's until then.
+  void Park(ParkedThread thread);
+  // One that is parked, with its slot cleared. Order kWakeThread lets it go on.
+  std::optional<ParkedThread> TakeParked();
   // Slots that have ever been in use are below this.
   uint32_t slot_limit() const { return slot_limit_.load(std::memory_order_acquire); }
 
@@ -232,6 +246,8 @@ class StubProcess : public base::RefCounted {
   absl::Mutex slot_mu_;
   std::vector<uint32_t> free_slots_ ABSL_GUARDED_BY(slot_mu_);
   std::vector<uint32_t> zombie_slots_ ABSL_GUARDED_BY(slot_mu_);  // the host thread still leaves
+  std::vector<ParkedThread> parked_ ABSL_GUARDED_BY(slot_mu_);
+  uint32_t parks_ ABSL_GUARDED_BY(slot_mu_) = 0;  // of parked_, and those that will be
   uint32_t next_slot_ ABSL_GUARDED_BY(slot_mu_) = 0;
 };
 

@@ -1,5 +1,7 @@
 #include "platform/systrap/text_sites.h"
 
+#include <sys/syscall.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -8,7 +10,7 @@
 namespace platform {
 namespace {
 
-constexpr uint32_t kMovBytes = 5;
+constexpr uint32_t kMovBytes = 5, kWideMovBytes = 7;
 constexpr uint32_t kJumpBytes = 7;
 constexpr size_t kStreams = 15;  // an instruction has at most so many bytes
 constexpr size_t kNear = 128;    // reach of a jump of eight bits
@@ -27,6 +29,11 @@ std::optional<SiteShape> ClassifySite(std::span<const unsigned char> around) {
     memcpy(&nr, code - 6, sizeof(nr));
     return SiteShape{kSiteMov, kSyscallBytes + kMovBytes, kMovBytes, nr};
   }
+  if (code[-9] == 0x48 && code[-8] == 0xc7 && code[-7] == 0xc0 && code[-4] == 0 && code[-3] == 0) {
+    uint32_t nr;
+    memcpy(&nr, code - 6, sizeof(nr));
+    return SiteShape{kSiteMov, kSyscallBytes + kWideMovBytes, kWideMovBytes, nr};
+  }
   if (code[0] == 0x48 && code[1] == 0x3d && (code[2] == 0x00 || code[2] == 0x01) &&
       code[3] == 0xf0 && code[4] == 0xff && code[5] == 0xff) {
     return SiteShape{code[2] == 0x01 ? kSiteCompare4095 : kSiteCompare4096, kSyscallBytes,
@@ -36,10 +43,15 @@ std::optional<SiteShape> ClassifySite(std::span<const unsigned char> around) {
 }
 
 // ff 24 25 <address of the table's entry>, whose last two bytes are 0f 05.
-uint64_t JumpBytes(uint32_t index, uint32_t count) {
+uint64_t JumpBytes(const SiteShape& shape, uint32_t index) {
   uint64_t entry = kJumpTable + index * sizeof(uint64_t);
   uint64_t bytes = 0x2524ff | entry << 24;
-  return bytes & ((1ull << (8 * count)) - 1);
+  if (shape.form == kSiteMov && shape.count == kWideMovBytes) bytes = bytes << 16 | 0x482e;
+  return bytes & ((1ull << (8 * shape.count)) - 1);
+}
+
+bool IsRestorer(const SiteShape& shape) {
+  return shape.form == kSiteMov && shape.nr == SYS_rt_sigreturn;
 }
 
 // Instructions begin at `start`, in every stream; no near jump leads to between `start` and
@@ -116,8 +128,8 @@ std::vector<std::optional<SiteShape>> SiteFinder::Find(std::span<const size_t> e
     // The form with the mov keeps its syscall instruction as it is, to jump to.
     size_t start = end - shape->back;
     bool mov = shape->form == kSiteMov;
-    size_t replaced = mov ? kMovBytes + kSyscallBytes : kSyscallBytes + kCompareBytes;
-    if (!IsClean(start, replaced, mov ? kMovBytes : 0)) continue;
+    size_t replaced = mov ? shape->back : kSyscallBytes + kCompareBytes;
+    if (!IsClean(start, replaced, mov ? shape->count : 0)) continue;
     shapes[i] = shape;
     if (!mov) which.push_back(i);
   }

@@ -12,7 +12,7 @@
 namespace platform {
 
 inline constexpr uint32_t kSyscallBytes = 2, kCompareBytes = 6;
-inline constexpr size_t kBeforeSite = 8, kAfterSite = 6;  // bytes that ClassifySite looks at
+inline constexpr size_t kBeforeSite = 9, kAfterSite = 6;  // bytes that ClassifySite looks at
 
 // What stands around a system call instruction.
 struct SiteShape {
@@ -26,8 +26,11 @@ struct SiteShape {
 // behind it.
 std::optional<SiteShape> ClassifySite(std::span<const unsigned char> around);
 
-// The first `count` bytes of the jump through entry `index` of the table.
-uint64_t JumpBytes(uint32_t index, uint32_t count);
+// What the changed bytes become: a jump through entry `index` of the table.
+uint64_t JumpBytes(const SiteShape& shape, uint32_t index);
+
+// The return from a signal's handler, as a C library has it behind its handlers (sa_restorer).
+bool IsRestorer(const SiteShape& shape);
 
 // A site of `text` for which it is shown that the changed bytes are whole instructions, and that no
 // jump leads to where the second of them was. `end` is where the call ends.

@@ -4,8 +4,10 @@
 #include <sys/wait.h>
 
 #include <cstring>
+#include <iterator>
 #include <utility>
 
+#include "platform/parked_thread.h"
 #include "sentry/base/log.h"
 #include "sentry/kernel/exec.h"
 #include "sentry/kernel/kernel.h"
@@ -122,16 +124,25 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
   std::vector<platform::Order> pending;
   if (a.flags & CLONE_VM) {
     child.context_ = TRY(mm_->address_space().PrepareThread());
-    std::vector<platform::Order> orders;
-    orders.push_back(platform::order::CloneThread{child.context_.get()});
     // The id must be there before the child runs, and must not be written after it: the child may
-    // end at once and clear it.
+    // end at once and clear it. A bad address for it is ignored, as in Linux.
+    std::vector<platform::Order> id;
     if (a.flags & CLONE_PARENT_SETTID) {
-      orders.push_back(WriteInt(a.parent_tid, child.pid_->NumberIn(*pid_ns_)));
+      id.push_back(WriteInt(a.parent_tid, child.pid_->NumberIn(*pid_ns_)));
     }
-    base::Result<std::vector<uint64_t>> done = RunOrders(std::move(orders));
-    // A bad address for the id is ignored, as in Linux.
-    if (!done.ok() && (gone_ || context_->trap().order_index != 1)) return done.error();
+    auto* parked = dynamic_cast<platform::ParkedThread*>(child.context_.get());
+    const bool waits = (a.flags & CLONE_VFORK) != 0 || traced();
+    if (!waits && parked != nullptr && parked->WakenBy(*context_)) {
+      // The child begins when this task goes on, which waits for nothing before.
+      auto ignore = [this](int) { return static_cast<int64_t>(regs().rax); };
+      if (!id.empty()) QueueOrders(std::move(id), ignore);
+      QueueOrders({platform::order::CloneThread{context_.get()}}, ignore);
+    } else {
+      std::vector<platform::Order> orders = {platform::order::CloneThread{child.context_.get()}};
+      std::move(id.begin(), id.end(), std::back_inserter(orders));
+      base::Result<std::vector<uint64_t>> done = RunOrders(std::move(orders));
+      if (!done.ok() && (gone_ || context_->trap().order_index != 1)) return done.error();
+    }
     child.mm_ = mm_;
     child.mm_users_ = mm_users_;
     child.cpu_start_ns_ = (a.flags & CLONE_THREAD) ? cpu_start_ns_ : context_->CpuTimeNs();

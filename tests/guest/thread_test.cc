@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "guest_util.h"
@@ -259,6 +260,107 @@ TEST(Thread, LeaderMayExitFirst) {
   int status;
   ASSERT_EQ(pid, waitpid(pid, &status, 0));
   EXPECT_EQ(31, WEXITSTATUS(status));
+}
+
+// What a thread begins with, however many have been before it.
+TEST(Thread, EachBeginsAsNew) {
+  static thread_local int local = 7;
+  sigset_t usr1, old;
+  sigemptyset(&usr1);
+  sigaddset(&usr1, SIGUSR1);
+  pid_t before = 0;
+  for (uint32_t i = 0; i < 200; i++) {
+    // Rounding and masks of exceptions come from the maker, as all of the processor's state.
+    const uint32_t mxcsr = 0x1f80 | (i % 4) << 13;
+    const uint16_t control = static_cast<uint16_t>(0x37f & ~((i % 2) << 8));
+    asm volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(mxcsr), "m"(control));
+    pthread_sigmask(i % 3 == 0 ? SIG_BLOCK : SIG_UNBLOCK, &usr1, &old);
+    bool good = false;
+    std::thread([&] {
+      uint32_t own_mxcsr;
+      uint16_t own_control;
+      asm volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(own_mxcsr), "=m"(own_control));
+      EXPECT_EQ(mxcsr, own_mxcsr);
+      EXPECT_EQ(control, own_control);
+      sigset_t mask;
+      pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+      EXPECT_EQ(i % 3 == 0 ? 1 : 0, sigismember(&mask, SIGUSR1));
+      stack_t stack;
+      EXPECT_EQ(0, sigaltstack(nullptr, &stack));
+      EXPECT_EQ(SS_DISABLE, stack.ss_flags);
+      EXPECT_EQ(7, std::exchange(local, 8));
+      EXPECT_NE(before, Gettid());
+      before = Gettid();
+      static char own[64 << 10];
+      stack = {own, 0, sizeof own};
+      EXPECT_EQ(0, sigaltstack(&stack, nullptr));
+      good = true;
+    }).join();
+    ASSERT_TRUE(good);
+  }
+  const uint32_t mxcsr = 0x1f80;
+  const uint16_t control = 0x37f;
+  asm volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(mxcsr), "m"(control));
+  pthread_sigmask(SIG_UNBLOCK, &usr1, nullptr);
+}
+
+TEST(Thread, EachHasItsOwnCpuClock) {
+  constexpr int64_t kWork = 30'000'000;
+  for (int i = 0; i < 10; i++) {
+    std::thread([&] {
+      const int64_t begin = NowNs(CLOCK_THREAD_CPUTIME_ID);
+      EXPECT_GE(begin, 0);
+      EXPECT_LT(begin, kWork);
+      while (NowNs(CLOCK_THREAD_CPUTIME_ID) < begin + kWork) {
+      }
+    }).join();
+  }
+}
+
+// Threads that make threads, and are stopped, told to go on, and ended while they do.
+void MakeThreads() {
+  for (int i = 0; i < 2; i++) {
+    std::thread([] {
+      for (;;) std::thread([] {}).join();
+    }).detach();
+  }
+}
+
+TEST(Thread, MayBeStoppedWhileTheyAreMade) {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    MakeThreads();
+    for (;;) pause();
+  }
+  int status;
+  for (int i = 0; i < 100; i++) {
+    ASSERT_EQ(0, kill(pid, SIGSTOP));
+    ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+    ASSERT_TRUE(WIFSTOPPED(status));
+    ASSERT_EQ(0, kill(pid, SIGCONT));
+    ASSERT_EQ(pid, waitpid(pid, &status, WCONTINUED));
+    ASSERT_TRUE(WIFCONTINUED(status));
+  }
+  ASSERT_EQ(0, kill(pid, SIGKILL));
+  ASSERT_EQ(pid, waitpid(pid, &status, 0));
+  EXPECT_EQ(SIGKILL, WTERMSIG(status));
+}
+
+TEST(Thread, MayEndWithTheProcessWhileTheyAreMade) {
+  for (int i = 0; i < 20; i++) {
+    EXPECT_EQ(11, ExitStatus([&] {
+                MakeThreads();
+                usleep(static_cast<useconds_t>(i * 500));
+                _exit(11);
+                return 0;
+              }));
+    EXPECT_EQ(21, ExitStatus([&] {
+                MakeThreads();
+                usleep(static_cast<useconds_t>(i * 500));
+                execl("/bin/sh", "sh", "-c", "exit 21", nullptr);
+                return 1;
+              }));
+  }
 }
 
 TEST(Thread, AvxStateAcrossSwitchesAndCalls) {

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <ucontext.h>
+#include <unwind.h>
 
 #include <atomic>
 #include <thread>
@@ -291,6 +292,29 @@ TEST(SigReturn, ToACallThatTheHandlerMakesOften) {
                       "--gtest_filter=SigReturn.ToACallThatTheHandlerMakesOften", nullptr);
                 return errno;
               }));
+  }
+}
+
+// Unwinders know a signal's frame by what it returns to, however often that has been done.
+bool g_unwound;
+__attribute__((noinline)) void RaiseHere() {
+  raise(SIGUSR1);
+  asm volatile("");
+}
+TEST(SigReturn, AHandlersFrameCanBeUnwound) {
+  Install(SIGUSR1, [](int, siginfo_t*, void*) {
+    auto look = [](_Unwind_Context* context, void*) {
+      void* function =
+          _Unwind_FindEnclosingFunction(reinterpret_cast<void*>(_Unwind_GetIP(context)));
+      if (function == reinterpret_cast<void*>(&RaiseHere)) g_unwound = true;
+      return _URC_NO_REASON;
+    };
+    _Unwind_Backtrace(look, nullptr);
+  });
+  for (int i = 0; i < 3000; i++) {
+    g_unwound = false;
+    RaiseHere();
+    ASSERT_TRUE(g_unwound) << i;
   }
 }
 
