@@ -324,8 +324,10 @@ TEST_F(LifecycleTest, BothProcessesAreConfined) {
     EXPECT_EQ(Field(sentry, set), "0000000000000000") << set;
   }
   for (pid_t pid : {sentry, gofer}) {
+    SCOPED_TRACE(pid == sentry ? "the sentry" : "the gofer");
+    // Nobody waits for the gofer before it is asked for something.
+    EXPECT_TRUE(Eventually([&] { return Field(pid, "Seccomp") == "2"; }, 5000));
     EXPECT_EQ(Field(pid, "NoNewPrivs"), "1");
-    EXPECT_EQ(Field(pid, "Seccomp"), "2");
     std::string proc = "/proc/" + std::to_string(pid);
     EXPECT_EQ(Shell("ls -A " + proc + "/root/").out, "");
     EXPECT_EQ(Lines(Slurp(proc + "/mountinfo")).size(), 1u);
