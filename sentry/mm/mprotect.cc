@@ -130,10 +130,12 @@ base::Status MemoryManager::Mlock(OrderRunner& runner, uint64_t addr, uint64_t l
     return base::Error(ENOMEM);
   }
   const uint32_t flags = kVmaLocked | (on_fault ? kVmaLockOnFault : 0);
-  impl.vmas.Update(start, run_end, [flags](Vma& vma) {
+  bool untouchable = false;  // what is to be locked now is touched (__mm_populate)
+  impl.vmas.Update(start, run_end, [&](Vma& vma) {
     vma.flags = (vma.flags & ~(kVmaLocked | kVmaLockOnFault)) | flags;
+    untouchable |= !on_fault && vma.prot == PROT_NONE;
   });
-  return run_end == end ? base::Ok() : base::Status(base::Error(ENOMEM));
+  return run_end == end && !untouchable ? base::Ok() : base::Status(base::Error(ENOMEM));
 }
 
 base::Status MemoryManager::Munlock(uint64_t addr, uint64_t length) {

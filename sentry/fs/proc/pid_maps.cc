@@ -76,6 +76,7 @@ void Account(const Vma& v, Resident* r) {
   }
 }
 
+// In the order of Linux's bits.
 std::string VmFlags(const Vma& v) {
   std::string s;
   auto flag = [&s](bool on, const char* name) {
@@ -92,12 +93,13 @@ std::string VmFlags(const Vma& v) {
   flag(v.flags & kVmaGrowsDown, "gd");
   flag(v.flags & kVmaLocked, "lo");
   flag(v.flags & kVmaDontFork, "dc");
-  flag(v.flags & kVmaNoReserve, "nr");
+  flag(v.flags & kVmaLockOnFault, "lf");
   flag(v.flags & kVmaAccount, "ac");
+  flag(v.flags & kVmaNoReserve, "nr");
+  flag(v.flags & kVmaWipeOnFork, "wf");
   flag(v.flags & kVmaDontDump, "dd");
   flag(v.flags & kVmaHugePage, "hg");
   flag(v.flags & kVmaNoHugePage, "nh");
-  flag(v.flags & kVmaWipeOnFork, "wf");
   return s;
 }
 

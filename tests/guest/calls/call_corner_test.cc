@@ -197,4 +197,34 @@ TEST(CallCorner, WhoHasMadeTheFile) {
   for (int fd : {made, copy, again, path, nameless}) close(fd);
 }
 
+// The line of VmFlags of the mapping at `at`.
+std::string FlagsOf(const void* at) {
+  const std::string smaps = ReadFile("/proc/self/smaps");
+  char begin[32];
+  snprintf(begin, sizeof begin, "\n%lx-", reinterpret_cast<unsigned long>(at));
+  size_t from = smaps.find(begin);
+  if (from != std::string::npos) from = smaps.find("VmFlags:", from);
+  if (from == std::string::npos) return "";
+  return smaps.substr(from, smaps.find('\n', from) - from);
+}
+
+TEST(CallCorner, LocksNowOrOnFault) {
+  constexpr size_t kLength = 4 * 4096;
+  void* at = mmap(nullptr, 3 * kLength, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* mine = static_cast<char*>(at) + kLength;
+  ASSERT_OK(mprotect(mine, kLength, PROT_READ | PROT_WRITE));
+  ASSERT_OK(syscall(SYS_mlock2, mine, kLength, 1 /* MLOCK_ONFAULT */));
+  EXPECT_NE(std::string::npos, FlagsOf(mine).find(" lo lf ac")) << FlagsOf(mine);
+  ASSERT_OK(mlock(mine, kLength));
+  EXPECT_NE(std::string::npos, FlagsOf(mine).find(" lo ac")) << FlagsOf(mine);
+  // What cannot be touched is locked all the same, but not without a word.
+  EXPECT_ERRNO(mlock(at, kLength), ENOMEM);
+  EXPECT_NE(std::string::npos, FlagsOf(at).find(" lo")) << FlagsOf(at);
+  EXPECT_OK(syscall(SYS_mlock2, at, kLength, 1));
+  EXPECT_NE(std::string::npos, FlagsOf(at).find(" lo lf")) << FlagsOf(at);
+  EXPECT_OK(munlock(at, 3 * kLength));
+  EXPECT_EQ(std::string::npos, FlagsOf(mine).find(" l")) << FlagsOf(mine);
+  munmap(at, 3 * kLength);
+}
+
 }  // namespace
