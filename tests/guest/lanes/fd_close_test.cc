@@ -359,7 +359,7 @@ TEST_P(FdClose, ThreadsOpenAndClose) {
   for (const char* name : {"a", "b", "c"}) {
     threads.emplace_back([&, name] {
       const std::string path = In(name);
-      for (int i = 0; i < 1500; i++) {
+      for (int i = 0; i < 500; i++) {
         const int fd = open(path.c_str(), O_RDONLY);
         char byte = 0;
         if (fd < 0 || read(fd, &byte, 1) != 1 || byte != *name) wrong++;
@@ -382,7 +382,7 @@ TEST_P(FdClose, ThreadsOpenAndClose) {
 }
 
 TEST_P(FdClose, OneOfTwoCloses) {
-  constexpr int kRounds = 1000;
+  constexpr int kRounds = 300;
   int fd = -1;
   std::atomic<int> closed{0};
   int opened = 0, bad = 0;
@@ -413,7 +413,7 @@ TEST_P(FdClose, OneOfTwoCloses) {
 
 // The number leads to something before and after dup2(2), so close(2) always closes one of the two.
 TEST_P(FdClose, CloseAndDup2AtOnce) {
-  constexpr int kRounds = 1000;
+  constexpr int kRounds = 300;
   const int other = Open("b");
   int fd = -1, failed = 0, wrong = 0;
   std::barrier begin(2), end(2);
