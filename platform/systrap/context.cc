@@ -513,7 +513,8 @@ bool ThreadContext::TakeDeath() {
 
 void ThreadContext::NoteDeath() {
   process_->platform().AssertPolling();
-  if (listener_ && !exited_.load(std::memory_order_acquire)) listener_->OnGone(process_->death_signal());
+  if (listener_ && !exited_.load(std::memory_order_acquire))
+    listener_->OnGone(process_->death_signal());
 }
 
 void ThreadContext::set_listener(TrapListener* listener) {

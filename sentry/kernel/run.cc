@@ -17,8 +17,8 @@
 namespace sentry {
 namespace {
 
-// What the end of a stub is to the guest. The host itself ends a process by SIGSEGV that has unmapped
-// what the host has to write to for it (the area of rseq(2), where a signal's frame goes).
+// What the end of a stub is to the guest. The host itself ends a process by SIGSEGV that has
+// unmapped what the host has to write to for it (the area of rseq(2), where a signal's frame goes).
 int SignalOfGone(int signo) { return signo == SIGSEGV ? SIGSEGV : SIGKILL; }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <string>
 
-
 namespace sentry {
 namespace {
 

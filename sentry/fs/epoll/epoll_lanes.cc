@@ -155,8 +155,7 @@ void EventPoll::LookAtLanes() {
     uint64_t came = 0;
     if (item.ReadyFor(lane_watches_->wish(), &came) == 0) continue;
     const bool edges = (item.events.load() & EPOLLET) != 0;
-    if (!edges || item.edge.load() ||
-        (item.WantsData() && lane_watches_->HasEdge(item.fd, came))) {
+    if (!edges || item.edge.load() || (item.WantsData() && lane_watches_->HasEdge(item.fd, came))) {
       PushReady(item);
     }
   }
