@@ -30,7 +30,7 @@ fiber::Mutex& NestMutex() {
 
 EventPoll::EventPoll(Vfs& vfs, uint32_t flags)
     : AnonFile(vfs, "[eventpoll]", O_RDWR | (flags & O_NONBLOCK)) {
-  MayHaveLanes(/*early=*/true);
+  MayHaveLanes(/*early=*/false);  // a process has few places for them
 }
 
 void EventPoll::OnZeroRefs() {
