@@ -34,10 +34,11 @@ StreamLane* LaneAt(uint64_t name) {
   return reinterpret_cast<StreamLane*>(kLaneBase + LaneIndex(name) * kLaneStride);
 }
 
-LaneState StateOf(uint32_t fd) {
+// Of the descriptor, if it leads to the lane of this name.
+LaneState StateOf(uint32_t fd, uint64_t name) {
   const LaneFd& lanes = Header()->lane_fds[fd];
   const uint64_t in = Load(&lanes.in), out = Load(&lanes.out);
-  LaneState state{in != 0 && out != 0, 0, 0};
+  LaneState state{in != 0 && out != 0 && WatchedLane(in, out) == name, 0, 0};
   if (!state.known) return state;
   LookAtLaneIn(LaneAt(in), LaneGeneration(in), &state);
   LookAtLaneOut(LaneAt(out), LaneGeneration(out), &state);
@@ -70,14 +71,25 @@ bool NoteChange(LaneEpoll* e, uint32_t fd) {
 bool Control(LaneEpoll* e, uint32_t op, uint32_t fd, const Event& event) {
   LaneWatch& w = e->watches[fd];
   if (w.state != (op == kAdd ? kWatchNone : kWatchLane)) return false;
-  if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !StateOf(fd).known)) return false;
+  const LaneFd& lanes = Header()->lane_fds[fd];
+  const uint64_t name = WatchedLane(Load(&lanes.in), Load(&lanes.out));
+  // The watch is of a file that had the descriptor before.
+  if (op != kAdd && w.name != name) return false;
+  if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !StateOf(fd, name).known)) {
+    return false;
+  }
   // What is ready already is an edge, and so is room: the sentry alone tells of those.
   if (op != kDelete && (event.events & kLaneEdge) != 0) return false;
   if (!NoteChange(e, fd)) return false;
-  w.state = op == kDelete ? kWatchNone : kWatchLane;
-  w.events = event.events | kAlways;
+  // One that was removed and is added again has changed, no more.
+  if (op == kAdd && (w.heard == 0 || w.name != name)) {
+    w.heard = 0;
+    Store(&e->unheard, 1u);
+  }
+  Store(&w.events, op == kDelete ? 0 : event.events | kAlways);
+  SetWatchState(e, fd, op == kDelete ? kWatchNone : kWatchLane);
   w.data = event.data;
-  if (fd >= e->end) e->end = fd + 1;
+  w.name = name;
   return true;
 }
 
@@ -87,7 +99,7 @@ enum Found { kFoundNothing, kFoundEvent, kFoundUnknown };
 // told.
 Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
   LaneWatch& w = e->watches[fd];
-  const LaneState state = StateOf(fd);
+  const LaneState state = StateOf(fd, w.name);
   if (!state.known) return kFoundUnknown;
   const uint32_t ready = state.ready & w.events;
   if (ready == 0) return kFoundNothing;
@@ -108,18 +120,24 @@ Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
 // can tell.
 int LookAtAll(LaneEpoll* e, Event* events, uint64_t guest, uint64_t max) {
   if (Load(&e->sentry_ready) != 0) return -1;
-  const uint32_t end = e->end <= kLaneEpollFds ? e->end : 0;
-  uint32_t fd = e->next < end ? e->next : 0;
+  const uint32_t next = Load(&e->next), start = next < kLaneEpollFds ? next : 0;
   uint64_t count = 0;
-  for (uint32_t i = 0; i < end && count < max; i++, fd = fd + 1 < end ? fd + 1 : 0) {
-    if (e->watches[fd].state != kWatchLane) continue;
-    const Found found = LookAt(e, fd, &events[count], guest + count * sizeof(Event));
-    if (found == kFoundEvent) count++;
-    // What has been taken is handed out before the sentry is asked.
-    if (found == kFoundUnknown && count == 0) return -1;
-    if (found == kFoundUnknown) break;
+  // Those from where the last look has stopped, then those before.
+  const uint32_t from[] = {start, 0}, to[] = {kLaneEpollFds, start};
+  for (int part = 0; part < 2; part++) {
+    for (uint32_t fd = from[part]; (fd = NextServedWatch(e, fd, to[part])) < to[part]; fd++) {
+      if (count == max) {
+        Store(&e->next, fd);
+        return static_cast<int>(count);
+      }
+      const Found found = LookAt(e, fd, &events[count], guest + count * sizeof(Event));
+      if (found == kFoundEvent) count++;
+      if (found != kFoundUnknown) continue;
+      // What has been taken is handed out before the sentry is asked.
+      Store(&e->next, fd);
+      return count == 0 ? -1 : static_cast<int>(count);
+    }
   }
-  e->next = fd;
   return static_cast<int>(count);
 }
 
@@ -149,10 +167,10 @@ int Look(Slot* s, Wait* w) {
 bool ArmAll(Slot* s, LaneEpoll* e, const uint32_t* word) {
   if (!LockLane(&e->lock, s->lane_owner)) return false;
   const auto wish = kFirstSleeper + static_cast<LaneWish>(word - StubWaker().sleepers);
-  const bool known = Load(&e->change_count) == 0;
-  const uint32_t end = known && e->end <= kLaneEpollFds ? e->end : 0;
-  for (uint32_t fd = 0; fd < end; fd++) {
-    if (e->watches[fd].state == kWatchLane) Arm(fd, e->watches[fd], wish);
+  const bool known = Load(&e->unheard) == 0;
+  for (uint32_t fd = 0; known && (fd = NextServedWatch(e, fd, kLaneEpollFds)) < kLaneEpollFds;
+       fd++) {
+    Arm(fd, e->watches[fd], wish);
   }
   UnlockLane(&e->lock);
   return known;

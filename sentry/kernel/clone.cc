@@ -163,6 +163,7 @@ base::Status Task::CloneMemory(const CloneArgs& a, Task& child) {
   child.paths_creds_ = paths_creds_;
   child.paths_namespace_ = paths_namespace_;
   child.path_asks_ = path_asks_;
+  PassLanes(child);
   platform::Regs& r = child.context_->regs();
   r = regs();
   r.rax = 0;

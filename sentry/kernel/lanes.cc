@@ -56,12 +56,35 @@ std::string Task::LaneDomain() const {
                      fmt::ptr(mount_ns_.get()));
 }
 
-void Task::ConsiderLanes(int fd, FileDescription& file) {
+base::Ref<LaneBinding> Task::FindLanes() {
+  if (syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED ||
+      kernel_->strace.load(std::memory_order_relaxed)) {
+    return nullptr;
+  }
+  // Lanes are given up with what makes the domain, but for the thread's own ids.
+  if (HasLanes()) {
+    if (base::Ref<LaneBinding> binding = mm_->lanes()) return binding;
+  }
   const std::string domain = LaneDomain();
-  if (domain.empty() || kernel_->strace.load(std::memory_order_relaxed)) return;
+  if (domain.empty()) return nullptr;
   base::Ref<LaneBinding> binding = mm_->BindLanes(domain);
+  if (binding != nullptr) lane_creds_ = creds_;
+  return binding;
+}
+
+void Task::PassLanes(Task& child) {
+  if (child.mm_ != mm_ || child.fds_ != fds_ || child.creds_ != creds_ || !HasLanes()) return;
+  base::Ref<LaneBinding> binding = FindLanes();
+  if (binding == nullptr || binding->table().get() != fds_.get()) return;
+  child.lane_creds_ = lane_creds_;
+  child.context_->SetLaneOwner(mm_->lane_owner());
+}
+
+void Task::ConsiderLanes(int fd, FileDescription& file) {
+  base::Ref<LaneBinding> binding = FindLanes();
   if (binding == nullptr) return;
   LaneArena& arena = binding->arena();
+  if (file.HasFewCalls() && !arena.HasPlenty()) return;
   platform::AddressSpace& space = mm_->address_space();
   if (!space.MapLanes(arena.file()) || !space.HasLanes(arena.file())) return;
   if (binding->table().get() == fds_.get() && file.BindWatches(fd, binding)) {
@@ -76,20 +99,9 @@ void Task::ConsiderLanes(int fd, FileDescription& file) {
 }
 
 void Task::LendFile(int fd, FileDescription& file) {
-  if (fd < 0 || static_cast<uint32_t>(fd) >= platform::kFileLanes || AnyWatches() ||
-      syscall_work() != 0 || seccomp_mode() != SECCOMP_MODE_DISABLED ||
-      kernel_->strace.load(std::memory_order_relaxed)) {
-    return;
-  }
-  // Lanes are given up with what makes the domain, but for the thread's own ids.
-  base::Ref<LaneBinding> binding = mm_->lanes();
-  if (binding == nullptr || lane_creds_ != creds_) {
-    const std::string domain = LaneDomain();
-    if (domain.empty()) return;
-    binding = mm_->BindLanes(domain);
-    if (binding == nullptr) return;
-    lane_creds_ = creds_;
-  }
+  if (fd < 0 || static_cast<uint32_t>(fd) >= platform::kFileLanes || AnyWatches()) return;
+  base::Ref<LaneBinding> binding = FindLanes();
+  if (binding == nullptr) return;
   if (file.LendTo(*fds_, fd, binding)) context_->SetLaneOwner(mm_->lane_owner());
 }
 

@@ -237,6 +237,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Has the platform answer the next reads and writes of descriptor `fd`, which is `file`, by
   // lanes, if both may have some (lanes.cc).
   void ConsiderLanes(int fd, FileDescription& file);
+  bool HasLanes() const { return lane_creds_ == creds_; }
   // Has the platform answer the next reads of descriptor `fd`, which is `file`, by what it is told
   // of it, if both may be. May park.
   void LendFile(int fd, FileDescription& file);
@@ -493,7 +494,11 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   base::Ref<const Credentials> paths_creds_;
   uint64_t paths_namespace_ = 0;
   uint32_t path_asks_ = 0;
-  base::Ref<const Credentials> lane_creds_;  // with which LendFile has found its domain
+  // Those of its address space, if it is to have some: FindLanes makes them. Null: it is not.
+  base::Ref<LaneBinding> FindLanes();
+  // A thread begins with the lanes of who makes it.
+  void PassLanes(Task& child);
+  base::Ref<const Credentials> lane_creds_;  // with which FindLanes has found its domain
   // Its context has the places of fds_ in mm_. The fiber's.
   bool has_fd_places_ = false;
   bool told_fd_places_ = false;  // its context knows of them, and may close what is lent so

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <climits>
 #include <memory>
@@ -111,13 +112,21 @@ uint64_t LaneArena::NameOf(uint32_t index) const {
   return platform::LaneName(index, uses_[index].generation);
 }
 
+uint32_t LaneArena::NextUnused(uint32_t index) {
+  absl::MutexLock lock(&mutex_);
+  const bool all = index <= free_hint_;
+  for (index = std::max(index, free_hint_); index < kLanes; ++index) {
+    if (uses_[index].user == nullptr) break;
+  }
+  if (all) free_hint_ = index;
+  return index;
+}
+
 Result<uint32_t> LaneArena::Allocate(base::RefCounted& holder, LaneUser& user) {
-  if (base::KernelMemory::Full()) return Error(ENOSPC);
-  for (uint32_t i = 0; i < kLanes; ++i) {
-    {
-      absl::MutexLock lock(&mutex_);
-      if (uses_[i].user != nullptr) continue;
-    }
+  if (base::KernelMemory::Full() || used_.load(std::memory_order_relaxed) == kLanes) {
+    return Error(ENOSPC);
+  }
+  for (uint32_t i = NextUnused(0); i < kLanes; i = NextUnused(i + 1)) {
     // Who was at work when it was last given up may still be.
     StreamLane* l = lane(i);
     if (!TryLock(&l->write_lock)) continue;
@@ -125,6 +134,7 @@ Result<uint32_t> LaneArena::Allocate(base::RefCounted& holder, LaneUser& user) {
       absl::MutexLock lock(&mutex_);
       if (uses_[i].user == nullptr) {
         uses_[i] = {&holder, &user, Next(g_generation)};
+        used_.fetch_add(1, std::memory_order_relaxed);
         // Who has slept here goes on to count from where the words are.
         const uint32_t data = platform::LaneLoad(&l->data_waiters);
         const uint32_t room = platform::LaneLoad(&l->room_waiters);
@@ -154,6 +164,8 @@ void LaneArena::Free(uint32_t index) {
   WakeLaneStubs(&l->room_waiters);
   absl::MutexLock lock(&mutex_);
   uses_[index] = Use{};
+  used_.fetch_sub(1, std::memory_order_relaxed);
+  free_hint_ = std::min(free_hint_, index);
   base::KernelMemory::Uncharge(kCharge);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
@@ -66,6 +67,8 @@ class LaneArena : public base::RefCounted {
   // is alive until Free. ENOSPC.
   base::Result<uint32_t> Allocate(base::RefCounted& holder, LaneUser& user);
   void Free(uint32_t index);
+  // There are more free ones than not.
+  bool HasPlenty() const { return used_.load(std::memory_order_relaxed) < platform::kLanes / 2; }
   // Precondition for these: index < kLanes.
   platform::StreamLane* lane(uint32_t index) const;
   std::byte* ring(uint32_t index) const;
@@ -102,6 +105,8 @@ class LaneArena : public base::RefCounted {
   ~LaneArena() override = default;
   template <typename T, typename... Args>
   friend base::Ref<T> base::MakeRef(Args&&...);
+  // The next unused lane from `index` on; kLanes: there is none.
+  uint32_t NextUnused(uint32_t index);
   // Its user with the holder counted; null if it is going.
   LaneUser* Hold(uint32_t index, base::Ref<base::RefCounted>* holder)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -109,6 +114,8 @@ class LaneArena : public base::RefCounted {
   const std::unique_ptr<base::RingMemory> memory_;
   mutable absl::Mutex mutex_;  // a leaf
   std::array<Use, platform::kLanes> uses_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<uint32_t> used_{0};                   // of them
+  uint32_t free_hint_ ABSL_GUARDED_BY(mutex_) = 0;  // those below are used
   std::bitset<platform::kLaneSleepers> sleepers_ ABSL_GUARDED_BY(mutex_);
 };
 

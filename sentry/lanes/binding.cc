@@ -66,12 +66,18 @@ void LaneBinding::Set(int fd, uint64_t in, uint64_t out) {
   if (space_ == nullptr) return;
   if (n < files_.size()) ForgetFile(n);
   const bool leads = in != 0 || out != 0;
-  if (n >= set_.size()) {
+  if (n >= names_.size()) {
     if (!leads) return;
-    set_.resize(n + 1);
+    names_.resize(n + 1);
   }
-  set_[n] = leads;
+  names_[n] = platform::WatchedLane(in, out);
   space_->SetLaneOfFd(fd, in, out);
+}
+
+uint64_t LaneBinding::NameOf(int fd) const {
+  const size_t n = static_cast<size_t>(fd);
+  absl::MutexLock lock(&mutex_);
+  return n < names_.size() ? names_[n] : 0;
 }
 
 platform::FileLane* LaneBinding::LaneOf(int fd) {
@@ -163,9 +169,9 @@ void LaneBinding::Unbind() {
   {
     absl::MutexLock lock(&mutex_);
     if (space_ == nullptr) return;
-    streams = !set_.empty();
-    for (size_t fd = 0; fd < set_.size(); ++fd) {
-      if (set_[fd]) space_->SetLaneOfFd(static_cast<int>(fd), 0, 0);
+    streams = !names_.empty();
+    for (size_t fd = 0; fd < names_.size(); ++fd) {
+      if (names_[fd] != 0) space_->SetLaneOfFd(static_cast<int>(fd), 0, 0);
     }
     for (uint32_t i = 0; i < platform::kLaneEpolls; ++i) {
       platform::LaneEpoll* epoll = space_->LaneEpollAt(i);

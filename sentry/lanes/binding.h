@@ -52,6 +52,8 @@ class LaneBinding : public base::RefCounted {
   base::Ref<base::RefCounted> table();  // null: there is none any more
   // Descriptor `fd` leads to the lanes of these names; 0: to none.
   void Set(int fd, uint64_t in, uint64_t out);
+  // Which it leads to (platform::WatchedLane).
+  uint64_t NameOf(int fd) const;
 
   // --- regular files (platform/file_lane.h) ---
   // The file of descriptor `fd` is so long, and its bytes are those of the source with this number
@@ -96,7 +98,7 @@ class LaneBinding : public base::RefCounted {
     LaneWatcher* watcher = nullptr;
   };
   std::array<Watcher, platform::kLaneEpolls> watchers_ ABSL_GUARDED_BY(mutex_);
-  std::vector<bool> set_ ABSL_GUARDED_BY(mutex_);
+  std::vector<uint64_t> names_ ABSL_GUARDED_BY(mutex_);
   struct File {
     uint64_t name = 0;
     base::Ref<PositionLease> lease;

@@ -257,7 +257,7 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
   }
   TRY(CheckUserRange(addr, static_cast<uint64_t>(max) * sizeof(EpollEvent)));
   base::Ref<FileDescription> file = TRY(GetEpoll(t, a.Int(0)));
-  if (file->WantsLanes()) [[unlikely]]
+  if (file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(a.Int(0), *file);
   // A part of its time has passed already.
   const platform::Trap& trap = t.context().trap();
@@ -267,7 +267,12 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
   auto emit = [&](std::span<const EpollEvent> events) {
     return t.memory().Write(addr, std::as_bytes(events));
   };
-  return uint64_t{TRY(EventPoll::From(*file)->Wait(static_cast<size_t>(max), deadline_ns, emit))};
+  EventPoll& poll = *EventPoll::From(*file);
+  const size_t n = TRY(poll.Wait(static_cast<size_t>(max), deadline_ns, emit));
+  if (const int fd = poll.TakeWanting(); fd >= 0) [[unlikely]] {
+    if (base::Ref<FileDescription> ready = t.FileOf(fd)) t.ConsiderLanes(fd, *ready);
+  }
+  return uint64_t{n};
 }
 
 }  // namespace
@@ -324,7 +329,7 @@ Result<uint64_t> SysEpollCtl(Task& t, const SyscallArgs& a) {
   EpollEvent event{};
   if (op != EPOLL_CTL_DEL) event = TRY(UserPtr<EpollEvent>(a[3]).CopyIn(t.memory()));
   base::Ref<FileDescription> epoll_file = TRY(GetOpenFile(t, a.Int(0)));
-  if (epoll_file->WantsLanes()) [[unlikely]]
+  if (epoll_file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(a.Int(0), *epoll_file);
   base::Ref<FileDescription> file = TRY(GetOpenFile(t, fd));
   if (!file->CanPoll()) return Error(EPERM);

@@ -21,7 +21,7 @@ constexpr int kWriteFlags = kReadFlags | RWF_APPEND | RWF_NOAPPEND;
 Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
   base::Ref<FileDescription> file = t.FileOf(fd);
   if (!file || !file->readable()) return Error(EBADF);
-  if (file->WantsLanes()) [[unlikely]]
+  if (file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(fd, *file);
   return file;
 }
@@ -29,7 +29,7 @@ Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
 Result<base::Ref<FileDescription>> GetWritable(Task& t, int fd) {
   base::Ref<FileDescription> file = t.FileOf(fd);
   if (!file || !file->writable()) return Error(EBADF);
-  if (file->WantsLanes()) [[unlikely]]
+  if (file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(fd, *file);
   return file;
 }

@@ -252,7 +252,7 @@ Result<uint64_t> DoRecvmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
 
 Result<uint64_t> SysSendto(Task& t, const SyscallArgs& a) {
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
-  if (s.file->WantsLanes()) [[unlikely]]
+  if (s.file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(a.Int(0), *s.file);
   SendArgs args;
   args.flags = a.Int(3);
@@ -264,7 +264,7 @@ Result<uint64_t> SysSendto(Task& t, const SyscallArgs& a) {
 
 Result<uint64_t> SysRecvfrom(Task& t, const SyscallArgs& a) {
   SocketRef s = TRY(GetSocket(t, a.Int(0)));
-  if (s.file->WantsLanes()) [[unlikely]]
+  if (s.file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(a.Int(0), *s.file);
   RecvArgs args;
   args.flags = a.Int(3);

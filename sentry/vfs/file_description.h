@@ -133,10 +133,15 @@ class FileDescription : public base::RefCounted {
 
   // --- stream lanes (sentry/lanes) ---
   // A read or write was made by the sentry: true, now and then, if lanes might do the next ones.
-  bool WantsLanes() {
+  // `expected`: the process has lanes, so that one more is had at once.
+  bool WantsLanes(bool expected) {
     if (!may_have_lanes_) return false;
     const uint32_t n = sentry_calls_.fetch_add(1, std::memory_order_relaxed) + 1;
-    return n >= kCallsBeforeLanes && (n & (n - 1)) == 0;
+    return (n >= kCallsBeforeLanes || (expected && lanes_early_)) && (n & (n - 1)) == 0;
+  }
+  // So few that it is to have no lane that others might use more.
+  bool HasFewCalls() const {
+    return sentry_calls_.load(std::memory_order_relaxed) < kCallsBeforeLanes;
   }
   // Moves its streams into lanes of `arena`, if it can, and says which it reads from and writes to;
   // 0: none.
@@ -198,8 +203,11 @@ class FileDescription : public base::RefCounted {
   ~FileDescription() override;  // releases write access and locks of the description
   // set_async_owner has named another one.
   virtual void OnAsyncOwner() {}
-  // EnterLanes may find some.
-  void MayHaveLanes() { may_have_lanes_ = true; }
+  // EnterLanes may find some. `early`: calls mostly come in such numbers that the first pays.
+  void MayHaveLanes(bool early) {
+    may_have_lanes_ = true;
+    lanes_early_ = early;
+  }
   // LendTo may do something.
   void MayBeLent() { may_be_lent_ = true; }
   // See closes_unseen.
@@ -216,7 +224,8 @@ class FileDescription : public base::RefCounted {
   std::atomic<uint32_t> flags_;
   std::atomic<ReleaseHook> release_hook_{nullptr};
   static constexpr uint32_t kCallsBeforeLanes = 16;
-  bool may_have_lanes_ = false, may_be_lent_ = false, closes_unseen_ = false;
+  bool may_have_lanes_ = false, lanes_early_ = false, may_be_lent_ = false;
+  bool closes_unseen_ = false;
   std::atomic<uint32_t> sentry_calls_{0};
   const bool path_only_;
   const bool readable_, writable_;

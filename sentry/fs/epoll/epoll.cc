@@ -30,7 +30,7 @@ fiber::Mutex& NestMutex() {
 
 EventPoll::EventPoll(Vfs& vfs, uint32_t flags)
     : AnonFile(vfs, "[eventpoll]", O_RDWR | (flags & O_NONBLOCK)) {
-  MayHaveLanes();
+  MayHaveLanes(/*early=*/false);  // a process has few places for them
 }
 
 void EventPoll::OnZeroRefs() {
@@ -142,6 +142,10 @@ base::Result<size_t> EventPoll::Collect(size_t max, const Emit& emit) {
         ready = item->Ready(&item->told);
       }
       if (ready == 0) continue;
+      if (!item->in_lane.load() && lane_watches_ != nullptr &&
+          item->file_key->WantsLanes(/*expected=*/false)) {
+        wanting_.store(item->fd, std::memory_order_relaxed);
+      }
       uint32_t wanted = item->events.load();
       events.push_back({ready, item->data.load()});
       taken.push_back({item, wanted, (wanted & (EPOLLET | EPOLLONESHOT)) == 0});

@@ -58,6 +58,9 @@ class EventPoll : public AnonFile, public LaneWatcher {
     return &queue_;
   }
   void WatchEdges(uint32_t wish = platform::kWish) override;
+  // A descriptor that was watched for a file whose next readiness lanes might tell without the
+  // sentry; once. -1: there is none.
+  int TakeWanting() { return wanting_.exchange(-1, std::memory_order_relaxed); }
   bool BindWatches(int fd, const base::Ref<LaneBinding>& binding) override;
   void TakeLaneChanges() override;
   std::string FdInfo() const override;
@@ -117,8 +120,13 @@ class EventPoll : public AnonFile, public LaneWatcher {
   // Finds out which of the items that the process looks after are ready, and has the sentry told of
   // the others' next events; and which items each of them looks after.
   void LookAtLanes();
+  // Who is to be told of what comes by lanes: who waits here; or the sentry at once, for those that
+  // watch the instance itself.
+  platform::LaneWish WishForLanes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // What is true of an item that is in_lane, if it is to be told; it counts as told.
   uint32_t TakeFromLane(Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What is wanted of an item, by whom it is looked after.
+  uint32_t WantedNow(const Item& item) const;
   void SetEvents(Item& item, uint32_t events) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Were it ready, the process would not find out by itself.
   static bool NeedsSentry(const Item& item);
@@ -149,6 +157,7 @@ class EventPoll : public AnonFile, public LaneWatcher {
   size_t looks_ ABSL_GUARDED_BY(mutex_) = 0;  // since the last Promote
   std::atomic<int> waits_{0};
   std::atomic<bool> lanes_closed_{false};
+  std::atomic<int> wanting_{-1};
 };
 
 }  // namespace sentry

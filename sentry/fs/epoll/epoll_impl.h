@@ -27,7 +27,7 @@ class EventPoll::Item : public base::RefCounted, public fiber::Waiter {
 
   void OnEvent(uint32_t what) override { TryEvent(what); }
   bool TryEvent(uint32_t what) override {
-    uint32_t wanted = events.load(std::memory_order_acquire);
+    const uint32_t wanted = owner->WantedNow(*this);
     bool in_process = false;
     if ((wanted & ~kEpollPrivateBits) != 0 && (what == 0 || (what & wanted) != 0)) {
       if ((wanted & EPOLLET) != 0 && !(in_lane.load() && IsData(what))) edge.store(true);

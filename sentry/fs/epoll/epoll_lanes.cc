@@ -91,7 +91,8 @@ void EventPoll::Apply(const LaneWatches::Change& change, FdTable* table) {
   if (!change.watched) return;
   base::Ref<FileDescription> file = table != nullptr ? table->Get(change.fd) : nullptr;
   // Its descriptor has been closed since, and with it the watch.
-  if (file == nullptr || !file->CanPoll() || From(*file) != nullptr) {
+  if (file == nullptr || !file->CanPoll() || From(*file) != nullptr ||
+      change.lane != lane_watches_->binding().NameOf(change.fd)) {
     return lane_watches_->Set(change.fd, platform::kWatchNone);
   }
   const bool in_lane = file->HasOpenLanes() && table->HasLanes(change.fd, file.get());
@@ -153,7 +154,7 @@ void EventPoll::LookAtLanes() {
       continue;
     }
     uint64_t came = 0;
-    if (item.ReadyFor(lane_watches_->wish(), &came) == 0) continue;
+    if (item.ReadyFor(WishForLanes(), &came) == 0) continue;
     const bool edges = (item.events.load() & EPOLLET) != 0;
     if (!edges || item.edge.load() || (item.WantsData() && lane_watches_->HasEdge(item.fd, came))) {
       PushReady(item);
@@ -164,6 +165,10 @@ void EventPoll::LookAtLanes() {
   Promote(TableOf(table));
 }
 
+platform::LaneWish EventPoll::WishForLanes() const {
+  return lanes_closed_.load() ? platform::kWish : lane_watches_->wish();
+}
+
 bool EventPoll::NeedsSentry(const Item& item) {
   return !item.in_lane.load(std::memory_order_relaxed) ||
          (item.edge.load(std::memory_order_relaxed) && (item.events.load() & EPOLLET) != 0);
@@ -171,10 +176,17 @@ bool EventPoll::NeedsSentry(const Item& item) {
 
 uint32_t EventPoll::TakeFromLane(Item& item) {
   uint64_t came = 0;
-  const uint32_t ready = item.ReadyFor(lane_watches_->wish(), &came);
+  const uint32_t ready = item.ReadyFor(WishForLanes(), &came);
   if (ready == 0 || (item.events.load() & EPOLLET) == 0) return ready;
   const bool news = item.WantsData() && lane_watches_->TakeEdge(item.fd, came);
   return item.edge.exchange(false) || news ? ready : 0;
+}
+
+uint32_t EventPoll::WantedNow(const Item& item) const {
+  const uint32_t known = item.events.load(std::memory_order_acquire);
+  LaneWatches* lanes = lanes_.load(std::memory_order_acquire);
+  if (lanes == nullptr || !item.in_lane.load()) return known;
+  return lanes->EventsOf(item.fd).value_or(known);
 }
 
 void EventPoll::SetEvents(Item& item, uint32_t events) {

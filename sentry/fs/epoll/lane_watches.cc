@@ -79,11 +79,14 @@ std::vector<LaneWatches::Change> LaneWatches::Take() {
       if (fd >= kLaneEpollFds) continue;
       LaneWatch watch;
       memcpy(&watch, &e.watches[fd], sizeof(watch));
+      const bool watched = watch.state == platform::kWatchLane;
       e.watches[fd].changed = 0;
-      changes.push_back({fd, watch.state == platform::kWatchLane,
-                         watch.events & platform::kLaneWatchBits, watch.data});
+      e.watches[fd].heard = watched ? 1 : 0;
+      changes.push_back(
+          {fd, watched, watch.events & platform::kLaneWatchBits, watch.data, watch.name});
     }
     Store(&e.change_count, 0);
+    Store(&e.unheard, 0);
   });
   return changes;
 }
@@ -91,17 +94,35 @@ std::vector<LaneWatches::Change> LaneWatches::Take() {
 void LaneWatches::Set(int fd, platform::LaneWatchState state, uint32_t events, uint64_t data,
                       uint64_t came) {
   if (!HasPlace(fd)) return;
+  const uint64_t name = state == platform::kWatchLane ? binding_->NameOf(fd) : 0;
   WithLock([&](LaneEpoll& e) {
     LaneWatch& watch = e.watches[fd];
+    const bool lane = state == platform::kWatchLane;
     // What the process has changed meanwhile is newer.
-    if (watch.changed) return;
-    watch.events = events;
+    if (watch.changed) {
+      watch.heard = lane && watch.name == name ? 1 : 0;
+      if (watch.heard == 0) Store(&e.unheard, 1);
+      return;
+    }
+    watch.heard = lane ? 1 : 0;
+    Store(&watch.events, events);
     watch.data = data;
     watch.seen = came;
-    watch.state = static_cast<uint8_t>(state);
-    if (e.end <= static_cast<uint32_t>(fd)) e.end = static_cast<uint32_t>(fd) + 1;
+    watch.name = name;
+    platform::SetWatchState(&e, static_cast<uint32_t>(fd), state);
   });
   WakeStubs();
+}
+
+std::optional<uint32_t> LaneWatches::EventsOf(int fd) {
+  std::optional<uint32_t> events;
+  if (!HasPlace(fd)) return events;
+  binding_->WithEpoll(place_, [&](LaneEpoll& e) {
+    const LaneWatch& watch = e.watches[fd];
+    if (platform::LaneLoad(&watch.state) != platform::kWatchLane) return;
+    events = platform::LaneLoad(&watch.events);
+  });
+  return events;
 }
 
 bool LaneWatches::HasEdge(int fd, uint64_t came) {

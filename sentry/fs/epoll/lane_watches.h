@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "platform/lane_epoll.h"
@@ -36,12 +37,16 @@ class LaneWatches {
     bool watched;
     uint32_t events;
     uint64_t data;
+    uint64_t lane;  // which it is for (platform::WatchedLane)
   };
   std::vector<Change> Take();
   // What the process is to know of descriptor `fd`, if it is one that there is a place for; `came`
   // is what has come until now, which is told already, or will be by the sentry. May park.
   void Set(int fd, platform::LaneWatchState state, uint32_t events = 0, uint64_t data = 0,
            uint64_t came = 0);
+  // What is wanted of descriptor `fd`, which the process may have changed without our having heard
+  // of it. Nothing if the process does not look at it.
+  std::optional<uint32_t> EventsOf(int fd);
   // Of an edge-triggered watch: something is to be told that the process has not found yet, all of
   // which has come when `came` had. With Take it counts as told, which may park.
   bool HasEdge(int fd, uint64_t came);

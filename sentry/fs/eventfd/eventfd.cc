@@ -151,7 +151,7 @@ EventFile::EventFile(Vfs& vfs, uint64_t count, uint32_t flags)
     : AnonFile(vfs, "[eventfd]", O_RDWR | (flags & EFD_NONBLOCK)),
       counter_(base::MakeRef<EventCounter>(count, (flags & EFD_SEMAPHORE) != 0)),
       id_(NextId()) {
-  MayHaveLanes();
+  MayHaveLanes(/*early=*/false);
 }
 
 base::Result<size_t> EventFile::Read(IoDest& dst, bool nonblock) {

@@ -48,7 +48,9 @@ base::Result<base::Ref<FileDescription>> OpenFifo(const OpenArgs& args) {
 PipeFile::PipeFile(Path path, uint32_t flags, base::Ref<Pipe> pipe, uint32_t writers_seen)
     : FileDescription(std::move(path), flags), pipe_(std::move(pipe)), writers_seen_(writers_seen) {
   // Who reads and writes a name in a file system changes its times, and tells who watches it.
-  if (inode() != nullptr && inode()->fs().magic() == PIPEFS_MAGIC) MayHaveLanes();
+  if (inode() != nullptr && inode()->fs().magic() == PIPEFS_MAGIC) {
+    MayHaveLanes(/*early=*/false);
+  }
 }
 
 PipeFile::~PipeFile() { pipe_->Close(readable(), writable()); }

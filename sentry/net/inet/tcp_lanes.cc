@@ -55,6 +55,8 @@ bool TcpEndpoint::MayOpenLane(TcpConnection& c, int side) {
 
 uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
   TcpStream& stream = c.sides[static_cast<size_t>(side)].out;
+  // It has, and nobody is to look again.
+  if (stream.bytes.lane_open()) return stream.bytes.InLaneOf(arena) ? stream.bytes.LaneName() : 0;
   {
     fiber::MutexLock write(&stream.write_mutex);
     fiber::MutexLock read(&stream.read_mutex);

@@ -11,7 +11,7 @@ class TcpSocket : public InetSocket, public LaneEnds {
   TcpSocket(Vfs& vfs, base::Ref<TcpEndpoint> endpoint, uint32_t flags)
       : InetSocket(vfs, *endpoint, SOCK_STREAM, IPPROTO_TCP, flags),
         endpoint_(std::move(endpoint)) {
-    MayHaveLanes();
+    MayHaveLanes(/*early=*/true);
   }
 
   base::Status Bind(Task& t, const SockAddr& address) override;

@@ -19,7 +19,7 @@ class UnixSocket : public Socket, public LaneEnds {
         vfs_(vfs),
         endpoint_(std::move(endpoint)) {
     Enter();
-    if (endpoint_->stream()) MayHaveLanes();
+    if (endpoint_->stream()) MayHaveLanes(/*early=*/false);
   }
   static UnixSocket* From(FileDescription& file) { return dynamic_cast<UnixSocket*>(&file); }
   const base::Ref<UnixEndpoint>& endpoint() const { return endpoint_; }

@@ -388,20 +388,109 @@ TEST_F(EpollLane, OneShotIsForOneThread) {
   for (auto& t : threads) t.join();
 }
 
+std::string FdInfoOf(int fd) {
+  std::string path = "/proc/self/fdinfo/" + std::to_string(fd), text(8192, '\0');
+  int info = open(path.c_str(), O_RDONLY);
+  EXPECT_OK(info);
+  text.resize(static_cast<size_t>(read(info, text.data(), text.size())));
+  close(info);
+  return text;
+}
+
 TEST_F(EpollLane, FdInfoKnowsEach) {
   ASSERT_OK(Control(EPOLL_CTL_MOD, 0, EPOLLOUT | EPOLLRDHUP));
   ASSERT_OK(Control(EPOLL_CTL_DEL, 1, 0));
-  std::string path = "/proc/self/fdinfo/" + std::to_string(epoll_), text(8192, '\0');
-  int fd = open(path.c_str(), O_RDONLY);
-  ASSERT_OK(fd);
-  text.resize(static_cast<size_t>(read(fd, text.data(), text.size())));
-  close(fd);
+  const std::string text = FdInfoOf(epoll_);
   char first[64], second[64];
   snprintf(first, sizeof first, "tfd: %8d events: %8x", server(0),
            EPOLLOUT | EPOLLRDHUP | EPOLLERR | EPOLLHUP);
   snprintf(second, sizeof second, "tfd: %8d ", server(1));
   EXPECT_NE(std::string::npos, text.find(first)) << text;
   EXPECT_EQ(std::string::npos, text.find(second)) << text;
+}
+
+TEST_F(EpollLane, ChangedRightBeforeAWait) {
+  for (int i = 0; i < kPairs; ++i) {
+    ASSERT_OK(Control(EPOLL_CTL_MOD, i, 0));
+    FdInfoOf(epoll_);  // from here on every kernel knows that nothing is wanted
+    ASSERT_OK(Control(EPOLL_CTL_MOD, i, EPOLLIN | EPOLLRDHUP));
+    std::thread other([&] {
+      SleepMs(i % 3);
+      shutdown(client(i), SHUT_WR);
+    });
+    EXPECT_EQ((Ready{{i, EPOLLIN | EPOLLRDHUP}}), Wait(10'000)) << i;
+    other.join();
+    ASSERT_OK(Control(EPOLL_CTL_MOD, i, 0));
+    ASSERT_EQ(Ready{}, Wait(1));
+    ASSERT_OK(Control(EPOLL_CTL_DEL, i, 0));
+  }
+}
+
+TEST_F(EpollLane, BothSidesInTurn) {
+  for (int round = 0; round < 200; ++round) {
+    const int i = round % kPairs;
+    ASSERT_OK(Control(EPOLL_CTL_MOD, i, EPOLLOUT));
+    ASSERT_EQ((Ready{{i, EPOLLOUT}}), Wait(10'000));
+    ASSERT_EQ(1, write(server(i), "?", 1));
+    ASSERT_OK(Control(EPOLL_CTL_MOD, i, EPOLLIN));
+    std::thread other([&] {
+      ReadAll(client(i), 1);
+      write(client(i), "!", 1);
+    });
+    ASSERT_EQ((Ready{{i, EPOLLIN}}), Wait(10'000));
+    other.join();
+    ReadAll(server(i), 1);
+  }
+}
+
+TEST_F(EpollLane, TheNextFileOfADescriptorIsNotWatched) {
+  for (int i : {0, 1}) {
+    const int number = server(i);
+    BusyPair next;
+    if (i == 0) {
+      ASSERT_OK(Control(EPOLL_CTL_MOD, i, EPOLLIN | EPOLLOUT));
+    } else {
+      ASSERT_OK(Control(EPOLL_CTL_DEL, i, 0));
+      ASSERT_OK(Control(EPOLL_CTL_ADD, i, EPOLLIN | EPOLLOUT));
+    }
+    pairs_[static_cast<size_t>(i)]->CloseServer();
+    ASSERT_EQ(number, dup2(next.server, number));
+    Exchange(next.client, number);
+    ASSERT_EQ(1, write(next.client, "x", 1));
+    ASSERT_EQ(POLLIN, Poll(number, POLLIN, 10'000));
+    EXPECT_EQ(Ready{}, Wait(0)) << i;
+    epoll_event e{EPOLLIN, {.u32 = 50}};
+    EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_MOD, number, &e), ENOENT);
+    EXPECT_ERRNO(epoll_ctl(epoll_, EPOLL_CTL_DEL, number, &e), ENOENT);
+    EXPECT_OK(epoll_ctl(epoll_, EPOLL_CTL_ADD, number, &e));
+    EXPECT_EQ((Ready{{50, EPOLLIN}}), Wait(0)) << i;
+    EXPECT_OK(epoll_ctl(epoll_, EPOLL_CTL_DEL, number, &e));
+    close(number);
+  }
+}
+
+TEST(EpollOfOthers, OneOfMany) {
+  const int epoll = epoll_create1(0);
+  std::vector<int> fds;
+  for (uint32_t i = 0; i < 500; ++i) {
+    fds.push_back(eventfd(0, EFD_NONBLOCK));
+    epoll_event event{EPOLLIN, {.u32 = i}};
+    ASSERT_OK(epoll_ctl(epoll, EPOLL_CTL_ADD, fds.back(), &event));
+  }
+  epoll_event events[4];
+  for (uint32_t i = 0; i < 500; i += 37) {
+    uint64_t value = 1;
+    ASSERT_EQ(8, write(fds[i], &value, sizeof(value)));
+    for (int look = 0; look < 60; ++look) {
+      ASSERT_EQ(1, epoll_wait(epoll, events, 4, -1));
+      ASSERT_EQ(i, events[0].data.u32);
+      ASSERT_EQ(uint32_t{EPOLLIN}, events[0].events);
+    }
+    ASSERT_EQ(8, read(fds[i], &value, sizeof(value)));
+    ASSERT_EQ(0, epoll_wait(epoll, events, 4, 0));
+  }
+  for (int fd : fds) close(fd);
+  close(epoll);
 }
 
 }  // namespace
