@@ -82,35 +82,57 @@ long MemoryCall(long nr, uint64_t a, uint64_t b, uint64_t c = 0, uint64_t d = 0,
 
 constexpr int kReadWriteExec = 7, kReadExec = 5;
 
-// Changes `count` (5 or 7) bytes of code at `addr`, whose page is and stays readable and
-// executable. A thread that runs into the middle meets an int3 and tries again.
-void Patch(uint64_t addr, uint64_t bytes, uint64_t count) {
+// One thread at a time changes code, since who meets an int3 knows of one place alone, and none
+// while the process is copied. Nobody waits for ever: the word is the guest's to spoil.
+void BeginPatching(uint64_t addr) {
+  constexpr int kMostYields = 100'000;
+  for (int i = 0; i < kMostYields; i++) {
+    uint64_t nobody = 0;
+    if (__atomic_compare_exchange_n(&Header()->patching, &nobody, addr, false, __ATOMIC_SEQ_CST,
+                                    __ATOMIC_SEQ_CST)) {
+      return;
+    }
+    Syscall(kSysSchedYield);
+  }
+  Store(&Header()->patching, addr);
+}
+void EndPatching() { Store(&Header()->patching, uint64_t{0}); }
+
+// Changes `count` (5 to 7) bytes of code at `addr`, whose page is and stays readable and
+// executable, if they are those of `old`: as they were when the call trapped. A thread that runs
+// into the middle meets an int3 and tries again.
+void Patch(uint64_t addr, uint64_t bytes, uint64_t count, uint64_t old) {
   auto* code = reinterpret_cast<unsigned char*>(addr);
   uint64_t first = addr & ~(kPageSize - 1);
   uint64_t length = ((addr + count - 1) & ~(kPageSize - 1)) + kPageSize - first;
   if (count < 5 || count > 7) return;
-  if (MemoryCall(kSysMprotect, first, length, kReadWriteExec) != 0) return;
-  unsigned char image[8];
-  __builtin_memcpy(image, &bytes, sizeof(image));
-  unsigned char int3 = 0xcc;
-  Store(&Header()->patching, addr);
-  if (StubCopy(code, &int3, 1) == 0) {
-    StubCopy(code + 1, image + 1, count - 1);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    StubCopy(code, image, 1);
+  BeginPatching(addr);
+  uint64_t now = 0;
+  if (StubCopy(&now, code, count) == 0 && now == old &&
+      MemoryCall(kSysMprotect, first, length, kReadWriteExec) == 0) {
+    unsigned char image[8];
+    __builtin_memcpy(image, &bytes, sizeof(image));
+    unsigned char int3 = 0xcc;
+    if (StubCopy(code, &int3, 1) == 0) {
+      StubCopy(code + 1, image + 1, count - 1);
+      __atomic_thread_fence(__ATOMIC_SEQ_CST);
+      StubCopy(code, image, 1);
+    }
+    MemoryCall(kSysMprotect, first, length, kReadExec);
   }
-  Store(&Header()->patching, uint64_t{0});
-  MemoryCall(kSysMprotect, first, length, kReadExec);
+  EndPatching();
 }
 
 // clone(2) itself begins anew after a signal; its wait for the sentry's word does not.
 long RunFork(Slot* s, const int* fds) {
   LoadFpuForClone(s);
   const int socket = SharedPage()->strict ? -1 : fds[1];
+  BeginPatching(kStubBase);
   long pid;
   do {
     pid = StubFork(s, fds[0], socket, Header()->socket);
   } while (pid == -kEintr);
+  EndPatching();
   s->forked = 1;
   return pid;
 }
@@ -167,15 +189,9 @@ long RunOrder(Slot* s, const OrderEntry& o, const int* fds, uint32_t fd_count) {
       return RunCloneThread(s, o.a);
     case OrderOp::kWakeThread:
       return RunWakeThread(s, o.a);
-    case OrderOp::kPatch: {
-      // Only what still is there as it was when the call trapped.
-      uint64_t now = 0;
-      if (StubCopy(&now, reinterpret_cast<const void*>(o.a), o.c <= 8 ? o.c : 8) == 0 &&
-          now == o.d) {
-        Patch(o.a, o.b, o.c);
-      }
+    case OrderOp::kPatch:
+      Patch(o.a, o.b, o.c, o.d);
       return 0;
-    }
     case OrderOp::kCompareExchange: {
       long held = StubCompareExchange(o.a, static_cast<uint32_t>(o.b), static_cast<uint32_t>(o.c));
       return held < 0 ? -kEfault : held;

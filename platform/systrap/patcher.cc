@@ -49,7 +49,7 @@ bool Patcher::NoteTrap(uint64_t rip, bool counted) {
     const bool shared = range && range->text;
     const uint64_t end = shared ? range->offset + (rip - range->begin) : 0;
     if (shared && hits == 1) range->text->NoteTrap(end);
-    if (counted) return shared && !sites_.contains(rip) && range->text->HasSite(end);
+    if (counted) return shared && range->text->HasSite(end);
   }
   // Again and again, each time later: what was refused once may be known to be right since.
   return hits >= kHitsBeforePatch && (hits & (hits - 1)) == 0;

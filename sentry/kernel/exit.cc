@@ -389,15 +389,12 @@ void Kernel::ZapNamespace(Task& init) {
 void Task::FinishExit() {
   DropKeptFile();
   if (traced()) Ptrace::ExitEvent(*this);
-  bool last;
+  bool last, stops;
   {
     absl::MutexLock l(&group_->signal_mutex());
     dead_ = true;
     stop_dequeued_ = false;
-    if (std::exchange(stop_counted_, false) && --group_->stop_wait_ == 0 && group_->stop_pending_) {
-      group_->stop_pending_ = false;
-      group_->stopped_ = group_->report_stop_ = true;
-    }
+    stops = stop_counted_ && JoinGroupStop();  // it was the last that the others' stop waited for
     // What it would have taken goes to another thread.
     group_->Retarget(this, ~signal_mask());
     pending_.Flush(~SigSet{0});
@@ -405,6 +402,7 @@ void Task::FinishExit() {
     // Without exit_group the status is that of the leader.
     if (last && !group_->exiting()) group_->BeginExitLocked(group_->tasks_.front()->exit_status_);
   }
+  if (stops && !last) group_->NotifyStop(CLD_STOPPED);
   signal_pending_.store(false, std::memory_order_relaxed);
   fiber_->ClearInterrupt();
   if (!is_leader()) {
