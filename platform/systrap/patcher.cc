@@ -49,7 +49,7 @@ bool Patcher::NoteTrap(uint64_t rip, bool counted) {
     const bool shared = range && range->text;
     const uint64_t end = shared ? range->offset + (rip - range->begin) : 0;
     if (shared && hits == 1) range->text->NoteTrap(end);
-    if (counted) return shared && range->text->HasSite(end);
+    if (counted) return shared && range->text->SiteAt(end).has_value();
   }
   // Again and again, each time later: what was refused once may be known to be right since.
   return hits >= kHitsBeforePatch && (hits & (hits - 1)) == 0;
@@ -57,9 +57,13 @@ bool Patcher::NoteTrap(uint64_t rip, bool counted) {
 
 std::optional<Patcher::Patched> Patcher::Recognise(uint64_t rip,
                                                    std::span<const unsigned char> around,
-                                                   bool known, bool alone) {
+                                                   const std::optional<SiteShape>& there,
+                                                   bool alone) {
   std::optional<SiteShape> shape = ClassifySite(around);
-  if (!shape || (IsRestorer(*shape) && !known)) return std::nullopt;
+  // Where a mov is patched already, a comparison may be left.
+  if (!shape || (there && there->form != shape->form)) return std::nullopt;
+  const bool known = there.has_value();
+  if (IsRestorer(*shape) && !known) return std::nullopt;
   Patched p{};
   p.form = shape->form;
   p.start = rip - shape->back;
@@ -88,8 +92,9 @@ std::optional<OrderEntry> Patcher::MakePatch(uint64_t rip, bool single_thread) {
     base::Result<size_t> n =
         process_->ReadMemory(rip - kBeforeSite, std::as_writable_bytes(std::span(around)));
     if (!n.ok() || *n < sizeof(around)) return std::nullopt;
-    bool known = range->text && range->text->HasSite(range->offset + (rip - range->begin));
-    std::optional<Patched> p = Recognise(rip, around, known, single_thread);
+    std::optional<SiteShape> there;
+    if (range->text) there = range->text->SiteAt(range->offset + (rip - range->begin));
+    std::optional<Patched> p = Recognise(rip, around, there, single_thread);
     if (!p) return std::nullopt;
     found = sites_.emplace(rip, *p).first;
   }

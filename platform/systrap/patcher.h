@@ -104,8 +104,11 @@ class Patcher {
   void AddText(const order::Mmap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddSharedSites(const Range& range) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetSite(uint32_t index, const Site& site) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::optional<Patched> Recognise(uint64_t rip, std::span<const unsigned char> around, bool known,
-                                   bool alone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // `there`: what is known of the site from other processes. `alone`: no other thread can be
+  // inside.
+  std::optional<Patched> Recognise(uint64_t rip, std::span<const unsigned char> around,
+                                   const std::optional<SiteShape>& there, bool alone)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   StubProcess* const process_;
   TextCache* const texts_;

@@ -102,9 +102,12 @@ void SharedText::NoteTrap(uint64_t end) {
   cache_->Queue(this);
 }
 
-bool SharedText::HasSite(uint64_t end) {
+std::optional<SiteShape> SharedText::SiteAt(uint64_t end) {
   absl::MutexLock lock(&mu_);
-  return std::any_of(sites_.begin(), sites_.end(), [&](const TextSite& s) { return s.end == end; });
+  for (const TextSite& site : sites_) {
+    if (site.end == end) return site.shape;
+  }
+  return std::nullopt;
 }
 
 base::Ref<TextCopy> SharedText::copy() {

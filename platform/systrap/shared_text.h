@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -58,8 +59,8 @@ class SharedText : public base::RefCounted {
 
   // A call that ends at offset `end` of the file has trapped.
   void NoteTrap(uint64_t end);
-  // True if the site with that end may be patched.
-  bool HasSite(uint64_t end);
+  // The site with that end, if it may be patched.
+  std::optional<SiteShape> SiteAt(uint64_t end);
   // The newest copy; null while there is none.
   base::Ref<TextCopy> copy();
 

@@ -177,7 +177,8 @@ void Task::StopSelf() {
   state_.store(TaskState::kStopped, std::memory_order_relaxed);
   fiber::WaitUntil(group_->continue_queue_, EPOLLIN, [this] {
     absl::MutexLock l(&group_->signal_mutex());
-    return (!group_->stopped_ && !group_->stop_pending_) || FatalPending() ||
+    // The group may have gone on, and be about to stop once more, before we have seen it.
+    return stop_counted_ || (!group_->stopped_ && !group_->stop_pending_) || FatalPending() ||
            Ptrace::TrapPending(*this);
   });
   state_.store(TaskState::kRunning, std::memory_order_relaxed);

@@ -258,6 +258,10 @@ def serial(test):
 def main():
     """Instead of unittest.main(): FILE [-v] [Class.test..] runs those tests (or all), FILE --list
     names them for ctest. Exits with 77 if everything that was asked for was skipped."""
+    # Programs begin with what a shell in the foreground gives them.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     loader = unittest.defaultTestLoader
     tests = []
 

@@ -343,6 +343,26 @@ TEST(Thread, MayEndWithTheProcessWhileTheyAreMade) {
   }
 }
 
+TEST(Thread, MayBeStoppedWhileTheyAreMade) {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    MakeThreads();
+    for (;;) pause();
+  }
+  int status;
+  for (int i = 0; i < 50; i++) {
+    ASSERT_EQ(0, kill(pid, SIGSTOP));
+    ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+    ASSERT_TRUE(WIFSTOPPED(status));
+    ASSERT_EQ(0, kill(pid, SIGCONT));
+    ASSERT_EQ(pid, waitpid(pid, &status, WCONTINUED));
+    ASSERT_TRUE(WIFCONTINUED(status));
+  }
+  ASSERT_EQ(0, kill(pid, SIGKILL));
+  ASSERT_EQ(pid, waitpid(pid, &status, 0));
+  EXPECT_EQ(SIGKILL, WTERMSIG(status));
+}
+
 TEST(Thread, AvxStateAcrossSwitchesAndCalls) {
   if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "the machine lacks AVX2";
   std::atomic<bool> bad{false};
