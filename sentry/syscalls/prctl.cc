@@ -115,7 +115,7 @@ Result<uint64_t> SetMm(Task& t, const SyscallArgs& a) {
   return 0;
 }
 
-void MarkSubreaper(Kernel& kernel, Task& t) {
+void MarkSubreaper(Kernel& kernel) {
   // Descendants look for a subreaper only if they have one.
   for (const auto& group : kernel.ThreadGroups(*kernel.root_pid_ns()))
     group->has_child_subreaper = true;
@@ -235,7 +235,7 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       return t.timer_slack_ns.load();
     case PR_SET_CHILD_SUBREAPER:
       group.child_subreaper = a[1] != 0;
-      if (a[1] != 0) MarkSubreaper(t.kernel(), t);
+      if (a[1] != 0) MarkSubreaper(t.kernel());
       return 0;
     case PR_GET_CHILD_SUBREAPER:
       TRY(UserPtr<int32_t>(a[1]).CopyOut(t.memory(), group.child_subreaper ? 1 : 0));

@@ -187,7 +187,7 @@ Result<UserMsghdr> CopyInHeader(Task& t, uint64_t addr) {
 Result<uint64_t> SendTo(Socket& socket, IoSource& src, SendArgs args) {
   Result<size_t> n = socket.Send(src, std::move(args));
   if (!n.ok()) socket.NoteNoSpace(n.error());
-  return uint64_t{TRY(std::move(n))};
+  return uint64_t{TRY(n)};
 }
 
 Result<uint64_t> DoSendmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
