@@ -87,13 +87,14 @@ inline std::string ReadFile(const std::string& path) {
   close(fd);
   return out;
 }
-// Returns once the thread sleeps, in whatever call.
+// Returns once the thread sleeps, in whatever call, or has ended and is not waited for yet.
 inline void WaitUntilAsleep(pid_t tid) {
   const std::string path = "/proc/" + std::to_string(tid) + "/stat";
   for (;;) {
     const std::string stat = ReadFile(path);
     const size_t name_end = stat.rfind(')');
-    if (name_end != std::string::npos && stat.substr(name_end + 1, 2) == " S") return;
+    const std::string state = name_end == std::string::npos ? "" : stat.substr(name_end + 1, 2);
+    if (state == " S" || state == " Z") return;
     SleepMs(1);
   }
 }

@@ -230,28 +230,49 @@ void JumpBack(int, siginfo_t*, void* context) {
   __builtin_unreachable();
 }
 
+// Interrupted `kTimes` while it waits for a pipe, in `state`, which counts those that it was.
+constexpr int kTimes = 5;
+int JumpsBack(std::atomic<int>* state) {
+  struct sigaction sa = {};
+  sa.sa_sigaction = JumpBack;
+  sa.sa_flags = SA_SIGINFO | SA_NODEFER;
+  if (sigaction(SIGUSR1, &sa, nullptr) != 0) return 1;
+  int p[2];
+  if (pipe(p) != 0) return 2;
+  for (int i = 0; i < kTimes; i++) {
+    ++*state;
+    char byte;
+    if (guest_read(p[0], &byte) != 1) return 3;  // EINTR
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, nullptr);
+  }
+  uint64_t compare = reinterpret_cast<uint64_t>(guest_read_compare);
+  return g_seen_rip >= compare && g_seen_rip <= compare + 6 ? 0 : 4;
+}
+
 TEST(Trap, JumpToWhereACallWasInterrupted) {
   Warm();
+  void* shared = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(MAP_FAILED, shared);
+  auto* state = new (shared) std::atomic<int>(0);
   // In a child, whose state may be odd afterwards.
-  EXPECT_EQ(0, ExitStatus([] {
-              struct sigaction sa = {};
-              sa.sa_sigaction = JumpBack;
-              sa.sa_flags = SA_SIGINFO | SA_NODEFER;
-              if (sigaction(SIGALRM, &sa, nullptr) != 0) return 1;
-              int p[2];
-              if (pipe(p) != 0) return 2;
-              for (int i = 0; i < 5; i++) {
-                itimerval timer = {{0, 0}, {0, 20000}};
-                setitimer(ITIMER_REAL, &timer, nullptr);
-                char byte;
-                if (guest_read(p[0], &byte) != 1) return 3;  // EINTR
-                sigset_t none;
-                sigemptyset(&none);
-                sigprocmask(SIG_SETMASK, &none, nullptr);
-              }
-              uint64_t compare = reinterpret_cast<uint64_t>(guest_read_compare);
-              return g_seen_rip >= compare && g_seen_rip <= compare + 6 ? 0 : 4;
-            }));
+  pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const int result = JumpsBack(state);
+    *state = kTimes;
+    _exit(result);
+  }
+  for (int i = 1; i <= kTimes; i++) {
+    while (*state < i) sched_yield();
+    WaitUntilAsleep(child);
+    ASSERT_OK(kill(child, SIGUSR1));
+  }
+  int status;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  EXPECT_EQ(0, status);
+  ASSERT_OK(munmap(shared, 4096));
 }
 
 // ---- The text itself ----
@@ -346,8 +367,9 @@ TEST(Trap, ClocksByCallAgreeWithTheVdso) {
 }
 
 TEST(Trap, ParentIsToldWhenItChanges) {
-  int p[2];
+  int p[2], looked[2];
   ASSERT_OK(pipe(p));
+  ASSERT_OK(pipe(looked));
   ASSERT_OK(prctl(PR_SET_CHILD_SUBREAPER, 1));
   pid_t middle = fork();
   if (middle == 0) {
@@ -356,13 +378,14 @@ TEST(Trap, ParentIsToldWhenItChanges) {
       for (int i = 0; i < 10; i++) {
         if (getppid() != self) _exit(1);
       }
+      if (write(looked[1], "x", 1) != 1) _exit(3);
       while (getppid() == self) {
       }
       pid_t parent = getppid();
       _exit(write(p[1], &parent, sizeof parent) == sizeof parent ? 0 : 2);
     }
-    SleepMs(50);
-    _exit(0);
+    char byte;
+    _exit(read(looked[0], &byte, 1) == 1 ? 0 : 1);
   }
   pid_t parent = 0;
   ASSERT_EQ(static_cast<ssize_t>(sizeof parent), read(p[0], &parent, sizeof parent));
