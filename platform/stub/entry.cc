@@ -299,8 +299,49 @@ NAKED long StubFutex(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
       : OFF(interrupt));
 }
 
+// By number, the place in the slot of what a call that only tells who the caller is returns: one
+// plus its distance from Slot::pid in words; 0: another call.
+struct QuickCalls {
+  uint8_t field[187] = {};
+  constexpr QuickCalls() {
+    constexpr auto index = [](size_t offset) {
+      return static_cast<uint8_t>(1 + (offset - offsetof(Slot, pid)) / sizeof(uint32_t));
+    };
+    field[39] = index(offsetof(Slot, pid));
+    field[102] = index(offsetof(Slot, uid));
+    field[104] = index(offsetof(Slot, gid));
+    field[107] = index(offsetof(Slot, euid));
+    field[108] = index(offsetof(Slot, egid));
+    field[110] = index(offsetof(Slot, ppid));
+    field[186] = index(offsetof(Slot, tid));
+  }
+};
+extern constexpr __attribute__((used)) QuickCalls kQuickCalls{};
+
+// Looks whether the call with number rax is one of kQuickCalls and may be answered as such, and
+// goes to 8 if not; flags are free. Then r11 has its place, and %gs:kQuickField(,%r11,4) its
+// answer. Such a call stores nothing, and leaves r11 as the ABI allows: destroyed.
+#define FIND_QUICK_CALL                \
+  "cmp %[quick_calls], %%rax\n\t"      \
+  "jae 8f\n\t"                         \
+  "lea kQuickCalls(%%rip), %%r11\n\t"  \
+  "movzbl (%%r11,%%rax), %%r11d\n\t"   \
+  "test %%r11d, %%r11d\n\t"            \
+  "jz 8f\n\t"                          \
+  "cmpl $0, %%gs:%c[has_identity]\n\t" \
+  "je 8f\n\t"                          \
+  "cmpl $0, %%gs:%c[lanes_off]\n\t"    \
+  "jne 8f\n\t"                         \
+  "cmpl $0, %%gs:%c[step]\n\t"         \
+  "jne 8f\n\t"
+#define QUICK_CALL_OPERANDS                                                           \
+  [quick_calls] "i"(sizeof(kQuickCalls)), [quick_field] "i"(offsetof(Slot, pid) - 4), \
+      OFF(has_identity), OFF(lanes_off), OFF(step), OFF(interrupt)
+
 // A patched call: rcx holds the site's number; rcx, r11 and rax are free, all else is the guest's.
 // The guest's flags go to ax at once, since looking whose GS it is destroys them.
+// [kQuickMovBegin, kQuickMovEnd) and [kQuickCompareBegin, kQuickCompareEnd) are restartable
+// sections like those above; rcx and r11 stay as they are in them, and GS is ours.
 NAKED void StubPatchedCall() {
   __asm__ volatile(
       "lahf\n\t"
@@ -315,15 +356,27 @@ NAKED void StubPatchedCall() {
       "add %%rcx, %%r11\n\t"
       "mov (%%r11), %%rcx\n\t"
       "mov 8(%%r11), %%eax\n\t"
-      "movl $0, %%gs:%c[site_form]\n\t"
-      "mov %%rax, %%gs:%c[rax]\n\t"
+      "mov %%rax, %%gs:%c[rax]\n\t" FIND_QUICK_CALL
+      ".globl kQuickMovBegin\n\t"
+      "kQuickMovBegin:\n\t"
+      "cmpl $0, %%gs:%c[interrupt]\n\t"
+      "jne 8f\n\t"
+      "mov %%gs:%c[saved_flags], %%eax\n\t"
+      "add $127, %%al\n\t"
+      "sahf\n\t"
+      "mov %%gs:%c[quick_field](,%%r11,4), %%eax\n\t"
+      "jmp *%%rcx\n\t"
+      ".globl kQuickMovEnd\n\t"
+      "kQuickMovEnd:\n\t"
+      "8: movl $0, %%gs:%c[site_form]\n\t"
       "jmp StubPatchedCommon\n\t"
       ".globl kForeignGs\n\t"
       "9:\n\t"
       "kForeignGs: ud2\n\t"
       :
       : [shift] "i"(kMailboxShift), [ours] "i"(kMailboxBase >> kMailboxShift),
-        [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax));
+        [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax),
+        QUICK_CALL_OPERANDS);
 }
 
 // The form with the comparison behind it: rax is the call's number, the flags are free.
@@ -334,19 +387,35 @@ NAKED void StubPatchedCompare() {
       "cmp %[ours], %%r11d\n\t"
       "jne kForeignGs\n\t"
       "mov %%rax, %%gs:%c[rax]\n\t"
-      "lahf\n\t"
-      "mov $0, %%al\n\t"
-      "mov %%eax, %%gs:%c[saved_flags]\n\t"
       "shl $4, %%ecx\n\t"
       "mov %[sites], %%r11\n\t"
       "add %%rcx, %%r11\n\t"
       "mov (%%r11), %%rcx\n\t"
-      "mov 12(%%r11), %%eax\n\t"
-      "mov %%eax, %%gs:%c[site_form]\n\t"
+      "mov 12(%%r11), %%r11d\n\t"
+      "mov %%r11d, %%gs:%c[site_form]\n\t" FIND_QUICK_CALL
+      "add $6, %%rcx\n\t"  // past the comparison, which is done here
+      ".globl kQuickCompareBegin\n\t"
+      "kQuickCompareBegin:\n\t"
+      "cmpl $0, %%gs:%c[interrupt]\n\t"
+      "jne 7f\n\t"
+      "mov %%gs:%c[quick_field](,%%r11,4), %%eax\n\t"
+      "cmpl $1, %%gs:%c[site_form]\n\t"
+      "jne 6f\n\t"
+      "cmp $-4095, %%rax\n\t"
+      "jmp *%%rcx\n\t"
+      "6: cmp $-4096, %%rax\n\t"
+      "jmp *%%rcx\n\t"
+      ".globl kQuickCompareEnd\n\t"
+      "kQuickCompareEnd:\n\t"
+      "7: sub $6, %%rcx\n\t"
+      "8: lahf\n\t"
+      "mov $0, %%al\n\t"
+      "mov %%eax, %%gs:%c[saved_flags]\n\t"
       "jmp StubPatchedCommon\n\t"
       :
       : [shift] "i"(kMailboxShift), [ours] "i"(kMailboxBase >> kMailboxShift),
-        [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax));
+        [sites] "i"(kSitesAddress), OFF(saved_flags), OFF(site_form), OFF(rax),
+        QUICK_CALL_OPERANDS);
 }
 
 // A call of the guest at which the tracer has stopped its thread: rax is the call's number, rcx and

@@ -70,6 +70,8 @@ extern const char kStubXsaveFault[], kStubXrstorFault[], kStubXFixup[];
 extern const char kSigreturnBegin[], kSigreturnEnd[];
 extern const char kEnterBegin[], kEnterEnd[];
 extern const char kFastBegin[], kFastEnd[];
+extern const char kQuickMovBegin[], kQuickMovEnd[];
+extern const char kQuickCompareBegin[], kQuickCompareEnd[];
 extern const char kFutexBegin[], kFutexEnd[];
 extern const char kStubStringFault[], kStubStringFixup[];
 extern const char kStubExchangeFault[], kStubExchangeFixup[];

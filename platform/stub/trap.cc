@@ -404,6 +404,10 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
         uc->mc.rdi = Addr(s);
       } else if (InRange(rip, kFastBegin, kFastEnd)) {
         uc->mc.rip = Addr(kFastBegin);
+      } else if (InRange(rip, kQuickMovBegin, kQuickMovEnd)) {
+        uc->mc.rip = Addr(kQuickMovBegin);
+      } else if (InRange(rip, kQuickCompareBegin, kQuickCompareEnd)) {
+        uc->mc.rip = Addr(kQuickCompareBegin);
       } else if (InRange(rip, kFutexBegin, kFutexEnd)) {
         uc->mc.rip = Addr(kFutexBegin);
       }

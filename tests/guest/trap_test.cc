@@ -14,8 +14,9 @@
 
 #include "guest_util.h"
 
-// Two calls, one with its number right before it, the other with a comparison behind it, and marked
-// registers around them. Returns the number of registers that are not what they were.
+// Two calls, one with its number right before it, the other with a comparison behind it, and two of
+// the same forms that only ask who the caller is, with marked registers around them. Returns the
+// number of registers that are not what they were.
 extern "C" long guest_calls(long fd, void* buffer);
 extern "C" const char guest_calls_begin[], guest_calls_end[];
 // read(fd, buf, 1) as libc makes it: 1 if it fails, else 0.
@@ -58,6 +59,22 @@ guest_calls:
   syscall
   cmp $-4095, %rax
   jae 9f
+  stc
+  mov $186, %eax
+  syscall
+  jnc 9f
+  test %eax, %eax
+  jle 9f
+  push %rax
+  mov $186, %eax
+  nop
+  syscall
+  cmp $-4096, %rax
+  pop %rdx
+  ja 9f
+  cmp %rax, %rdx
+  jne 9f
+  mov $1, %edx
   xor %eax, %eax
   cmp $0x1111, %rbx
   setne %al
@@ -155,8 +172,8 @@ TEST(Trap, SingleStepsThroughCalls) {
       }
       EXPECT_LT(rip, uint64_t{1} << 32) << "a step outside of the program";
     }
-    EXPECT_GE(inside, 55u);
-    EXPECT_LE(inside, 70u);
+    EXPECT_GE(inside, 65u);
+    EXPECT_LE(inside, 86u);
   }
   ASSERT_OK(sigaction(SIGTRAP, &old, nullptr));
 }
@@ -600,8 +617,7 @@ TEST(Trap, LaterProcesses) {
     pid_t pid = fork();
     if (pid == 0) {
       setenv("TRAP_TEST_AGAIN", "1", 1);
-      int null = open("/dev/null", O_WRONLY);
-      if (null < 0 || dup2(null, 1) < 0) _exit(126);
+      if (dup2(STDERR_FILENO, STDOUT_FILENO) < 0) _exit(126);
       execl("/proc/self/exe", "trap", "--gtest_brief=1", nullptr);
       _exit(127);
     }
