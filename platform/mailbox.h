@@ -402,6 +402,14 @@ struct LaneFd {
 };
 inline constexpr uint32_t kLaneFds = 1024;
 
+// How many of the address space's threads wait natively for private futex words, by a hash of the
+// words' addresses: a wake-up where nobody waits needs no call of the host. Written by stubs alone.
+inline constexpr uint32_t kFutexCounts = 256;
+struct FutexWaits {
+  uint32_t count[kFutexCounts];
+  uint32_t moved;  // waiters have been moved by the host: no count tells where they are
+};
+
 struct MailboxHeader {
   alignas(64) uint64_t ready[kReadyWords];  // a bit per slot: has handed off
   alignas(64) uint32_t fd_turn;             // whose turn it is at the socket
@@ -414,6 +422,7 @@ struct MailboxHeader {
   alignas(64) ShownWindow windows[kFileWindows];
   // Which descriptors the stub may close, and has closed.
   FdCloses closes;
+  alignas(64) FutexWaits futex_waits;
   alignas(kPageSize) Site sites[kMaxSites];
   // The stream lanes that descriptors lead to, by LaneName; changed by the sentry at any time.
   alignas(kPageSize) LaneFd lane_fds[kLaneFds];

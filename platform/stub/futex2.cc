@@ -41,6 +41,7 @@ long FutexWait(Slot* s) {
   if (s->rdi >= kRegionBase) return kEfault;
   uint32_t op = FUTEX_WAIT_BITSET | PrivateOf(flags);
   if (s->r8 != 0 && clock == kClockRealtime) op |= FUTEX_CLOCK_REALTIME;
+  const CountedFutexWait counted(s->rdi, op);
   for (;;) {
     __atomic_store_n(&s->in_futex, 1u, __ATOMIC_RELAXED);
     const long r = StubFutex(s->rdi, op, s->rsi, s->r8, 0, s->rdx, s);
@@ -65,6 +66,7 @@ long FutexRequeue(const Slot* s) {
                            FUTEX_WAKE | PrivateOf(w[0].flags));
   }
   if (w[0].word >= kRegionBase || w[1].word >= kRegionBase) return kEfault;
+  TellFutexWaitersMove();
   return Syscall(kSysFutex, w[0].word, FUTEX_CMP_REQUEUE | FUTEX_PRIVATE_FLAG,
                  static_cast<uint64_t>(int64_t{wake}), static_cast<uint64_t>(int64_t{requeue}),
                  w[1].word, w[0].value);

@@ -6,7 +6,7 @@
 namespace platform::stub {
 namespace {
 
-constexpr long kEintr = -4, kEagain = -11, kEfault = -14, kEinval = -22, kEnosys = -38;
+constexpr long kEfault = -14, kEinval = -22;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr uint64_t kClockRealtime = 0, kClockThreadCpu = 3, kClockRealtimeCoarse = 5;
 
@@ -147,84 +147,6 @@ bool RtSigprocmask(Slot* s) {
   return Answer(s, s->rdx == 0 || CopyOut(s->rdx, &old, sizeof(old)) ? 0 : kEfault);
 }
 
-// Waits with the guest's own arguments. An interrupt is reported to the sentry, which ends or
-// restarts the call as Linux would.
-bool FutexWaitLane(Slot* s, bool relative, int64_t given = -1) {
-  int64_t timeout = -1, begin = 0;
-  __kernel_timespec left;
-  uint64_t timeout_address = s->r10;
-  if (relative && given >= 0) {
-    timeout = given;
-    left = __kernel_timespec{given / kNsPerSecond, given % kNsPerSecond};
-    timeout_address = Addr(&left);
-    begin = MonotonicNs();
-  } else if (relative && timeout_address != 0) {
-    if (StubCopy(&left, reinterpret_cast<const void*>(timeout_address), sizeof(left)) != 0) {
-      return Answer(s, kEfault);
-    }
-    // What the host refuses, it is to refuse itself.
-    if (left.tv_sec >= 0 && left.tv_nsec >= 0 && left.tv_nsec < kNsPerSecond &&
-        left.tv_sec < INT64_MAX / kNsPerSecond - 1) {
-      timeout = left.tv_sec * kNsPerSecond + left.tv_nsec;
-      timeout_address = Addr(&left);
-      begin = MonotonicNs();
-    }
-  }
-  for (;;) {
-    __atomic_store_n(&s->in_futex, 1u, __ATOMIC_RELAXED);
-    long r =
-        StubFutex(s->rdi, static_cast<uint32_t>(s->rsi), s->rdx, timeout_address, s->r8, s->r9, s);
-    __atomic_store_n(&s->in_futex, 0u, __ATOMIC_RELAXED);
-    if (r != kEintr) return Answer(s, r);
-    int64_t remaining = -1;
-    if (timeout >= 0) {
-      remaining = timeout - (MonotonicNs() - begin);
-      if (remaining < 0) remaining = 0;
-      left.tv_sec = remaining / kNsPerSecond;
-      left.tv_nsec = remaining % kNsPerSecond;
-    }
-    if (!Load(&s->interrupt)) continue;  // a signal whose reason is gone
-    s->futex_interrupted = 1;
-    s->remaining_ns = remaining;
-    return false;
-  }
-}
-
-// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE of a word that processes share. The filter admits none that
-// could take the sentry away from the doorbell, so those to be moved are woken: they look at their
-// word again, as after any wake-up that they did not expect.
-long RequeueShared(Slot* s, bool compare) {
-  const uint32_t expected = static_cast<uint32_t>(s->r9);
-  return RequeueByWaking(s->rdi, s->r8, static_cast<int32_t>(s->rdx), static_cast<int32_t>(s->r10),
-                         compare ? &expected : nullptr, FUTEX_WAKE);
-}
-
-bool Futex(Slot* s) {
-  // No word of the guest's lies in the region of the stub.
-  if (s->rdi >= kRegionBase) return Answer(s, kEfault);
-  switch (static_cast<uint32_t>(s->rsi) &
-          ~static_cast<uint32_t>(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)) {
-    case FUTEX_WAIT:
-      return FutexWaitLane(s, true);
-    case FUTEX_WAIT_BITSET:
-      return FutexWaitLane(s, false);
-    case FUTEX_REQUEUE:
-    case FUTEX_CMP_REQUEUE:
-      if (s->rsi & FUTEX_CLOCK_REALTIME) return Answer(s, kEnosys);
-      if (!(s->rsi & FUTEX_PRIVATE_FLAG)) {
-        return Answer(s, RequeueShared(s, (s->rsi & 0x7f) == FUTEX_CMP_REQUEUE));
-      }
-      [[fallthrough]];
-    case FUTEX_WAKE:
-    case FUTEX_WAKE_BITSET:
-    case FUTEX_WAKE_OP:
-      // The upper half of the operation is not the guest's to use, and the filter refuses it.
-      return Answer(s, Syscall(kSysFutex, s->rdi, static_cast<uint32_t>(s->rsi), s->rdx, s->r10,
-                               s->r8, s->r9));
-  }
-  return false;
-}
-
 bool Read(Slot* s) { return FileRead(s) || StreamRead(s); }
 
 constexpr uint32_t kLaneCount = 440;
@@ -306,22 +228,6 @@ bool TryLane(Slot* s) {
   if (nr >= kLaneCount) return false;
   Lane lane = kLanes.lane[nr];
   return lane != nullptr && lane(s);
-}
-
-long RequeueByWaking(uint64_t word, uint64_t target, int32_t wake, int32_t requeue,
-                     const uint32_t* expected, uint32_t wake_op) {
-  if (wake < 0 || requeue < 0 || ((word | target) & 3) != 0) return kEinval;
-  uint32_t value;
-  if (word >= kRegionBase || target >= kRegionBase ||
-      StubCopy(&value, reinterpret_cast<const void*>(target), sizeof(value)) != 0 ||
-      StubCopy(&value, reinterpret_cast<const void*>(word), sizeof(value)) != 0) {
-    return kEfault;
-  }
-  if (expected != nullptr && value != *expected) return kEagain;
-  int64_t count = int64_t{wake} + requeue;
-  if (count == 0) return 0;
-  return Syscall(kSysFutex, word, wake_op,
-                 static_cast<uint64_t>(count > INT32_MAX ? INT32_MAX : count));
 }
 
 bool RunLane(Slot* s, int64_t remaining_ns) {

@@ -114,10 +114,31 @@ bool TryLane(Slot* slot);
 // The same whether lanes are open or not, on the sentry's order. `remaining_ns` as in
 // platform::Context::AnswerInLane.
 bool RunLane(Slot* slot, int64_t remaining_ns);
+// ---- futex.cc ----
+
+// A handler as those of lanes.cc.
+bool Futex(Slot* slot);
+// FUTEX_WAIT or FUTEX_WAIT_BITSET with the guest's own arguments; `relative`: of the former, of
+// which `given` ns are left if that is not negative. An interrupt is reported to the sentry, which
+// ends or restarts the call as Linux would: then false.
+bool FutexWaitLane(Slot* slot, bool relative, int64_t given);
 // A requeue that wakes those it should move: they look at their word again. With `expected`, only
 // if the word holds that. `wake_op`: FUTEX_WAKE, private or not.
 long RequeueByWaking(uint64_t word, uint64_t target, int32_t wake, int32_t requeue,
                      const uint32_t* expected, uint32_t wake_op);
+// While it lives, a wait for `word` by the operation `op` counts, so that a wake-up knows of it.
+class CountedFutexWait {
+ public:
+  CountedFutexWait(uint64_t word, uint32_t op);
+  ~CountedFutexWait();
+  CountedFutexWait(const CountedFutexWait&) = delete;
+  CountedFutexWait& operator=(const CountedFutexWait&) = delete;
+
+ private:
+  uint32_t* count_;  // null: not a private word
+};
+// Before the host moves waiters to another word.
+void TellFutexWaitersMove();
 
 // ---- futex2.cc ----
 
