@@ -216,11 +216,12 @@ inline constexpr uint32_t kMaxCopies = 12;    // out
 inline constexpr uint32_t kMaxCopiesIn = 48;  // an exec has many strings
 inline constexpr uint32_t kCopyInSize = 8192;
 inline constexpr uint32_t kCopyOutSize = 8192;
+inline constexpr uint32_t kRandomSize = 256;
 
 // What lanes.cc answers, futex(2) aside: a guest's seccomp filter is asked about each before it may
 // be.
-inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104,
-                                     107, 108, 110, 186, 201, 228, 309};
+inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104, 107,
+                                     108, 110, 186, 201, 228, 309, 318};
 
 // What thread_calls.cc answers: the same, but a filter that asks about them closes them alone.
 inline constexpr int kThreadCalls[] = {15, 158, 218, 273, 334};
@@ -377,6 +378,7 @@ struct Slot {
   // The thread's signal stack while the mask is open; size 0: none.
   uint64_t alt_stack_sp, alt_stack_size;
   uint32_t alt_stack_flags;
+  uint32_t random_left;  // bytes of `random` that may be given yet, from its begin
 
   alignas(64) LaneHits lane_hits[kLaneHits];
   alignas(64) CopyEntry copy_in[kMaxCopiesIn];
@@ -385,10 +387,11 @@ struct Slot {
 
   alignas(kPageSize) OrderEntry orders[kMaxOrders];
   SignalEntry actions1[kSignalCount];
-  alignas(kPageSize) unsigned char in_area[kCopyInSize];
+  alignas(kPageSize) unsigned char random[kRandomSize];
+  unsigned char in_area[kCopyInSize];
   unsigned char out_area[kCopyOutSize];
   // The stub's stack, which is the thread's signal stack too.
-  unsigned char stack[kSlotSize - 2 * kPageSize - kCopyInSize - kCopyOutSize];
+  unsigned char stack[kSlotSize - 2 * kPageSize - kRandomSize - kCopyInSize - kCopyOutSize];
 };
 static_assert(sizeof(Slot) == kSlotSize);
 static_assert(offsetof(Slot, request) == 128 && offsetof(Slot, eflags) == 192 &&

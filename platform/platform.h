@@ -311,6 +311,12 @@ class Context : public base::UserMemory {
   virtual void Publish(const Identity& identity) = 0;
   // Changes ppid alone. From any thread.
   virtual void PublishParent(int32_t /*ppid*/) {}
+  // Random bytes by which getrandom(2) may be answered without the kernel, erased as they are
+  // given: who reads the thread's memory learns no more of what has been given than by reading
+  // that. WantsRandom: few are left, and it has been asked before. While stopped.
+  static constexpr size_t kOfferedRandom = 256;
+  virtual bool WantsRandom() { return false; }
+  virtual void OfferRandom(std::span<const std::byte, kOfferedRandom> /*bytes*/) {}
   // The descriptor for whose lane the call that is under way waits, or has waited; -1: none. The
   // guest may lie.
   virtual int LaneWaitFd() const { return -1; }

@@ -149,6 +149,21 @@ bool RtSigprocmask(Slot* s) {
 
 bool Read(Slot* s) { return FileRead(s) || StreamRead(s); }
 
+// From what the sentry has put into the slot for it.
+bool GetRandom(Slot* s) {
+  constexpr uint32_t kNonblock = 1;
+  const uint64_t count = s->rsi;
+  const uint32_t left = s->random_left;
+  if ((static_cast<uint32_t>(s->rdx) & ~kNonblock) != 0 || count == 0) return false;
+  if (left > kRandomSize || count > left || s->rdi > kRegionBase - count) return false;
+  unsigned char* bytes = s->random + (left - count);
+  s->random_left = left - static_cast<uint32_t>(count);
+  const bool ok = CopyOut(s->rdi, bytes, count);
+  __builtin_memset(bytes, 0, count);
+  __asm__ volatile("" : : "r"(bytes) : "memory");
+  return ok && Answer(s, static_cast<long>(count));
+}
+
 constexpr uint32_t kLaneCount = 440;
 
 struct LaneTable {
@@ -195,6 +210,7 @@ struct LaneTable {
     lane[273] = SetRobustList;
     lane[281] = StreamEpollPwait;
     lane[309] = GetCpu;
+    lane[318] = GetRandom;
     lane[332] = PathStatx;
     lane[334] = RegisterRseq;
     lane[439] = PathFaccessat2;

@@ -100,6 +100,17 @@ Context::ThreadWords ThreadContext::PeekThreadWords() const {
           .rseq_signature = load(slot_->rseq_signature)};
 }
 
+// The first call alone offers none: most programs make no more.
+bool ThreadContext::WantsRandom() {
+  static_assert(kOfferedRandom == kRandomSize);
+  return std::exchange(asked_random_, true) && slot_->random_left < kRandomSize / 4;
+}
+
+void ThreadContext::OfferRandom(std::span<const std::byte, kOfferedRandom> bytes) {
+  memcpy(slot_->random, bytes.data(), bytes.size());
+  slot_->random_left = kRandomSize;
+}
+
 void ThreadContext::OpenSignalMask(uint64_t mask, const SignalStack& stack) {
   slot_->mask_changed = 0;
   slot_->alt_stack_sp = stack.sp;

@@ -91,6 +91,8 @@ class ThreadContext final : public Context, public ParkedThread {
     __atomic_store_n(&slot_->ppid, ppid, __ATOMIC_RELAXED);
   }
   void SettleRegs() override;
+  bool WantsRandom() override;
+  void OfferRandom(std::span<const std::byte, kOfferedRandom> bytes) override;
   void OpenSignalMask(uint64_t mask, const SignalStack& stack) override;
   uint64_t CloseSignalMask() override;
   uint64_t SignalMask() const override;
@@ -250,6 +252,7 @@ class ThreadContext final : public Context, public ParkedThread {
   bool direct_call_ = false;  // it came from a patched site
   bool patch_wanted_ = false;
   bool mask_changed_ = false;  // the last request told so
+  bool asked_random_ = false;
   bool in_lane_ = false;       // of AnswerInLane
   bool lane_traps_ = false;
   int64_t lane_remaining_ns_ = -1;

@@ -513,6 +513,8 @@ void ThreadContext::MoveTo(AddressSpace* space) {
   copy_in_loaded_ = true;
   patch_wanted_ = false;
   // What the old program has read and written last is not for the new one to see.
+  slot_->random_left = 0;
+  memset(slot_->random, 0, sizeof(slot_->random));
   memset(slot_->in_area, 0, sizeof(slot_->in_area));
   memset(slot_->out_area, 0, sizeof(slot_->out_area));
   space_ = space;

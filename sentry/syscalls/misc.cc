@@ -6,6 +6,7 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "sentry/base/random.h"
@@ -93,11 +94,21 @@ Result<uint64_t> SysSysinfo(Task& t, const SyscallArgs& a) {
   return 0;
 }
 
+// What the thread's next calls may be answered by, where that has a place.
+void OfferRandom(platform::Context& context) {
+  if (!context.WantsRandom()) return;
+  std::array<std::byte, platform::Context::kOfferedRandom> bytes;
+  base::FillRandom(bytes);
+  context.OfferRandom(bytes);
+  explicit_bzero(bytes.data(), bytes.size());
+}
+
 Result<uint64_t> SysGetrandom(Task& t, const SyscallArgs& a) {
   uint32_t flags = a.Uint(2);
   if (flags & ~uint32_t{GRND_NONBLOCK | GRND_RANDOM | 4u /* GRND_INSECURE */}) return Error(EINVAL);
   if ((flags & GRND_RANDOM) && (flags & 4u)) return Error(EINVAL);
   UserIovec range = TRY(ImportRange(a[0], a[1]));
+  OfferRandom(t.context());
   uint64_t left = range.total, done = 0;
   std::byte chunk[kCopyChunk];
   while (left > 0) {
