@@ -15,6 +15,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "sentry/base/kernel_memory.h"
+#include "sentry/lanes/domain.h"
 
 namespace sentry {
 namespace {
@@ -99,6 +100,21 @@ Result<base::Ref<LaneArena>> LaneArena::OfDomain(const std::string& name) {
   return arena;
 }
 
+std::vector<std::pair<std::string, base::Ref<LaneArena>>> LaneArenas() {
+  Domains& domains = TheDomains();
+  absl::MutexLock lock(&domains.mutex);
+  return {domains.arenas.begin(), domains.arenas.end()};
+}
+
+std::string DomainOf(const LaneArena& arena) {
+  Domains& domains = TheDomains();
+  absl::MutexLock lock(&domains.mutex);
+  for (const auto& [name, there] : domains.arenas) {
+    if (there.get() == &arena) return name;
+  }
+  return "";
+}
+
 StreamLane* LaneArena::lane(uint32_t index) const {
   return reinterpret_cast<StreamLane*>(memory_->data() + index * platform::kLaneStride);
 }
@@ -171,7 +187,7 @@ void LaneArena::Free(uint32_t index) {
 
 int LaneArena::AllocateSleeper() {
   absl::MutexLock lock(&mutex_);
-  for (size_t i = 0; i < sleepers_.size(); ++i) {
+  for (size_t i = 0; i < sleepers_.size() - platform::kCommonLaneSleepers; ++i) {
     if (sleepers_[i]) continue;
     sleepers_[i] = true;
     return static_cast<int>(i);
@@ -205,6 +221,7 @@ LaneUser* LaneArena::Hold(uint32_t index, base::Ref<base::RefCounted>* holder) {
 void LaneArena::Tell(uint64_t name, bool wrote) {
   const uint32_t index = platform::LaneIndex(name);
   if (index >= kLanes) return;
+  WakeCommonSleepers(*this);
   base::Ref<base::RefCounted> holder;
   LaneUser* user;
   {
@@ -238,6 +255,7 @@ void LaneArena::TellAll() {
     }
     WakeAll(SleeperWord(static_cast<int>(i)));
   }
+  WakeCommonSleepers(*this);
 }
 
 bool LaneArena::TryLock(uint32_t* lock) {
