@@ -83,6 +83,23 @@ bool TcpEndpoint::HasOpenLanes() {
   return c != nullptr && c->sides[0].out.bytes.lane_open() && c->sides[1].out.bytes.lane_open();
 }
 
+bool TcpEndpoint::IsInLanesOf(const LaneArena& arena) {
+  int side;
+  Conn c = connection(&side);
+  return c != nullptr && c->sides[0].out.bytes.InLaneOf(arena) &&
+         c->sides[1].out.bytes.InLaneOf(arena);
+}
+
+bool TcpEndpoint::MeetsEqual(uint64_t domain) {
+  constexpr int kMeetings = 6;
+  user_.store(domain);
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return true;
+  return c->sides[static_cast<size_t>(c->PeerOf(side))].end->user_.load() == domain ||
+         meetings_.fetch_add(1) >= kMeetings;
+}
+
 FileDescription::LaneNames TcpEndpoint::EnterLanes(LaneArena& arena) {
   int side;
   Conn c = connection(&side);
