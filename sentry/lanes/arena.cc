@@ -67,8 +67,18 @@ Owners& TheOwners() {
 
 }  // namespace
 
+// As TakeLaneWaiters, but the sentry, which may sleep there itself, is still to be told by others.
 bool WakeLaneStubs(uint32_t* word) {
-  return (platform::TakeLaneWaiters(word) & platform::kStubSleeps) != 0 && WakeAll(word) > 0;
+  constexpr uint32_t kStubs = platform::kStubLooks | platform::kStubSleeps;
+  uint32_t now = platform::LaneLoad(word);
+  for (int i = 0; i < platform::kLaneWordTries; ++i) {
+    if ((now & kStubs) == 0) return false;
+    const uint32_t next = ((now | platform::kLaneWaiters) + 1) | (now & platform::kSentrySleeps);
+    if (__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      return (now & platform::kStubSleeps) != 0 && WakeAll(word) > 0;
+    }
+  }
+  return WakeAll(word) > 0;
 }
 
 LaneOwner::LaneOwner() : number_(Next(g_owner)) {
