@@ -62,6 +62,11 @@ base::Ref<LaneArena> ArenaOfLesser(const std::string& domain, LanePartner& partn
   return nullptr;
 }
 
+bool HasLane(const LaneArena& arena, uint64_t name) {
+  const uint32_t index = platform::LaneIndex(name);
+  return index < platform::kLanes && arena.NameOf(index) == name;
+}
+
 // Some of its first `count` descriptors lead to lanes.
 bool LeadsSomewhere(const LaneBinding& binding, size_t count) {
   for (size_t fd = 0; fd < count; ++fd) {
@@ -203,7 +208,12 @@ void Task::FinishLaneCall() {
   copy_out_failed_ = false;
   rax_kept_ = false;
   context_->SetResult(static_cast<uint64_t>(result));
-  if (base::Ref<LaneBinding> binding = mm_->lanes()) binding->arena().Tell(name, wrote);
+  const base::Ref<LaneBinding> binding = mm_->lanes();
+  if (binding != nullptr && HasLane(binding->arena(), name))
+    return binding->arena().Tell(name, wrote);
+  // Another thread has given up the lanes, or joined others, since this one has used its own: no
+  // two lanes have the same name.
+  for (auto& [domain, arena] : LaneArenas()) arena->Tell(name, wrote);
 }
 
 // All that decides what a walk finds, its beginning and the tree aside. Empty: the task is in no
