@@ -8,7 +8,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/hash/hash.h"
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "platform/file_lane.h"
@@ -133,7 +132,7 @@ void Task::ConsiderLanes(int fd, FileDescription& file) {
       binding = mm_->BindLanes(DomainOf(*there));
       if (binding == nullptr || &binding->arena() != there.get()) return;
       lane_creds_ = creds_;
-    } else if (!partner->MeetsEqual(absl::HashOf(own)) && MayBecomeOthers(own)) {
+    } else if (!partner->MeetsEqual(LanePartner::NumberOf(*creds_)) && MayBecomeOthers(own)) {
       return;  // who has the other end may be a lesser, in whose lanes the stream is to be
     }
   }

@@ -98,13 +98,13 @@ bool TcpEndpoint::IsInLanesOf(const LaneArena& arena) {
          c->sides[1].out.bytes.InLaneOf(arena);
 }
 
-bool TcpEndpoint::MeetsEqual(uint64_t domain) {
+bool TcpEndpoint::MeetsEqual(uint64_t creds) {
   constexpr int kMeetings = 6;
-  user_.store(domain);
+  user_.store(creds);
   int side;
   Conn c = connection(&side);
   if (c == nullptr) return true;
-  return c->sides[static_cast<size_t>(c->PeerOf(side))].end->user_.load() == domain ||
+  return c->sides[static_cast<size_t>(c->PeerOf(side))].end->user_.load() == creds ||
          meetings_.fetch_add(1) >= kMeetings;
 }
 

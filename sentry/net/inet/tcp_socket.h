@@ -34,7 +34,7 @@ class TcpSocket : public InetSocket, public LaneEnds, public LanePartner {
   uint32_t ReadinessFor(uint32_t wish) override { return endpoint_->Readiness(wish); }
   bool HasOpenLanes() override { return endpoint_->HasOpenLanes(); }
   bool IsInLanesOf(const LaneArena& arena) override { return endpoint_->IsInLanesOf(arena); }
-  bool MeetsEqual(uint64_t domain) override { return endpoint_->MeetsEqual(domain); }
+  bool MeetsEqual(uint64_t creds) override { return endpoint_->MeetsEqual(creds); }
 
  protected:
   int TakeError() override { return endpoint_->TakeError(); }
