@@ -227,7 +227,7 @@ inline constexpr int kLaneCalls[] = {13,  14,  24,  39,  96,  102, 104, 107,
 inline constexpr int kThreadCalls[] = {15, 158, 218, 273, 334};
 
 // What is answered by stream lanes, which threads that a filter or a tracer looks at do not have.
-inline constexpr int kStreamCalls[] = {0, 1, 19, 20, 44, 45, 232, 233, 281};
+inline constexpr int kStreamCalls[] = {0, 1, 7, 19, 20, 44, 45, 232, 233, 271, 281};
 
 // The same for those that are answered by lanes of regular files alone.
 inline constexpr int kFileCalls[] = {8, 17};

@@ -28,35 +28,6 @@ bool Serves(const LaneEpoll* e, uint64_t fd) {
   return Load(&e->fd_plus_one) == fd + 1 && Load(&e->busy) == 0;
 }
 
-// The lane of this name; null: it is that of a direction which the descriptor does not have.
-StreamLane* LaneAt(uint64_t name) {
-  if (LaneIndex(name) >= kLanes) return nullptr;
-  return reinterpret_cast<StreamLane*>(kLaneBase + LaneIndex(name) * kLaneStride);
-}
-
-// Of the descriptor, if it leads to the lane of this name.
-LaneState StateOf(uint32_t fd, uint64_t name) {
-  const LaneFd& lanes = Header()->lane_fds[fd];
-  const uint64_t in = Load(&lanes.in), out = Load(&lanes.out);
-  LaneState state{in != 0 && out != 0 && WatchedLane(in, out) == name, 0, 0};
-  if (!state.known) return state;
-  LookAtLaneIn(LaneAt(in), LaneGeneration(in), &state);
-  LookAtLaneOut(LaneAt(out), LaneGeneration(out), &state);
-  return state;
-}
-
-// What comes by the lanes of `fd` that it is watched for touches the word of `wish`. An edge for a
-// writer who finds no room is told by the sentry, to whom he has turned.
-void Arm(uint32_t fd, const LaneWatch& w, LaneWish wish) {
-  const LaneFd& lanes = Header()->lane_fds[fd];
-  StreamLane* in = LaneAt(Load(&lanes.in));
-  StreamLane* out = LaneAt(Load(&lanes.out));
-  if (in != nullptr && (w.events & kLaneIn) != 0) AddLaneWish(&in->want_data, wish);
-  if (out != nullptr && (w.events & kLaneOut) != 0 && (w.events & kLaneEdge) == 0) {
-    AddLaneWish(&out->want_room, wish);
-  }
-}
-
 // The sentry is to learn of what has become of the watch. False: too much is noted already.
 bool NoteChange(LaneEpoll* e, uint32_t fd) {
   LaneWatch& w = e->watches[fd];
@@ -75,7 +46,7 @@ bool Control(LaneEpoll* e, uint32_t op, uint32_t fd, const Event& event) {
   const uint64_t name = WatchedLane(Load(&lanes.in), Load(&lanes.out));
   // The watch is of a file that had the descriptor before.
   if (op != kAdd && w.name != name) return false;
-  if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !StateOf(fd, name).known)) {
+  if (op != kDelete && ((event.events & ~kLaneWatchBits) != 0 || !LookAtFd(fd, name).known)) {
     return false;
   }
   // What is ready already is an edge, and so is room: the sentry alone tells of those.
@@ -99,7 +70,7 @@ enum Found { kFoundNothing, kFoundEvent, kFoundUnknown };
 // told.
 Found LookAt(LaneEpoll* e, uint32_t fd, Event* event, uint64_t guest) {
   LaneWatch& w = e->watches[fd];
-  const LaneState state = StateOf(fd, w.name);
+  const LaneState state = LookAtFd(fd, w.name);
   if (!state.known) return kFoundUnknown;
   const uint32_t ready = state.ready & w.events;
   if (ready == 0) return kFoundNothing;
@@ -170,44 +141,22 @@ bool ArmAll(Slot* s, LaneEpoll* e, const uint32_t* word) {
   const bool known = Load(&e->unheard) == 0;
   for (uint32_t fd = 0; known && (fd = NextServedWatch(e, fd, kLaneEpollFds)) < kLaneEpollFds;
        fd++) {
-    Arm(fd, e->watches[fd], wish);
+    // An edge for a writer who finds no room is told by the sentry, to whom he has turned.
+    const uint32_t events = e->watches[fd].events;
+    ArmFd(fd, (events & kLaneIn) != 0, (events & kLaneOut) != 0 && (events & kLaneEdge) == 0, wish);
   }
   UnlockLane(&e->lock);
   return known;
 }
 
-// Sleeps until the word, which was `value`, is touched.
-Wake AwaitTouch(Slot* s, uint32_t* word, uint32_t value, int64_t timeout_ns) {
-  Spin spin;
-  while (SpinAgain(s, &spin)) {
-    if (Load(word) == value) continue;
-    EndSpin(s, spin, true);
-    return Wake::kWoken;
-  }
-  EndSpin(s, spin, false);
-  const uint32_t sleeping = AddLaneWaiter(word, kStubSleeps);
-  if (sleeping != (value | kStubSleeps)) return Wake::kWoken;
-  return SleepOn(s, word, sleeping, timeout_ns);
-}
-
 // Nothing is ready. As Look, but if there was an interrupt the call goes on with the sentry too.
 int LookAndWait(Slot* s, Wait* w, int64_t timeout_ns, int64_t* remaining_ns) {
   uint32_t* word = WordOf(w->e);
-  const int64_t begin = timeout_ns > 0 ? MonotonicNs() : 0;
   *remaining_ns = timeout_ns;
-  for (;;) {
-    if (word == nullptr || WordOf(w->e) != word) return -1;
-    const uint32_t value = AddLaneWaiter(word, kStubLooks);
-    if (!ArmAll(s, w->e, word)) return -1;
-    const int n = Look(s, w);
-    if (n != 0) return n;
-    const Wake wake = AwaitTouch(s, word, value, *remaining_ns);
-    if (timeout_ns > 0) *remaining_ns = timeout_ns - (MonotonicNs() - begin);
-    if (timeout_ns > 0 && *remaining_ns < 0) *remaining_ns = 0;
-    if (wake == Wake::kInterrupted) return -1;
-    const int found = Look(s, w);
-    if (found != 0 || *remaining_ns == 0) return found;
-  }
+  if (word == nullptr) return -1;
+  return WaitForTouch(
+      s, word, timeout_ns, remaining_ns,
+      [&] { return WordOf(w->e) == word && ArmAll(s, w->e, word); }, [&] { return Look(s, w); });
 }
 
 }  // namespace

@@ -176,6 +176,7 @@ struct LaneTable {
     lane[4] = PathStat;
     lane[5] = PathFstat;
     lane[6] = PathLstat;
+    lane[7] = StreamPoll;
     lane[8] = FileLseek;
     lane[13] = RtSigaction;
     lane[14] = RtSigprocmask;
@@ -207,6 +208,7 @@ struct LaneTable {
     lane[262] = PathNewfstatat;
     lane[267] = PathReadlinkat;
     lane[269] = PathFaccessat;
+    lane[271] = StreamPpoll;
     lane[273] = SetRobustList;
     lane[281] = StreamEpollPwait;
     lane[309] = GetCpu;

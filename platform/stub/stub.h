@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "platform/lane_waits.h"
 #include "platform/mailbox.h"
 
 namespace platform::stub {
@@ -180,6 +181,42 @@ struct StubWaker {
 void BeginLaneWait(Slot* slot, uint64_t fd);
 // False, for it to be returned: the call goes on with the sentry.
 bool LeaveLaneWait(Slot* slot, int64_t remaining_ns);
+
+// Of descriptors < kLaneFds: to which lane one leads (WatchedLane), and what is true of it if that
+// is the one of this name.
+uint64_t NameOfFd(uint32_t fd);
+LaneState LookAtFd(uint32_t fd, uint64_t name);
+// What comes by the lanes of `fd`, or goes, touches the word of `wish`.
+void ArmFd(uint32_t fd, bool in, bool out, LaneWish wish);
+// Sleeps until the word, which was `value`, is touched.
+Wake AwaitTouch(Slot* slot, uint32_t* word, uint32_t value, int64_t timeout_ns);
+// Waits for several lanes. look() tells how many events there are, -1: only the sentry can tell;
+// arm() has those who bring them touch the word, or returns false. The same as look(); -1 also if
+// the wait goes on in the sentry, for `*remaining_ns` (negative: without end).
+template <typename Arm, typename Look>
+int WaitForTouch(Slot* slot, uint32_t* word, int64_t timeout_ns, int64_t* remaining_ns, Arm arm,
+                 Look look) {
+  const int64_t begin = timeout_ns > 0 ? MonotonicNs() : 0;
+  *remaining_ns = timeout_ns;
+  for (;;) {
+    const uint32_t value = AddLaneWaiter(word, kStubLooks);
+    if (!arm()) return -1;
+    const int n = look();
+    if (n != 0) return n;
+    const bool longer = *remaining_ns < 0 || *remaining_ns > kMostLaneSleepNs;
+    const Wake wake = AwaitTouch(slot, word, value, longer ? kMostLaneSleepNs : *remaining_ns);
+    if (timeout_ns > 0) *remaining_ns = timeout_ns - (MonotonicNs() - begin);
+    if (timeout_ns > 0 && *remaining_ns < 0) *remaining_ns = 0;
+    if (wake == Wake::kInterrupted) return -1;
+    const int found = look();
+    if (found != 0 || *remaining_ns == 0) return found;
+    if (wake == Wake::kTimeout && longer) return -1;
+  }
+}
+
+// ---- polls.cc: poll(2) of files with lanes ----
+bool StreamPoll(Slot* slot);
+bool StreamPpoll(Slot* slot);
 
 // ---- streams.cc: calls answered by stream lanes ----
 

@@ -17,7 +17,50 @@ constexpr uint32_t kLooksPerTick = 16;
 // As for answers of the sentry (trap.cc).
 constexpr uint32_t kMaxDebt = 16, kPays = 2, kProbeEvery = 16;
 
+// The lane of this name; null: it is that of a direction which the descriptor does not have.
+StreamLane* LaneAt(uint64_t name) {
+  if (LaneIndex(name) >= kLanes) return nullptr;
+  return reinterpret_cast<StreamLane*>(kLaneBase + LaneIndex(name) * kLaneStride);
+}
+
 }  // namespace
+
+uint64_t NameOfFd(uint32_t fd) {
+  const LaneFd& lanes = Header()->lane_fds[fd];
+  const uint64_t in = Load(&lanes.in), out = Load(&lanes.out);
+  return in != 0 && out != 0 ? WatchedLane(in, out) : 0;
+}
+
+LaneState LookAtFd(uint32_t fd, uint64_t name) {
+  const LaneFd& lanes = Header()->lane_fds[fd];
+  const uint64_t in = Load(&lanes.in), out = Load(&lanes.out);
+  LaneState state{in != 0 && out != 0 && WatchedLane(in, out) == name, 0, 0};
+  if (!state.known) return state;
+  LookAtLaneIn(LaneAt(in), LaneGeneration(in), &state);
+  LookAtLaneOut(LaneAt(out), LaneGeneration(out), &state);
+  return state;
+}
+
+void ArmFd(uint32_t fd, bool in, bool out, LaneWish wish) {
+  const LaneFd& lanes = Header()->lane_fds[fd];
+  StreamLane* reads = LaneAt(Load(&lanes.in));
+  StreamLane* writes = LaneAt(Load(&lanes.out));
+  if (reads != nullptr && in) AddLaneWish(&reads->want_data, wish);
+  if (writes != nullptr && out) AddLaneWish(&writes->want_room, wish);
+}
+
+Wake AwaitTouch(Slot* s, uint32_t* word, uint32_t value, int64_t timeout_ns) {
+  Spin spin;
+  while (SpinAgain(s, &spin)) {
+    if (Load(word) == value) continue;
+    EndSpin(s, spin, true);
+    return Wake::kWoken;
+  }
+  EndSpin(s, spin, false);
+  const uint32_t sleeping = AddLaneWaiter(word, kStubSleeps);
+  if (sleeping != (value | kStubSleeps)) return Wake::kWoken;
+  return SleepOn(s, word, sleeping, timeout_ns);
+}
 
 int64_t MonotonicNs() {
   __kernel_timespec t;

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -12,7 +13,9 @@
 #include "platform/file_lane.h"
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/task.h"
+#include "sentry/lanes/domain.h"
 #include "sentry/vfs/lanes/lane_ends.h"
+#include "sentry/vfs/lanes/lane_partner.h"
 #include "sentry/vfs/lanes/path_outcome.h"
 #include "sentry/vfs/notify.h"
 
@@ -40,6 +43,37 @@ void EnterAttr(Task& t, PathTable& table, uint64_t path_place, int fd, FileDescr
   if (FindFdAttr(table, t.creds(), file, &attr)) attrs->SetAttrOfFd(fd, attr);
 }
 
+// Whether processes of the domain may use lanes of others.
+bool MayBecomeOthers(const std::string& domain) {
+  const std::optional<LaneRights> rights = LaneRights::FromName(domain);
+  return rights && rights->MayBecome(*rights);
+}
+
+// The arena in whose lanes the partner's streams are, if it is one of a domain that processes of
+// `domain` may become members of.
+base::Ref<LaneArena> ArenaOfLesser(const std::string& domain, LanePartner& partner) {
+  const std::optional<LaneRights> rights = LaneRights::FromName(domain);
+  if (!rights || !MayBecomeOthers(domain)) return nullptr;
+  for (auto& [name, arena] : LaneArenas()) {
+    const std::optional<LaneRights> theirs = LaneRights::FromName(name);
+    if (theirs && rights->MayBecome(*theirs) && partner.IsInLanesOf(*arena)) return arena;
+  }
+  return nullptr;
+}
+
+bool HasLane(const LaneArena& arena, uint64_t name) {
+  const uint32_t index = platform::LaneIndex(name);
+  return index < platform::kLanes && arena.NameOf(index) == name;
+}
+
+// Some of its first `count` descriptors lead to lanes.
+bool LeadsSomewhere(const LaneBinding& binding, size_t count) {
+  for (size_t fd = 0; fd < count; ++fd) {
+    if (binding.NameOf(static_cast<int>(fd)) != 0) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 // Tasks of one domain may trace one another, whoever of them begins (Linux: ptrace_may_access):
@@ -51,9 +85,15 @@ std::string Task::LaneDomain() const {
   }
   const Credentials& c = *creds_;
   if (c.ruid != c.euid || c.ruid != c.suid || c.rgid != c.egid || c.rgid != c.sgid) return "";
-  return fmt::format("{} {} {:x} {:x} {:x} {} {} {}", c.ruid, c.rgid, c.permitted, c.effective,
-                     c.inheritable, fmt::ptr(c.user_ns.get()), fmt::ptr(pid_ns_.get()),
-                     fmt::ptr(mount_ns_.get()));
+  return LaneRights{.uid = c.ruid,
+                    .gid = c.rgid,
+                    .permitted = c.permitted,
+                    .effective = c.effective,
+                    .inheritable = c.inheritable,
+                    .user_ns = reinterpret_cast<uintptr_t>(c.user_ns.get()),
+                    .pid_ns = reinterpret_cast<uintptr_t>(pid_ns_.get()),
+                    .mount_ns = reinterpret_cast<uintptr_t>(mount_ns_.get())}
+      .Name();
 }
 
 base::Ref<LaneBinding> Task::FindLanes() {
@@ -83,13 +123,33 @@ void Task::PassLanes(Task& child) {
 void Task::ConsiderLanes(int fd, FileDescription& file) {
   base::Ref<LaneBinding> binding = FindLanes();
   if (binding == nullptr) return;
+  const std::string own = LaneDomain();
+  auto* partner = dynamic_cast<LanePartner*>(&file);
+  if (partner != nullptr && !partner->IsInLanesOf(binding->arena())) {
+    if (base::Ref<LaneArena> there = ArenaOfLesser(own, *partner)) {
+      if (LeadsSomewhere(*binding, fds_->size())) return;
+      mm_->DropLanes();
+      binding = mm_->BindLanes(DomainOf(*there));
+      if (binding == nullptr || &binding->arena() != there.get()) return;
+      lane_creds_ = creds_;
+    } else if (!partner->MeetsEqual(LanePartner::NumberOf(*creds_)) && MayBecomeOthers(own)) {
+      return;  // who has the other end may be a lesser, in whose lanes the stream is to be
+    }
+  }
   LaneArena& arena = binding->arena();
+  const bool guest = DomainOf(arena) != own;
   if (file.HasFewCalls() && !arena.HasPlenty()) return;
   platform::AddressSpace& space = mm_->address_space();
-  if (!space.MapLanes(arena.file()) || !space.HasLanes(arena.file())) return;
-  if (binding->table().get() == fds_.get() && file.BindWatches(fd, binding)) {
+  if (!space.MapLanes(arena.file()))
+    return space.DropLanes();  // those of the process it comes from
+  if (!space.HasLanes(arena.file())) return;
+  // An epoll instance without streams to watch would only keep the process in its own lanes.
+  if (partner == nullptr && binding->table().get() == fds_.get() &&
+      LeadsSomewhere(*binding, fds_->size()) && file.BindWatches(fd, binding)) {
     return context_->SetLaneOwner(mm_->lane_owner());
   }
+  // What a guest has of its own stays its own.
+  if (guest && (partner == nullptr || !partner->IsInLanesOf(arena))) return;
   const FileDescription::LaneNames lanes = file.EnterLanes(arena);
   if (lanes.in == 0 && lanes.out == 0) return;
   LaneEnds::Tell(file);
@@ -147,7 +207,12 @@ void Task::FinishLaneCall() {
   copy_out_failed_ = false;
   rax_kept_ = false;
   context_->SetResult(static_cast<uint64_t>(result));
-  if (base::Ref<LaneBinding> binding = mm_->lanes()) binding->arena().Tell(name, wrote);
+  const base::Ref<LaneBinding> binding = mm_->lanes();
+  if (binding != nullptr && HasLane(binding->arena(), name))
+    return binding->arena().Tell(name, wrote);
+  // Another thread has given up the lanes, or joined others, since this one has used its own: no
+  // two lanes have the same name.
+  for (auto& [domain, arena] : LaneArenas()) arena->Tell(name, wrote);
 }
 
 // All that decides what a walk finds, its beginning and the tree aside. Empty: the task is in no

@@ -15,6 +15,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "sentry/base/kernel_memory.h"
+#include "sentry/lanes/domain.h"
 
 namespace sentry {
 namespace {
@@ -66,8 +67,18 @@ Owners& TheOwners() {
 
 }  // namespace
 
+// As TakeLaneWaiters, but the sentry, which may sleep there itself, is still to be told by others.
 bool WakeLaneStubs(uint32_t* word) {
-  return (platform::TakeLaneWaiters(word) & platform::kStubSleeps) != 0 && WakeAll(word) > 0;
+  constexpr uint32_t kStubs = platform::kStubLooks | platform::kStubSleeps;
+  uint32_t now = platform::LaneLoad(word);
+  for (int i = 0; i < platform::kLaneWordTries; ++i) {
+    if ((now & kStubs) == 0) return false;
+    const uint32_t next = ((now | platform::kLaneWaiters) + 1) | (now & platform::kSentrySleeps);
+    if (__atomic_compare_exchange_n(word, &now, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      return (now & platform::kStubSleeps) != 0 && WakeAll(word) > 0;
+    }
+  }
+  return WakeAll(word) > 0;
 }
 
 LaneOwner::LaneOwner() : number_(Next(g_owner)) {
@@ -97,6 +108,21 @@ Result<base::Ref<LaneArena>> LaneArena::OfDomain(const std::string& name) {
   auto arena = base::MakeRef<LaneArena>(std::move(memory));
   domains.arenas[name] = arena;
   return arena;
+}
+
+std::vector<std::pair<std::string, base::Ref<LaneArena>>> LaneArenas() {
+  Domains& domains = TheDomains();
+  absl::MutexLock lock(&domains.mutex);
+  return {domains.arenas.begin(), domains.arenas.end()};
+}
+
+std::string DomainOf(const LaneArena& arena) {
+  Domains& domains = TheDomains();
+  absl::MutexLock lock(&domains.mutex);
+  for (const auto& [name, there] : domains.arenas) {
+    if (there.get() == &arena) return name;
+  }
+  return "";
 }
 
 StreamLane* LaneArena::lane(uint32_t index) const {
@@ -171,7 +197,7 @@ void LaneArena::Free(uint32_t index) {
 
 int LaneArena::AllocateSleeper() {
   absl::MutexLock lock(&mutex_);
-  for (size_t i = 0; i < sleepers_.size(); ++i) {
+  for (size_t i = 0; i < sleepers_.size() - platform::kCommonLaneSleepers; ++i) {
     if (sleepers_[i]) continue;
     sleepers_[i] = true;
     return static_cast<int>(i);
@@ -205,6 +231,7 @@ LaneUser* LaneArena::Hold(uint32_t index, base::Ref<base::RefCounted>* holder) {
 void LaneArena::Tell(uint64_t name, bool wrote) {
   const uint32_t index = platform::LaneIndex(name);
   if (index >= kLanes) return;
+  WakeCommonSleepers(*this);
   base::Ref<base::RefCounted> holder;
   LaneUser* user;
   {
@@ -238,6 +265,7 @@ void LaneArena::TellAll() {
     }
     WakeAll(SleeperWord(static_cast<int>(i)));
   }
+  WakeCommonSleepers(*this);
 }
 
 bool LaneArena::TryLock(uint32_t* lock) {

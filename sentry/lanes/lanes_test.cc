@@ -10,6 +10,7 @@
 
 #include "platform/stream_lane.h"
 #include "sentry/lanes/arena.h"
+#include "sentry/lanes/domain.h"
 
 namespace sentry {
 namespace {
@@ -297,6 +298,77 @@ TEST(LaneArenaTest, LanesAreNamedOnce) {
   EXPECT_EQ(*index, *again);
   EXPECT_NE(name, (*arena)->NameOf(*again));
   (*arena)->Free(*again);
+}
+
+constexpr LaneRights kUser{.uid = 1000,
+                           .gid = 100,
+                           .permitted = 0,
+                           .effective = 0,
+                           .inheritable = 0,
+                           .user_ns = 0x7fff12345678,
+                           .pid_ns = 0x10,
+                           .mount_ns = 0x20};
+constexpr LaneRights Root() {
+  LaneRights root = kUser;
+  root.uid = root.gid = 0;
+  root.permitted = root.effective = 1 << 6 | 1 << 7 | 1 << 10;  // CAP_SETGID, CAP_SETUID
+  return root;
+}
+
+TEST(LaneRightsTest, NamesTellAll) {
+  for (const LaneRights& rights : {kUser, Root()}) {
+    const auto back = LaneRights::FromName(rights.Name());
+    ASSERT_TRUE(back.has_value());
+    EXPECT_EQ(rights.Name(), back->Name());
+    EXPECT_EQ(rights.uid, back->uid);
+    EXPECT_EQ(rights.effective, back->effective);
+    EXPECT_EQ(rights.mount_ns, back->mount_ns);
+  }
+  EXPECT_FALSE(LaneRights::FromName("").has_value());
+  EXPECT_FALSE(LaneRights::FromName("domain").has_value());
+}
+
+TEST(LaneRightsTest, WhoMayBecomeWhom) {
+  EXPECT_TRUE(Root().MayBecome(Root()));
+  EXPECT_TRUE(Root().MayBecome(kUser));
+  EXPECT_FALSE(kUser.MayBecome(Root()));
+  EXPECT_FALSE(kUser.MayBecome(kUser));
+  for (int cap : {6, 7}) {
+    LaneRights less = Root();
+    less.effective &= ~(uint64_t{1} << cap);
+    EXPECT_FALSE(less.MayBecome(kUser)) << cap;
+  }
+  LaneRights other = kUser;
+  other.permitted = 1 << 12;
+  EXPECT_FALSE(Root().MayBecome(other));
+  other.permitted = 1 << 10;
+  EXPECT_TRUE(Root().MayBecome(other));
+  other.inheritable = 1 << 12;
+  EXPECT_FALSE(Root().MayBecome(other));
+  for (uintptr_t LaneRights::*ns :
+       {&LaneRights::user_ns, &LaneRights::pid_ns, &LaneRights::mount_ns}) {
+    LaneRights elsewhere = kUser;
+    elsewhere.*ns += 1;
+    EXPECT_FALSE(Root().MayBecome(elsewhere));
+  }
+}
+
+TEST(LaneArenaTest, IsFoundByItsDomain) {
+  auto arena = LaneArena::OfDomain("found");
+  ASSERT_TRUE(arena.ok());
+  EXPECT_EQ("found", DomainOf(**arena));
+  bool found = false;
+  for (const auto& [name, there] : LaneArenas()) found |= name == "found" && there == *arena;
+  EXPECT_TRUE(found);
+}
+
+TEST(LaneArenaTest, SomeSleepersAreEverybodys) {
+  auto arena = LaneArena::OfDomain("sleepers");
+  ASSERT_TRUE(arena.ok());
+  std::vector<int> taken;
+  for (int n; (n = (*arena)->AllocateSleeper()) >= 0;) taken.push_back(n);
+  EXPECT_EQ(platform::kLaneSleepers - platform::kCommonLaneSleepers, taken.size());
+  for (int n : taken) (*arena)->FreeSleeper(n);
 }
 
 TEST(LaneArenaTest, ThereAreSoMany) {

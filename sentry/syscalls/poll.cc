@@ -53,6 +53,13 @@ int64_t DeadlineFromMs(int ms) {
   return ms < 0 ? fiber::kNoDeadline : DeadlineAfter(int64_t{ms} * 1'000'000);
 }
 
+// A part of the time has passed in the stub already.
+int64_t AfterLaneWait(Task& t, int64_t deadline_ns) {
+  const platform::Trap& trap = t.context().trap();
+  if (!trap.lane_waited || trap.remaining_ns < 0) return deadline_ns;
+  return std::min(deadline_ns, DeadlineAfter(trap.remaining_ns));
+}
+
 timespec Remaining(int64_t deadline_ns) {
   int64_t left = deadline_ns == 0 ? 0 : std::max<int64_t>(deadline_ns - MonotonicNs(), 0);
   return {left / kSecond, left % kSecond};
@@ -134,6 +141,10 @@ Result<uint64_t> DoPoll(Task& t, uint64_t addr, uint32_t count, int64_t deadline
     entries[i].wanted = static_cast<uint16_t>(fds[i].events) | EPOLLERR | EPOLLHUP;
   }
   size_t ready = TRY(PollFiles(entries, deadline_ns, invalid));
+  // Linux looks a descriptor up whenever it looks at the file.
+  for (size_t i = 0; i < count; ++i) {
+    if (entries[i].ready != 0 && !GetOpenFile(t, fds[i].fd).ok()) entries[i].ready = POLLNVAL;
+  }
   // Only `revents` is written, and only where it changes.
   for (size_t i = 0; i < count; ++i) {
     auto revents = static_cast<short>(entries[i].ready);
@@ -259,11 +270,7 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
   base::Ref<FileDescription> file = TRY(GetEpoll(t, a.Int(0)));
   if (file->WantsLanes(t.HasLanes())) [[unlikely]]
     t.ConsiderLanes(a.Int(0), *file);
-  // A part of its time has passed already.
-  const platform::Trap& trap = t.context().trap();
-  if (trap.lane_waited && trap.remaining_ns >= 0) {
-    deadline_ns = std::min(deadline_ns, DeadlineAfter(trap.remaining_ns));
-  }
+  deadline_ns = AfterLaneWait(t, deadline_ns);
   auto emit = [&](std::span<const EpollEvent> events) {
     return t.memory().Write(addr, std::as_bytes(events));
   };
@@ -278,7 +285,7 @@ Result<uint64_t> DoEpollWait(Task& t, const SyscallArgs& a, int64_t deadline_ns)
 }  // namespace
 
 Result<uint64_t> SysPoll(Task& t, const SyscallArgs& a) {
-  return PollWithRestart(t, a[0], a.Uint(1), DeadlineFromMs(a.Int(2)));
+  return PollWithRestart(t, a[0], a.Uint(1), AfterLaneWait(t, DeadlineFromMs(a.Int(2))));
 }
 
 Result<uint64_t> SysPpoll(Task& t, const SyscallArgs& a) {

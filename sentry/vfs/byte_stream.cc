@@ -7,6 +7,7 @@
 #include "sentry/base/kernel_memory.h"
 #include "sentry/base/time.h"
 #include "sentry/fiber/fiber.h"
+#include "sentry/lanes/domain.h"
 
 namespace sentry {
 namespace {
@@ -52,7 +53,9 @@ void ByteStream::set_limit(size_t bytes) {
 }
 
 void ByteStream::WakeWriters() {
-  if (in_lane() && Writable()) WakeLaneStubs(&lane()->room_waiters);
+  if (!in_lane() || !Writable()) return;
+  WakeLaneStubs(&lane()->room_waiters);
+  WakeCommonSleepers(*arena_);
 }
 
 void ByteStream::OpenLane(bool open) {
@@ -60,6 +63,7 @@ void ByteStream::OpenLane(bool open) {
   if (open || !in_lane()) return;
   WakeLaneStubs(&lane()->data_waiters);
   WakeLaneStubs(&lane()->room_waiters);
+  WakeCommonSleepers(*arena_);
 }
 
 void ByteStream::Lock(uint32_t StreamLane::*lock) {
@@ -112,7 +116,9 @@ void ByteStream::Produced(size_t n, size_t held) {
   held_.store(held, std::memory_order_relaxed);
   if (n == 0) return;
   __atomic_store_n(&lane()->written, end, __ATOMIC_SEQ_CST);
-  if (in_lane()) WakeLaneStubs(&lane()->data_waiters);
+  if (!in_lane()) return;
+  WakeLaneStubs(&lane()->data_waiters);
+  WakeCommonSleepers(*arena_);
 }
 
 void ByteStream::Drop() {

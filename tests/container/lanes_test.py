@@ -20,6 +20,9 @@ if pid == 0:
     if kind == "other-user":
         os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)
         ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE
+    if kind == "lesser":
+        os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)
+        ctypes.CDLL(None).prctl(4, 1)
     if kind == "undumpable":
         ctypes.CDLL(None).prctl(4, 0)
     end = socket.create_connection(listener.getsockname())
@@ -28,6 +31,9 @@ if pid == 0:
         end.sendall(message)
         if end.recv(100) != message: os._exit(1)
     os._exit(0)
+if kind == "other-user":
+    os.setresgid(1001, 1001, 1001); os.setresuid(1001, 1001, 1001)
+    ctypes.CDLL(None).prctl(4, 1)
 end, _ = listener.accept()
 poll = select.epoll()
 poll.register(end, select.EPOLLIN)
@@ -210,6 +216,9 @@ class LanesTest(harness.ContainerTest):
 
     def test_equals_move_bytes_themselves(self):
         self.assertLess(self.counts("equals"), TIMES / 4)
+
+    def test_who_may_become_the_other_shares_his(self):
+        self.assertLess(self.counts("lesser", names=("sendto", "recvfrom")), TIMES / 4)
 
     def test_unless_they_are_not_to(self):
         self.assertGreaterEqual(self.counts("equals", flags=["--lanes=off"]), 2 * TIMES)

@@ -17,6 +17,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -220,6 +221,8 @@ void* LaneWaits(void*) {
     epoll_wait(epoll, &event, 1, 1);
     read(fds[0], &c, 1);
     epoll_wait(epoll, &event, 1, 1);
+    pollfd p{fds[0], POLLIN, 0};
+    poll(&p, 1, 1);
   }
 }
 
@@ -241,18 +244,75 @@ void MakeOtherLanes() {
   }
 }
 
-void ScribbleLanes() {
+// A listener on the loopback device, whose address goes to `address`.
+int ListenAnywhere(sockaddr_in* address) {
   int listener = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof address;
-  auto* name = reinterpret_cast<sockaddr*>(&address);
+  *address = {};
+  address->sin_family = AF_INET;
+  address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof *address;
+  auto* name = reinterpret_cast<sockaddr*>(address);
   bind(listener, name, length);
   listen(listener, 1);
   getsockname(listener, name, &length);
+  return listener;
+}
+
+// Uses a connection in every way, whatever its peer does.
+[[noreturn]] void TalkOn(const sockaddr_in& to) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  int fd = socket(AF_INET, SOCK_STREAM, 0);
+  connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to);
+  const int epoll = epoll_create1(0);
+  epoll_event event{EPOLLIN | EPOLLOUT, {}};
+  epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+  char buffer[3000];
+  for (;;) {
+    send(fd, buffer, 1 + Random() % sizeof buffer, MSG_DONTWAIT | MSG_NOSIGNAL);
+    pollfd p{fd, static_cast<short>(Random() % 2 ? POLLIN : POLLIN | POLLOUT), 0};
+    poll(&p, 1, 1);
+    recv(fd, buffer, sizeof buffer, MSG_DONTWAIT);
+    epoll_wait(epoll, &event, 1, 1);
+  }
+}
+
+void* Echo(void*) {
+  char buffer[3000];
+  for (;;) {
+    const ssize_t n = recv(g_stream[1], buffer, sizeof buffer, Random() % 2 ? MSG_DONTWAIT : 0);
+    if (n > 0) send(g_stream[1], buffer, static_cast<size_t>(n), MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
+}
+
+// Has a peer who uses its lanes as a guest, if it could become another user
+// (sentry/lanes/domain.h); else as an equal.
+void ScribbleAtAGuest() {
+  sockaddr_in address;
+  int listener = ListenAnywhere(&address);
+  if (fork() == 0) TalkOn(address);
+  setresgid(1000, 1000, 1000);
+  setresuid(1000, 1000, 1000);
+  prctl(PR_SET_DUMPABLE, 1);
+  g_stream[1] = accept(listener, nullptr, nullptr);
+  char c;
+  for (int i = 0; i < 200; i++) {
+    read(g_stream[1], &c, 1);
+    write(g_stream[1], &c, 1);
+  }
+  Spawn(Echo);
+  for (;;) {
+    uint64_t where = kLaneBase + Random() % 4 * kLaneStride + Random() % sizeof(StreamLane);
+    if (Random() % 4 == 0) where = kLaneBase + kLaneSleepersAt + Random() % kLaneSleepers * 4;
+    const uint64_t value = Random() % 3 ? Random() : Random() % 16;
+    *reinterpret_cast<volatile uint64_t*>(where & ~7ull) = value;
+  }
+}
+
+void ScribbleLanes() {
+  sockaddr_in address;
+  int listener = ListenAnywhere(&address);
   g_stream[0] = socket(AF_INET, SOCK_STREAM, 0);
-  connect(g_stream[0], name, length);
+  connect(g_stream[0], reinterpret_cast<sockaddr*>(&address), sizeof address);
   g_stream[1] = accept(listener, nullptr, nullptr);
   char c = 0;
   for (int i = 0; i < 200; i++) {
@@ -276,6 +336,7 @@ void ScribbleLanes() {
     if (Random() % 8 == 0) ScribbleFile();
     const uint64_t other = Random() % 64;
     if (other == 1) where = kLaneBase + kLaneSleepersAt + Random() % 16 * sizeof(uint32_t);
+    if (other == 2) where = kLaneBase + kLaneSleepersAt + Random() % kLaneSleepers * 4;
     if (other == 0) {
       where = kMailboxBase + offsetof(MailboxHeader, lane_fds) + Random() % (16 * sizeof(LaneFd));
     }
@@ -567,6 +628,7 @@ void Look() {
 
 constexpr void (*kAttacks[])() = {Scribble,
                                   ScribbleLanes,
+                                  ScribbleAtAGuest,
                                   WritePaths,
                                   AnswerEarly,
                                   LieAboutClones,

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <limits>
 
+#include "sentry/lanes/domain.h"
+
 namespace sentry {
 namespace {
 
@@ -93,7 +95,9 @@ void EventCounter::WishFor(platform::LaneWish platform::StreamLane::*word,
 }
 
 void EventCounter::WakeStubs(uint32_t platform::StreamLane::*word) {
-  if (in_lane()) WakeLaneStubs(&(lane()->*word));
+  if (!in_lane()) return;
+  WakeLaneStubs(&(lane()->*word));
+  WakeCommonSleepers(*arena_);
 }
 
 void EventCounter::SetPatience(platform::LanePatience patience) {

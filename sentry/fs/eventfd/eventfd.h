@@ -53,7 +53,7 @@ class EventCounter : public base::RefCounted, public LaneUser {
   platform::StreamLane* lane() const { return lane_.load(std::memory_order_acquire); }
   bool in_lane() const { return lane() != &own_; }
   // Others than the sentry that wait for the word's change look again.
-  void WakeStubs(uint32_t platform::StreamLane::*word);
+  void WakeStubs(uint32_t platform::StreamLane::*word) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Others than the sentry are to tell when they have added, or taken.
   void WishFor(platform::LaneWish platform::StreamLane::*word, platform::LaneWish wish);
 

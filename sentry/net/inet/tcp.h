@@ -131,6 +131,9 @@ class TcpEndpoint : public InetEndpoint {
   // FileDescription::EnterLanes: of an established connection without urgent data and the like.
   FileDescription::LaneNames EnterLanes(LaneArena& arena);
   bool HasOpenLanes();
+  // LanePartner.
+  bool IsInLanesOf(const LaneArena& arena);
+  bool MeetsEqual(uint64_t creds);
   // What who finds nothing to read, or no room, does in its lanes.
   void SetPatience(platform::LanePatience reader, platform::LanePatience writer);
   // For good: its owner is to be told of each byte that comes.
@@ -244,6 +247,8 @@ class TcpEndpoint : public InetEndpoint {
   std::atomic<bool> done_{false};  // a FIN was received (SOCK_DONE)
   std::atomic<bool> deferred_{false};
   std::atomic<bool> without_lanes_{false};  // LeaveLanes
+  std::atomic<uint64_t> user_{0};           // the number that MeetsEqual was told last
+  std::atomic<int> meetings_{0};            // how often it has found no equal
   TcpOptions tcp_options_;
   enum class SocketState { kUnconnected, kConnecting, kConnected };  // SS_*
   SocketState socket_state_ ABSL_GUARDED_BY(g_tcp_mutex) = SocketState::kUnconnected;

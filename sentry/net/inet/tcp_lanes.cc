@@ -57,6 +57,7 @@ uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
   TcpStream& stream = c.sides[static_cast<size_t>(side)].out;
   // It has, and nobody is to look again.
   if (stream.bytes.lane_open()) return stream.bytes.InLaneOf(arena) ? stream.bytes.LaneName() : 0;
+  bool wants_room, empty;
   {
     fiber::MutexLock write(&stream.write_mutex);
     fiber::MutexLock read(&stream.read_mutex);
@@ -64,6 +65,8 @@ uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
     if (!stream.bytes.in_lane() && writer.tcp_options_.cork.load() != 0) {
       stream.bytes.KeepTurn(true);
     }
+    wants_room = stream.bytes.wants_room();
+    empty = stream.bytes.Used() == 0;
     if (!stream.bytes.EnterLane(arena, c, stream)) return 0;
   }
   {
@@ -71,9 +74,14 @@ uint64_t TcpEndpoint::EnterLane(TcpConnection& c, int side, LaneArena& arena) {
     if (!MayOpenLane(c, side)) return 0;
     stream.bytes.OpenLane(true);
   }
-  // Who has begun to wait before it was in the lane looks again.
-  c.sides[static_cast<size_t>(side)].end->wait_queue().Wake(EPOLLOUT | EPOLLWRNORM);
-  c.sides[static_cast<size_t>(c.PeerOf(side))].end->wait_queue().Wake(EPOLLIN | EPOLLRDNORM);
+  // Who has begun to wait before it was in the lane looks again. Where nobody can have, there is no
+  // edge.
+  if (wants_room) {
+    c.sides[static_cast<size_t>(side)].end->wait_queue().Wake(EPOLLOUT | EPOLLWRNORM);
+  }
+  if (empty) {
+    c.sides[static_cast<size_t>(c.PeerOf(side))].end->wait_queue().Wake(EPOLLIN | EPOLLRDNORM);
+  }
   return stream.bytes.LaneName();
 }
 
@@ -81,6 +89,23 @@ bool TcpEndpoint::HasOpenLanes() {
   int side;
   Conn c = connection(&side);
   return c != nullptr && c->sides[0].out.bytes.lane_open() && c->sides[1].out.bytes.lane_open();
+}
+
+bool TcpEndpoint::IsInLanesOf(const LaneArena& arena) {
+  int side;
+  Conn c = connection(&side);
+  return c != nullptr && c->sides[0].out.bytes.InLaneOf(arena) &&
+         c->sides[1].out.bytes.InLaneOf(arena);
+}
+
+bool TcpEndpoint::MeetsEqual(uint64_t creds) {
+  constexpr int kMeetings = 6;
+  user_.store(creds);
+  int side;
+  Conn c = connection(&side);
+  if (c == nullptr) return true;
+  return c->sides[static_cast<size_t>(c->PeerOf(side))].end->user_.load() == creds ||
+         meetings_.fetch_add(1) >= kMeetings;
 }
 
 FileDescription::LaneNames TcpEndpoint::EnterLanes(LaneArena& arena) {

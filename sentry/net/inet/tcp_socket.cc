@@ -54,14 +54,16 @@ Status TcpSocket::Bind(Task& t, const SockAddr& address) {
   return endpoint_->Bind(t, TRY(ParseBindAddress(address, domain())));
 }
 
-Status TcpSocket::Connect(Task&, const SockAddr& address, bool nonblock) {
+Status TcpSocket::Connect(Task& t, const SockAddr& address, bool nonblock) {
   if (address.length < sizeof(sa_family_t)) return Error(EINVAL);
   if (address.family() == AF_UNSPEC) return endpoint_->Disconnect();
+  endpoint_->MeetsEqual(NumberOf(t.creds()));
   return endpoint_->Connect(address, nonblock, SendDeadline());
 }
 
 Result<base::Ref<FileDescription>> TcpSocket::Accept(uint32_t flags, bool nonblock) {
   base::Ref<TcpEndpoint> end = TRY(endpoint_->Accept(nonblock, ReceiveDeadline()));
+  if (const Task* t = Task::Current()) end->MeetsEqual(NumberOf(t->creds()));
   return base::Ref<FileDescription>(base::MakeRef<TcpSocket>(vfs(), std::move(end), flags));
 }
 

@@ -3,10 +3,11 @@
 
 #include "sentry/net/inet/tcp.h"
 #include "sentry/vfs/lanes/lane_ends.h"
+#include "sentry/vfs/lanes/lane_partner.h"
 
 namespace sentry {
 
-class TcpSocket : public InetSocket, public LaneEnds {
+class TcpSocket : public InetSocket, public LaneEnds, public LanePartner {
  public:
   TcpSocket(Vfs& vfs, base::Ref<TcpEndpoint> endpoint, uint32_t flags)
       : InetSocket(vfs, *endpoint, SOCK_STREAM, IPPROTO_TCP, flags),
@@ -32,6 +33,8 @@ class TcpSocket : public InetSocket, public LaneEnds {
   LaneNames EnterLanes(LaneArena& arena) override { return endpoint_->EnterLanes(arena); }
   uint32_t ReadinessFor(uint32_t wish) override { return endpoint_->Readiness(wish); }
   bool HasOpenLanes() override { return endpoint_->HasOpenLanes(); }
+  bool IsInLanesOf(const LaneArena& arena) override { return endpoint_->IsInLanesOf(arena); }
+  bool MeetsEqual(uint64_t creds) override { return endpoint_->MeetsEqual(creds); }
 
  protected:
   int TakeError() override { return endpoint_->TakeError(); }
