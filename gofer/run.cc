@@ -16,6 +16,9 @@ namespace {
 // Descriptors beside handles: one per thread and request for data, one for its reply, and our own.
 constexpr rlim_t kSpareDescriptors = 64;
 constexpr uint32_t kMaxHandles = 256 * 1024;
+// For so many the host has room in its table of them from the start. Each time that it makes more
+// room for a process of several threads it waits for all processors (synchronize_rcu), 10 ms or so.
+constexpr int kRoomForDescriptors = 16 * 1024;
 
 // `errors` is closed when nothing can fail any more.
 base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step, int* exit_code) {
@@ -41,6 +44,10 @@ base::Status Run(GoferConfig config, base::UniqueFd* errors, const char** step, 
   if (getrlimit(RLIMIT_NOFILE, &files) != 0) return base::LastError();
   const rlim_t used = kSpareDescriptors + config.mounts.size() + 2 * config.threads;
   if (files.rlim_cur <= used) return base::Error(EMFILE);
+
+  // Now, that there is one thread.
+  const auto highest = static_cast<int>(std::min<rlim_t>(files.rlim_cur, kRoomForDescriptors)) - 1;
+  base::UniqueFd(fcntl(proc.get(), F_DUPFD_CLOEXEC, highest)).reset();
 
   FilterFds fds = {config.connection.get(), proc.get(), 2, false};
   for (const MountConfig& mount : config.mounts) fds.connect |= mount.allow_connect;

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "sentry/base/host_fd.h"
 #include "sentry/base/memory_file.h"
 #include "sentry/boot/host_calls.h"
 
@@ -24,6 +25,8 @@ namespace sentry {
 namespace {
 
 constexpr rlim_t kMaxHostTasks = 32768;
+// Descriptors of which the host has room in its table from the start.
+constexpr rlim_t kRoomForDescriptors = 16 * 1024;
 constexpr int kMaxFrames = 24;
 constexpr uintptr_t kMaxFrameBytes = 64 << 10;
 constexpr uintptr_t kMaxProgramBytes = 1 << 30;
@@ -115,6 +118,10 @@ bool LimitResources(std::string* why) {
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NOFILE");
   limit.rlim_cur = limit.rlim_max;
   if (setrlimit(RLIMIT_NOFILE, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NOFILE");
+  // Room in the host's table of descriptors, before there are threads, as in gofer/run.cc: for
+  // those that the sentry keeps for the next open.
+  const auto highest = static_cast<int>(std::min(limit.rlim_cur, kRoomForDescriptors)) - 1;
+  base::UniqueFd(fcntl(2, F_DUPFD_CLOEXEC, highest)).reset();
   if (getrlimit(RLIMIT_NPROC, &limit) != 0) return Fail(why, "resource limits: RLIMIT_NPROC");
   limit.rlim_max = std::min(limit.rlim_max, kMaxHostTasks);
   limit.rlim_cur = limit.rlim_max;

@@ -21,13 +21,21 @@ base::Counter g_requests("gofer.requests", "requests sent to the gofer");
 // Handles are given back in batches of this many.
 constexpr size_t kForgetBatch = 64;
 
-// Spinning for the answer saves waking two threads, and costs nothing where a core is idle. Where
+// Spinning for the answer saves waking two threads, and costs nothing where a core is idle: besides
+// this worker's there is to be one for the gofer and one for the guest, which may spin too. Where
 // all are busy, answers come late, and it stops being tried.
+constexpr int kSpinProcessors = 3;
 constexpr int kSpinCreditMax = 8;
 constexpr int kSpinMiss = 2;
 constexpr int kSpinProbe = 16;  // one try after so many calls without
 constexpr int64_t kSpinMinNs = 10'000;
 constexpr int64_t kSpinMaxNs = 60'000;
+
+// Who parks is woken by way of the epoll thread and a worker: three switches, which take as long as
+// a rename. So a worker sleeps for the answer itself while answers come soon. What it holds up by
+// that, the scheduler's monitor gives to others (sentry/fiber/README.md).
+constexpr int kQuickToLead = 4;
+constexpr int64_t kLeadNs = 100'000;
 
 // By the one call that a confined sentry has for it.
 int Processors() {
@@ -49,7 +57,8 @@ GoferConnection::GoferConnection(base::UniqueFd socket, std::function<void()> on
               [on_broken = std::move(on_broken)] {
                 if (on_broken) on_broken();
               }),
-      spin_credit_(Processors() > 1 ? kSpinCreditMax : 0),
+      may_spin_(Processors() >= kSpinProcessors),
+      spin_credit_(kSpinCreditMax),
       spin_ns_(kSpinMaxNs) {}
 
 GoferConnection::~GoferConnection() { watch_.Stop(); }
@@ -72,6 +81,7 @@ base::Result<base::Ref<GoferConnection>> GoferConnection::Connect(base::UniqueFd
 template <typename Done>
 bool GoferConnection::Spin(const Done& done) {
   if (done()) return true;
+  if (!may_spin_) return false;
   if (spin_credit_.load(std::memory_order_relaxed) <= 0) {
     if (spin_skipped_.fetch_add(1, std::memory_order_relaxed) < kSpinProbe) return false;
     spin_skipped_.store(0, std::memory_order_relaxed);
@@ -99,6 +109,49 @@ bool GoferConnection::Spin(const Done& done) {
   return false;
 }
 
+void GoferConnection::Took(int64_t ns) {
+  const int n = quick_.load(std::memory_order_relaxed);
+  if (ns > kLeadNs) {
+    quick_.store(0, std::memory_order_relaxed);
+  } else if (n < kQuickToLead) {
+    quick_.store(n + 1, std::memory_order_relaxed);
+  }
+}
+
+template <typename Done>
+bool GoferConnection::Lead(const Done& done) {
+  if (done()) return true;
+  if (quick_.load(std::memory_order_relaxed) < kQuickToLead ||
+      leading_.exchange(true, std::memory_order_seq_cst)) {
+    return false;
+  }
+  bool found = false;
+  // The watch of one who has parked before would take the answer away.
+  if (parked_.load(std::memory_order_seq_cst) == 0) {
+    const int64_t begin = base::MonotonicNs();
+    for (int64_t left = kLeadNs; left > 0 && !found;) {
+      pollfd p = {client_.fd(), POLLIN, 0};
+      const timespec timeout = {0, left};
+      ppoll(&p, 1, &timeout, nullptr);
+      found = !client_.Receive() || done();
+      left = begin + kLeadNs - base::MonotonicNs();
+    }
+    Took(found ? 0 : kLeadNs + 1);
+  }
+  EndLead();
+  return done();
+}
+
+void GoferConnection::EndLead() {
+  leading_.store(false, std::memory_order_seq_cst);
+  if (parked_.load(std::memory_order_seq_cst) > 0) (void)watch_.Rearm(EPOLLIN).ok();
+}
+
+void GoferConnection::BeginPark() {
+  parked_.fetch_add(1, std::memory_order_seq_cst);
+  if (!leading_.load(std::memory_order_seq_cst)) (void)watch_.Rearm(EPOLLIN).ok();
+}
+
 gofer::Reply GoferConnection::Call(gofer::Request request) {
   g_requests.Add();
   const fiber::ScopedPhase phase(fiber::Phase::kGofer);
@@ -120,14 +173,13 @@ gofer::Reply GoferConnection::Call(gofer::Request request) {
     }
     return std::move(call.reply);
   }
-  if (Spin([&call] { return call.done.load(std::memory_order_acquire); })) {
-    return std::move(call.reply);
-  }
-  // Whoever parks arms the watch; it stays armed while somebody is parked.
-  parked_.fetch_add(1, std::memory_order_seq_cst);
-  (void)watch_.Rearm(EPOLLIN).ok();
-  while (!call.done.load(std::memory_order_acquire)) fiber::Park();
-  parked_.fetch_sub(1, std::memory_order_seq_cst);
+  const auto done = [&call] { return call.done.load(std::memory_order_acquire); };
+  if (Spin(done) || Lead(done)) return std::move(call.reply);
+  const int64_t begin = base::MonotonicNs();
+  BeginPark();
+  while (!done()) fiber::Park();
+  EndPark();
+  Took(base::MonotonicNs() - begin);
   return std::move(call.reply);
 }
 
@@ -177,11 +229,10 @@ void GoferConnection::AwaitLate(const Done& done) {
     return;
   }
   const fiber::ScopedPhase phase(fiber::Phase::kGofer);
-  if (Spin(done)) return;
-  parked_.fetch_add(1, std::memory_order_seq_cst);
-  (void)watch_.Rearm(EPOLLIN).ok();
+  if (Spin(done) || Lead(done)) return;
+  BeginPark();
   fiber::WaitUntil(late_queue_, EPOLLIN, done);
-  parked_.fetch_sub(1, std::memory_order_seq_cst);
+  EndPark();
 }
 
 void GoferConnection::Forget(gofer::Handle handle, bool now) {

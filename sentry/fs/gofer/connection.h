@@ -89,15 +89,28 @@ class GoferConnection : public base::RefCounted {
   GoferConnection(base::UniqueFd socket, std::function<void()> on_broken);
   ~GoferConnection() override;
 
-  // Takes replies for a while, until `done`. False if it did not come: then park.
+  // Takes replies for a while, until `done`. False if it did not come: then Lead.
   template <typename Done>
   bool Spin(const Done& done);
+  // Sleeps in the host for a while, one thread at a time, and takes replies for all who wait, until
+  // `done`. False if it did not come, or is not likely to come soon: then park.
+  template <typename Done>
+  bool Lead(const Done& done);
+  void EndLead();
+  // Who parks has the watch wake it, unless somebody leads.
+  void BeginPark();
+  void EndPark() { parked_.fetch_sub(1, std::memory_order_seq_cst); }
+  // An answer took so long.
+  void Took(int64_t ns);
   template <typename Done>
   void AwaitLate(const Done& done);
 
   gofer::Client client_;
-  fiber::FdWatch watch_;  // armed while somebody is parked
+  fiber::FdWatch watch_;  // armed while somebody is parked and nobody leads
   std::atomic<int> parked_{0};
+  std::atomic<bool> leading_{false};
+  std::atomic<int> quick_{0};  // answers in a row that came soon
+  const bool may_spin_;
   // How much trust there is that spinning pays: below 1 it is not tried, but now and then.
   std::atomic<int> spin_credit_;
   std::atomic<int> spin_skipped_{0};

@@ -60,6 +60,7 @@ base::Result<base::Ref<base::HostFd>> GoferInode::OpenFd(bool write) {
 }
 
 void GoferInode::FileReplaced() {
+  changed_.store(true, std::memory_order_relaxed);
   base::Ref<base::HostFd> read;
   base::Ref<base::FileSource> source;
   absl::MutexLock l(&mutex_);

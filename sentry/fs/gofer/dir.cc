@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "sentry/base/time.h"
 #include "sentry/fs/gofer/inode.h"
@@ -109,6 +110,7 @@ void GoferInode::CountLookup() {
   enough <<= std::min(vain_prefetches_.load(std::memory_order_relaxed), kMaxVain);
   if (n < enough) return;
   lookups_.store(0, std::memory_order_relaxed);
+  if (listed_.load(std::memory_order_relaxed)) gofer_fs().tree_walk().SawLookups();
   if (!Prefetch()) vain_prefetches_.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -127,22 +129,33 @@ bool GoferInode::Prefetch() {
   auto page = gofer::ParseDir(
       Call(gofer::MakeReadDir(handle_, names->cursor, gofer::kMaxMessage, gofer::kReadDirNodes)));
   if (!page.ok()) return false;
-  auto siblings = std::make_shared<GoferSiblings>();
+  auto siblings = std::make_shared<GoferSiblings>(S_IFREG);
+  for (const gofer::Entry& e : page->entries) {
+    if (e.with == gofer::kWithNode && S_ISREG(e.node.attr.mode)) {
+      siblings->files.push_back(e.node.attr.ino);
+    }
+  }
+  TakeNodes(*page, names.get());
+  names->siblings.push_back(siblings);
+  gofer_fs().Introduce(host_dev_, siblings);
+  return KeepNames(std::move(names), version);
+}
+
+void GoferInode::TakeNodes(const gofer::DirResult& page, GoferNames* names) {
   bool all = true;
-  for (gofer::Entry& e : page->entries) {
+  for (const gofer::Entry& e : page.entries) {
     if (e.with != gofer::kWithNode) {
       all = false;
       continue;
     }
-    auto child = gofer_fs().Obtain(e.node, "");
-    if (child->IsReg()) siblings->files.push_back(child->host_ino_);
-    names->children.emplace(std::move(e.name), std::move(child));
+    names->children.emplace(e.name, gofer_fs().Obtain(e.node, ""));
   }
-  names->cursor = page->next;
-  names->complete = all && page->eof;
-  names->ended = !all || page->eof || names->children.size() > gofer_fs().max_prefetch();
-  names->siblings.push_back(siblings);
-  gofer_fs().Introduce(host_dev_, siblings);
+  names->cursor = page.next;
+  names->complete = all && page.eof;
+  names->ended = !all || page.eof || names->children.size() > gofer_fs().max_prefetch();
+}
+
+bool GoferInode::KeepNames(std::unique_ptr<GoferNames> names, uint64_t version) {
   {
     absl::MutexLock l(&mutex_);
     if (version != names_version_.load(std::memory_order_acquire)) return false;
@@ -150,6 +163,11 @@ bool GoferInode::Prefetch() {
   }
   gofer_fs().EnterNamed(this);
   return true;
+}
+
+bool GoferInode::NamesEnded() const {
+  absl::MutexLock l(&mutex_);
+  return names_ && names_->ended;
 }
 
 base::Result<base::Ref<Inode>> GoferInode::Lookup(std::string_view name) {
@@ -170,6 +188,9 @@ base::Result<std::vector<base::Ref<Inode>>> GoferInode::LookupMany(
       known = FindKnown(names[0]);
     }
     if (known) {
+      if (*known && !(*known)->IsDir() && listed_.load(std::memory_order_relaxed)) {
+        gofer_fs().tree_walk().SawLookup();
+      }
       result.push_back(*std::move(known));
       return result;
     }
@@ -332,28 +353,99 @@ base::Result<std::shared_ptr<const GoferListing>> GoferInode::List() {
     return listing;
   }
   listed_.store(true, std::memory_order_relaxed);
-  auto made = std::make_shared<GoferListing>();
-  auto siblings = std::make_shared<GoferSiblings>();
+  listing = TRY(ReadAll(version));
+  gofer_fs().Introduce(host_dev_, listing->siblings);
+  gofer_fs().KeepListing(listing);
+  {
+    absl::MutexLock l(&mutex_);
+    listing_ = listing;
+    listing_version_ = version;
+  }
+  if (gofer_fs().exclusive()) ReadAhead(*listing);
+  return listing;
+}
+
+base::Result<std::shared_ptr<const GoferListing>> GoferInode::ReadAll(uint64_t version) {
+  auto listing = std::make_shared<GoferListing>();
+  auto files = std::make_shared<GoferSiblings>(S_IFREG);
+  auto directories = std::make_shared<GoferSiblings>(S_IFDIR);
+  std::unique_ptr<GoferNames> names;  // with nodes
+  base::Ref<GoferReading> reading;
+  if (GoferTreeWalk& walk = gofer_fs().tree_walk(); gofer_fs().exclusive()) {
+    reading = walk.BeginList(host_ino_);
+    if ((walk.WantsNodes() || reading) && !NamesEnded()) {
+      names = std::make_unique<GoferNames>();
+      names->version = version;
+    }
+  }
   uint64_t cursor = 0;
   for (bool eof = false; !eof;) {
-    auto page = gofer::ParseDir(Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage, 0)));
-    if (!page.ok()) return page.error();
-    for (gofer::Entry& e : page->entries) {
-      if (e.type == DT_REG) siblings->files.push_back(e.ino);
-      made->items.push_back({std::move(e.name), e.ino, e.type});
+    base::Result<gofer::DirResult> page = base::Error(EAGAIN);
+    if (names && reading) page = TakeReading(*std::exchange(reading, nullptr), version);
+    // Of a large directory the first part, lest they are not asked for; the rest as by CountLookup.
+    const bool nodes = names && cursor == 0;
+    if (!page.ok()) {
+      page = gofer::ParseDir(Call(gofer::MakeReadDir(handle_, cursor, gofer::kMaxMessage,
+                                                     nodes ? uint32_t{gofer::kReadDirNodes} : 0)));
     }
-    if (made->items.size() > kMaxListing) return base::Error(ENOMEM);
+    if (!page.ok()) return page.error();
+    if (nodes) TakeNodes(*page, names.get());
+    for (gofer::Entry& e : page->entries) {
+      const uint64_t ino = e.with == gofer::kWithNode ? e.node.attr.ino : e.ino;
+      if (e.type == DT_REG) files->files.push_back(ino);
+      if (e.type == DT_DIR) directories->files.push_back(ino);
+      listing->items.push_back({std::move(e.name), e.ino, e.type});
+    }
+    if (listing->items.size() > kMaxListing) return base::Error(ENOMEM);
     eof = page->eof;
     cursor = page->next;
   }
-  made->siblings = std::move(siblings);
-  listing = std::move(made);
-  gofer_fs().Introduce(host_dev_, listing->siblings);
-  gofer_fs().KeepListing(listing);
-  absl::MutexLock l(&mutex_);
-  listing_ = listing;
-  listing_version_ = version;
-  return listing;
+  if (names) (void)KeepNames(std::move(names), version);
+  {
+    absl::MutexLock l(&mutex_);
+    directories->up = siblings_;
+    directories->up_index = sibling_index_;
+  }
+  listing->siblings = std::move(files);
+  listing->directories = std::move(directories);
+  return std::shared_ptr<const GoferListing>(std::move(listing));
+}
+
+base::Result<gofer::DirResult> GoferInode::TakeReading(const GoferReading& reading,
+                                                       uint64_t version) {
+  gofer_fs().connection().Await(*reading.call);
+  // If it is not taken its handles go back with it.
+  if (reading.version != version || reading.outdated != gofer_fs().tree_walk().outdated()) {
+    return base::Error(EAGAIN);
+  }
+  return gofer::ParseDir(reading.call->TakeReply());
+}
+
+base::Ref<GoferInode> GoferInode::NextDirectory(const GoferListing& listing) const {
+  const auto find = [this](const GoferSiblings& directories, size_t index) {
+    return std::move(gofer_fs().FindFiles(host_dev_, std::span(directories.files).subspan(index, 1),
+                                          S_IFDIR)[0]);
+  };
+  if (!listing.directories->files.empty()) return find(*listing.directories, 0);
+  size_t index = listing.directories->up_index;
+  for (auto above = listing.directories->up.lock(); above; above = above->up.lock()) {
+    if (index + 1 < above->files.size()) return find(*above, index + 1);
+    index = above->up_index;
+  }
+  return nullptr;
+}
+
+void GoferInode::ReadAhead(const GoferListing& listing) {
+  GoferFilesystem& fs = gofer_fs();
+  fs.Introduce(host_dev_, listing.directories);
+  const base::Ref<GoferInode> next = NextDirectory(listing);
+  if (!next || !fs.tree_walk().Foresee(next->host_ino_) || next->NamesEnded()) return;
+  auto reading = base::MakeRef<GoferReading>();
+  reading->ino = next->host_ino_;
+  reading->version = next->names_version_.load(std::memory_order_acquire);
+  reading->outdated = fs.tree_walk().outdated();
+  reading->call = GoferLateNodes::Begin(&fs.connection(), next->handle_);
+  fs.tree_walk().Keep(std::move(reading));
 }
 
 }  // namespace sentry

@@ -88,12 +88,13 @@ void GoferFilesystem::Renumber(GoferInode* inode, const gofer::Attr& attr) {
 }
 
 std::vector<base::Ref<GoferInode>> GoferFilesystem::FindFiles(uint64_t dev,
-                                                              std::span<const uint64_t> inos) {
+                                                              std::span<const uint64_t> inos,
+                                                              mode_t type) {
   std::vector<base::Ref<GoferInode>> found(inos.size());
   absl::MutexLock l(&mutex_);
   for (size_t i = 0; i < inos.size(); ++i) {
     const auto it = inodes_.find(Key{dev, inos[i]});
-    if (it == inodes_.end() || !it->second->IsReg() || !it->second->TryIncRef()) continue;
+    if (it == inodes_.end() || it->second->type() != type || !it->second->TryIncRef()) continue;
     found[i] = base::Ref<GoferInode>::Adopt(it->second);
   }
   return found;
@@ -106,13 +107,14 @@ void GoferFilesystem::Introduce(uint64_t dev,
   if (siblings->known.load(std::memory_order_relaxed) == inos.size()) {
     // Unless others have been told to them since, from another listing, there is nothing new.
     const size_t sample = inos.size() / 2;
-    const auto file = std::move(FindFiles(dev, std::span(inos).subspan(sample, 1))[0]);
+    const auto file =
+        std::move(FindFiles(dev, std::span(inos).subspan(sample, 1), siblings->type)[0]);
     if (file && file->IsAmong(siblings)) return;
   }
   size_t known = 0;
   for (size_t begin = 0; begin < inos.size(); begin += kIntroducedAtOnce) {
     const size_t count = std::min(kIntroducedAtOnce, inos.size() - begin);
-    const auto files = FindFiles(dev, std::span(inos).subspan(begin, count));
+    const auto files = FindFiles(dev, std::span(inos).subspan(begin, count), siblings->type);
     for (size_t i = 0; i < count; ++i) {
       if (!files[i]) continue;
       files[i]->SetSiblings(siblings, begin + i);
@@ -123,6 +125,7 @@ void GoferFilesystem::Introduce(uint64_t dev,
 }
 
 void GoferFilesystem::Drop(GoferInode* inode, gofer::Handle handle) {
+  if (inode->changed_.load(std::memory_order_relaxed)) tree_walk_.DroppedChanged();
   LeaveIdle(inode);
   contents_.Leave(inode);
   {
@@ -241,6 +244,7 @@ void GoferFilesystem::Reclaim() {
     }
     inode->DropNames();
   }
+  tree_walk_.Keep(nullptr);
   DentryCache::Get().DropUnused();
   connection_->FlushForgotten();
 }

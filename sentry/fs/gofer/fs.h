@@ -17,6 +17,7 @@
 #include "sentry/fs/gofer/content.h"
 #include "sentry/fs/gofer/direct_reads.h"
 #include "sentry/fs/gofer/gofer_fs.h"
+#include "sentry/fs/gofer/tree_walk.h"
 #include "sentry/vfs/inode.h"
 
 namespace sentry {
@@ -56,8 +57,9 @@ class GoferFilesystem : public Filesystem {
   base::Ref<GoferInode> Obtain(const gofer::Node& node, std::string link);
   // The host's file behind `inode` has other numbers now, those of `attr`.
   void Renumber(GoferInode* inode, const gofer::Attr& attr);
-  // The inodes that are known of files on host device `dev`; null for one that is not.
-  std::vector<base::Ref<GoferInode>> FindFiles(uint64_t dev, std::span<const uint64_t> inos);
+  // The inodes that are known of files of `type` on host device `dev`; null for one that is not.
+  std::vector<base::Ref<GoferInode>> FindFiles(uint64_t dev, std::span<const uint64_t> inos,
+                                               mode_t type = S_IFREG);
   // Tells the files among `siblings` that have inodes of the others.
   void Introduce(uint64_t dev, const std::shared_ptr<const GoferSiblings>& siblings);
   // Called by the destructor of an inode.
@@ -83,6 +85,7 @@ class GoferFilesystem : public Filesystem {
   // seen in one.
   void SawTreeRead() { tree_reads_.store(kTreeReads, std::memory_order_relaxed); }
   bool ExpectsTreeRead();
+  GoferTreeWalk& tree_walk() { return tree_walk_; }
 
   // Whether the gofer could make such changes (SetAttrMask) of files of that owner on that device
   // of the host the last time. Not so where it has no power over the owner's files, or the device
@@ -126,6 +129,7 @@ class GoferFilesystem : public Filesystem {
   std::atomic<bool> nowait_{true};
   DirectReads direct_reads_;
   std::atomic<int> tree_reads_{0};
+  GoferTreeWalk tree_walk_;
 
   absl::Mutex mutex_;  // before nothing
   absl::flat_hash_map<Key, GoferInode*> inodes_ ABSL_GUARDED_BY(mutex_);

@@ -141,6 +141,7 @@ base::Result<InodeAttr> GoferInode::GetAttr() {
 }
 
 base::Status GoferInode::SetAttr(const AttrChange& change) {
+  changed_.store(true, std::memory_order_relaxed);
   gofer::SetAttrRequest r = {};
   r.handle = handle_;
   if (change.set_size) TRY(Truncate(change.size));
@@ -166,6 +167,7 @@ base::Status GoferInode::SetAttr(const AttrChange& change) {
 
 base::Status GoferInode::Truncate(uint64_t size) {
   if (size > kMaxFileSize) return base::Error(EFBIG);
+  changed_.store(true, std::memory_order_relaxed);
   Settle();
   fiber::MutexLock data(&data_mutex_);
   const PathChange change(attr_word());

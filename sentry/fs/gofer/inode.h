@@ -18,14 +18,20 @@
 #include "sentry/base/host_fd.h"
 #include "sentry/fiber/mutex.h"
 #include "sentry/fs/gofer/fs.h"
+#include "sentry/fs/gofer/tree_walk.h"
 #include "sentry/vfs/inode.h"
 
 namespace sentry {
 
-// The regular files of a directory, in its order, by the host's inode number. Who opens one of them
-// mostly opens those behind it next. Immutable but for the counts.
+// The regular files of a directory, or the directories in it, in its order, by the host's inode
+// number. Who opens one of them mostly opens those behind it next. Immutable but for the counts.
 struct GoferSiblings {
+  explicit GoferSiblings(mode_t type) : type(type) {}
+  const mode_t type;  // S_IFREG or S_IFDIR
   std::vector<uint64_t> files;
+  // Of directories: those among which their parent is, and its place there.
+  std::weak_ptr<const GoferSiblings> up;
+  size_t up_index = 0;
   mutable std::atomic<uint32_t> opens{0};  // of files for which the gofer had to be asked
   mutable std::atomic<size_t> known{0};    // how many of them had inodes when these were told last
 };
@@ -39,6 +45,7 @@ struct GoferListing {
   };
   std::vector<Item> items;
   std::shared_ptr<const GoferSiblings> siblings;
+  std::shared_ptr<const GoferSiblings> directories;
 };
 
 class GoferInode;
@@ -136,6 +143,7 @@ class GoferInode : public Inode {
   // How long the file is; `fd` is open on it. May be outdated at once, as any size.
   base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() {
+    changed_.store(true, std::memory_order_relaxed);
     mapped_writable_.store(true, std::memory_order_release);
     attr_word().Changed();
   }
@@ -226,6 +234,7 @@ class GoferInode : public Inode {
   // of it that this should be soon.
   bool HoldsRoom() const;
   void MarkStale() {
+    changed_.store(true, std::memory_order_relaxed);
     stale_.store(true, std::memory_order_release);
     attr_word().Changed();
   }
@@ -242,6 +251,20 @@ class GoferInode : public Inode {
   void CountLookup();
   // Looks up the next page of them. False if nothing came of it.
   bool Prefetch();
+  // The inodes of a page become known names.
+  void TakeNodes(const gofer::DirResult& page, GoferNames* names);
+  // Keeps them unless names have changed since they were `version`: then false.
+  bool KeepNames(std::unique_ptr<GoferNames> names, uint64_t version);
+  // Lists the directory for List. `version`: that of its names before.
+  base::Result<std::shared_ptr<const GoferListing>> ReadAll(uint64_t version);
+  // The first page, if it was read before it was asked for.
+  base::Result<gofer::DirResult> TakeReading(const GoferReading& reading, uint64_t version);
+  // Has the gofer read the directory that is likely to be listed after this one.
+  void ReadAhead(const GoferListing& listing);
+  // Which that is: the first in this one, or that behind it, or behind one above. Null if unknown.
+  base::Ref<GoferInode> NextDirectory(const GoferListing& listing) const;
+  // Whether its names are known, as far as they ever will.
+  bool NamesEnded() const;
   // Sends a request that makes the node `name` in this directory (empty: one without a name), again
   // if the gofer was out of handles.
   base::Result<base::Ref<Inode>> MakeNode(std::string_view name, const gofer::Request& request,
@@ -255,6 +278,7 @@ class GoferInode : public Inode {
   std::atomic<uint64_t> host_ino_;
 
   std::atomic<bool> stale_{false};
+  std::atomic<bool> changed_{false};  // here, ever
   std::atomic<bool> mapped_writable_{false};
   std::atomic<bool> atime_due_{false};  // the next read changes the access time (relatime)
   // When it was due, a read did not change it: a noatime mount, or a lower file of overlayfs.
@@ -291,7 +315,8 @@ class GoferInode : public Inode {
   std::weak_ptr<const GoferListing> listing_ ABSL_GUARDED_BY(mutex_);
   uint64_t listing_version_ ABSL_GUARDED_BY(mutex_) = 0;
   std::unique_ptr<GoferNames> names_ ABSL_GUARDED_BY(mutex_);  // null: none are known
-  // Of a regular file: those of the directory in which it was seen last, and its place there.
+  // Of a regular file or directory: those of the directory in which it was seen last, and its place
+  // there.
   std::weak_ptr<const GoferSiblings> siblings_ ABSL_GUARDED_BY(mutex_);
   size_t sibling_index_ ABSL_GUARDED_BY(mutex_) = 0;
 
