@@ -16,7 +16,10 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #include "platform/test_guest.h"
 #include "sentry/base/test_fds_in_flight.h"
@@ -49,13 +52,24 @@ class NoPoolTest : public PlatformTest {
  protected:
   NoPoolTest() { starts_pool_ = false; }
   // Processes whose parent we are.
-  static int Children() {
-    int children = 0;
+  static std::vector<int> ChildPids() {
+    std::vector<int> children;
     for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
       std::ifstream file(task.path() / "children");
-      for (int pid; file >> pid;) children++;
+      for (int pid; file >> pid;) children.push_back(pid);
     }
     return children;
+  }
+  static int Children() { return static_cast<int>(ChildPids().size()); }
+  static int SleepingChildren() {
+    int sleeping = 0;
+    for (int pid : ChildPids()) {
+      std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+      std::string stat;
+      std::getline(file, stat);
+      sleeping += stat.find(") S ") != std::string::npos;
+    }
+    return sleeping;
   }
 };
 
@@ -77,6 +91,28 @@ TEST_F(NoPoolTest, NothingIsClonedBeforeItIsAskedFor) {
   platform_->StartPool();
   for (int i = 0; i < 1000 && Children() < 1 + options_.pool_size; i++) usleep(10'000);
   EXPECT_EQ(Children(), 1 + options_.pool_size);
+}
+
+TEST_F(NoPoolTest, AStubInThePoolWakesNobody) {
+  if (access("/proc/thread-self/children", R_OK) != 0) GTEST_SKIP() << "the host lists no children";
+  if (platform_->name() == std::string_view("ptrace"))
+    GTEST_SKIP() << "the tracer wakes the poller";
+  std::atomic<bool> stop{false};
+  std::atomic<int> woken{0};
+  std::thread poller([&] {
+    while (!stop) {
+      platform_->Wait(INT64_MAX);
+      woken++;
+    }
+  });
+  platform_->StartPool();
+  const int all = 1 + options_.pool_size;
+  for (int i = 0; i < 1000 && SleepingChildren() < all; i++) usleep(10'000);
+  EXPECT_EQ(SleepingChildren(), all);
+  EXPECT_EQ(woken, 0);
+  stop = true;
+  platform_->Wake();
+  poller.join();
 }
 
 TEST_F(PlatformTest, SyscallRoundTrip) {

@@ -92,6 +92,8 @@ void StubInterruptedCall(Slot* slot);
 bool StubDirectCall(Slot* slot, uint64_t flags, uint32_t saved_flags);
 // First code of a new host thread, on its slot's stack.
 [[noreturn]] void StubThreadMain(Slot* slot);
+// The same for the first one of a stub that the zygote has made.
+[[noreturn]] void StubFirstThreadMain(Slot* slot);
 // First code of a forked child, on its slot's stack in its own mailbox.
 [[noreturn]] void StubForkChild(Slot* slot, int mailbox_fd, int socket_fd, int old_socket_fd);
 
@@ -104,8 +106,10 @@ bool StubDirectCall(Slot* slot, uint64_t flags, uint32_t saved_flags);
 void HandOff(Slot* slot, RequestKind kind);
 // How much of the time that a spin may take is worth it.
 enum class Patience { kNone, kLittle, kAll };
+// Whether the sentry's poller is to be woken if it sleeps.
+enum class Bell { kRing, kLeave };
 // Waits for the answer to round `seq` (its answer_seq is another).
-void AwaitAnswer(Slot* slot, uint32_t seq, Patience patience);
+void AwaitAnswer(Slot* slot, uint32_t seq, Patience patience, Bell bell);
 
 // ---- lanes.cc: calls answered here ----
 

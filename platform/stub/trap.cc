@@ -222,8 +222,9 @@ void WriteRequest(Slot* s, uint32_t seq, RequestKind kind) {
   __atomic_store(&s->request, &head, __ATOMIC_RELEASE);
 }
 
-void FirstAnswer(Slot* s) {
-  AwaitAnswer(s, 0, Patience::kAll);
+// Of a thread that has asked for nothing so far, so that nobody need be woken for it.
+void FirstAnswer(Slot* s, Patience patience) {
+  AwaitAnswer(s, 0, patience, Bell::kLeave);
   if (uint32_t kind = HandleAnswer(s)) HandOff(s, static_cast<RequestKind>(kind));
 }
 
@@ -331,11 +332,11 @@ void FillFault(Slot* s, int signo, const SigInfo* info, const UContext* uc) {
 
 }  // namespace
 
-void AwaitAnswer(Slot* s, uint32_t seq, Patience patience) {
+void AwaitAnswer(Slot* s, uint32_t seq, Patience patience, Bell bell) {
   uint32_t budget = __atomic_load_n(&SharedPage()->spin_ticks, __ATOMIC_RELAXED);
   Rung rung = Rung::kNobody;
   if (!SharedPage()->traced) {
-    rung = Ring(s, seq);
+    if (bell == Bell::kRing) rung = Ring(s, seq);
   } else if (Load(&SharedPage()->sleeping) != 0) {
     budget = 0;  // a call more would cost much: the tracer rings when it sees us wait
   }
@@ -385,7 +386,7 @@ void HandOff(Slot* s, RequestKind kind) {
     if (stamp) s->trapped_at = Ticks();
     WriteRequest(s, seq, kind);
     __atomic_fetch_or(&Header()->ready[index / 64], 1ull << (index % 64), __ATOMIC_SEQ_CST);
-    AwaitAnswer(s, seq, PatienceOf(s, kind));
+    AwaitAnswer(s, seq, PatienceOf(s, kind), Bell::kRing);
     if (stamp) s->resumed_at = Ticks();
     uint32_t next = HandleAnswer(s);
     if (next == 0) return;
@@ -561,20 +562,25 @@ void Park(Slot* s) {
   Syscall(kSysClockGettime, kThreadCpuClock, Addr(&t));
   s->cpu_base_ns = t.tv_sec * 1'000'000'000 + t.tv_nsec;
   Prepare(s);
-  FirstAnswer(s);
+  FirstAnswer(s, Patience::kAll);
+  StubEnterGuest(s);
+}
+
+[[noreturn]] void BeginThread(Slot* s, Patience patience) {
+  Prepare(s);
+  StackT stack{Addr(s->stack), 0, sizeof(s->stack)};
+  // We run on that very stack, but not yet as a signal stack, which is all that the host asks.
+  Syscall(kSysSigaltstack, Addr(&stack), 0);
+  FirstAnswer(s, patience);
   StubEnterGuest(s);
 }
 
 }  // namespace
 
-extern "C" void StubThreadMain(Slot* s) {
-  Prepare(s);
-  StackT stack{Addr(s->stack), 0, sizeof(s->stack)};
-  // We run on that very stack, but not yet as a signal stack, which is all that the host asks.
-  Syscall(kSysSigaltstack, Addr(&stack), 0);
-  FirstAnswer(s);
-  StubEnterGuest(s);
-}
+extern "C" void StubThreadMain(Slot* s) { BeginThread(s, Patience::kAll); }
+
+// A stub in the pool waits for a program that may come late or never.
+extern "C" void StubFirstThreadMain(Slot* s) { BeginThread(s, Patience::kNone); }
 
 extern "C" void StubForkChild(Slot* s, int mailbox_fd, int socket_fd, int old_socket_fd) {
   Syscall(kSysClose, static_cast<uint64_t>(mailbox_fd));

@@ -143,7 +143,7 @@ void Send(uint64_t message, uint64_t size, int fd) {
       "mov %0, %%rsp\n\t"
       "xor %%ebp, %%ebp\n\t"
       "mov %1, %%rdi\n\t"
-      "call StubThreadMain\n\t"
+      "call StubFirstThreadMain\n\t"
       "ud2"
       :
       : "r"(Addr(slot) + kSlotStackEnd), "r"(slot)

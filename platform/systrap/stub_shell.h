@@ -56,7 +56,8 @@ class SpareShells : public base::RefCounted {
   std::vector<StubShell> Close();
 
  private:
-  static constexpr size_t kMost = 2;
+  // Several come back at once when the host has been busy.
+  static constexpr size_t kMost = 4;
   absl::Mutex mu_;
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<StubShell> shells_ ABSL_GUARDED_BY(mu_);
