@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <span>
 
 #include "sentry/fs/tmpfs/tmpfs_inode.h"
 #include "sentry/vfs/dentry.h"
@@ -20,6 +21,22 @@ namespace {
 
 constexpr uint32_t kAllSeals =
     F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC;
+
+// The first `limit` bytes of another source.
+class FirstBytes : public IoSource {
+ public:
+  FirstBytes(IoSource& source, uint64_t limit) : source_(source), left_(limit) {}
+  size_t remaining() const override { return std::min<uint64_t>(left_, source_.remaining()); }
+  base::Result<size_t> Get(std::span<std::byte> dst) override {
+    const size_t n = TRY(source_.Get(dst.first(std::min<uint64_t>(dst.size(), left_))));
+    left_ -= n;
+    return n;
+  }
+
+ private:
+  IoSource& source_;
+  uint64_t left_;
+};
 
 class RegularFile : public SeekableFile {
  public:
@@ -150,13 +167,16 @@ base::Result<size_t> TmpfsRegular::Write(IoSource& src, uint64_t* offset, bool a
     fiber::WriterLock l(&data_lock_);
     if (append) *offset = data_.size();
     if ((seals_ & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0) return base::Error(EPERM);
-    if ((seals_ & F_SEAL_GROW) != 0 && src.remaining() > 0) {
-      uint64_t end;
-      if (__builtin_add_overflow(*offset, src.remaining(), &end) || end > data_.size()) {
-        return base::Error(EPERM);
-      }
+    uint64_t limit = src.remaining(), end;
+    if ((seals_ & F_SEAL_GROW) != 0 && limit > 0 &&
+        (__builtin_add_overflow(*offset, limit, &end) || end > data_.size())) {
+      // shmem_write_begin() looks at one page after the other.
+      const uint64_t whole = data_.size() - data_.size() % kMemoryPage;
+      if (*offset >= whole) return base::Error(EPERM);
+      limit = whole - *offset;
     }
-    n = TRY(data_.Write(src, *offset));
+    FirstBytes first(src, limit);
+    n = TRY(data_.Write(first, *offset));
   }
   if (n > 0) Touch(false, true, true);
   return n;
