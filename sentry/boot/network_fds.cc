@@ -12,7 +12,8 @@ namespace {
 
 // Devices, addresses, routes and counters of the namespace. What lists sockets is not among them:
 // those of others in the namespace are not the guest's.
-constexpr const char* kProcNet[] = {"dev", "if_inet6", "ipv6_route", "route", "snmp", "sockstat"};
+constexpr const char* kProcNet[] = {"arp",   "dev",  "if_inet6", "ipv6_route", "netstat",
+                                    "route", "snmp", "sockstat", "sockstat6"};
 
 }  // namespace
 

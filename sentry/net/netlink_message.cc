@@ -44,6 +44,18 @@ void NetlinkWriter::Attribute(uint16_t type, std::string_view text) {
   Attribute(type, value);
 }
 
+void NetlinkWriter::Error(nlmsghdr header, const NetlinkMessage& request, int error, bool cap_ack) {
+  const bool capped = error == 0 || cap_ack;
+  header.nlmsg_type = NLMSG_ERROR;
+  header.nlmsg_flags = capped ? NLM_F_CAPPED : 0;
+  nlmsgerr e{};
+  e.error = -error;
+  e.msg = request.header;
+  Begin(header, e);
+  if (!capped) Raw(request.payload);
+  End();
+}
+
 void NetlinkWriter::End() {
   if (start_ == kNone) return;
   auto length = static_cast<uint32_t>(bytes_.size() - start_);

@@ -86,6 +86,9 @@ class NetlinkWriter {
     bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
     Pad();
   }
+  // An NLMSG_ERROR: the code, 0 for an acknowledgement, and the request's header; with an error all
+  // of the request, unless `cap_ack`. Its type and flags are filled in.
+  void Error(nlmsghdr header, const NetlinkMessage& request, int error, bool cap_ack);
   // Fills in the length of the message.
   void End();
   bool empty() const { return bytes_.empty(); }

@@ -64,20 +64,25 @@ std::string TcpText(const std::vector<InetRow>& rows, bool v6) {
   return text;
 }
 
-std::string UdpText(const std::vector<InetRow>& rows, bool v6) {
-  std::string text =
-      v6 ? fmt::format("{} ref pointer drops\n", kHead6)
-         : Padded(
-               "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   "
-               "uid  timeout inode ref pointer drops",
-               127);
+// The files about datagrams differ in little.
+struct DatagramForm {
+  const char* head4;  // what comes before the common head
+  int slot;           // width of the first column; of IPv6 always 5
+  size_t width;       // of lines of IPv4
+};
+constexpr DatagramForm kUdpForm = {" ", 5, 127}, kPingForm = {"", 5, 127}, kRawForm = {"", 4, 0};
+
+std::string DatagramText(const std::vector<InetRow>& rows, bool v6, const DatagramForm& form) {
+  const size_t width = v6 ? 0 : form.width;
+  std::string text = Padded(
+      fmt::format("{}{} ref pointer drops", v6 ? "" : form.head4, v6 ? kHead6 : kHead4), width);
   for (const InetRow& r : rows) {
-    std::string s = fmt::format(
-        "{:5d}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5d} "
-        "{:8d} {} 2 0000000000000000 {}",
-        r.local.port, Name(r.local, v6), Name(r.remote, v6), r.state, r.sent, r.unread, r.uid, 0,
-        r.ino, r.drops);
-    text += v6 ? s + "\n" : Padded(std::move(s), 127);
+    text +=
+        Padded(fmt::format("{:{}d}: {} {} {:02X} {:08X}:{:08X} 00:00000000 00000000 {:5d} "
+                           "{:8d} {} 2 0000000000000000 {}",
+                           r.local.port, v6 ? 5 : form.slot, Name(r.local, v6), Name(r.remote, v6),
+                           r.state, r.sent, r.unread, r.uid, 0, r.ino, r.drops),
+               width);
   }
   return text;
 }
@@ -154,13 +159,47 @@ std::string SnmpText(InetStack& stack) {
       c.udp_no_port.load(), c.udp_full.load(), c.udp_out.load(), c.udp_full.load());
 }
 
+// How many of them are of the family.
+template <typename T>
+size_t InUse(const std::vector<base::Ref<T>>& users, bool v6) {
+  return static_cast<size_t>(std::count_if(users.begin(), users.end(), [v6](const auto& user) {
+    return static_cast<const InetEndpoint&>(*user).v6() == v6;
+  }));
+}
+
+// What happens to TCP here, where no packet is lost and none comes from elsewhere; bytes of lo.
+std::string NetstatText(InetStack& stack) {
+  const uint64_t overflows = stack.counters.listen_overflows.load();
+  const uint64_t bytes = stack.counters.bytes.load();
+  return fmt::format(
+      "TcpExt: SyncookiesSent SyncookiesRecv SyncookiesFailed EmbryonicRsts ListenOverflows "
+      "ListenDrops TCPLostRetransmit TCPFastRetrans TCPSlowStartRetrans TCPTimeouts "
+      "TCPSynRetrans\n"
+      "TcpExt: 0 0 0 0 {} {} 0 0 0 0 0\n"
+      "IpExt: InNoRoutes InTruncatedPkts InOctets OutOctets InCsumErrors\n"
+      "IpExt: 0 0 {} {} 0\n",
+      overflows, overflows, bytes, bytes);
+}
+
 std::string SockstatText(InetStack& stack) {
-  size_t waits = stack.tcp().TimeWaits().size();
   return fmt::format(
       "TCP: inuse {} orphan 0 tw {} alloc {} mem 0\nUDP: inuse {} mem 0\nUDPLITE: inuse 0\n"
       "RAW: inuse {}\nFRAG: inuse 0 memory 0\n",
-      stack.tcp().Users().size(), waits, stack.tcp().Users().size(), stack.udp().Users().size(),
-      stack.RawSockets().size());
+      InUse(stack.tcp().Users(), false), stack.tcp().TimeWaits().size(), stack.tcp().Users().size(),
+      InUse(stack.udp().Users(), false), InUse(stack.RawSockets(), false));
+}
+
+std::string Sockstat6Text(InetStack& stack) {
+  return fmt::format(
+      "TCP6: inuse {}\nUDP6: inuse {}\nUDPLITE6: inuse 0\nRAW6: inuse {}\n"
+      "FRAG6: inuse 0 memory 0\n",
+      InUse(stack.tcp().Users(), true), InUse(stack.udp().Users(), true),
+      InUse(stack.RawSockets(), true));
+}
+
+// Neighbours: lo has none.
+std::string ArpText() {
+  return "IP address       HW type     Flags       HW address            Mask     Device\n";
 }
 
 // unix_seq_show().
@@ -208,8 +247,20 @@ base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
         [v6](InetStack& s) { return TcpText(TcpRows(s, v6), v6); });
     add(
         v6 ? "udp6" : "udp",
-        [v6](HostNetwork& h) { return UdpText(HostInetRows(h, IPPROTO_UDP, v6), v6); },
-        [v6](InetStack& s) { return UdpText(UdpRows(s, v6), v6); });
+        [v6](HostNetwork& h) {
+          return DatagramText(HostInetRows(h, IPPROTO_UDP, v6), v6, kUdpForm);
+        },
+        [v6](InetStack& s) { return DatagramText(UdpRows(s, v6), v6, kUdpForm); });
+    add(
+        v6 ? "icmp6" : "icmp",
+        [v6](HostNetwork& h) {
+          const int protocol = v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP};
+          return DatagramText(HostInetRows(h, protocol, v6), v6, kPingForm);
+        },
+        [v6](InetStack& s) { return DatagramText(PingRows(s, v6), v6, kPingForm); });
+    add(
+        v6 ? "raw6" : "raw", [v6](HostNetwork&) { return DatagramText({}, v6, kRawForm); },
+        [v6](InetStack& s) { return DatagramText(RawRows(s, v6), v6, kRawForm); });
   }
   auto same = [&](const char* name, std::function<std::string(InetStack&)> text) {
     add(
@@ -225,6 +276,9 @@ base::Ref<Inode> NewNetDir(ProcFs* fs, base::Ref<Pid> pid) {
   same("ipv6_route", Routes6);
   same("snmp", SnmpText);
   same("sockstat", SockstatText);
+  same("sockstat6", Sockstat6Text);
+  same("netstat", NetstatText);
+  same("arp", [](InetStack&) { return ArpText(); });
   return dir;
 }
 

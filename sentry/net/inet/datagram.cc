@@ -47,6 +47,11 @@ Result<InetAddress> DatagramEndpoint::PeerName() {
   return remote;
 }
 
+DatagramEndpoint::Row DatagramEndpoint::Describe() {
+  absl::MutexLock lock(&mutex_);
+  return {local, remote, connected(), queued(), drops(), uid, ino()};
+}
+
 int DatagramEndpoint::TakeError() { return error_.exchange(0); }
 
 size_t DatagramEndpoint::FirstLength() {

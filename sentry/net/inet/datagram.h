@@ -87,6 +87,15 @@ class DatagramEndpoint : public InetEndpoint {
   // Bytes in the queue, for /proc.
   uint64_t queued() const { return charge_.load(); }
   uint64_t drops() const { return drops_.load(); }
+  // For /proc/net.
+  struct Row {
+    InetAddress local, remote;
+    bool connected;
+    uint64_t queued, drops;
+    uid_t uid;
+    uint64_t ino;
+  };
+  Row Describe();
 
   // Bytes before the data of a packet that a filter sees: the transport's header.
   virtual size_t filter_header() const { return 0; }

@@ -38,6 +38,7 @@ RawEndpoint::RawEndpoint(base::Ref<InetStack> stack, int family, int protocol)
     : DatagramEndpoint(std::move(stack), family), protocol_(protocol) {
   local.ip = IpAddress::Any(!v6());
   if (protocol == IPPROTO_RAW && !v6()) ip().SetFlag(IPPROTO_IP, IP_HDRINCL, true);
+  if (Task* t = Task::Current()) uid = t->creds().euid;
   this->stack().AddRaw(this);
 }
 

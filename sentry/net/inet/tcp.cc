@@ -28,12 +28,19 @@ constexpr int64_t kConnectTimeoutNs = 127 * kSecond;
 
 void TcpOptions::CopyFrom(const TcpOptions& o) {
   const std::pair<std::atomic<int>*, const std::atomic<int>*> all[] = {
-      {&nodelay, &o.nodelay},           {&cork, &o.cork},
-      {&keep_idle, &o.keep_idle},       {&keep_interval, &o.keep_interval},
-      {&keep_count, &o.keep_count},     {&user_timeout_ms, &o.user_timeout_ms},
-      {&max_segment, &o.max_segment},   {&syn_count, &o.syn_count},
-      {&linger2, &o.linger2},           {&window_clamp, &o.window_clamp},
-      {&not_sent_low, &o.not_sent_low}, {&thin_linear, &o.thin_linear}};
+      {&nodelay, &o.nodelay},
+      {&cork, &o.cork},
+      {&keep_idle, &o.keep_idle},
+      {&keep_interval, &o.keep_interval},
+      {&keep_count, &o.keep_count},
+      {&user_timeout_ms, &o.user_timeout_ms},
+      {&max_segment, &o.max_segment},
+      {&syn_count, &o.syn_count},
+      {&linger2, &o.linger2},
+      {&window_clamp, &o.window_clamp},
+      {&not_sent_low, &o.not_sent_low},
+      {&thin_linear, &o.thin_linear},
+      {&fast_open_no_cookie, &o.fast_open_no_cookie}};
   for (auto [to, from] : all) to->store(from->load());
   reno = o.reno.load();
 }

@@ -87,7 +87,7 @@ struct TcpOptions {
   std::atomic<int> nodelay{0}, cork{0}, keep_idle{7200}, keep_interval{75}, keep_count{9};
   std::atomic<int> user_timeout_ms{0}, max_segment{0}, quick_ack{1}, defer_accept{0};
   std::atomic<int> syn_count{0}, linger2{0}, window_clamp{0}, fast_open{0}, fast_open_connect{0};
-  std::atomic<int> not_sent_low{0}, thin_linear{0};
+  std::atomic<int> not_sent_low{0}, thin_linear{0}, fast_open_no_cookie{0};
   std::atomic<bool> reno{false};  // congestion control: reno or cubic
   void CopyFrom(const TcpOptions& other);
 };
@@ -150,6 +150,9 @@ class TcpEndpoint : public InetEndpoint {
   int shut() const { return shutdown_.load(std::memory_order_relaxed); }
   bool listening() const { return state() == TCP_LISTEN; }
   tcp_info Info();
+  // What a segment to the peer may hold: half of the first window that it offered
+  // (tcp_bound_to_half_wnd), which is less to who connects.
+  int SegmentSize();
   // For /proc/net/tcp.
   struct Row {
     InetAddress local, remote;

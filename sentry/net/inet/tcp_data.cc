@@ -460,13 +460,20 @@ TcpEndpoint::Row TcpEndpoint::Describe() {
   return row;
 }
 
+int TcpEndpoint::SegmentSize() {
+  constexpr int kConnected = 65483 / 2, kConnected6 = 65464 / 2, kAccepted = 65536 / 2;
+  int side;
+  if (connection(&side) && side == 1) return kAccepted;
+  return LocalName().ip.v4() ? kConnected : kConnected6;
+}
+
 tcp_info TcpEndpoint::Info() {
   tcp_info info{};
   info.tcpi_state = static_cast<uint8_t>(state());
   info.tcpi_options = TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE;
   info.tcpi_snd_wscale = 7;
   info.tcpi_rcv_wscale = 7;
-  info.tcpi_snd_mss = 32768;
+  info.tcpi_snd_mss = static_cast<uint32_t>(SegmentSize());
   info.tcpi_rcv_mss = 536;
   info.tcpi_advmss = 65483;
   info.tcpi_pmtu = InetStack::kMtu;

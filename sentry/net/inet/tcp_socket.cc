@@ -17,6 +17,7 @@ using base::Result;
 using base::Status;
 
 constexpr int kMaxSeconds = 32767;  // MAX_TCP_KEEPIDLE and its kin
+constexpr int kSynRetries = 6;      // net.ipv4.tcp_syn_retries
 constexpr char kCubic[] = "cubic", kReno[] = "reno";
 constexpr size_t kCongestionName = 16;  // TCP_CA_NAME_MAX
 
@@ -38,6 +39,7 @@ constexpr IntOption kInts[] = {
     {TCP_QUICKACK, &TcpOptions::quick_ack, 0, 0, true},
     {TCP_FASTOPEN, &TcpOptions::fast_open, 0, INT32_MAX},
     {TCP_FASTOPEN_CONNECT, &TcpOptions::fast_open_connect, 0, 1},
+    {TCP_FASTOPEN_NO_COOKIE, &TcpOptions::fast_open_no_cookie, 0, 1},
     {TCP_NOTSENT_LOWAT, &TcpOptions::not_sent_low, INT32_MIN, INT32_MAX},
     {TCP_THIN_LINEAR_TIMEOUTS, &TcpOptions::thin_linear, 0, 1},
 };
@@ -104,13 +106,17 @@ Status TcpSocket::SetOption(Task& t, int level, int name, std::span<const std::b
 
 Result<std::vector<std::byte>> TcpSocket::GetTcpOption(int name) {
   TcpOptions& o = endpoint_->tcp_options();
-  if (const IntOption* option = FindInt(name)) return OptionBytes((o.*option->value).load());
+  if (const IntOption* option = FindInt(name)) {
+    const int value = (o.*option->value).load();
+    return OptionBytes(name == TCP_SYNCNT && value == 0 ? kSynRetries : value);
+  }
   switch (name) {
     case TCP_MAXSEG: {
       int set = o.max_segment.load();
       int now = endpoint_->state();
       if (now == TCP_CLOSE || now == TCP_LISTEN) return OptionBytes(set != 0 ? set : 536);
-      return OptionBytes(set != 0 ? std::min(set, 32768) : 32768);
+      const int size = endpoint_->SegmentSize();
+      return OptionBytes(set != 0 ? std::min(set, size) : size);
     }
     case TCP_LINGER2:
       return OptionBytes(o.linger2.load() < 0 ? -1 : o.linger2.load() > 0 ? o.linger2.load() : 60);
@@ -126,10 +132,20 @@ Result<std::vector<std::byte>> TcpSocket::GetTcpOption(int name) {
       return OptionBytes(text);
     }
     case TCP_TIMESTAMP:
+    case TCP_THIN_DUPACK:
       return OptionBytes(0);
     default:
       return Error(ENOPROTOOPT);
   }
+}
+
+// The options about fast open are for sockets that are not connected yet, or listen.
+Status TcpSocket::CheckFastOpen(int name) const {
+  const bool connects = name == TCP_FASTOPEN_CONNECT;
+  if (!connects && name != TCP_FASTOPEN && name != TCP_FASTOPEN_NO_COOKIE) return base::Ok();
+  const int now = endpoint_->state();
+  if (now == TCP_CLOSE || (now == TCP_LISTEN && !connects)) return base::Ok();
+  return Error(EINVAL);
 }
 
 Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
@@ -150,11 +166,7 @@ Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
     } else if (number < option->low || number > option->high) {
       return Error(EINVAL);
     }
-    bool before = name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT;
-    int now = endpoint_->state();
-    if (before && now != TCP_CLOSE && !(name == TCP_FASTOPEN && now == TCP_LISTEN)) {
-      return Error(EINVAL);
-    }
+    TRY(CheckFastOpen(name));
     if (name == TCP_CORK) {
       endpoint_->SetCork(number != 0);
       return base::Ok();
@@ -164,6 +176,8 @@ Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
     return base::Ok();
   }
   switch (name) {
+    case TCP_THIN_DUPACK:  // without effect since Linux 4.14
+      return number == 0 || number == 1 ? base::Ok() : Status(Error(EINVAL));
     case TCP_MAXSEG:
       if (number != 0 && (number < 88 || number > 32767)) return Error(EINVAL);
       o.max_segment = number;

@@ -53,6 +53,7 @@ class TcpSocket : public InetSocket, public LaneEnds, public LanePartner {
   }
   base::Result<std::vector<std::byte>> GetTcpOption(int name);
   base::Status SetTcpOption(int name, std::span<const std::byte> value);
+  base::Status CheckFastOpen(int name) const;  // EINVAL: not any more
 
   const base::Ref<TcpEndpoint> endpoint_;
 };

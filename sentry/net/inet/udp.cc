@@ -264,9 +264,4 @@ void UdpEndpoint::Release() {
   table().Release(*this);
 }
 
-UdpEndpoint::Row UdpEndpoint::Describe() {
-  absl::MutexLock lock(&mutex_);
-  return {local, remote, connected(), queued(), drops(), uid, ino()};
-}
-
 }  // namespace sentry

@@ -28,15 +28,6 @@ class UdpEndpoint : public DatagramEndpoint {
   // Options of IPPROTO_UDP. EINVAL, ENOPROTOOPT.
   base::Result<int> GetUdpOption(int name);
   base::Status SetUdpOption(int name, int number);
-  // For /proc/net/udp.
-  struct Row {
-    InetAddress local, remote;
-    bool connected;
-    uint64_t queued, drops;
-    uid_t uid;
-    uint64_t ino;
-  };
-  Row Describe();
 
  private:
   ~UdpEndpoint() override = default;

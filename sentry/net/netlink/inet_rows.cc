@@ -4,10 +4,29 @@
 
 #include <algorithm>
 
+#include "sentry/net/inet/raw.h"
 #include "sentry/net/inet/tcp.h"
 #include "sentry/net/inet/udp.h"
 
 namespace sentry {
+namespace {
+
+// `chosen`: its port, by bind(2).
+InetRow DatagramRow(DatagramEndpoint& end, bool chosen) {
+  const DatagramEndpoint::Row row = end.Describe();
+  return {.local = row.local,
+          .remote = row.remote,
+          .state = row.connected ? TCP_ESTABLISHED : TCP_CLOSE,
+          .unread = row.queued,
+          .drops = row.drops,
+          .uid = row.uid,
+          .ino = row.ino,
+          .shutdown = end.shut(),
+          .chosen = chosen,
+          .end = base::Ref<InetEndpoint>(&end)};
+}
+
+}  // namespace
 
 std::vector<InetRow> TcpRows(InetStack& stack, bool v6) {
   std::vector<InetRow> rows;
@@ -41,18 +60,27 @@ std::vector<InetRow> UdpRows(InetStack& stack, bool v6) {
   std::vector<InetRow> rows;
   for (auto& user : stack.udp().Users()) {
     auto& udp = static_cast<UdpEndpoint&>(*user);
-    if (udp.v6() != v6) continue;
-    const UdpEndpoint::Row row = udp.Describe();
-    rows.push_back({.local = row.local,
-                    .remote = row.remote,
-                    .state = row.connected ? TCP_ESTABLISHED : TCP_CLOSE,
-                    .unread = row.queued,
-                    .drops = row.drops,
-                    .uid = row.uid,
-                    .ino = row.ino,
-                    .shutdown = udp.shut(),
-                    .chosen = user->chosen,
-                    .end = base::Ref<InetEndpoint>(&udp)});
+    if (udp.v6() == v6) rows.push_back(DatagramRow(udp, user->chosen));
+  }
+  return rows;
+}
+
+std::vector<InetRow> PingRows(InetStack& stack, bool v6) {
+  std::vector<InetRow> rows;
+  for (auto& user : stack.ping().Users()) {
+    auto& ping = static_cast<PingEndpoint&>(*user);
+    if (ping.v6() == v6) rows.push_back(DatagramRow(ping, user->chosen));
+  }
+  return rows;
+}
+
+std::vector<InetRow> RawRows(InetStack& stack, bool v6) {
+  std::vector<InetRow> rows;
+  for (const base::Ref<RawEndpoint>& raw : stack.RawSockets()) {
+    if (raw->v6() != v6) continue;
+    InetRow row = DatagramRow(*raw, /*chosen=*/false);
+    row.local.port = static_cast<uint16_t>(raw->protocol());
+    rows.push_back(std::move(row));
   }
   return rows;
 }

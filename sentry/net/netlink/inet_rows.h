@@ -1,4 +1,5 @@
-// The TCP and UDP sockets of a network namespace, as NETLINK_SOCK_DIAG and /proc/net list them.
+// The sockets of the Internet families in a network namespace, as NETLINK_SOCK_DIAG (TCP and UDP
+// alone) and /proc/net list them.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,9 @@ struct InetRow {
 // One family's. Sockets that are bound alone are no TCP ones yet.
 std::vector<InetRow> TcpRows(InetStack& stack, bool v6);
 std::vector<InetRow> UdpRows(InetStack& stack, bool v6);
+// ICMP echo sockets, whose port is their identifier, and raw ones, whose port is their protocol.
+std::vector<InetRow> PingRows(InetStack& stack, bool v6);
+std::vector<InetRow> RawRows(InetStack& stack, bool v6);
 // Those of the sandbox's own that are the host's; others that the namespace has are not its affair.
 std::vector<InetRow> HostInetRows(HostNetwork& host, int protocol, bool v6);
 

@@ -8,6 +8,7 @@
 
 #include "sentry/base/random.h"
 #include "sentry/kernel/task.h"
+#include "sentry/net/netlink/generic.h"
 #include "sentry/net/netlink/route.h"
 #include "sentry/net/netlink/sock_diag.h"
 
@@ -178,12 +179,17 @@ void NetlinkSocket::Answer(Task& t, std::span<const std::byte> request) {
   const bool admin = stack_->HasCap(t, CAP_NET_ADMIN);
   const bool cap_ack = (kept_.load() >> NETLINK_CAP_ACK & 1) != 0;
   const bool diag = protocol() == NETLINK_SOCK_DIAG;
-  const DiagScope scope{*stack_, host_, *unix_sockets_, t.user_ns(), admin, port_.load()};
-  std::vector<Message> answers;
-  for (auto& answer : diag ? AnswerDiag(scope, cap_ack, request)
-                           : AnswerRoute(*stack_, host_, admin, cap_ack, port_.load(), request)) {
-    answers.push_back({std::move(answer), 0});
+  std::vector<std::vector<std::byte>> datagrams;
+  if (diag) {
+    const DiagScope scope{*stack_, host_, *unix_sockets_, t.user_ns(), admin, port_.load()};
+    datagrams = AnswerDiag(scope, cap_ack, request);
+  } else if (protocol() == NETLINK_GENERIC) {
+    datagrams = AnswerGeneric(port_.load(), cap_ack, request);
+  } else {
+    datagrams = AnswerRoute(*stack_, host_, admin, cap_ack, port_.load(), request);
   }
+  std::vector<Message> answers;
+  for (auto& datagram : datagrams) answers.push_back({std::move(datagram), 0});
   Push(std::move(answers), /*paced=*/diag);
 }
 
@@ -283,7 +289,7 @@ Result<base::Ref<FileDescription>> NewNetlinkSocket(Task& t, Vfs& vfs, int type,
                                                     uint32_t flags) {
   if (type != SOCK_RAW && type != SOCK_DGRAM) return Error(ESOCKTNOSUPPORT);
   if (protocol != NETLINK_ROUTE && protocol != NETLINK_KOBJECT_UEVENT &&
-      protocol != NETLINK_SOCK_DIAG) {
+      protocol != NETLINK_SOCK_DIAG && protocol != NETLINK_GENERIC) {
     return Error(EPROTONOSUPPORT);
   }
   return base::Ref<FileDescription>(

@@ -1,5 +1,5 @@
 // AF_NETLINK sockets as files (Linux: net/netlink/af_netlink.c): NETLINK_ROUTE, NETLINK_SOCK_DIAG,
-// and NETLINK_KOBJECT_UEVENT, which tells nothing: no devices come and go.
+// NETLINK_GENERIC, and NETLINK_KOBJECT_UEVENT, which tells nothing: no devices come and go.
 #pragma once
 
 #include <linux/netlink.h>

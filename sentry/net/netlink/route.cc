@@ -327,15 +327,7 @@ Status Answer(const RouteRequest& r) {
 
 // NLMSG_ERROR: the code and the request's header; with an error, the whole request.
 void WriteError(const RouteRequest& r, int error) {
-  nlmsghdr h = r.Header(NLMSG_ERROR);
-  const bool capped = error == 0 || r.cap_ack;
-  h.nlmsg_flags = capped ? NLM_F_CAPPED : 0;
-  nlmsgerr e{};
-  e.error = -error;
-  e.msg = r.message.header;
-  r.out.Begin(h, e);
-  if (!capped) r.out.Raw(r.message.payload);
-  r.out.End();
+  r.out.Error(r.Header(NLMSG_ERROR), r.message, error, r.cap_ack);
 }
 
 }  // namespace

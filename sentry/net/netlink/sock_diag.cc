@@ -139,14 +139,7 @@ std::vector<std::vector<std::byte>> AnswerDiag(const DiagScope& scope, bool cap_
       continue;
     }
     if (status.ok() && (header.nlmsg_flags & NLM_F_ACK) == 0) continue;
-    const bool capped = status.ok() || cap_ack;
-    nlmsghdr h = r.Header(NLMSG_ERROR);
-    h.nlmsg_flags = capped ? NLM_F_CAPPED : 0;
-    nlmsgerr e{};
-    e.error = status.ok() ? 0 : -status.error().code();
-    e.msg = header;
-    out.Begin(h, e);
-    if (!capped) out.Raw(message->payload);
+    out.Error(r.Header(NLMSG_ERROR), *message, status.ok() ? 0 : status.error().code(), cap_ack);
     answers.push_back(out.Take());
   }
   return answers;
