@@ -25,6 +25,15 @@ namespace {
 constexpr int kKillTimeoutMs = 10'000;
 constexpr int kKillAnswerMs = 2'000;  // then the sandbox itself is killed
 
+// Waits for the end of a process that is about to end by itself, or has; not for ever.
+void AwaitEnd(const ProcessId& process) {
+  if (process.pid <= 0) return;
+  UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, process.pid, 0)));
+  if (!pidfd.valid() || !process.Alive()) return;
+  pollfd p{pidfd.get(), POLLIN, 0};
+  poll(&p, 1, kKillAnswerMs);
+}
+
 // Kills a process of ours, if it is still the one we mean, and waits for its end.
 absl::Status KillAndAwait(const ProcessId& process, const char* role) {
   if (process.pid <= 0) return absl::OkStatus();
@@ -186,6 +195,8 @@ absl::Status SignalContainer(const Store& store, const ContainerState& state, in
                     : sandbox->Signal(sentry::Container::kInit, signo, all);
     if (sent.ok()) return absl::OkStatus();
     if (sent.error().code() == EPIPE || sent.error().code() == ESRCH) {
+      // Who hears this and looks must not find it running still (podman takes that for a failure).
+      AwaitEnd(state.init());
       return absl::FailedPreconditionError("container not running");
     }
     if (signo != SIGKILL) {
