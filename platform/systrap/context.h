@@ -253,7 +253,7 @@ class ThreadContext final : public Context, public ParkedThread {
   bool patch_wanted_ = false;
   bool mask_changed_ = false;  // the last request told so
   bool asked_random_ = false;
-  bool in_lane_ = false;       // of AnswerInLane
+  bool in_lane_ = false;  // of AnswerInLane
   bool lane_traps_ = false;
   int64_t lane_remaining_ns_ = -1;
   uint32_t saved_fpu_at_ = 0;  // in the slot's out area
