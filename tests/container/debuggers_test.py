@@ -27,13 +27,10 @@ class DebuggersTest(unittest.TestCase):
         made = subprocess.run([os.path.join(TOP, "scripts", "rootfs"), "--debug"], check=True,
                               capture_output=True, text=True, timeout=900)
         cls.sb = harness.Sandbox()
+        cls.addClassCleanup(cls.sb.close)
         cls.sb.rootfs = root = cls.sb.overlay(made.stdout.strip().splitlines()[-1])
         shutil.copy(os.path.join(HERE, "debuggers", "program.c"), os.path.join(root, "program.c"))
         cls.run_ok(["gcc", "-g", "-O0", "-pthread", "-o", "/program", "/program.c"])
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.sb.close()
 
     @classmethod
     def run_ok(cls, args, status=0, timeout=120):

@@ -4,6 +4,7 @@ Everything a test makes (directories, mounts, containers, processes) is undone i
 also when the test fails. Environment: RUNSC (the binary), RUNSC_ROOTFS (a Debian root),
 RUNSC_PROGRAMS_ROOTFS (the large one)."""
 
+import contextlib
 import copy
 import json
 import os
@@ -185,8 +186,9 @@ class Sandbox:
 
     def close(self):
         for id in self.containers:
-            subprocess.run(self.command("delete", "-f", id), stdin=subprocess.DEVNULL,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(self.command("delete", "-f", id), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
         for child in self.children:
             if child.poll() is None:
                 child.kill()
