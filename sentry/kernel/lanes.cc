@@ -66,6 +66,12 @@ bool HasLane(const LaneArena& arena, uint64_t name) {
   return index < platform::kLanes && arena.NameOf(index) == name;
 }
 
+// Nothing that it watches can ask for lanes of another domain.
+bool WatchesNoPartners(FileDescription& file) {
+  auto* observer = dynamic_cast<LaneObserver*>(&file);
+  return observer != nullptr && !observer->WatchesPartners();
+}
+
 // Some of its first `count` descriptors lead to lanes.
 bool LeadsSomewhere(const LaneBinding& binding, size_t count) {
   for (size_t fd = 0; fd < count; ++fd) {
@@ -145,7 +151,8 @@ void Task::ConsiderLanes(int fd, FileDescription& file) {
   if (!space.HasLanes(arena.file())) return;
   // An epoll instance without streams to watch would only keep the process in its own lanes.
   if (partner == nullptr && binding->table().get() == fds_.get() &&
-      LeadsSomewhere(*binding, fds_->size()) && file.BindWatches(fd, binding)) {
+      (LeadsSomewhere(*binding, fds_->size()) || WatchesNoPartners(file)) &&
+      file.BindWatches(fd, binding)) {
     return context_->SetLaneOwner(mm_->lane_owner());
   }
   // What a guest has of its own stays its own.

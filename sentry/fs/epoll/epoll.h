@@ -20,6 +20,7 @@
 #include "sentry/fs/anon/anon.h"
 #include "sentry/fs/epoll/lane_watches.h"
 #include "sentry/vfs/fd_table.h"
+#include "sentry/vfs/lanes/lane_partner.h"
 
 namespace sentry {
 
@@ -32,7 +33,7 @@ static_assert(sizeof(EpollEvent) == 12);
 
 // An epoll instance. It holds no references to the files it watches; FileDescription::WatchRelease
 // tells it when one goes.
-class EventPoll : public AnonFile, public LaneWatcher {
+class EventPoll : public AnonFile, public LaneWatcher, public LaneObserver {
  public:
   EventPoll(Vfs& vfs, uint32_t flags);
   static EventPoll* From(FileDescription& file) { return dynamic_cast<EventPoll*>(&file); }
@@ -63,6 +64,7 @@ class EventPoll : public AnonFile, public LaneWatcher {
   int TakeWanting() { return wanting_.exchange(-1, std::memory_order_relaxed); }
   bool BindWatches(int fd, const base::Ref<LaneBinding>& binding) override;
   void TakeLaneChanges() override;
+  bool WatchesPartners() override;
   std::string FdInfo() const override;
 
  private:

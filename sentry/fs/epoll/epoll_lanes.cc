@@ -71,6 +71,13 @@ void EventPoll::TakeLaneChanges() {
   SyncLanes();
 }
 
+bool EventPoll::WatchesPartners() {
+  fiber::MutexLock lock(&mutex_);
+  return std::any_of(items_.begin(), items_.end(), [](const auto& item) {
+    return dynamic_cast<LanePartner*>(item.first.file) != nullptr;
+  });
+}
+
 void EventPoll::SyncLanes() {
   if (lane_watches_ == nullptr) return;
   std::vector<LaneWatches::Change> changes = lane_watches_->Take();

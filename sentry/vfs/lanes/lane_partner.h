@@ -25,4 +25,14 @@ class LanePartner {
   ~LanePartner() = default;
 };
 
+// A description of what watches others (epoll). Thread-safe.
+class LaneObserver {
+ public:
+  // One of them is a LanePartner.
+  virtual bool WatchesPartners() = 0;
+
+ protected:
+  ~LaneObserver() = default;
+};
+
 }  // namespace sentry
