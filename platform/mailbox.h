@@ -473,8 +473,6 @@ struct ZygoteReply {
 
 // ---- Host calls that both sides must agree on -------------------------------------------------
 
-// With what a stub exits whose own call the filter has refused (128 + SIGSYS).
-inline constexpr int kRefusedCallStatus = 159;
 // SIGUSR1: not a real-time signal, since those queue up and may be refused.
 inline constexpr int kInterruptSignal = 10;
 // CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | CHILD_SETTID | CHILD_CLEARTID

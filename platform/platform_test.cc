@@ -494,7 +494,8 @@ TEST_F(PlatformTest, Fork) {
   }
 }
 
-// SIGCONT has no handler: the host goes on with the futex call by restart_syscall.
+// SIGCONT has no handler: the host would go on with the futex call by restart_syscall, which a stub
+// does not have.
 TEST_F(PlatformTest, AStoppedStubGoesOn) {
   Guest g;
   ASSERT_TRUE(g.Load(*platform_));

@@ -13,7 +13,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -21,6 +20,7 @@
 #include "platform/systrap/call_gate.h"
 #include "platform/systrap/futex.h"
 #include "sentry/base/host_io.h"
+#include "sentry/base/log.h"
 
 // After <sys/ptrace.h>, which has names of its own for some of this.
 #include <linux/ptrace.h>
@@ -229,28 +229,43 @@ void Tracer::HandleCall(pid_t tid, Tracee* tracee) {
   call.instruction_pointer = info.instruction_pointer;
   static_assert(sizeof(call.args) == sizeof(info.entry.args));
   memcpy(call.args, info.entry.args, sizeof(call.args));
-  if (Admit(tid, tracee, call)) return Continue(tid, *tracee);
+  const uint32_t verdict = Judge(tid, call);
+  if ((verdict & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_KILL_PROCESS) {
+    LOG_LIMITED(base::LogLevel::kWarning,
+                "stub thread %d has made host call %d, outside its list, and ended", tid, call.nr);
+    return Continue(tid, *tracee, SIGKILL);
+  }
+  if (Admit(tid, tracee, call, verdict)) return Continue(tid, *tracee);
   Guess(tracee, kGuests);
   if (EnterStub(tid, call)) return Continue(tid, *tracee);
   Raise(tid, tracee, call);
 }
 
 // As the host's seccomp takes several filters: the strictest decides.
-Tracer::Verdict Tracer::Judge(pid_t tid, const seccomp_data& call) const {
-  auto action = [&](const CallFilter& filter) {
-    return static_cast<int32_t>(filter.Action(call) & SECCOMP_RET_ACTION_FULL);
+uint32_t Tracer::Judge(pid_t tid, const seccomp_data& call) const {
+  const uint32_t zygotes = zygote_filter_.Action(call);
+  if (tid == zygote_) return zygotes;
+  auto rank = [](uint32_t verdict) {
+    return static_cast<int32_t>(verdict & SECCOMP_RET_ACTION_FULL);
   };
-  int32_t strictest = action(zygote_filter_);
-  if (tid != zygote_) strictest = std::min(strictest, action(stub_filter_));
-  if (strictest == static_cast<int32_t>(SECCOMP_RET_ALLOW)) return Verdict::kMake;
-  return strictest == SECCOMP_RET_USER_NOTIF ? Verdict::kAsk : Verdict::kRaise;
+  const uint32_t stubs = stub_filter_.Action(call);
+  return rank(stubs) <= rank(zygotes) ? stubs : zygotes;
 }
 
 // False if the call must not be made. Else the tracee can go on: with the call, to it once more, or
 // without it and with the error that its own asking has got.
-bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call) {
-  const Verdict verdict = Judge(tid, call);
-  if (verdict == Verdict::kRaise) return false;
+bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call, uint32_t verdict) {
+  auto fail = [&](uint32_t error) {
+    if (!Poke(tid, kUserOrigRax, ~0ull)) return;  // it is gone
+    Poke(tid, kUserRax, -uint64_t{error});
+  };
+  const uint32_t action = verdict & SECCOMP_RET_ACTION_FULL;
+  if (action == SECCOMP_RET_ERRNO) {
+    fail(verdict & SECCOMP_RET_DATA);
+    Guess(tracee, kOwn);
+    return true;
+  }
+  if (action != SECCOMP_RET_ALLOW && action != SECCOMP_RET_USER_NOTIF) return false;
   RingFor(call);
   if (tracee->mode == Mode::kSkip) {
     Poke(tid, kUserRip, call.instruction_pointer - kSyscallSize);
@@ -258,10 +273,7 @@ bool Tracer::Admit(pid_t tid, Tracee* tracee, const seccomp_data& call) {
     tracee->mode = Mode::kMake;
     return true;
   }
-  if (verdict == Verdict::kAsk && !gate_->Admit(tid, call)) {
-    if (!Poke(tid, kUserOrigRax, ~0ull)) return true;  // it is gone
-    Poke(tid, kUserRax, static_cast<uint64_t>(-EPERM));
-  }
+  if (action == SECCOMP_RET_USER_NOTIF && !gate_->Admit(tid, call)) fail(EPERM);
   Guess(tracee, kOwn);
   return true;
 }

@@ -63,7 +63,6 @@ class Tracer {
     pid_t tid;
     int status;
   };
-  enum class Verdict { kMake, kAsk, kRaise };
 
   void Run(base::Status* seized, absl::Notification* done);
   bool WaitForStops();
@@ -72,11 +71,12 @@ class Tracer {
   void Handle(const Stop& stop);
   void HandleSignal(pid_t tid, Tracee* tracee, int signo);
   void HandleCall(pid_t tid, Tracee* tracee);
-  bool Admit(pid_t tid, Tracee* tracee, const seccomp_data& call);
+  bool Admit(pid_t tid, Tracee* tracee, const seccomp_data& call, uint32_t verdict);
   void RingFor(const seccomp_data& call) const;
   bool EnterStub(pid_t tid, const seccomp_data& call);
   void Raise(pid_t tid, Tracee* tracee, const seccomp_data& call);
-  Verdict Judge(pid_t tid, const seccomp_data& call) const;
+  // What the filters say of the call, with the error that it is to get (SECCOMP_RET_*).
+  uint32_t Judge(pid_t tid, const seccomp_data& call) const;
   static void Guess(Tracee* tracee, Kind kind);
   static void Continue(pid_t tid, const Tracee& tracee, int signo = 0);
 

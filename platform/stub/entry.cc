@@ -8,6 +8,9 @@ namespace platform::stub {
 #define NAKED __attribute__((naked, noinline, used))
 #define OFF(field) [field] "i"(offsetof(Slot, field))
 
+// UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS: a frame's stack segment is to be taken.
+constexpr int kFrameHasStackSegment = 6;
+
 extern "C" {
 
 // The kernel calls this on the slot's stack: rsp points to the return address of the frame, the
@@ -124,6 +127,50 @@ NAKED void StubEnterGuest(Slot*) {
         OFF(rbx), OFF(rcx), OFF(rdx), OFF(rsi), OFF(rdi), OFF(rbp), OFF(r8), OFF(r9), OFF(r10),
         OFF(r11), OFF(r12), OFF(r13), OFF(r14), OFF(r15), [stack_end] "i"(kSlotStackEnd),
         [shared] "i"(kSharedBase), [has_fsgsbase] "i"(offsetof(Shared, has_fsgsbase)));
+}
+
+// A frame as the host's rt_sigreturn(2) reads it (arch/x86/kernel/signal_64.c), which leads to our
+// caller.
+NAKED void StubSetSignalStack(Slot*) {
+  __asm__ volatile(
+      "mov %%rdi, %%rsi\n\t"
+      "pop %%r8\n\t"
+      "mov %%rsp, %%rdx\n\t"
+      "sub $%c[size], %%rsp\n\t"
+      "mov %%rsp, %%rdi\n\t"
+      "mov $%c[size], %%ecx\n\t"
+      "xor %%eax, %%eax\n\t"
+      "cld\n\t"
+      "rep stosb\n\t"
+      "movq $%c[frame_flags], %c[uc_flags](%%rsp)\n\t"
+      "add $%c[stack], %%rsi\n\t"
+      "mov %%rsi, %c[uc_stack](%%rsp)\n\t"
+      "movq $%c[stack_size], %c[uc_stack_size](%%rsp)\n\t"
+      "mov %%rbx, %c[uc_rbx](%%rsp)\n\t"
+      "mov %%rbp, %c[uc_rbp](%%rsp)\n\t"
+      "mov %%r12, %c[uc_r12](%%rsp)\n\t"
+      "mov %%r13, %c[uc_r13](%%rsp)\n\t"
+      "mov %%r14, %c[uc_r14](%%rsp)\n\t"
+      "mov %%r15, %c[uc_r15](%%rsp)\n\t"
+      "mov %%rdx, %c[uc_rsp](%%rsp)\n\t"
+      "mov %%r8, %c[uc_rip](%%rsp)\n\t"
+      "mov %%cs, %%eax\n\t"
+      "mov %%ax, %c[uc_cs](%%rsp)\n\t"
+      "mov %%ss, %%eax\n\t"
+      "mov %%ax, %c[uc_ss](%%rsp)\n\t"
+      "mov $15, %%eax\n\t"
+      "syscall\n\t"
+      "ud2\n\t"
+      :
+      : [size] "i"(sizeof(UContext)), [frame_flags] "i"(kFrameHasStackSegment),
+        [stack] "i"(offsetof(Slot, stack)), [stack_size] "i"(sizeof(Slot::stack)),
+        [uc_flags] "i"(offsetof(UContext, flags)), [uc_stack] "i"(offsetof(UContext, stack_sp)),
+        [uc_stack_size] "i"(offsetof(UContext, stack_size)),
+        [uc_rbx] "i"(offsetof(UContext, mc.rbx)), [uc_rbp] "i"(offsetof(UContext, mc.rbp)),
+        [uc_r12] "i"(offsetof(UContext, mc.r12)), [uc_r13] "i"(offsetof(UContext, mc.r13)),
+        [uc_r14] "i"(offsetof(UContext, mc.r14)), [uc_r15] "i"(offsetof(UContext, mc.r15)),
+        [uc_rsp] "i"(offsetof(UContext, mc.rsp)), [uc_rip] "i"(offsetof(UContext, mc.rip)),
+        [uc_cs] "i"(offsetof(UContext, mc.cs)), [uc_ss] "i"(offsetof(UContext, mc.ss)));
 }
 
 NAKED long StubCloneThread(Slot*) {

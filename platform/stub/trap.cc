@@ -421,10 +421,6 @@ extern "C" bool StubHandleSignal(int signo, SigInfo* info, UContext* uc, Slot* s
     return true;
   }
   if (signo == kSigSys) {
-    // A host call of our own that is not on our list: whoever has made it, this process ends.
-    if (InStubText(rip - 1)) {
-      for (;;) Syscall(kSysExitGroup, kRefusedCallStatus);
-    }
     LoadFrame(s, uc);
     if (info->arch == kAuditArchX8664) {
       s->restore_all = 0;
@@ -537,12 +533,6 @@ extern "C" void StubInterruptedCall(Slot* s) {
 
 namespace {
 
-struct StackT {
-  uint64_t sp;
-  int32_t flags;
-  uint64_t size;
-};
-
 void Prepare(Slot* s) {
   s->self = Addr(s);
   s->mode = kModeDirect;
@@ -568,25 +558,31 @@ void Park(Slot* s) {
 
 [[noreturn]] void BeginThread(Slot* s, Patience patience) {
   Prepare(s);
-  StackT stack{Addr(s->stack), 0, sizeof(s->stack)};
-  // We run on that very stack, but not yet as a signal stack, which is all that the host asks.
-  Syscall(kSysSigaltstack, Addr(&stack), 0);
   FirstAnswer(s, patience);
   StubEnterGuest(s);
 }
 
 }  // namespace
 
-extern "C" void StubThreadMain(Slot* s) { BeginThread(s, Patience::kAll); }
+extern "C" void StubThreadMain(Slot* s) {
+  // The FPU state is inherited, and lost on the way to the signal stack.
+  s->mode = kModeDirect;
+  GiveFpu(s, s);
+  StubSetSignalStack(s);
+  TakeFpu(s);
+  BeginThread(s, Patience::kAll);
+}
 
 // A stub in the pool waits for a program that may come late or never.
-extern "C" void StubFirstThreadMain(Slot* s) { BeginThread(s, Patience::kNone); }
+extern "C" void StubFirstThreadMain(Slot* s) {
+  StubSetSignalStack(s);
+  BeginThread(s, Patience::kNone);
+}
 
 extern "C" void StubForkChild(Slot* s, int mailbox_fd, int socket_fd, int old_socket_fd) {
   Syscall(kSysClose, static_cast<uint64_t>(mailbox_fd));
   Syscall(kSysClose, static_cast<uint64_t>(old_socket_fd));
   Header()->socket = socket_fd;
-  Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9 /* SIGKILL */);
   Prepare(s);
   HandOff(s, RequestKind::kReady);
   StubEnterGuest(s);

@@ -89,11 +89,6 @@ struct FilterProgram {
   uint16_t length;
   uint64_t instructions;
 };
-struct StackT {
-  uint64_t sp;
-  int32_t flags;
-  uint64_t size;
-};
 
 [[noreturn]] void Die() {
   for (;;) Syscall(kSysExit, 1);
@@ -132,7 +127,8 @@ void Send(uint64_t message, uint64_t size, int fd) {
     socket_fd = -1;
   }
   Header()->socket = socket_fd;
-  if (Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9) != 0) Die();
+  // Under a tracer it ends with that, and is held to the stubs' calls already.
+  if (!shared->traced && Syscall(kSysPrctl, 1 /* PR_SET_PDEATHSIG */, 9) != 0) Die();
   FilterProgram program{static_cast<uint16_t>(shared->filter_length), Addr(shared->filter)};
   if (!shared->traced &&
       Syscall(kSysSeccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, Addr(&program)) != 0) {

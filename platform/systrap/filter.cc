@@ -1,14 +1,13 @@
 #include "platform/systrap/filter.h"
 
 #include <asm/prctl.h>
+#include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <linux/seccomp.h>
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -22,9 +21,10 @@
 namespace platform {
 namespace {
 
-// Assembles rules one behind the other. Every call that no rule admits raises SIGSYS, which is how
-// the guest's own calls reach the sentry. The place of the instruction decides only whether a call
-// is the stub's or the guest's, never whether it is harmless: hostile code can jump into the stub.
+// Assembles rules one behind the other. A call from outside of the stub raises SIGSYS, which is how
+// the guest's own calls reach the sentry; one from the stub that no rule admits ends the process.
+// The place of the instruction decides only whether a call is the stub's or the guest's, never
+// whether it is harmless: hostile code can jump into the stub.
 class Assembler {
  public:
   // The lower half of argument `index`.
@@ -32,7 +32,7 @@ class Assembler {
   void Load(uint32_t offset) { Emit(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset); }
   void Return(uint32_t action) { Emit(BPF_RET | BPF_K, 0, 0, action); }
 
-  // Continues if A == k; else goes to the end of the rule, where the call is trapped.
+  // Continues if A == k; else goes to the end of the rule, where the call is refused.
   void RequireEqual(uint32_t k) { RequireFalseExit(BPF_JEQ, k); }
   void RequireBelow(uint32_t k) {
     exits_true_.push_back(program_.size());
@@ -48,24 +48,28 @@ class Assembler {
   }
   void EndRule() {
     Return(SECCOMP_RET_ALLOW);
-    EndTrap();
+    Refuse(SECCOMP_RET_KILL_PROCESS);
     program_[skip_].jf = static_cast<uint8_t>(program_.size() - skip_ - 1);
   }
-  // What did not meet the requirements so far is trapped.
-  void EndTrap() {
+  // A call `nr` is not made, and fails with `error`.
+  void FailWith(uint32_t nr, uint32_t error) {
+    Load(offsetof(seccomp_data, nr));
+    Emit(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, nr);
+    Return(SECCOMP_RET_ERRNO | error);
+  }
+  // What did not meet the requirements so far gets `action`.
+  void Refuse(uint32_t action) {
     size_t here = program_.size();
     for (size_t at : exits_false_) program_[at].jf = static_cast<uint8_t>(here - at - 1);
     for (size_t at : exits_true_) program_[at].jt = static_cast<uint8_t>(here - at - 1);
     exits_false_.clear();
     exits_true_.clear();
-    Return(SECCOMP_RET_TRAP);
+    Return(action);
   }
-  // The requirements so far hold: go past the trap.
+  // The requirements so far hold, else the call is trapped.
   void EndPreamble() {
-    size_t jump = program_.size();
     Emit(BPF_JMP | BPF_JA, 0, 0, 1);
-    EndTrap();
-    static_cast<void>(jump);
+    Refuse(SECCOMP_RET_TRAP);
   }
 
   // Argument `index` is exactly `value`.
@@ -213,17 +217,6 @@ void ThreadRules(Assembler& a) {
   // Ends the calling thread.
   a.BeginRule(SYS_exit);
   a.EndRule();
-  // Ends the calling process: how a stub answers a refusal of its own call.
-  a.BeginRule(SYS_exit_group);
-  a.EndRule();
-  // A new thread's signal stack.
-  a.BeginRule(SYS_sigaltstack);
-  a.EndRule();
-  // A forked child dies with the sentry.
-  a.BeginRule(SYS_prctl);
-  a.ArgEquals(0, PR_SET_PDEATHSIG);
-  a.ArgEquals(1, SIGKILL);
-  a.EndRule();
 }
 
 }  // namespace
@@ -232,11 +225,12 @@ void ThreadRules(Assembler& a) {
 // where that one looks at arguments, first at those that stubs make most.
 std::vector<uint64_t> BuildZygoteFilter(bool has_fsgsbase, Gated gated) {
   std::vector<uint32_t> calls = {
-      SYS_futex,      SYS_rt_sigreturn, SYS_sched_yield,     SYS_clock_gettime, SYS_mmap,
-      SYS_munmap,     SYS_mprotect,     SYS_madvise,         SYS_mremap,        SYS_recvmsg,
-      SYS_close,      SYS_exit,         SYS_exit_group,      SYS_sigaltstack,   SYS_prctl,
-      SYS_membarrier, SYS_rseq,         SYS_restart_syscall,
-      SYS_sendmsg,  // the zygote's answers to the sentry
+      SYS_futex,           SYS_rt_sigreturn, SYS_sched_yield, SYS_clock_gettime, SYS_mmap,
+      SYS_munmap,          SYS_mprotect,     SYS_madvise,     SYS_mremap,        SYS_recvmsg,
+      SYS_close,           SYS_exit,         SYS_membarrier,  SYS_rseq,
+      SYS_restart_syscall,  // the stubs' own filter has an error for it
+      SYS_prctl,            // of a stub that gets ready
+      SYS_sendmsg,          // the zygote's answers to the sentry
   };
   if (!has_fsgsbase) calls.push_back(SYS_arch_prctl);
   std::vector<sock_filter> p = {
@@ -289,10 +283,9 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase, bool strict) {
   // Restores registers of the caller.
   a.BeginRule(SYS_rt_sigreturn);
   a.EndRule();
-  // Goes on with the caller's own call, a timed futex wait, that the host has interrupted: after
-  // SIGCONT, say.
-  a.BeginRule(SYS_restart_syscall);
-  a.EndRule();
+  // How the host goes on with a timed futex wait that it has interrupted, after SIGCONT, say: the
+  // stub does so itself.
+  a.FailWith(SYS_restart_syscall, EINTR);
   FutexRule(a);
   // The host writes to the caller's own memory, and moves its instruction pointer within its own
   // code, when it preempts the caller.
@@ -333,7 +326,7 @@ std::vector<uint64_t> BuildStubFilter(bool has_fsgsbase, bool strict) {
     a.ArgOneOf(0, 0, {ARCH_SET_FS, ARCH_GET_FS, ARCH_SET_GS, ARCH_GET_GS});
     a.EndRule();
   }
-  a.Return(SECCOMP_RET_TRAP);
+  a.Return(SECCOMP_RET_KILL_PROCESS);
   return a.Take();
 }
 

@@ -188,7 +188,7 @@ void StubProcess::Reap() {
   // Who sees that it is dead knows of what.
   dead_.store(true, std::memory_order_seq_cst);
   if (!reaped) return;
-  if (info.si_code == CLD_EXITED && info.si_status == kRefusedCallStatus) {
+  if (info.si_code != CLD_EXITED && info.si_status == SIGSYS) {
     LOG_LIMITED(base::LogLevel::kWarning, "stub %d has made a host call outside its list and ended",
                 pid());
   } else if (info.si_code != CLD_EXITED && info.si_status != SIGKILL) {
