@@ -96,8 +96,7 @@ class HostCallsTest(harness.ContainerTest):
         for name, call in CALLS.items():
             with self.subTest(call=name):
                 id, pid, waiter = self.start()
-                # The filter refuses by a signal, at which the stub ends itself.
-                self.assertEqual("signal 31", self.inject(stub_of(pid, "sleep"), *call))
+                self.assertEqual("killed 31", self.inject(stub_of(pid, "sleep"), *call))
                 self.check_ended(id, pid, waiter, 128 + 9)
 
     def test_stub_of_another_process(self):
@@ -107,7 +106,7 @@ class HostCallsTest(harness.ContainerTest):
         self.sb.wait_status(id, "running")
         time.sleep(0.3)
         pid = self.sb.state(id)["pid"]
-        self.assertEqual("signal 31", self.inject(stub_of(pid, "sleep"), *CALLS["socket"]))
+        self.assertEqual("killed 31", self.inject(stub_of(pid, "sleep"), *CALLS["socket"]))
         deadline = time.monotonic() + 5
         while "status" not in self.sb.output(id) and time.monotonic() < deadline:
             time.sleep(0.02)
