@@ -182,8 +182,11 @@ TEST(StubShellTest, WhatAStubHasLeftIsGone) {
   char byte = 0;
   int fds[] = {shell.socket()};
   for (int i = 0; i < 3; i++) ASSERT_TRUE(SendWithFds(shell.socket(), &byte, 1, fds).ok());
+  shell.UseFileBegin(2);
+  memset(header->file_begins[2], 0xaa, kFileBeginSize);
   ASSERT_TRUE(shell.Clean(2));
   EXPECT_TRUE(shell.used());
+  EXPECT_EQ(std::ranges::count(header->file_begins[2], 0), kFileBeginSize);
   const std::vector<unsigned char> zeros(kPageSize);
   EXPECT_EQ(memcmp(header, zeros.data(), offsetof(MailboxHeader, sites)), 0);
   for (uint32_t i = 0; i < 2; i++) {

@@ -1,6 +1,7 @@
 // What a stub knows of the regular files that its process has open, so that it reads them without
 // the sentry: how long they are, and where the position is. The bytes it copies from its windows
-// (mapped/file_windows.h). Compiled into the sentry and the stubs; freestanding.
+// (mapped/file_windows.h), or those at the begin of a file from where the sentry has put them when
+// it was opened. Compiled into the sentry and the stubs; freestanding.
 //
 // All of it stands in the process's own mailbox. Who forges it deceives itself alone: what is
 // copied comes from windows that are mapped for it, and a position is checked when the sentry
@@ -13,6 +14,9 @@
 namespace platform {
 
 inline constexpr uint32_t kFileLanes = 256;  // descriptors below this may have one
+// Places for the first bytes of files, and how many one holds.
+inline constexpr uint32_t kFileBegins = 4;
+inline constexpr uint32_t kFileBeginSize = 16 * 1024;
 
 // The position of an open file while the stub has it: it moves both words at once, so that who
 // moves the position from where it was finds out whether it was the only one. The sentry takes it
@@ -29,9 +33,17 @@ struct alignas(16) FileLane {
   uint64_t name;
   uint64_t size;
   uint64_t source;  // base::FileSource::id; 0: there is none
-  uint64_t pad;
+  // So many of the first bytes stand at this place, as long as the name does.
+  uint32_t begin_place, begin_length;
+  uint32_t begin_used;  // written by the stub: it has copied from there
+  uint32_t pad[3];
 };
-static_assert(sizeof(FileLane) == 48);
+static_assert(sizeof(FileLane) == 64);
+
+// The first bytes of a file. `place` is below kFileBegins, and there are at most kFileBeginSize.
+struct FileBegin {
+  uint32_t place = 0, length = 0;
+};
 
 // What a window shows.
 struct ShownWindow {
@@ -67,8 +79,12 @@ inline uint64_t TakeLanePosition(LanePosition* position, uint64_t* offset) {
 inline void HideFileLane(FileLane* lane) {
   __atomic_store_n(&lane->name, uint64_t{0}, __ATOMIC_SEQ_CST);
 }
-inline void ShowFileLane(FileLane* lane, uint64_t name, uint64_t size, uint64_t source) {
+inline void ShowFileLane(FileLane* lane, uint64_t name, uint64_t size, uint64_t source,
+                         FileBegin begin) {
   HideFileLane(lane);
+  __atomic_store_n(&lane->begin_place, begin.place, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&lane->begin_length, begin.length, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&lane->begin_used, 0u, __ATOMIC_SEQ_CST);
   __atomic_store_n(&lane->size, size, __ATOMIC_SEQ_CST);
   __atomic_store_n(&lane->source, source, __ATOMIC_SEQ_CST);
   __atomic_store_n(&lane->name, name, __ATOMIC_SEQ_CST);

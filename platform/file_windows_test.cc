@@ -167,7 +167,12 @@ TEST_F(FileWindowsTest, RetiredFilesAreUnmapped) {
 TEST_F(FileWindowsTest, AllGoWhenTheProcessMaySeeLess) {
   auto file = NewFile(kBig);
   ReadBack(file, 0, kBig);
+  const std::span<std::byte> begin = guest_.space->FileBeginAt(kFileBegins - 1);
+  ASSERT_EQ(begin.size(), kFileBeginSize);
+  EXPECT_TRUE(guest_.space->FileBeginAt(kFileBegins).empty());
+  begin.back() = std::byte{7};
   guest_.space->DropFileWindows();
+  EXPECT_EQ(begin.back(), std::byte{0});
   ASSERT_EQ(Call(), TrapKind::kSyscall);
   EXPECT_EQ(Windows(*guest_.space), 0u);
   ReadBack(file, 0, kBig);

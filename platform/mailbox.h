@@ -56,7 +56,7 @@ static_assert(kLaneBase + kLaneArenaSize <= kPathBase && kPathBase + kPathTableS
 inline constexpr uint32_t kMaxSlots = 8192;
 inline constexpr uint64_t kSlotSize = 0x1'0000;
 inline constexpr uint64_t kSlotStackEnd = kSlotSize - 64;  // where a thread's stack begins
-inline constexpr uint32_t kHeaderSlots = 5;                // places of slots that the header takes
+inline constexpr uint32_t kHeaderSlots = 6;                // places of slots that the header takes
 inline constexpr uint64_t kMailboxSize = (kMaxSlots + kHeaderSlots) * kSlotSize;
 inline constexpr int kMailboxShift = 30;  // the mailbox lies in one aligned GiB
 static_assert(kMailboxBase % (1ull << kMailboxShift) == 0 &&
@@ -432,6 +432,7 @@ struct MailboxHeader {
   alignas(kPageSize) LaneEpoll lane_epolls[kLaneEpolls];
   // What is known of the regular files that descriptors lead to; changed by the sentry at any time.
   alignas(kPageSize) FileLane files[kFileLanes];
+  unsigned char file_begins[kFileBegins][kFileBeginSize];
   // Changed by the sentry at any time.
   alignas(kPageSize) FdPlace fd_places[kPlaceFds];
   alignas(kPageSize) FdAttr fd_attrs[kAttrFds];

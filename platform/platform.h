@@ -356,8 +356,8 @@ class AddressSpace : public base::UserMemory {
   // is searched. A guest that asks for such an address (MAP_FIXED, brk, a segment of a program)
   // gets it: the order is carried out, and the platform does without.
   virtual std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const { return {}; }
-  // Credentials have changed: what the platform has mapped for Context::WriteFromFile goes, since
-  // the process might not open those files any more.
+  // Credentials have changed: what the platform has mapped for Context::WriteFromFile goes, and
+  // what stands at FileBeginAt, since the process might not open those files any more.
   virtual void DropFileWindows() {}
 
   // Stream lanes (platform/stream_lane.h), which the platform answers reads and writes by without
@@ -378,6 +378,9 @@ class AddressSpace : public base::UserMemory {
   // What the platform knows of the regular file that descriptor `fd` leads to
   // (platform/file_lane.h), which the guest may write in. Null: it can know nothing.
   virtual FileLane* FileLaneAt(int /*fd*/) { return nullptr; }
+  // Where the first bytes of such files are to be put, at `place` (below kFileBegins). Empty: the
+  // platform takes none.
+  virtual std::span<std::byte> FileBeginAt(uint32_t /*place*/) { return {}; }
 
   // The same for a table of paths, which is mapped read-only; `table` is sealed against more than
   // that. MayMapPaths: false if none will ever be.

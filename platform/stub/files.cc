@@ -19,6 +19,7 @@ constexpr uint32_t kSeekSet = 0, kSeekCur = 1, kSeekEnd = 2;
 // What the lane says of the file, as long as it has that name.
 struct Known {
   uint64_t name, size, source;
+  FileBegin begin;
 };
 
 // Descriptors are ints; what is left of the register is nobody's.
@@ -34,6 +35,7 @@ bool Look(const FileLane* lane, Known* known) {
   if (known->name == 0) return false;
   known->size = Load(&lane->size);
   known->source = Load(&lane->source);
+  known->begin = {Load(&lane->begin_place), Load(&lane->begin_length)};
   return true;
 }
 
@@ -74,9 +76,21 @@ bool CopyBytes(uint64_t source, uint64_t offset, uint64_t to, uint64_t n) {
   return true;
 }
 
+// The same for bytes that the sentry has put here.
+bool CopyFromBegin(FileLane* lane, FileBegin begin, uint64_t offset, uint64_t to, uint64_t n) {
+  if (begin.place >= kFileBegins || begin.length > kFileBeginSize || offset > begin.length ||
+      n > begin.length - offset) {
+    return false;
+  }
+  const unsigned char* from = Header()->file_begins[begin.place] + offset;
+  if (StubCopy(reinterpret_cast<void*>(to), from, n) != 0) return false;
+  if (Load(&lane->begin_used) == 0) Store(&lane->begin_used, 1u);
+  return true;
+}
+
 // Reads as read(2) does with the arguments of the call, from `offset`: `*n` bytes, as long as what
 // is known of the file holds.
-bool ReadAt(const Slot* s, const Known& known, uint64_t offset, uint64_t* n) {
+bool ReadAt(const Slot* s, FileLane* lane, const Known& known, uint64_t offset, uint64_t* n) {
   const uint64_t to = s->rsi, count = s->rdx;
   if (count == 0 || count > kMostCount || to >= kRegionBase || count > kRegionBase - to ||
       static_cast<int64_t>(offset + count) < 0) {
@@ -84,7 +98,8 @@ bool ReadAt(const Slot* s, const Known& known, uint64_t offset, uint64_t* n) {
   }
   const uint64_t left = offset < known.size ? known.size - offset : 0;
   *n = count < left ? count : left;
-  return *n == 0 || (*n <= kMostBytes && CopyBytes(known.source, offset, to, *n));
+  return *n == 0 || CopyFromBegin(lane, known.begin, offset, to, *n) ||
+         (*n <= kMostBytes && CopyBytes(known.source, offset, to, *n));
 }
 
 bool Answer(Slot* s, uint64_t value) {
@@ -134,7 +149,7 @@ bool FileRead(Slot* s) {
     Known known;
     uint64_t n;
     if (!LookAtPosition(lane, &at) || !Look(lane, &known)) return false;
-    if (!ReadAt(s, known, at.offset, &n) || !Holds(lane, known)) return false;
+    if (!ReadAt(s, lane, known, at.offset, &n) || !Holds(lane, known)) return false;
     if (n == 0) return Load(&lane->position.name) == at.name && Answer(s, 0);
     if (MoveLanePosition(&lane->position, at, at.offset + n)) return Answer(s, n);
   }
@@ -146,7 +161,7 @@ bool FilePread(Slot* s) {
   Known known;
   uint64_t n;
   if (lane == nullptr || static_cast<int64_t>(s->r10) < 0 || !Look(lane, &known)) return false;
-  return ReadAt(s, known, s->r10, &n) && Holds(lane, known) && Answer(s, n);
+  return ReadAt(s, lane, known, s->r10, &n) && Holds(lane, known) && Answer(s, n);
 }
 
 bool FileLseek(Slot* s) {

@@ -89,6 +89,11 @@ FileLane* SystrapAddressSpace::FileLaneAt(int fd) {
   return &process_->header()->files[fd];
 }
 
+std::span<std::byte> SystrapAddressSpace::FileBeginAt(uint32_t place) {
+  if (place >= kFileBegins || !process_->platform().lanes()) return {};
+  return process_->UseFileBegin(place);
+}
+
 void SystrapAddressSpace::SetLaneOfFd(int fd, uint64_t in, uint64_t out) {
   if (fd < 0 || static_cast<uint32_t>(fd) >= kLaneFds) return;
   for (LaneEpoll& epoll : process_->header()->lane_epolls) {

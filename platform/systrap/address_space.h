@@ -40,6 +40,7 @@ class SystrapAddressSpace final : public AddressSpace,
   void DropFileWindows() override {
     process_->NoteOtherCredentials();
     process_->windows().DropAll();
+    process_->ClearFileBegins();
   }
   void TakeThread(Context& thread) override;
   bool MapLanes(const base::Ref<base::HostFd>& arena) override;
@@ -63,6 +64,7 @@ class SystrapAddressSpace final : public AddressSpace,
     return index < kLaneEpolls ? &process_->header()->lane_epolls[index] : nullptr;
   }
   FileLane* FileLaneAt(int fd) override;
+  std::span<std::byte> FileBeginAt(uint32_t place) override;
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override;
   base::Result<size_t> WritePartial(uint64_t addr, std::span<const std::byte> src) override;
 

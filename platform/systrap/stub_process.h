@@ -184,6 +184,12 @@ class StubProcess : public base::RefCounted {
 
   Patcher& patcher() { return patcher_; }
   FileWindows& windows() { return windows_; }
+  // AddressSpace::FileBeginAt.
+  std::span<std::byte> UseFileBegin(uint32_t place) {
+    shell_.UseFileBegin(place);
+    return std::as_writable_bytes(std::span(header()->file_begins[place]));
+  }
+  void ClearFileBegins() { shell_.ClearFileBegins(); }
   LaneMap& lanes() { return lanes_; }
   LaneMap& paths() { return paths_; }
 

@@ -44,6 +44,7 @@ StubShell& StubShell::operator=(StubShell&& other) noexcept {
   std::swap(socket_, other.socket_);
   std::swap(mailbox_, other.mailbox_);
   std::swap(used_, other.used_);
+  begins_ = other.begins_.exchange(begins_);
   return *this;
 }
 
@@ -75,6 +76,14 @@ void StubShell::CloseStubsPart() {
   stub_socket_.reset();
 }
 
+void StubShell::ClearFileBegins() {
+  const uint32_t begins = begins_.exchange(0, std::memory_order_seq_cst);
+  auto* header = reinterpret_cast<MailboxHeader*>(mailbox_);
+  for (uint32_t i = 0; i < kFileBegins; i++) {
+    if ((begins & (1u << i)) != 0) memset(header->file_begins[i], 0, kFileBeginSize);
+  }
+}
+
 bool StubShell::Clean(uint32_t slots) {
   struct stat st {};
   if (!mailbox_file_ || !stub_socket_.valid() || slots > kMostSlots ||
@@ -83,6 +92,7 @@ bool StubShell::Clean(uint32_t slots) {
     return false;
   }
   memset(mailbox_, 0, offsetof(MailboxHeader, sites));
+  ClearFileBegins();
   for (uint32_t i = 0; i < slots; i++) memset(mailbox_ + SlotOffset(i), 0, kPageSize);
   used_ = true;
   return true;

@@ -2,6 +2,7 @@
 // when the stub has ended.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -37,11 +38,17 @@ class StubShell {
   // new, whose slots below `slots` have been in use; false if that is not worth it.
   bool Clean(uint32_t slots);
 
+  // Bytes of files are put at MailboxHeader::file_begins[place] from now on.
+  void UseFileBegin(uint32_t place) { begins_.fetch_or(1u << place, std::memory_order_seq_cst); }
+  // What has been put there goes. Nobody reads it any more.
+  void ClearFileBegins();
+
  private:
   base::Ref<base::HostFd> mailbox_file_;
   base::UniqueFd stub_socket_, socket_;
   unsigned char* mailbox_ = nullptr;
   bool used_ = false;
+  std::atomic<uint32_t> begins_{0};  // a bit for each place that has been used
 };
 
 // Shells for one maker's stubs to come. Whoever can reach into one of them is that maker, or a fork

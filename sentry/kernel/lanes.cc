@@ -169,7 +169,19 @@ void Task::LendFile(int fd, FileDescription& file) {
   if (fd < 0 || static_cast<uint32_t>(fd) >= platform::kFileLanes || AnyWatches()) return;
   base::Ref<LaneBinding> binding = FindLanes();
   if (binding == nullptr) return;
-  if (file.LendTo(*fds_, fd, binding)) context_->SetLaneOwner(mm_->lane_owner());
+  if (file.LendTo(*fds_, fd, binding, /*begin=*/false)) {
+    context_->SetLaneOwner(mm_->lane_owner());
+  }
+}
+
+void Task::LendBegin(int fd, FileDescription& file) {
+  if (!file.may_be_lent() || file.writable() || file.is_path() ||
+      static_cast<uint32_t>(fd) >= platform::kFileLanes || AnyWatches()) {
+    return;
+  }
+  base::Ref<LaneBinding> binding = FindLanes();
+  if (binding == nullptr || !binding->WantsBegin()) return;
+  if (file.LendTo(*fds_, fd, binding, /*begin=*/true)) context_->SetLaneOwner(mm_->lane_owner());
 }
 
 base::Ref<FileDescription> Task::FileOf(int fd) {
@@ -349,6 +361,7 @@ void Task::ConsiderFile(int fd, FileDescription& file) {
 // goes on like that is looked at now and then.
 void Task::ConsiderOpened(int fd, FileDescription& file) {
   LendClose(fd, file);
+  LendBegin(fd, file);
   if (!has_fd_places_ || !file.path().mount) return;
   PathTable* table = nullptr;
   if (attrs_at_open_ && !file.is_path() && !file.writable()) {

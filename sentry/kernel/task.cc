@@ -50,8 +50,8 @@ void Task::SetCredentials(base::Ref<const Credentials> creds) {
   }
   if (count) count->processes.fetch_sub(1, std::memory_order_relaxed);
   if (mm_ && !IsSameSubject(*creds_, *creds)) {
-    mm_->address_space().DropFileWindows();
     mm_->DropLanes();
+    mm_->address_space().DropFileWindows();
     LeavePaths();
   } else if (mm_ && creds_->securebits != creds->securebits) {
     LeavePaths();  // access(2) finds something else

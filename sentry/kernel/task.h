@@ -241,6 +241,9 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   // Has the platform answer the next reads of descriptor `fd`, which is `file`, by what it is told
   // of it, if both may be. May park.
   void LendFile(int fd, FileDescription& file);
+  // The same for a file that was opened just now, with its first bytes, if that has mostly been of
+  // use. May park.
+  void LendBegin(int fd, FileDescription& file);
   // What the call at hand means by `fd`, null if nothing: one that has waited for a lane of a
   // description goes on with that, although the descriptor may have been closed meanwhile.
   base::Ref<FileDescription> FileOf(int fd);
@@ -252,8 +255,8 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   void ConsiderPath(int dirfd, std::string_view path, bool follows);
   // The same for the attributes of `file` by its descriptor, which have been asked for. May park.
   void ConsiderFile(int fd, FileDescription& file);
-  // `file` was opened as descriptor `fd`: has the platform close it, if it may. Perhaps its
-  // attributes will be asked for. May park.
+  // `file` was opened as descriptor `fd`: has the platform close it, if it may. Perhaps it will be
+  // read, and its attributes asked for. May park.
   void ConsiderOpened(int fd, FileDescription& file);
   // The task's look-ups are the sentry's from now on, until it asks for others: what they give has
   // changed.

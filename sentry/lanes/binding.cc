@@ -1,6 +1,9 @@
 #include "sentry/lanes/binding.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <utility>
 
 namespace sentry {
 namespace {
@@ -91,15 +94,48 @@ LaneBinding::File* LaneBinding::FileOf(int fd) {
   return &files_[n];
 }
 
-uint64_t LaneBinding::ShowFile(int fd, uint64_t size, uint64_t source) {
+bool LaneBinding::WantsBegin() {
+  constexpr uint32_t kOpensBeforeTry = 32;
+  absl::MutexLock lock(&mutex_);
+  return begin_credit_ > 0 || ++opens_without_ % kOpensBeforeTry == 0;
+}
+
+// Hidden before its bytes give way to others: who copies them meanwhile finds the name gone.
+void LaneBinding::Hide(size_t fd) {
+  File& file = files_[fd];
+  platform::FileLane* lane = LaneOf(static_cast<int>(fd));
+  if (file.name != 0 && lane != nullptr) platform::HideFileLane(lane);
+  file.name = 0;
+  if (file.begin < 0) return;
+  begins_[static_cast<size_t>(std::exchange(file.begin, -1))] = -1;
+  const bool used = lane != nullptr && __atomic_load_n(&lane->begin_used, __ATOMIC_SEQ_CST) != 0;
+  begin_credit_ = std::clamp(begin_credit_ + (used ? 1 : -1), 0, kMostBeginCredit);
+}
+
+platform::FileBegin LaneBinding::PutBegin(size_t fd, std::span<const std::byte> begin) {
+  if (begin.empty()) return {};
+  const uint32_t place = next_begin_++ % platform::kFileBegins;
+  const std::span<std::byte> room = space_->FileBeginAt(place);
+  if (begin.size() > room.size()) return {};
+  if (begins_[place] >= 0) Hide(static_cast<size_t>(begins_[place]));
+  begins_[place] = static_cast<int>(fd);
+  files_[fd].begin = static_cast<int>(place);
+  memcpy(room.data(), begin.data(), begin.size());
+  return {place, static_cast<uint32_t>(begin.size())};
+}
+
+uint64_t LaneBinding::ShowFile(int fd, uint64_t size, uint64_t source,
+                               std::span<const std::byte> begin) {
   absl::MutexLock lock(&mutex_);
   File* file = FileOf(fd);
   if (file == nullptr) return 0;
   platform::FileLane* lane = LaneOf(fd);
   // Who is reading by what stands there need not begin anew.
   if (file->name != 0 && ShowsFile(*lane, file->name, size, source)) return file->name;
+  Hide(static_cast<size_t>(fd));
+  const platform::FileBegin put = PutBegin(static_cast<size_t>(fd), begin);
   file->name = NextFileName();
-  platform::ShowFileLane(lane, file->name, size, source);
+  platform::ShowFileLane(lane, file->name, size, source, put);
   return file->name;
 }
 
@@ -107,8 +143,7 @@ void LaneBinding::HideFile(int fd, uint64_t name) {
   absl::MutexLock lock(&mutex_);
   File* file = FileOf(fd);
   if (file == nullptr || file->name != name) return;
-  platform::HideFileLane(LaneOf(fd));
-  file->name = 0;
+  Hide(static_cast<size_t>(fd));
 }
 
 base::Ref<PositionLease> LaneBinding::LendPosition(int fd, uint64_t offset) {
@@ -146,8 +181,8 @@ void LaneBinding::TakeBack(PositionLease& lease) {
 }
 
 void LaneBinding::ForgetFile(size_t fd) {
+  Hide(fd);
   File& file = files_[fd];
-  if (file.name != 0) platform::HideFileLane(LaneOf(static_cast<int>(fd)));
   if (file.lease != nullptr) TakeBack(*file.lease);
   file = File{};
 }

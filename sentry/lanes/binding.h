@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -58,7 +59,11 @@ class LaneBinding : public base::RefCounted {
   // --- regular files (platform/file_lane.h) ---
   // The file of descriptor `fd` is so long, and its bytes are those of the source with this number
   // (0: none), until HideFile or Set of the descriptor. The name of that; 0: the stub is not told.
-  uint64_t ShowFile(int fd, uint64_t size, uint64_t source);
+  // `begin`: the first of its bytes, which the stub gets as well; at most kFileBeginSize.
+  uint64_t ShowFile(int fd, uint64_t size, uint64_t source, std::span<const std::byte> begin = {});
+  // Whether a file that is opened for reading is to be shown with its first bytes: what was given
+  // in that way has mostly been read.
+  bool WantsBegin();
   void HideFile(int fd, uint64_t name);
   // Gives the position of descriptor `fd`'s file to the stub, at `offset`. Null: it does not take
   // it. It comes back with TakePosition, or when the descriptor or the space goes.
@@ -101,6 +106,7 @@ class LaneBinding : public base::RefCounted {
   std::vector<uint64_t> names_ ABSL_GUARDED_BY(mutex_);
   struct File {
     uint64_t name = 0;
+    int begin = -1;  // the place of its first bytes; -1: it has none
     base::Ref<PositionLease> lease;
   };
   platform::FileLane* LaneOf(int fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -108,7 +114,16 @@ class LaneBinding : public base::RefCounted {
   File* FileOf(int fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TakeBack(PositionLease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetFile(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Hide(size_t fd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  platform::FileBegin PutBegin(size_t fd, std::span<const std::byte> begin)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<File> files_ ABSL_GUARDED_BY(mutex_);
+  // Whose first bytes stand at which place, -1: nobody's; and the one that is taken next.
+  std::array<int, platform::kFileBegins> begins_ ABSL_GUARDED_BY(mutex_) = {-1, -1, -1, -1};
+  uint32_t next_begin_ ABSL_GUARDED_BY(mutex_) = 0;
+  static constexpr int kBeginCredit = 2, kMostBeginCredit = 8;
+  int begin_credit_ ABSL_GUARDED_BY(mutex_) = kBeginCredit;
+  uint32_t opens_without_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace sentry

@@ -36,7 +36,8 @@ void LentFile::Hide() {
   name_ = 0;
 }
 
-bool LentFile::Show(const base::Ref<LaneBinding>& binding, int fd, uint64_t size, uint64_t source) {
+bool LentFile::Show(const base::Ref<LaneBinding>& binding, int fd, uint64_t size, uint64_t source,
+                    std::span<const std::byte> begin) {
   absl::MutexLock lock(&mutex_);
   if (!watching_) return false;
   if (binding_ != binding || fd_ != fd || source_ != source) Hide();
@@ -44,7 +45,7 @@ bool LentFile::Show(const base::Ref<LaneBinding>& binding, int fd, uint64_t size
   binding_ = binding;
   fd_ = fd;
   source_ = source;
-  name_ = binding->ShowFile(fd, size, source);
+  name_ = binding->ShowFile(fd, size, source, begin);
   return name_ != 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -26,7 +27,9 @@ class LentFile final : private PathWatcher {
   // Before one looks how the file is: what changes from now on is noticed.
   void Watch();
   // The file was so when one looked. False: perhaps it is not any more, or the stub is not told.
-  bool Show(const base::Ref<LaneBinding>& binding, int fd, uint64_t size, uint64_t source);
+  // `begin`: see LaneBinding::ShowFile.
+  bool Show(const base::Ref<LaneBinding>& binding, int fd, uint64_t size, uint64_t source,
+            std::span<const std::byte> begin = {});
 
   // Gives the position to who has been shown the file.
   bool Lend(uint64_t offset);

@@ -4,6 +4,9 @@
 
 #include <array>
 #include <atomic>
+#include <memory>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -40,7 +43,9 @@ class Space : public platform::AddressSpace {
     return fd >= 0 && static_cast<size_t>(fd) < lanes.size() ? &lanes[static_cast<size_t>(fd)]
                                                              : nullptr;
   }
+  std::span<std::byte> FileBeginAt(uint32_t place) override { return begins[place]; }
   std::array<FileLane, 8> lanes{};
+  std::array<std::array<std::byte, platform::kFileBeginSize>, platform::kFileBegins> begins{};
 
  private:
   const platform::Limits limits_{};
@@ -52,6 +57,19 @@ class LentFileTest : public testing::Test {
   bool Lend(LentFile& file, int fd, uint64_t size, uint64_t position) {
     file.Watch();
     return file.Show(binding_, fd, size, 7) && file.Lend(position);
+  }
+  // The same for a file that was opened just now.
+  bool LendBegin(LentFile& file, int fd, std::string_view text) {
+    file.Watch();
+    return file.Show(binding_, fd, text.size(), 0, std::as_bytes(std::span(text)));
+  }
+  // What the stub finds at the descriptor.
+  std::string Begin(int fd) {
+    FileLane& lane = space_.lanes[static_cast<size_t>(fd)];
+    if (lane.name == 0) return "nothing";
+    lane.begin_used = 1;
+    return std::string(reinterpret_cast<const char*>(space_.begins[lane.begin_place].data()),
+                       lane.begin_length);
   }
   // What the stub does: true if there was something to move.
   bool Move(int fd, uint64_t to) {
@@ -145,6 +163,50 @@ TEST_F(LentFileTest, SpaceGoes) {
   EXPECT_EQ(space_.lanes[3].position.name, 0u);
   EXPECT_EQ(file.Recall(), 77u);
   EXPECT_FALSE(Lend(file, 3, 100, 10));
+}
+
+TEST_F(LentFileTest, FirstBytes) {
+  std::vector<std::unique_ptr<LentFile>> files;
+  for (int fd = 0; fd < 6; fd++) {
+    files.push_back(std::make_unique<LentFile>(word_));
+    ASSERT_TRUE(LendBegin(*files.back(), fd, "file " + std::to_string(fd)));
+  }
+  // There is room for four.
+  for (int fd : {0, 1}) EXPECT_EQ(Begin(fd), "nothing");
+  for (int fd : {2, 3, 4, 5}) EXPECT_EQ(Begin(fd), "file " + std::to_string(fd));
+  word_.Changed();
+  for (int fd = 0; fd < 6; fd++) EXPECT_EQ(Begin(fd), "nothing");
+  ASSERT_TRUE(LendBegin(*files[0], 0, "again"));
+  EXPECT_EQ(Begin(0), "again");
+  // Without them when it is shown another time.
+  files[0]->Watch();
+  EXPECT_TRUE(files[0]->Show(binding_, 0, 100, 7));
+  EXPECT_EQ(Begin(0), "");
+  // More than there is room for is as good as nothing.
+  EXPECT_TRUE(LendBegin(*files[1], 1, std::string(platform::kFileBeginSize + 1, 'x')));
+  EXPECT_EQ(Begin(1), "");
+  binding_->Unbind();
+  EXPECT_FALSE(LendBegin(*files[2], 2, "late"));
+}
+
+TEST_F(LentFileTest, FirstBytesThatNobodyReads) {
+  const auto open_and_close = [&](bool reads) {
+    LentFile file(word_);
+    EXPECT_TRUE(LendBegin(file, 3, "text"));
+    if (reads) {
+      EXPECT_EQ(Begin(3), "text");
+    }
+    binding_->Set(3, 0, 0);
+  };
+  EXPECT_TRUE(binding_->WantsBegin());
+  for (int i = 0; i < 20; i++) open_and_close(true);
+  EXPECT_TRUE(binding_->WantsBegin());
+  for (int i = 0; i < 20; i++) open_and_close(false);
+  int wanted = 0;
+  for (int i = 0; i < 320; i++) wanted += binding_->WantsBegin();
+  EXPECT_EQ(wanted, 10);  // once in a while
+  open_and_close(true);
+  EXPECT_TRUE(binding_->WantsBegin());
 }
 
 TEST_F(LentFileTest, HostileGuest) {

@@ -237,14 +237,15 @@ bool FdTable::SetLanes(int fd, const FileDescription* file, const base::Ref<Lane
 }
 
 bool FdTable::ShowFile(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
-                       LentFile& lent, uint64_t size, uint64_t source) {
+                       LentFile& lent, uint64_t size, uint64_t source,
+                       std::span<const std::byte> begin) {
   absl::MutexLock l(&mutex_);
   const size_t n = static_cast<size_t>(fd);
   if (fd < 0 || n >= entries_.size() || entries_[n].file.get() != file || !Bind(binding)) {
     return false;
   }
   entries_[n].has_lanes = true;
-  return lent.Show(binding, fd, size, source);
+  return lent.Show(binding, fd, size, source, begin);
 }
 
 bool FdTable::SetPlace(int fd, const FileDescription* file, const base::Ref<FdPlaces>& places,

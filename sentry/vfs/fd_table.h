@@ -50,7 +50,7 @@ class FdTable : public base::RefCounted {
                 uint64_t in, uint64_t out);
   // The same for a regular file: its readers are told by `lent` how it is.
   bool ShowFile(int fd, const FileDescription* file, const base::Ref<LaneBinding>& binding,
-                LentFile& lent, uint64_t size, uint64_t source);
+                LentFile& lent, uint64_t size, uint64_t source, std::span<const std::byte> begin);
   // The same for its place in tables of paths (FsContext::NumberOf): false if the descriptors of
   // another table, or of this one in another address space, have theirs.
   bool SetPlace(int fd, const FileDescription* file, const base::Ref<FdPlaces>& places,

@@ -179,24 +179,28 @@ void SeekableFile::RecallPosition() {
   }
 }
 
-bool SeekableFile::LendTo(FdTable& table, int fd, const base::Ref<LaneBinding>& binding) {
+bool SeekableFile::LendTo(FdTable& table, int fd, const base::Ref<LaneBinding>& binding,
+                          bool begin) {
   if (!pos_mutex_.TryLock()) return false;
-  const bool lent = LendLocked(table, fd, binding);
+  const bool lent = LendLocked(table, fd, binding, begin);
   pos_mutex_.Unlock();
   return lent;
 }
 
-bool SeekableFile::LendLocked(FdTable& table, int fd, const base::Ref<LaneBinding>& binding) {
-  if (lent_ != nullptr && !lent_->Pays()) return false;
+bool SeekableFile::LendLocked(FdTable& table, int fd, const base::Ref<LaneBinding>& binding,
+                              bool begin) {
+  if (lent_ == nullptr) {
+    lent_ = std::make_unique<LentFile>(inode()->attr_word());
+  } else if (!lent_->Pays()) {
+    return false;
+  }
   // Looking may be a change itself, so it is done again if something has changed meanwhile.
-  for (int i = 0; i < 3; i++) {
-    if (lent_ != nullptr) lent_->Watch();
-    const std::optional<Lendable> file = LookForLending();
+  for (int i = 0; i < 2; i++) {
+    lent_->Watch();
+    const std::optional<Lendable> file = LookForLending(begin);
     // Who watches accesses (IN_ACCESS) is told of them by the sentry.
     if (!file || AnyWatches()) return false;
-    if (lent_ == nullptr) {
-      lent_ = std::make_unique<LentFile>(*file->word);
-    } else if (table.ShowFile(fd, this, binding, *lent_, file->size, file->source)) {
+    if (table.ShowFile(fd, this, binding, *lent_, file->size, file->source, file->begin)) {
       lent_->Lend(pos_);
       return true;
     }

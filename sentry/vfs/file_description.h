@@ -166,8 +166,12 @@ class FileDescription : public base::RefCounted {
     if (!may_be_lent_) return false;
     return sentry_calls_.fetch_add(1, std::memory_order_relaxed) != 0 || got < asked;
   }
-  // They are, if they are made by descriptor `fd` of `table` in the space of `binding`. May park.
-  virtual bool LendTo(FdTable& /*table*/, int /*fd*/, const base::Ref<LaneBinding>& /*binding*/) {
+  // LendTo may do something.
+  bool may_be_lent() const { return may_be_lent_; }
+  // They are, if they are made by descriptor `fd` of `table` in the space of `binding`; `begin`: the
+  // first bytes of the file go there at once. May park.
+  virtual bool LendTo(FdTable& /*table*/, int /*fd*/, const base::Ref<LaneBinding>& /*binding*/,
+                      bool /*begin*/) {
     return false;
   }
 
@@ -249,16 +253,19 @@ class SeekableFile : public FileDescription {
   // size that GetAttr tells.
   virtual base::Result<size_t> PWriteAppend(IoSource& src, uint64_t* offset, bool nonblock);
   bool CanPoll() const override { return false; }
-  bool LendTo(FdTable& table, int fd, const base::Ref<LaneBinding>& binding) final;
+  bool LendTo(FdTable& table, int fd, const base::Ref<LaneBinding>& binding, bool begin) final;
 
  protected:
-  // How the file is if a read of it does nothing but copy bytes. May park, and may be called again.
+  // How the file is if a read of it does nothing but copy bytes; the inode's attr_word changes
+  // before any of this does. May park, and may be called again.
   struct Lendable {
-    PathWord* word;  // changes before any of this does
     uint64_t size;
     uint64_t source;  // base::FileSource::id of what readers have mapped; 0: nothing yet
+    // Its first bytes, if they were wanted and are at hand, and what keeps them.
+    std::span<const std::byte> begin;
+    base::Ref<base::RefCounted> keeps_begin;
   };
-  virtual std::optional<Lendable> LookForLending() { return std::nullopt; }
+  virtual std::optional<Lendable> LookForLending(bool /*begin*/) { return std::nullopt; }
   // Greatest position that Seek may reach.
   virtual uint64_t max_offset() const { return kMaxFileSize; }
   // SEEK_DATA and SEEK_HOLE from `offset` below the size; by default all is data.
@@ -267,7 +274,7 @@ class SeekableFile : public FileDescription {
  private:
   // With pos_mutex_ held.
   void RecallPosition();
-  bool LendLocked(FdTable& table, int fd, const base::Ref<LaneBinding>& binding);
+  bool LendLocked(FdTable& table, int fd, const base::Ref<LaneBinding>& binding, bool begin);
   std::unique_ptr<LentFile> lent_;  // under pos_mutex_; null: it never was
 };
 

@@ -140,6 +140,25 @@ void GoferInode::KeepContent(uint64_t version, std::span<const std::byte> bytes)
   if (!gofer_fs().contents().Enter(this, bytes.size())) DropContent();
 }
 
+base::Ref<GoferContent> GoferInode::Begin(base::HostFd* fd, uint64_t size) {
+  constexpr size_t kBeginOfLong = 4096;
+  if (base::Ref<GoferContent> content = Content()) return content;
+  const std::optional<uint64_t> version = DataVersion();
+  if (fd == nullptr || size == 0 || !version) return nullptr;
+  const size_t want = size <= GoferContent::kMax ? size : kBeginOfLong;
+  const auto buffer = std::make_unique_for_overwrite<char[]>(want);
+  bool end = false;
+  ssize_t n;
+  {
+    const fiber::ScopedPhase phase(fiber::Phase::kHostCall);
+    n = ReadHere(fd->get(), std::span(buffer.get(), want), 0, RWF_NOWAIT, &end);
+  }
+  if (n <= 0) return nullptr;
+  const auto bytes = std::as_bytes(std::span(buffer.get(), static_cast<size_t>(n)));
+  if (end && EndsAt(bytes.size())) KeepContent(*version, bytes);
+  return base::MakeRef<GoferContent>(*version, bytes);
+}
+
 void GoferInode::DropContent() {
   base::Ref<GoferContent> old;  // freed after the lock
   absl::MutexLock l(&mutex_);

@@ -102,10 +102,16 @@ class GoferFile : public SeekableFile {
     inode_->DropOpen();
   }
   base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data) override;
-  std::optional<Lendable> LookForLending() override {
+  std::optional<Lendable> LookForLending(bool begin) override {
     const auto file = inode_->LookForLending();
     if (!file) return std::nullopt;
-    return Lendable{&inode_->attr_word(), file->size, file->source};
+    Lendable lendable{.size = file->size, .source = file->source};
+    if (!begin) return lendable;
+    if (const base::Ref<GoferContent> bytes = inode_->Begin(fd_.load(), file->size)) {
+      lendable.begin = bytes->From(0);
+      lendable.keeps_begin = bytes;
+    }
+    return lendable;
   }
 
  private:

@@ -120,6 +120,10 @@ class GoferInode : public Inode {
     MarkStale();
   }
   void WasRead();
+  // The first bytes of the file, which is so long, or all of a short one, as far as they are in the
+  // memory of this process or, with `fd`, the host. Null: they are not. The caller knows that
+  // reading them does not change the access time.
+  base::Ref<GoferContent> Begin(base::HostFd* fd, uint64_t size);
   // What was read of the file since the version was this is still what is in it. Nothing if its
   // bytes may change unseen: a shared mount, or a writable mapping.
   std::optional<uint64_t> DataVersion() const {

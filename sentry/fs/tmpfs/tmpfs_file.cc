@@ -93,10 +93,10 @@ class RegularFile : public SeekableFile {
   base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t, bool data) override {
     return static_cast<int64_t>(TRY(inode_->Seek(offset, data)));
   }
-  std::optional<Lendable> LookForLending() override {
+  std::optional<Lendable> LookForLending(bool) override {
     const auto file = inode_->LookForLending();
     if (!file || inode_->TouchesAccess(*path().mount, flags())) return std::nullopt;
-    return Lendable{&inode_->attr_word(), file->first, file->second};
+    return Lendable{.size = file->first, .source = file->second};
   }
 
  private:
