@@ -262,6 +262,7 @@ base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& 
   if (flags & MAP_GROWSDOWN) vma.flags |= kVmaGrowsDown;
   if (flags & MAP_NORESERVE) vma.flags |= kVmaNoReserve;
   TRY(SetKind(args, &vma));
+  if (impl.DeniesExec(prot, prot)) return base::Error(EACCES);
   if (impl.AnySealed(addr, addr + length)) return base::Error(EPERM);
   if (!impl.MayExpand(runner, prot, vma.shared, vma.flags, length)) {
     const uint64_t replaced = impl.vmas.MappedBytes(addr, addr + length);
