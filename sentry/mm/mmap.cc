@@ -223,10 +223,10 @@ base::Result<uint64_t> MemoryManager::Impl::ChooseAddress(uint64_t hint, uint64_
 
 base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& args) {
   int flags = args.flags;
+  if (args.length == 0) return base::Error(EINVAL);
   if (flags & MAP_HUGETLB) {
     return base::Error(args.file ? EINVAL : HugeTlbError(flags));
   }
-  if (args.length == 0) return base::Error(EINVAL);
   int prot = args.prot & kProtMask;
   if ((prot & PROT_READ) && args.read_implies_exec && !(args.file && OnNoExecMount(*args.file))) {
     prot |= PROT_EXEC;
