@@ -77,6 +77,7 @@ void Task::CopyTo(Task& child, const CloneArgs& a) {
   child.timer_slack_ns = child.default_timer_slack_ns = timer_slack_ns.load();
   child.mempolicy = mempolicy.load();
   child.thp_disable = thp_disable.load();
+  child.io_flusher = io_flusher.load();
   child.seccomp_filter_ = seccomp_filter();
   child.SetSeccompMode(seccomp_mode());
   if (a.flags & CLONE_SYSVSEM) child.sem_undo = sem_undo;

@@ -223,6 +223,7 @@ base::Result<LoadedProgram> LoadProgram(Kernel& kernel, loader::ExecImage& image
                         .personality = personality,
                         .mm = *p.mm,
                         .runner = runner};
+  TRY(p.mm->SetMdwe(unsafe.mdwe));
   *begun = true;
   base::Result<loader::LoadResult> loaded = loader::LoadExec(args);
   if (!loaded.ok()) {
@@ -391,7 +392,8 @@ base::Result<uint64_t> Task::Exec(int dirfd, const std::string& path, int flags,
       LoadProgram(*kernel_, image, *creds_,
                   {.no_new_privs = no_new_privs.load(),
                    .traced = traced(),
-                   .weak_tracer = Ptrace::TracerIsWeak(*this, *creds_->user_ns)},
+                   .weak_tracer = Ptrace::TracerIsWeak(*this, *creds_->user_ns),
+                   .mdwe = InheritedMdwe(mm_->mdwe())},
                   personality.load(), *this,
                   /*later=*/true, &begun, alone_here ? mm_.get() : nullptr);
   if (!loaded.ok()) {

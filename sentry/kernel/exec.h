@@ -63,6 +63,7 @@ struct ExecUnsafe {
   bool no_new_privs = false;
   bool traced = false;       // the new text is to be left as it is
   bool weak_tracer = false;  // who traces has not CAP_SYS_PTRACE: no privileges are gained
+  int mdwe = 0;              // kMdwe*, which the new program's memory has from the beginning
 };
 
 // Linux: bprm_fill_uid and cap_bprm_creds_from_file, with capability extended attributes.

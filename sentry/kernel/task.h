@@ -297,6 +297,7 @@ class Task : public base::RefCounted, public OrderRunner, private platform::Trap
   std::array<std::atomic<uint64_t>, 2> cpu_mask_words{~uint64_t{0}, ~uint64_t{0}};
   std::atomic<int> thp_disable{0};
   std::atomic<int> mce_kill{2};
+  std::atomic<bool> io_flusher{false};  // prctl(PR_SET_IO_FLUSHER)
   // What rseq(2) has registered with the host for this thread; addr 0: nothing.
   struct Rseq {
     uint64_t addr = 0;

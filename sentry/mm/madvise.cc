@@ -146,6 +146,9 @@ base::Status MemoryManager::Madvise(OrderRunner& runner, uint64_t addr, uint64_t
     for (const Piece& piece : pieces) {
       const Vma& vma = *impl.vmas.At(piece.lo);
       int failed = BreaksSeal(vma, advice) ? EPERM : 0;
+      // can_madv_lru_vma()
+      const bool ages = advice == MADV_COLD || advice == MADV_PAGEOUT;
+      if (failed == 0 && ages && (vma.flags & kVmaLocked) != 0) failed = EINVAL;
       switch (failed == 0 ? kind : Kind::kIgnored) {
         case Kind::kFlag:
         case Kind::kHuge: {

@@ -137,6 +137,7 @@ base::Result<base::Ref<MemoryManager>> MemoryManager::Fork(OrderRunner& runner) 
     child.legacy_base = parent.legacy_base;
     child.bottom_up = parent.bottom_up;
     child.randomize = parent.randomize;
+    child.mdwe = InheritedMdwe(parent.mdwe);
     for (const auto& [end, vma] : parent.vmas) {
       if (vma.flags & kVmaDontFork) {
         Impl::AddMunmapOrder(child.pending, vma.host_start, vma.end);

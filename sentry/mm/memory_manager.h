@@ -80,6 +80,11 @@ struct MmapArgs {
   bool read_implies_exec = false;  // personality(2)
 };
 
+// PR_MDWE_REFUSE_EXEC_GAIN and PR_MDWE_NO_INHERIT, which headers may not have.
+inline constexpr int kMdweRefuseExecGain = 1, kMdweNoInherit = 2;
+// Those of a child's memory, or of a new program's.
+inline int InheritedMdwe(int flags) { return (flags & kMdweNoInherit) != 0 ? 0 : flags; }
+
 // What a fault turned out to be.
 struct FaultOutcome {
   bool retry = false;  // the guest goes on; orders are queued
@@ -191,6 +196,9 @@ class MemoryManager : public base::RefCounted {
   base::Status SetExecutable(base::Ref<FileDescription> file);
   int dumpable() const;
   void SetDumpable(int value);
+  // prctl(PR_SET_MDWE): kMdwe*. What is set cannot be set otherwise: EPERM.
+  int mdwe() const;
+  base::Status SetMdwe(int flags);
 
   // --- stream lanes (sentry/lanes) ---
   // Those of a process of this domain; made if there are none. Null: there is no memory for them.

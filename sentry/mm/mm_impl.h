@@ -53,6 +53,7 @@ struct MemoryManager::Impl {
   bool bottom_up ABSL_GUARDED_BY(mutex) = false;
   bool randomize ABSL_GUARDED_BY(mutex) = true;
   uint32_t default_flags ABSL_GUARDED_BY(mutex) = 0;  // of mlockall(MCL_FUTURE)
+  int mdwe ABSL_GUARDED_BY(mutex) = 0;                // kMdwe*
   // Counts changes of mappings; with it, how often an allowed access faulted since the last one.
   uint64_t changes ABSL_GUARDED_BY(mutex) = 0;
   struct Refault {
@@ -94,6 +95,10 @@ struct MemoryManager::Impl {
   // RLIMIT_MEMLOCK for `bytes` more (Linux: mlock_future_ok).
   bool MayLock(const OrderRunner& runner, uint64_t bytes) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+
+  // Does kMdweRefuseExecGain stand against a change from `old_prot` (of a new mapping: the same)
+  // to `new_prot`? (map_deny_write_exec)
+  bool DeniesExec(int old_prot, int new_prot) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
   // --- seals (mseal.cc) ---
   // May nothing of [lo, hi) be unmapped, moved or protected otherwise?

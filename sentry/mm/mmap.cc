@@ -223,10 +223,10 @@ base::Result<uint64_t> MemoryManager::Impl::ChooseAddress(uint64_t hint, uint64_
 
 base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& args) {
   int flags = args.flags;
+  if (args.length == 0) return base::Error(EINVAL);
   if (flags & MAP_HUGETLB) {
     return base::Error(args.file ? EINVAL : HugeTlbError(flags));
   }
-  if (args.length == 0) return base::Error(EINVAL);
   int prot = args.prot & kProtMask;
   if ((prot & PROT_READ) && args.read_implies_exec && !(args.file && OnNoExecMount(*args.file))) {
     prot |= PROT_EXEC;
@@ -262,6 +262,7 @@ base::Result<uint64_t> MemoryManager::Mmap(OrderRunner& runner, const MmapArgs& 
   if (flags & MAP_GROWSDOWN) vma.flags |= kVmaGrowsDown;
   if (flags & MAP_NORESERVE) vma.flags |= kVmaNoReserve;
   TRY(SetKind(args, &vma));
+  if (impl.DeniesExec(prot, prot)) return base::Error(EACCES);
   if (impl.AnySealed(addr, addr + length)) return base::Error(EPERM);
   if (!impl.MayExpand(runner, prot, vma.shared, vma.flags, length)) {
     const uint64_t replaced = impl.vmas.MappedBytes(addr, addr + length);

@@ -1,4 +1,5 @@
-// mprotect and the mlock family. Follows Linux's mm/mprotect.c and mm/mlock.c.
+// mprotect, what stands against it, and the mlock family. Follows Linux's mm/mprotect.c and
+// mm/mlock.c.
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -68,7 +69,7 @@ base::Status MemoryManager::Mprotect(OrderRunner& runner, uint64_t addr, uint64_
     if ((prot & PROT_READ) && read_implies_exec && (vma.max_prot & PROT_EXEC)) {
       new_prot |= PROT_EXEC;
     }
-    if (new_prot & ~vma.max_prot) {
+    if ((new_prot & ~vma.max_prot) != 0 || impl.DeniesExec(vma.prot, new_prot)) {
       error = EACCES;
       break;
     }
@@ -98,6 +99,23 @@ base::Status MemoryManager::Mprotect(OrderRunner& runner, uint64_t addr, uint64_
   }
   TRY(impl.Commit(runner, std::move(orders), std::move(undo)));
   return error == 0 ? base::Ok() : base::Status(base::Error(error));
+}
+
+int MemoryManager::mdwe() const {
+  fiber::MutexLock lock(&impl_->mutex);
+  return impl_->mdwe;
+}
+
+base::Status MemoryManager::SetMdwe(int flags) {
+  fiber::MutexLock lock(&impl_->mutex);
+  if (impl_->mdwe != 0 && impl_->mdwe != flags) return base::Error(EPERM);
+  impl_->mdwe = flags;
+  return base::Ok();
+}
+
+bool MemoryManager::Impl::DeniesExec(int old_prot, int new_prot) const {
+  if ((mdwe & kMdweRefuseExecGain) == 0 || (new_prot & PROT_EXEC) == 0) return false;
+  return (new_prot & PROT_WRITE) != 0 || (old_prot & PROT_EXEC) == 0;
 }
 
 base::Status MemoryManager::Mlock(OrderRunner& runner, uint64_t addr, uint64_t length,

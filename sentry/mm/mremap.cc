@@ -24,9 +24,10 @@ base::Status CheckArguments(uint64_t old_addr, uint64_t old_length, uint64_t new
   if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) return base::Ok();
   if (!(flags & MREMAP_MAYMOVE)) return base::Error(EINVAL);
   if ((flags & MREMAP_DONTUNMAP) && old_length != new_length) return base::Error(EINVAL);
-  if (!(flags & MREMAP_FIXED)) return base::Ok();
-  if (new_addr & ~kPageMask) return base::Error(EINVAL);
-  if (new_addr > kTaskSize - new_length) return base::Error(EINVAL);
+  if (flags & MREMAP_FIXED) {
+    if (new_addr & ~kPageMask) return base::Error(EINVAL);
+    if (new_addr > kTaskSize - new_length) return base::Error(EINVAL);
+  }
   if (old_addr + old_length > new_addr && new_addr + new_length > old_addr) {
     return base::Error(EINVAL);
   }

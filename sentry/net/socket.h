@@ -1,6 +1,7 @@
 // Sockets as files, whatever their family (Linux: net/socket.c, struct socket and struct sock).
 #pragma once
 
+#include <linux/sock_diag.h>
 #include <signal.h>
 #include <sys/socket.h>
 
@@ -66,16 +67,20 @@ struct SendArgs {
   std::vector<ControlMessage> control;            // of levels other than SOL_SOCKET
 };
 
+class SocketOptions;
+
 // What recvmsg(2) and its kin pass down and get.
 struct RecvArgs {
   int flags = 0;
   bool nonblock = false;
+  SocketOptions* options = nullptr;  // of the socket, where its endpoint has none (SO_PEEK_OFF)
   // Results.
   int out_flags = 0;       // MSG_TRUNC, ...
   size_t full_length = 0;  // of the message, for MSG_TRUNC
   SockAddr from;
   std::vector<base::Ref<FileDescription>> files;
   bool has_creds = false;  // SO_PASSCRED
+  bool has_pidfd = false;  // SO_PASSPIDFD
   SenderCreds creds;
   std::vector<ControlMessage> control;
 };
@@ -97,6 +102,20 @@ class SocketOptions : public base::RefCounted {
   base::Ref<const SocketFilter> filter() const;
   void SetFilter(base::Ref<const SocketFilter> filter);
   bool has_filter() const { return has_filter_.load(std::memory_order_relaxed); }
+  // SO_PEEK_OFF: where a receive with these MSG_* flags begins, and what it has looked at, or taken
+  // (sk_peek_offset and its kin).
+  size_t PeekFrom(int recv_flags) const {
+    const int from = peek_offset.load(std::memory_order_relaxed);
+    return (recv_flags & MSG_PEEK) != 0 && from > 0 ? static_cast<size_t>(from) : 0;
+  }
+  void NoteReceived(int recv_flags, size_t n) {
+    if (peek_offset.load(std::memory_order_relaxed) >= 0) MovePeek(recv_flags, n);
+  }
+  // SO_TXTIME.
+  struct TransmitTime {
+    int clock = 0;
+    uint32_t flags = 0;
+  };
   // SO_TIMESTAMPING: SOF_TIMESTAMPING_* flags and the clock that they are bound to.
   struct Timestamping {
     int flags = 0, bind_phc = 0;
@@ -113,8 +132,13 @@ class SocketOptions : public base::RefCounted {
   std::atomic<int> busy_poll_us{0}, incoming_cpu{-1}, transmit_rehash{1};
   std::atomic<uint64_t> max_pacing_rate{~uint64_t{0}};
   std::atomic<Timestamping> timestamping{Timestamping()};
+  std::atomic<int> peek_offset{-1};  // -1: not asked for
+  std::atomic<int> busy_poll_budget{8};
+  std::atomic<TransmitTime> transmit_time{TransmitTime()};
 
  private:
+  void MovePeek(int recv_flags, size_t n);
+
   mutable absl::Mutex filter_mutex_;  // leaf
   std::atomic<bool> has_filter_{false};
   base::Ref<const SocketFilter> filter_ ABSL_GUARDED_BY(filter_mutex_);
@@ -163,6 +187,7 @@ class Socket : public FileDescription {
 
   SocketOptions& options() const { return *options_; }
   bool pass_creds() const { return options_->flag(SO_PASSCRED); }
+  bool pass_pidfd() const;
   // Deadlines for a wait that begins now; fiber::kNoDeadline.
   int64_t ReceiveDeadline() const { return DeadlineOf(options_->receive_timeout_ns.load()); }
   int64_t SendDeadline() const { return DeadlineOf(options_->send_timeout_ns.load()); }
@@ -177,6 +202,16 @@ class Socket : public FileDescription {
   // A value of `options` has changed that matters to who waits (SO_RCVLOWAT, buffers).
   virtual void OnOptionChange() {}
   virtual std::optional<SenderCreds> peer_creds() const { return std::nullopt; }
+  virtual bool has_peek_offset() const { return false; }
+  // Bytes that wait to be received, and that others have not received yet (SO_MEMINFO).
+  struct Queued {
+    uint64_t in = 0, out = 0;
+  };
+  virtual Queued queued() { return {}; }
+  // SO_BINDTODEVICE, SO_BINDTOIFINDEX: all there is goes over lo, so to be bound to it excludes
+  // nothing. `privileged`: CAP_NET_RAW where the network is.
+  base::Status BindToDevice(int name, std::span<const std::byte> value, bool privileged);
+  std::vector<std::byte> BoundDevice(int name) const;
   // An interrupted wait: restarted only if it has no time limit (sock_intr_errno).
   static base::Error Interrupted(int64_t deadline_ns);
   // SO_RCVTIMEO, SO_SNDTIMEO.
@@ -187,11 +222,16 @@ class Socket : public FileDescription {
   static int64_t DeadlineOf(int64_t timeout_ns);
   base::Result<std::vector<std::byte>> GetSocketOption(Task& t, int name);
   base::Result<std::vector<std::byte>> GetPeerOption(Task& t, int name);
+  std::array<uint32_t, SK_MEMINFO_VARS> MemoryInfo();
   base::Status SetBuffer(Task& t, int name, int number);
   base::Status SetFlagOption(Task& t, int name, int number);
   base::Status SetTimestamping(std::span<const std::byte> value);
   base::Status SetFilterOption(Task& t, int name, std::span<const std::byte> value);
+  base::Status SetTransmitTime(Task& t, std::span<const std::byte> value);
+  base::Status SetBusyPoll(Task& t, int name, int number);
   base::Status SetSocketOption(Task& t, int name, std::span<const std::byte> value);
+  // Are there no such options for sockets of this kind?
+  bool Lacks(int name) const;
 
   const int domain_, type_, protocol_;
   const base::Ref<SocketOptions> options_;

@@ -1,11 +1,14 @@
 // Options of SOL_SOCKET (Linux: net/core/sock.c, sk_getsockopt and sk_setsockopt).
 #include <asm/socket.h>
 #include <linux/net_tstamp.h>
+#include <linux/sock_diag.h>
+#include <net/if.h>
 #include <sys/time.h>
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <string_view>
 
 #include "sentry/kernel/kernel.h"
 #include "sentry/kernel/pidfd.h"
@@ -19,6 +22,9 @@
 #endif
 #ifndef SO_RCVMARK
 #define SO_RCVMARK 75
+#endif
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76
 #endif
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -40,6 +46,9 @@ constexpr int64_t kSecond = 1'000'000'000;
 constexpr int kSendLock = 1, kReceiveLock = 2;  // SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK
 constexpr int kBpfExtensions = 64;              // SKF_AD_MAX
 constexpr int kKnownTimestamping = (1 << 18) - 1;
+constexpr char kLoopbackName[] = "lo";
+constexpr int kLoopbackIndex = 1;
+constexpr int kMaxBudget = 0xffff;  // of SO_BUSY_POLL_BUDGET
 
 template <typename T>
 Result<T> ValueFrom(std::span<const std::byte> bytes) {
@@ -75,7 +84,7 @@ int SocketOptions::Bit(int name) {
                             SO_ZEROCOPY,      SO_RXQ_OVFL,        SO_SELECT_ERR_QUEUE,
                             SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW, SO_WIFI_STATUS,
                             SO_NOFCS,         SO_LOCK_FILTER,     SO_PREFER_BUSY_POLL,
-                            SO_RCVMARK,       SO_RCVPRIORITY};
+                            SO_RCVMARK,       SO_RCVPRIORITY,     SO_PASSPIDFD};
   const int* it = std::find(std::begin(kNames), std::end(kNames), name);
   return it == std::end(kNames) ? -1 : static_cast<int>(it - kNames);
 }
@@ -86,6 +95,16 @@ void SocketOptions::SetFlag(int name, bool on) {
     flags.fetch_or(bit);
   } else {
     flags.fetch_and(~bit);
+  }
+}
+
+void SocketOptions::MovePeek(int recv_flags, size_t n) {
+  int from = peek_offset.load();
+  while (from >= 0) {
+    const auto at = static_cast<int64_t>(from), by = static_cast<int64_t>(n);
+    const int64_t to = (recv_flags & MSG_PEEK) != 0 ? at + by : std::max<int64_t>(at - by, 0);
+    const auto next = static_cast<int>(std::min<int64_t>(to, std::numeric_limits<int>::max()));
+    if (peek_offset.compare_exchange_weak(from, next)) return;
   }
 }
 
@@ -107,6 +126,9 @@ void SocketOptions::CopyFrom(const SocketOptions& other) {
   transmit_rehash = other.transmit_rehash.load();
   max_pacing_rate = other.max_pacing_rate.load();
   timestamping = other.timestamping.load();
+  peek_offset = other.peek_offset.load();
+  busy_poll_budget = other.busy_poll_budget.load();
+  transmit_time = other.transmit_time.load();
   SetFilter(other.filter());
 }
 
@@ -121,8 +143,38 @@ void SocketOptions::SetFilter(base::Ref<const SocketFilter> filter) {
   has_filter_.store(filter_ != nullptr);
 }
 
+bool Socket::pass_pidfd() const { return options_->flag(SO_PASSPIDFD); }
+
+// sk_may_scm_recv() and the family's operations.
+bool Socket::Lacks(int name) const {
+  switch (name) {
+    case SO_PASSCRED:
+    case SO_PASSSEC:
+      return domain_ != AF_UNIX && domain_ != AF_NETLINK;
+    case SO_PASSPIDFD:
+      return domain_ != AF_UNIX;
+    case SO_PEEK_OFF:
+      return !has_peek_offset();
+    default:
+      return false;
+  }
+}
+
+// sk_get_meminfo().
+std::array<uint32_t, SK_MEMINFO_VARS> Socket::MemoryInfo() {
+  const Queued now = queued();
+  std::array<uint32_t, SK_MEMINFO_VARS> info{};
+  info[SK_MEMINFO_RMEM_ALLOC] = static_cast<uint32_t>(now.in);
+  info[SK_MEMINFO_RCVBUF] = static_cast<uint32_t>(options_->receive_buffer.load());
+  info[SK_MEMINFO_WMEM_ALLOC] = static_cast<uint32_t>(now.out);
+  info[SK_MEMINFO_SNDBUF] = static_cast<uint32_t>(send_buffer());
+  info[SK_MEMINFO_WMEM_QUEUED] = type_ == SOCK_STREAM ? static_cast<uint32_t>(now.out) : 0;
+  return info;
+}
+
 Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
   const SocketOptions& o = *options_;
+  if (Lacks(name)) return Error(EOPNOTSUPP);
   if (SocketOptions::Bit(name) >= 0) return OptionBytes<int>(o.flag(name) ? 1 : 0);
   switch (name) {
     case SO_TYPE:
@@ -180,6 +232,15 @@ Result<std::vector<std::byte>> Socket::GetSocketOption(Task& t, int name) {
     case SO_TIMESTAMPING_OLD:
     case SO_TIMESTAMPING_NEW:
       return OptionBytes(o.timestamping.load());
+    case SO_PEEK_OFF:
+      return OptionBytes(o.peek_offset.load());
+    case SO_MEMINFO:
+      return OptionBytes(MemoryInfo());
+    case SO_TXTIME:
+      return OptionBytes(o.transmit_time.load());
+    case SO_BINDTODEVICE:
+    case SO_BINDTOIFINDEX:
+      return BoundDevice(name);
     case SO_NETNS_COOKIE:
       return OptionBytes(t.net_namespace_ref()->id());
     default:
@@ -214,7 +275,9 @@ Result<std::vector<std::byte>> Socket::GetPeerOption(Task& t, int name) {
       return OptionBytes(TRY(t.InstallFile(NewPidFd(t.kernel(), peer->pid, 0), /*cloexec=*/true)));
     }
     case SO_PEERNAME: {
-      const SockAddr name = TRY(PeerAddress());
+      const Result<SockAddr> peer_name = PeerAddress();
+      if (!peer_name.ok()) return Error(ENOTCONN);
+      const SockAddr name = *peer_name;
       return std::vector<std::byte>(name.data().begin(), name.data().end());
     }
     default:
@@ -225,8 +288,10 @@ Result<std::vector<std::byte>> Socket::GetPeerOption(Task& t, int name) {
 Status Socket::SetBuffer(Task& t, int name, int number) {
   bool force = name == SO_SNDBUFFORCE || name == SO_RCVBUFFORCE;
   if (force && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
-  // Doubled for bookkeeping, as Linux does. Who may go beyond the limit has no other one here.
-  int size = std::clamp(number, 0, kBufferMax) * 2;
+  // Doubled for bookkeeping, as Linux does. Who may go beyond the limit has no other one here; what
+  // is negative is a large number to the others.
+  if (number < 0) number = force ? 0 : kBufferMax;
+  int size = std::min(number, kBufferMax) * 2;
   if (name == SO_SNDBUF || name == SO_SNDBUFFORCE) {
     set_send_buffer(std::max(size, kMinSendBuffer));
     options_->send_buffer_locked = true;
@@ -283,6 +348,10 @@ Status Socket::SetTimestamping(std::span<const std::byte> value) {
     wanted.flags = TRY(ValueFrom<int>(value));
   }
   if ((wanted.flags & ~kKnownTimestamping) != 0) return Error(EINVAL);
+  // No interface has a clock of its own.
+  if ((wanted.flags & SOF_TIMESTAMPING_BIND_PHC) != 0) {
+    return Error(options_->device.load() != 0 ? EINVAL : EOPNOTSUPP);
+  }
   const bool tcp = type_ == SOCK_STREAM && IsInet(domain_);
   if ((wanted.flags & SOF_TIMESTAMPING_OPT_ID) != 0 && tcp) return Error(EINVAL);
   if ((wanted.flags & SOF_TIMESTAMPING_OPT_STATS) != 0 &&
@@ -317,9 +386,59 @@ Status Socket::SetFilterOption(Task& t, int name, std::span<const std::byte> val
   return base::Ok();
 }
 
+std::vector<std::byte> Socket::BoundDevice(int name) const {
+  const int device = options_->device.load();
+  if (name == SO_BINDTOIFINDEX) return OptionBytes(device);
+  return device != 0 ? OptionBytes(std::to_array(kLoopbackName)) : std::vector<std::byte>();
+}
+
+// sock_setbindtodevice().
+Status Socket::BindToDevice(int name, std::span<const std::byte> value, bool privileged) {
+  int device = 0;
+  if (name == SO_BINDTOIFINDEX) {
+    device = TRY(ValueFrom<int>(value));
+    if (device < 0) return Error(EINVAL);
+    if (device > kLoopbackIndex) {  // kept as it is: nothing is reached through it
+      options_->device = device;
+      return base::Ok();
+    }
+  } else {
+    std::string_view text(reinterpret_cast<const char*>(value.data()),
+                          std::min<size_t>(value.size(), IFNAMSIZ - 1));
+    text = text.substr(0, text.find('\0'));
+    if (!text.empty()) device = text == kLoopbackName ? kLoopbackIndex : -1;
+  }
+  if (options_->device.load() != 0 && !privileged) return Error(EPERM);
+  if (device != 0 && device != kLoopbackIndex) return Error(ENODEV);
+  options_->device = device;
+  return base::Ok();
+}
+
+// Nothing here queues what is sent by its time.
+Status Socket::SetTransmitTime(Task& t, std::span<const std::byte> value) {
+  if (value.size() != sizeof(SocketOptions::TransmitTime)) return Error(EINVAL);
+  const auto wanted = TRY(ValueFrom<SocketOptions::TransmitTime>(value));
+  if ((wanted.flags & ~uint32_t{SOF_TXTIME_FLAGS_MASK}) != 0) return Error(EINVAL);
+  if (wanted.clock != CLOCK_MONOTONIC && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
+  options_->transmit_time = wanted;
+  return base::Ok();
+}
+
+Status Socket::SetBusyPoll(Task& t, int name, int number) {
+  std::atomic<int>& value =
+      name == SO_BUSY_POLL ? options_->busy_poll_us : options_->busy_poll_budget;
+  if (name == SO_BUSY_POLL && number < 0) return Error(EINVAL);
+  if (number > value.load() && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
+  if (number < 0 || (name == SO_BUSY_POLL_BUDGET && number > kMaxBudget)) return Error(EINVAL);
+  value = number;
+  return base::Ok();
+}
+
 Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> value) {
   SocketOptions& o = *options_;
+  if (name == SO_BINDTODEVICE) return BindToDevice(name, value, t.HasCap(CAP_NET_RAW));
   int number = TRY(ValueFrom<int>(value));
+  if (Lacks(name)) return Error(EOPNOTSUPP);
   if (SocketOptions::Bit(name) >= 0) return SetFlagOption(t, name, number);
   switch (name) {
     case SO_RCVTIMEO_OLD:
@@ -364,9 +483,16 @@ Status Socket::SetSocketOption(Task& t, int name, std::span<const std::byte> val
     case SO_BSDCOMPAT:
       return base::Ok();
     case SO_BUSY_POLL:
-      if (number < 0) return Error(EINVAL);
-      if (number > o.busy_poll_us.load() && !t.HasCap(CAP_NET_ADMIN)) return Error(EPERM);
-      o.busy_poll_us = number;
+    case SO_BUSY_POLL_BUDGET:
+      return SetBusyPoll(t, name, number);
+    case SO_BINDTOIFINDEX:
+      return BindToDevice(name, value, t.HasCap(CAP_NET_RAW));
+    case SO_PEEK_OFF:
+      o.peek_offset = number;
+      return base::Ok();
+    case SO_TXTIME:
+      return SetTransmitTime(t, value);
+    case SO_CNX_ADVICE:  // there is no other way that could be taken
       return base::Ok();
     case SO_INCOMING_CPU:
       o.incoming_cpu = number;

@@ -44,10 +44,22 @@ Result<AttrChange> OwnerChange(Task& t, uint32_t uid, uint32_t gid) {
   return change;
 }
 
+// chown_common(): also where neither is to change, set-id bits go.
+Result<uint64_t> ApplyOwner(Task& t, const Path& path, uint32_t uid, uint32_t gid) {
+  AttrChange change = TRY(OwnerChange(t, uid, gid));
+  Inode* inode = path.dentry->inode_ptr();
+  if (!change.set_uid && !change.set_gid && inode != nullptr) {
+    const InodePerm perm = TRY(inode->GetPerm());
+    change.set_uid = perm.uid == t.creds().fsuid;
+    change.uid = perm.uid;
+  }
+  return Apply(t, path, change);
+}
+
 Result<uint64_t> DoChown(Task& t, int dirfd, uint64_t path, uint32_t uid, uint32_t gid, int flags) {
   if ((flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)) != 0) return Error(EINVAL);
   const Path found = TRY(WalkArg(t, dirfd, path, AtFlags(flags)));
-  return Apply(t, found, TRY(OwnerChange(t, uid, gid)));
+  return ApplyOwner(t, found, uid, gid);
 }
 
 // Two times as utimensat has them; false: UTIME_OMIT.
@@ -124,7 +136,7 @@ base::Result<uint64_t> SysFchownat(Task& t, const SyscallArgs& args) {
 }
 base::Result<uint64_t> SysFchown(Task& t, const SyscallArgs& args) {
   const Path path = TRY(PathOfFd(t, args.Int(0)));
-  return Apply(t, path, TRY(OwnerChange(t, args.Uint(1), args.Uint(2))));
+  return ApplyOwner(t, path, args.Uint(1), args.Uint(2));
 }
 
 base::Result<uint64_t> SysUtime(Task& t, const SyscallArgs& args) {

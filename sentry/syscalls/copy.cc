@@ -27,10 +27,10 @@ struct CopyEnd {
     } else {
       value = TRY(file->Seek(0, SEEK_CUR));
     }
-    if (value < 0) return Error(EINVAL);
     offset = static_cast<uint64_t>(value);
     return base::Ok();
   }
+  bool negative() const { return static_cast<int64_t>(offset) < 0; }
   base::Status Store(Task& t) const {
     const auto value = static_cast<int64_t>(offset);
     if (user_offset != 0) return UserPtr<int64_t>(user_offset).CopyOut(t.memory(), value);
@@ -62,6 +62,7 @@ base::Result<uint64_t> SysSendfile(Task& t, const SyscallArgs& args) {
   if ((out->flags() & O_APPEND) != 0) return Error(EINVAL);
   if (args.Long(3) < 0) return Error(EINVAL);
   TRY(in.Load(t, args[2]));
+  if (in.negative()) return Error(EINVAL);
   uint64_t left = std::min(args[3], kMaxRwCount);
   uint64_t done = 0;
   std::vector<std::byte> buffer(std::min<uint64_t>(kChunk, left));
@@ -109,6 +110,8 @@ base::Result<uint64_t> SysCopyFileRange(Task& t, const SyscallArgs& args) {
       __builtin_add_overflow(out.offset, args[4], &out_end)) {
     return Error(EOVERFLOW);
   }
+  if (in.negative() || out.negative()) return Error(EINVAL);
+  if (out.offset >= kMaxFileSize) return Error(EFBIG);
   const uint64_t size = TRY(in.file->GetAttr()).size;
   left = in.offset >= size ? 0 : std::min(left, size - in.offset);
   if (in.file->inode() == out.file->inode() && out.offset + left > in.offset &&

@@ -7,12 +7,15 @@
 #include <set>
 
 #include "sentry/fs/inotify/dnotify.h"
+#include "sentry/fs/pipe/pipe_file.h"
 #include "sentry/kernel/async/sigio.h"
+#include "sentry/kernel/pidfd.h"
 #include "sentry/net/host/interface_ioctl.h"
 #include "sentry/net/inet/interface_ioctl.h"
 #include "sentry/net/socket.h"
 #include "sentry/syscalls/file_attr.h"
 #include "sentry/syscalls/file_util.h"
+#include "sentry/syscalls/thread/pidfd_ioctl.h"
 #include "sentry/vfs/file_locks.h"
 
 namespace sentry {
@@ -37,6 +40,7 @@ struct GuestOwner {
 constexpr int kSetSignal = 10, kGetSignal = 11;    // F_SETSIG, F_GETSIG
 constexpr int kSetOwnerEx = 15, kGetOwnerEx = 16;  // F_SETOWN_EX, F_GETOWN_EX
 constexpr int kGetOwnerUids = 17;                  // F_GETOWNER_UIDS
+constexpr int kSameQuery = 1027;                   // F_DUPFD_QUERY
 constexpr int kCreatedQuery = 1028;                // F_CREATED_QUERY
 
 // Linux: flock_to_posix_lock.
@@ -244,7 +248,7 @@ int LeaseOf(const FileDescription& file) {
 // What works on O_PATH descriptors too (Linux: check_fcntl_cmd).
 bool AllowedOnPath(int cmd) {
   return cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC || cmd == F_GETFD || cmd == F_SETFD ||
-         cmd == F_GETFL || cmd == kCreatedQuery;
+         cmd == F_GETFL || cmd == kSameQuery || cmd == kCreatedQuery;
 }
 
 Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
@@ -292,6 +296,18 @@ Result<uint64_t> DoFcntl(Task& t, const SyscallArgs& args) {
       return SetLease(t, fd, *file, static_cast<int>(arg));
     case F_GETLEASE:
       return static_cast<uint64_t>(LeaseOf(*file));
+    case kSameQuery: {
+      const base::Ref<FileDescription> other = t.fd_table().Get(static_cast<int>(arg));
+      if (!other) return Error(EBADF);
+      return other == file ? 1 : 0;
+    }
+    case F_SETPIPE_SZ:
+    case F_GETPIPE_SZ:
+      if (dynamic_cast<PipeFile*>(file.get()) == nullptr) return Error(EBADF);
+      return file->Fcntl(cmd, arg);
+    case F_ADD_SEALS:  // what may be sealed is looked at later
+      if (!file->writable()) return Error(EPERM);
+      return file->Fcntl(cmd, arg);
     case kCreatedQuery:
       return (file->flags() & O_CREAT) != 0 ? 1 : 0;
     case F_NOTIFY:
@@ -398,7 +414,11 @@ base::Result<uint64_t> SysIoctl(Task& t, const SyscallArgs& args) {
   IoctlArgs ioctl{.cmd = args.Uint(1), .arg = args[2], .memory = t.memory()};
   Result<uint64_t> result = file->Ioctl(ioctl);
   Socket* socket = Socket::From(*file);
-  if (result.ok() || result.error().code() != ENOTTY || socket == nullptr) return result;
+  if (result.ok() || result.error().code() != ENOTTY) return result;
+  if (socket == nullptr) {
+    const base::Ref<Pid> pid = PidOfFile(*file);
+    return pid != nullptr ? PidFdIoctl(t, *pid, ioctl.cmd, ioctl.arg) : result;
+  }
   // No packets, no times: streams have none. Addresses are asked for over IPv4 sockets alone.
   const bool inet = socket->domain() == AF_INET || socket->domain() == AF_INET6;
   if (inet && (ioctl.cmd == SIOCGSTAMP_OLD || ioctl.cmd == SIOCGSTAMPNS_OLD)) return Error(ENOENT);

@@ -120,6 +120,14 @@ Result<size_t> SpliceFromPipe(SpliceEnd& in, SpliceEnd& out, size_t length, bool
   return total;
 }
 
+// Directories, eventfds and their kin have no splice_read.
+bool HasSpliceRead(const FileDescription& file) {
+  const Inode* inode = file.inode();
+  if (inode == nullptr) return true;
+  const mode_t type = inode->type();
+  return S_ISREG(type) || S_ISSOCK(type) || S_ISCHR(type) || S_ISBLK(type) || S_ISFIFO(type);
+}
+
 // From a file to a pipe: no more is read than the pipe has room for.
 Result<size_t> SpliceToPipe(SpliceEnd& in, PipeFile& pipe, size_t length, bool nonblock) {
   size_t room = TRY(PipeRoom(pipe, nonblock));
@@ -154,6 +162,7 @@ Result<uint64_t> SysSplice(Task& t, const SyscallArgs& a) {
     if (out.pipe == nullptr && (out.file->flags() & O_APPEND)) return Error(EINVAL);
     n = TRY(SpliceFromPipe(in, out, length, nonblock, /*keep=*/false));
   } else if (out.pipe != nullptr) {
+    if (!HasSpliceRead(*in.file)) return Error(EINVAL);
     n = TRY(SpliceToPipe(in, *out.pipe, length, nonblock));
   } else {
     return Error(EINVAL);

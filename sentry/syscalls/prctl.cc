@@ -23,7 +23,9 @@ using base::UserPtr;
 
 namespace {
 
-constexpr int kGetAuxv = 0x41555856;  // PR_GET_AUXV
+// Of Linux versions that the headers may not know.
+constexpr int kGetAuxv = 0x41555856;         // PR_GET_AUXV
+constexpr int kSetMdwe = 65, kGetMdwe = 66;  // PR_SET_MDWE, PR_GET_MDWE
 
 bool CapValid(uint64_t cap) { return cap <= CAP_LAST_CAP; }
 
@@ -193,6 +195,25 @@ Result<uint64_t> GetAuxv(Task& t, const SyscallArgs& a) {
   return uint64_t{bytes.size()};
 }
 
+Result<uint64_t> SetMdwe(Task& t, const SyscallArgs& a) {
+  if ((a[2] | a[3] | a[4]) != 0) return Error(EINVAL);
+  if ((a[1] & ~uint64_t{kMdweRefuseExecGain | kMdweNoInherit}) != 0) return Error(EINVAL);
+  const int flags = a.Int(1);
+  if ((flags & kMdweNoInherit) != 0 && (flags & kMdweRefuseExecGain) == 0) return Error(EINVAL);
+  TRY(t.mm().SetMdwe(flags));
+  return 0;
+}
+
+// Memory is the host's: that it is an I/O flusher's is kept, inherited and told.
+Result<uint64_t> IoFlusher(Task& t, const SyscallArgs& a) {
+  const bool set = a.Int(0) == PR_SET_IO_FLUSHER;
+  if (!t.HasCap(CAP_SYS_RESOURCE)) return Error(EPERM);
+  if ((a[2] | a[3] | a[4]) != 0 || a[1] > (set ? 1 : 0)) return Error(EINVAL);
+  if (!set) return t.io_flusher ? 1 : 0;
+  t.io_flusher = a[1] != 0;
+  return 0;
+}
+
 }  // namespace
 
 Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
@@ -269,6 +290,17 @@ Result<uint64_t> SysPrctl(Task& t, const SyscallArgs& a) {
       return 0;
     case PR_SET_TSC:
       return a[1] == PR_TSC_ENABLE ? Result<uint64_t>(0) : Error(EINVAL);
+    case PR_TASK_PERF_EVENTS_DISABLE:  // there are none
+    case PR_TASK_PERF_EVENTS_ENABLE:
+      return 0;
+    case kSetMdwe:
+      return SetMdwe(t, a);
+    case kGetMdwe:
+      if (!no_more) return Error(EINVAL);
+      return static_cast<uint64_t>(t.mm().mdwe());
+    case PR_SET_IO_FLUSHER:
+    case PR_GET_IO_FLUSHER:
+      return IoFlusher(t, a);
     case kGetAuxv:
       return GetAuxv(t, a);
     case PR_SET_SYSCALL_USER_DISPATCH:  // it always is off

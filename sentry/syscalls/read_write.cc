@@ -15,8 +15,15 @@ namespace {
 using base::Error;
 using base::Result;
 
-constexpr int kReadFlags = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT;
-constexpr int kWriteFlags = kReadFlags | RWF_APPEND | RWF_NOAPPEND;
+constexpr int kKnownFlags =
+    RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT | RWF_APPEND | RWF_NOAPPEND;
+
+// kiocb_set_rw_flags(), which makes no difference between reads and writes.
+base::Status CheckFlags(int flags) {
+  if ((flags & ~kKnownFlags) != 0) return Error(EOPNOTSUPP);
+  const bool both = (flags & RWF_APPEND) != 0 && (flags & RWF_NOAPPEND) != 0;
+  return both ? base::Status(Error(EINVAL)) : base::Ok();
+}
 
 Result<base::Ref<FileDescription>> GetReadable(Task& t, int fd) {
   base::Ref<FileDescription> file = t.FileOf(fd);
@@ -66,7 +73,7 @@ Result<uint64_t> ReadVector(Task& t, const SyscallArgs& args, bool at_offset, in
                             int flags) {
   base::Ref<FileDescription> file =
       TRY(at_offset ? GetPositioned(t, args.Int(0), false) : GetReadable(t, args.Int(0)));
-  if ((flags & ~kReadFlags) != 0) return Error(EOPNOTSUPP);
+  TRY(CheckFlags(flags));
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
   if (iovec.total == 0 && !at_offset) return uint64_t{0};
   base::UserMemory& memory = ReadTarget(t, iovec);
@@ -95,8 +102,7 @@ Result<uint64_t> WriteVector(Task& t, const SyscallArgs& args, bool at_offset, i
                              int flags) {
   base::Ref<FileDescription> file =
       TRY(at_offset ? GetPositioned(t, args.Int(0), true) : GetWritable(t, args.Int(0)));
-  if ((flags & ~kWriteFlags) != 0) return Error(EOPNOTSUPP);
-  if ((flags & RWF_APPEND) != 0 && (flags & RWF_NOAPPEND) != 0) return Error(EINVAL);
+  TRY(CheckFlags(flags));
   UserIovec iovec = TRY(ImportIovec(t.memory(), args[1], args[2]));
   if (iovec.total == 0 && !at_offset) return uint64_t{0};
   if (!at_offset && iovec.parts.size() > 1 && dynamic_cast<EventFile*>(file.get()) != nullptr) {

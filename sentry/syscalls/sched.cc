@@ -123,7 +123,12 @@ struct SchedAttr {
   uint64_t runtime, deadline, period;
   uint32_t util_min, util_max;
 };
-constexpr uint32_t kSchedAttrV0 = 48;
+constexpr uint32_t kSchedAttrV0 = 48, kSchedAttrV1 = 56;
+// SCHED_FLAG_*; RECLAIM and DL_OVERRUN say nothing of policies that are not SCHED_DEADLINE.
+constexpr uint64_t kResetFlag = 1, kReclaim = 2, kOverrun = 4, kKeepPolicy = 8, kKeepParams = 0x10;
+constexpr uint64_t kUtilFlags = 0x60;
+constexpr uint64_t kKnownSchedFlags =
+    kResetFlag | kReclaim | kOverrun | kKeepPolicy | kKeepParams | kUtilFlags;
 }  // namespace
 
 Result<uint64_t> SysSchedSetattr(Task& t, const SyscallArgs& a) {
@@ -138,11 +143,26 @@ Result<uint64_t> SysSchedSetattr(Task& t, const SyscallArgs& a) {
   TRY(t.memory().Read(
       a[1],
       std::as_writable_bytes(std::span(&attr, 1)).first(std::min<size_t>(size, sizeof(attr)))));
-  if (attr.flags & ~uint64_t{1}) return Error(EINVAL);  // SCHED_FLAG_RESET_ON_FORK alone
+  if ((attr.flags & kUtilFlags) != 0 && size < kSchedAttrV1) return Error(EINVAL);
+  if (static_cast<int>(attr.policy) < 0) return Error(EINVAL);
   Ref<Task> target = TRY(TaskOf(t, a.Int(0)));
+  bool reset = (attr.flags & kResetFlag) != 0;
+  if ((attr.flags & kKeepPolicy) != 0) {
+    attr.policy = static_cast<uint32_t>(target->sched_policy.load());
+    reset = target->sched_reset_on_fork;
+  }
+  if ((attr.flags & kKeepParams) != 0) {  // the policy is one of them
+    if (!IsKnown(static_cast<int>(attr.policy))) return Error(EINVAL);
+    attr.policy = static_cast<uint32_t>(target->sched_policy.load());
+    attr.priority = static_cast<uint32_t>(target->sched_priority.load());
+    attr.nice = target->nice;
+  }
+  if ((attr.flags & ~kKnownSchedFlags) != 0) return Error(EINVAL);
+  if ((attr.flags & kUtilFlags) != 0) return Error(EOPNOTSUPP);  // as without CONFIG_UCLAMP_TASK
+  const int policy = static_cast<int>(attr.policy);
   int nice = std::clamp(attr.nice, -20, 19);
-  TRY(SetScheduler(t, *target, static_cast<int>(attr.policy), (attr.flags & 1) != 0,
-                   static_cast<int>(attr.priority), IsRealTime(attr.policy) ? nullptr : &nice));
+  TRY(SetScheduler(t, *target, policy, reset, static_cast<int>(attr.priority),
+                   IsRealTime(policy) ? nullptr : &nice));
   return 0;
 }
 

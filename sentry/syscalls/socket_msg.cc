@@ -8,6 +8,7 @@
 
 #include "sentry/fiber/fiber.h"
 #include "sentry/kernel/kernel.h"
+#include "sentry/kernel/pidfd.h"
 #include "sentry/kernel/task.h"
 #include "sentry/kernel/user_io.h"
 #include "sentry/net/unix/inflight.h"
@@ -26,6 +27,7 @@ using base::UserPtr;
 constexpr size_t kMaxFiles = 253;           // SCM_MAX_FD
 constexpr size_t kMaxControl = 128 * 1024;  // net.core.optmem_max
 constexpr size_t kHeader = sizeof(cmsghdr);
+constexpr int kScmPidFd = 4;          // SCM_PIDFD, which the headers may not know
 constexpr uint32_t kMaxBatch = 1024;  // UIO_MAXIOV, of sendmmsg and recvmmsg
 
 // struct msghdr and mmsghdr of amd64.
@@ -155,6 +157,7 @@ class ControlWriter {
     return Put(SOL_SOCKET, SCM_RIGHTS, std::as_bytes(std::span(fds)));
   }
 
+  bool HasRoomFor(size_t length) const { return left_ >= kHeader + length; }
   bool truncated() const { return truncated_; }
   void set_truncated() { truncated_ = true; }
   uint64_t used() const { return used_; }
@@ -208,6 +211,18 @@ uint64_t LengthOf(const SocketRef& s, const RecvArgs& args, size_t n) {
   return message && (args.flags & MSG_TRUNC) ? args.full_length : n;
 }
 
+// scm_pidfd_recv(): who sent it, as SO_PASSPIDFD asks for.
+Status PutPidFd(Task& t, const RecvArgs& args, ControlWriter* control) {
+  if (!control->HasRoomFor(sizeof(int))) {
+    control->set_truncated();
+    return base::Ok();
+  }
+  if (args.creds.pid == nullptr) return base::Ok();
+  const Result<int> made = t.InstallFile(NewPidFd(t.kernel(), args.creds.pid, 0), /*cloexec=*/true);
+  const int fd = made.ok() ? *made : -made.error().code();
+  return control->Put(SOL_SOCKET, kScmPidFd, std::as_bytes(std::span(&fd, 1)));
+}
+
 Result<uint64_t> DoRecvmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
   UserMsghdr msg = TRY(CopyInHeader(t, addr));
   UserIovec iovec = TRY(ImportIovec(t.memory(), msg.iov, msg.iov_count));
@@ -233,6 +248,7 @@ Result<uint64_t> DoRecvmsg(Task& t, SocketRef& s, uint64_t addr, int flags) {
     if (status.ok()) status = control.PutFiles(args.files, (flags & MSG_CMSG_CLOEXEC) != 0);
     DropFiles(std::move(args.files));
   }
+  if (args.has_pidfd && status.ok()) status = PutPidFd(t, args, &control);
   TRY(status);
   if (control.truncated()) args.out_flags |= MSG_CTRUNC;
   if (msg.name != 0) {

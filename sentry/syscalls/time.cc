@@ -298,8 +298,13 @@ Result<uint64_t> SysTimerCreate(Task& t, const SyscallArgs& a) {
   static_assert(sizeof(SigEvent) == 64);
   TimerSpec spec;
   spec.clock = a.Int(0);
+  SigEvent event{};
+  if (a[1] != 0) event = TRY(UserPtr<SigEvent>(a[1]).CopyIn(t.memory()));
+  // Clocks that can be read alone, whatever is to be told.
+  if (spec.clock >= CLOCK_MONOTONIC_RAW && spec.clock <= CLOCK_MONOTONIC_COARSE) {
+    return Error(EOPNOTSUPP);
+  }
   if (a[1] != 0) {
-    SigEvent event = TRY(UserPtr<SigEvent>(a[1]).CopyIn(t.memory()));
     spec.value = event.value;
     spec.signo = event.signo;
     spec.notify = event.notify;
@@ -334,7 +339,7 @@ Result<uint64_t> SysTimerCreate(Task& t, const SyscallArgs& a) {
       spec.clock = spec.clock == CLOCK_REALTIME_ALARM ? CLOCK_REALTIME : CLOCK_BOOTTIME;
       break;
     default: {
-      if (spec.clock >= 0) return Error(spec.clock <= CLOCK_TAI ? EOPNOTSUPP : EINVAL);
+      if (spec.clock >= 0) return Error(EINVAL);
       // Only clocks of the caller's own process and thread.
       DynamicClock c = Decode(spec.clock);
       TRY(CpuClock(t, c));

@@ -27,6 +27,9 @@ const NamespaceKind kNamespaceKind[kNamespaceKinds] = {
 namespace {
 
 constexpr uint64_t kMagic = 0x6e736673;  // NSFS_MAGIC
+// NS_GET_PID_FROM_PIDNS, NS_GET_TGID_FROM_PIDNS, NS_GET_PID_IN_PIDNS, NS_GET_TGID_IN_PIDNS
+constexpr uint32_t kPidFrom = _IOR(NSIO, 0x6, int), kTgidFrom = _IOR(NSIO, 0x7, int);
+constexpr uint32_t kPidIn = _IOR(NSIO, 0x8, int), kTgidIn = _IOR(NSIO, 0x9, int);
 
 const char* NameOf(int type) {
   for (const NamespaceKind& kind : kNamespaceKind) {
@@ -81,9 +84,24 @@ class NsInode : public Inode {
 Result<uint64_t> OpenFor(Task& t, NamespaceRef ns, const UserNamespace* owner) {
   while (owner != nullptr && owner != t.creds().user_ns.get()) owner = owner->parent().get();
   if (owner == nullptr) return Error(EPERM);
-  const Path path = NamespacePath(t.kernel().vfs(), ns);
-  auto file = base::MakeRef<NsFile>(path, O_RDONLY, std::move(ns));
-  return static_cast<uint64_t>(TRY(t.InstallFile(std::move(file), /*cloexec=*/true)));
+  return OpenNamespace(t, std::move(ns));
+}
+
+// NS_GET_PID_FROM_PIDNS and its kin: a number there is one here, or the other way round.
+Result<uint64_t> TranslatePid(Task& t, const NamespaceRef& ns, uint32_t cmd, int number) {
+  if (ns.type != CLONE_NEWPID) return Error(EINVAL);
+  const auto& there = static_cast<const PidNamespace&>(*ns.object);
+  const bool from = cmd == kPidFrom || cmd == kTgidFrom;
+  const base::Ref<Pid> pid = from ? there.Find(number) : t.pid_namespace().Find(number);
+  if (pid == nullptr) return Error(ESRCH);
+  base::Ref<Pid> wanted = pid;
+  {
+    absl::MutexLock lock(&t.kernel().task_mutex());
+    if (pid->task == nullptr) return Error(ESRCH);
+    if (cmd == kTgidFrom || cmd == kTgidIn) wanted = pid->task->thread_group().pid();
+  }
+  const int out = wanted->NumberIn(from ? t.pid_namespace() : there);
+  return out != 0 ? Result<uint64_t>(static_cast<uint64_t>(out)) : Error(ESRCH);
 }
 
 // follows ns_ioctl() of fs/nsfs.c.
@@ -122,6 +140,11 @@ Result<uint64_t> NsFile::Ioctl(const IoctlArgs& args) {
       const UserNamespace* seen = owner.get();
       return OpenFor(*t, Make(CLONE_NEWUSER, std::move(owner)), seen);
     }
+    case kPidFrom:
+    case kTgidFrom:
+    case kPidIn:
+    case kTgidIn:
+      return TranslatePid(*t, ns_, args.cmd, static_cast<int>(args.arg));
     default:
       return Error(ENOTTY);
   }
@@ -129,7 +152,13 @@ Result<uint64_t> NsFile::Ioctl(const IoctlArgs& args) {
 
 }  // namespace
 
-NamespaceRef NamespaceOf(Task& task, int type) {
+Result<uint64_t> OpenNamespace(Task& t, NamespaceRef ns) {
+  const Path path = NamespacePath(t.kernel().vfs(), ns);
+  auto file = base::MakeRef<NsFile>(path, O_RDONLY, std::move(ns));
+  return static_cast<uint64_t>(TRY(t.InstallFile(std::move(file), /*cloexec=*/true)));
+}
+
+NamespaceRef NamespaceOf(Task& task, int type, bool for_children) {
   switch (type) {
     case CLONE_NEWCGROUP:
       return Make(type, task.cgroup_namespace_ref());
@@ -140,6 +169,7 @@ NamespaceRef NamespaceOf(Task& task, int type) {
     case CLONE_NEWNET:
       return Make(type, task.net_namespace_ref());
     case CLONE_NEWPID:
+      if (for_children) return Make(type, task.pid_ns_for_children());
       return Make(type, base::Ref<PidNamespace>(&task.pid_namespace()));
     case CLONE_NEWUSER: {
       const base::Ref<const Credentials> creds = task.credentials();

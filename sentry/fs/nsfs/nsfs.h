@@ -28,8 +28,11 @@ struct NamespaceKind {
 inline constexpr int kNamespaceKinds = 7;
 extern const NamespaceKind kNamespaceKind[kNamespaceKinds];
 
-// That of `task`; no object if it has exited.
-NamespaceRef NamespaceOf(Task& task, int type);
+// That of `task`; no object if it has exited. `for_children`: of CLONE_NEWPID, that of what it
+// makes.
+NamespaceRef NamespaceOf(Task& task, int type, bool for_children = false);
+// A descriptor of `t`'s for it, closed by exec.
+base::Result<uint64_t> OpenNamespace(Task& t, NamespaceRef ns);
 // A place of it, to be opened.
 Path NamespacePath(Vfs& vfs, const NamespaceRef& ns);
 // What an open one stands for; null for other files.

@@ -124,6 +124,9 @@ void AddIpv4(SysctlBuilder dir) {
   dir.Value("tcp_available_congestion_control", "reno cubic");
   dir.Value("tcp_allowed_congestion_control", "reno cubic");
   dir.Value("tcp_abort_on_overflow", 0);
+  dir.Value("tcp_mtu_probing", 0);
+  dir.Value("tcp_notsent_lowat", int64_t{UINT32_MAX});
+  dir.Value("tcp_rto_max_ms", 120000);
   dir.Value("icmp_echo_ignore_all", 0);
   dir.Value("icmp_echo_ignore_broadcasts", 1);
   dir.Value("igmp_max_memberships", 20);

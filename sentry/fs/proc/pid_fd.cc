@@ -141,18 +141,37 @@ class FdInfoDir : public FdListDir {
 
 // --- namespaces ---
 
+// What /proc/PID/ns names.
+struct NsEntry {
+  const char* name;
+  size_t kind;  // of kNamespaceKind
+  bool for_children;
+};
+std::vector<NsEntry> MakeNsEntries() {
+  std::vector<NsEntry> entries;
+  for (size_t i = 0; i < std::size(kNamespaceKind); ++i) {
+    entries.push_back({kNamespaceKind[i].name, i, false});
+    if (kNamespaceKind[i].type == CLONE_NEWPID) entries.push_back({"pid_for_children", i, true});
+  }
+  return entries;
+}
+const std::vector<NsEntry>& NsEntries() {
+  static const auto* const entries = new std::vector<NsEntry>(MakeNsEntries());
+  return *entries;
+}
+
 // A link that shows the namespace and leads to its file.
 class NsLink : public PidOwned<PseudoInode> {
  public:
-  NsLink(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino, const NamespaceKind& kind)
+  NsLink(ProcFs* fs, base::Ref<Pid> pid, bool whole, uint64_t ino, const NsEntry& kind)
       : PidOwned(fs, std::move(pid), whole, fs, ino, S_IFLNK | 0777), kind_(kind) {}
   base::Result<std::string> ReadLink() override {
-    NamespaceRef ns = NamespaceOf(*TRY(GetInspectable()), kind_.type);
-    return std::string(kind_.name) + ":[" + std::to_string(ns.id) + "]";
+    NamespaceRef ns = TRY(Get());
+    return std::string(kNamespaceKind[kind_.kind].name) + ":[" + std::to_string(ns.id) + "]";
   }
   bool is_magic_link() const override { return true; }
   base::Result<Path> FollowMagicLink(const Credentials&) override {
-    NamespaceRef ns = NamespaceOf(*TRY(GetInspectable()), kind_.type);
+    NamespaceRef ns = TRY(Get());
     if (!ns.object) return base::Error(ENOENT);
     return NamespacePath(proc().kernel().vfs(), ns);
   }
@@ -162,7 +181,10 @@ class NsLink : public PidOwned<PseudoInode> {
 
  private:
   ~NsLink() override = default;
-  const NamespaceKind& kind_;
+  base::Result<NamespaceRef> Get() {
+    return NamespaceOf(*TRY(GetInspectable()), kNamespaceKind[kind_.kind].type, kind_.for_children);
+  }
+  const NsEntry& kind_;
 };
 
 class NsDir : public PidOwned<PseudoDir> {
@@ -176,10 +198,10 @@ class NsDir : public PidOwned<PseudoDir> {
     return PidIno(*pid(), proc().pid_ns(), whole(), kNsIndex + 1 + static_cast<uint32_t>(i));
   }
   base::Result<base::Ref<Inode>> LookupDynamic(std::string_view name) override {
-    for (const NamespaceKind& kind : kNamespaceKind) {
-      if (name != kind.name) continue;
-      return base::Ref<Inode>(base::MakeRef<NsLink>(
-          &proc(), pid(), whole(), EntryIno(static_cast<size_t>(&kind - kNamespaceKind)), kind));
+    for (size_t i = 0; i < NsEntries().size(); ++i) {
+      if (name != NsEntries()[i].name) continue;
+      return base::Ref<Inode>(
+          base::MakeRef<NsLink>(&proc(), pid(), whole(), EntryIno(i), NsEntries()[i]));
     }
     return base::Error(ENOENT);
   }
@@ -187,8 +209,8 @@ class NsDir : public PidOwned<PseudoDir> {
     return child != nullptr && TaskOf(proc().kernel(), *pid()) != nullptr;
   }
   void ListDynamic(std::vector<PseudoEntry>* out) override {
-    for (size_t i = 0; i < std::size(kNamespaceKind); ++i) {
-      out->push_back({kNamespaceKind[i].name, EntryIno(i), DT_LNK});
+    for (size_t i = 0; i < NsEntries().size(); ++i) {
+      out->push_back({NsEntries()[i].name, EntryIno(i), DT_LNK});
     }
   }
 };

@@ -202,6 +202,7 @@ class Root : public PseudoDir {
     file("filesystems", [k] { return Filesystems(k->vfs()); });
     file("loadavg", [k] { return Loadavg(*k); });
     file("meminfo", [k] { return Meminfo(*k); });
+    file("diskstats", [] { return std::string(); });  // there is no block device
     file("partitions", [] { return std::string("major minor  #blocks  name\n\n"); });
     file("stat", [k] { return Stat(*k); });
     file("swaps", [] { return std::string("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"); });
@@ -219,6 +220,7 @@ class Root : public PseudoDir {
     AddSysctls(fs, *AddDir("sys"));
     AddSysvIpc(fs, *this);
     AddKeys(fs, *this);
+    AddLocks(fs, *this);
     AddPressure(fs, *this);
   }
 

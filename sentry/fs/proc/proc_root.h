@@ -11,6 +11,8 @@ void AddSysctls(ProcFs* fs, PseudoDir& dir);
 void AddPressure(ProcFs* fs, PseudoDir& root);
 // proc_ipc.cc: /proc/sysvipc.
 void AddSysvIpc(ProcFs* fs, PseudoDir& root);
+// proc_locks.cc: /proc/locks.
+void AddLocks(ProcFs* fs, PseudoDir& root);
 // proc_keys.cc: /proc/keys, /proc/key-users.
 void AddKeys(ProcFs* fs, PseudoDir& root);
 

@@ -103,6 +103,13 @@ void AddKernel(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("perf_event_paranoid", 4);
   dir.Value("io_uring_disabled", 2);
   dir.Value("tainted", 0);
+  dir.Value("arch", "x86_64");
+  dir.Value("core_pipe_limit", 0);
+  dir.Value("numa_balancing", 0);
+  dir.Value("sched_rr_timeslice_ms", 100);
+  dir.Value("sched_autogroup_enabled", 0);
+  dir.Dir("seccomp").Value("actions_avail",
+                           "kill_process kill_thread trap errno user_notif trace log allow");
   dir.Value("panic", 0);
   dir.Value("sysrq", 0);
   AddIpcSysctls(dir);
@@ -160,7 +167,6 @@ void AddFs(Kernel& kernel, SysctlBuilder dir) {
   dir.Value("protected_regular", 0);
   dir.Value("overflowuid", 65534);
   dir.Value("overflowgid", 65534);
-  dir.Value("lease-break-time", 45);
   AddMqueueSysctls(dir.Dir("mqueue"));
   dir.Dir("epoll").Value("max_user_watches", 1024 * 1024);
   SysctlBuilder inotify = dir.Dir("inotify");
@@ -180,6 +186,9 @@ void AddVm(SysctlBuilder dir) {
   dir.Value("legacy_va_layout", 0);
   dir.Value("mmap_rnd_bits", 28);
   dir.Value("page-cluster", 3);
+  dir.Value("nr_overcommit_hugepages", 0);
+  dir.Value("zone_reclaim_mode", 0);
+  dir.Value("memfd_noexec", 0);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 namespace sentry {
 namespace {
 
+constexpr uint32_t kLargeFile = 0100000;  // O_LARGEFILE, which libc has as 0
 constexpr uint32_t kAllSeals =
     F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC;
 
@@ -274,7 +275,7 @@ base::Result<base::Ref<FileDescription>> NewMemfd(Vfs& vfs, const Credentials& c
   }
   Path path = vfs.AnonymousPath(inode, "/memfd:" + std::string(name) + " (deleted)");
   TmpfsRegular* regular = inode.get();
-  auto file = base::MakeRef<RegularFile>(std::move(path), uint32_t{O_RDWR}, regular);
+  auto file = base::MakeRef<RegularFile>(std::move(path), uint32_t{O_RDWR} | kLargeFile, regular);
   TRY(regular->GetWriteAccess());
   file->set_holds_write_access();
   return base::Ref<FileDescription>(std::move(file));

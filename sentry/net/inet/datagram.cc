@@ -276,18 +276,31 @@ Result<size_t> DatagramEndpoint::ReceiveError(IoDest& dst, RecvArgs* args) {
   return n;
 }
 
+size_t DatagramEndpoint::PacketAt(size_t* skip) const {
+  size_t index = 0;
+  for (; *skip > 0 && index < queue_.size(); ++index) {
+    const size_t length = queue_[index].payload().size();
+    if (*skip < length) break;
+    *skip -= length;
+  }
+  return index;
+}
+
 Result<size_t> DatagramEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadline_ns) {
   if (args->flags & MSG_ERRQUEUE) return ReceiveError(dst, args);
   if ((args->flags & MSG_OOB) && refuses_urgent()) return Error(EOPNOTSUPP);
   bool peek = (args->flags & MSG_PEEK) != 0;
   Packet p;
+  size_t skip = 0;
   while (true) {
     if (int error = TakeError()) return Error(error);
     {
       absl::MutexLock lock(&mutex_);
-      if (!queue_.empty()) {
+      skip = options().PeekFrom(args->flags);
+      size_t index = PacketAt(&skip);
+      if (index < queue_.size()) {
         if (peek) {
-          p = queue_.front();
+          p = queue_[index];
         } else {
           p = std::move(queue_.front());
           queue_.pop_front();
@@ -300,10 +313,11 @@ Result<size_t> DatagramEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t de
     if (shutdown_.load() & kReceiveShut) return size_t{0};
     auto reason = fiber::WaitUntil(
         wait_queue(), EPOLLIN,
-        [this] {
+        [&] {
           if (error_.load() != 0 || (shutdown_.load() & kReceiveShut)) return true;
           absl::MutexLock lock(&mutex_);
-          return !queue_.empty();
+          size_t from = options().PeekFrom(args->flags);
+          return PacketAt(&from) < queue_.size();
         },
         {.interruptible = true, .deadline_ns = deadline_ns}, /*exclusive=*/true);
     if (reason == fiber::WakeReason::kTimeout) return Error(EAGAIN);
@@ -313,10 +327,12 @@ Result<size_t> DatagramEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t de
   }
   if (!peek) charge_.fetch_sub(p.data->size() + kOverhead);
   const auto bytes = p.payload();
-  size_t n = std::min(bytes.size(), dst.remaining());
+  skip = std::min(skip, bytes.size());
+  size_t n = std::min(bytes.size() - skip, dst.remaining());
   if (n < bytes.size()) args->out_flags |= MSG_TRUNC;
   args->full_length = bytes.size();
-  if (n > 0 && TRY(dst.Put(bytes.first(n))) != n) return Error(EFAULT);
+  if (n > 0 && TRY(dst.Put(bytes.subspan(skip, n))) != n) return Error(EFAULT);
+  options().NoteReceived(args->flags, (args->flags & MSG_TRUNC) != 0 ? bytes.size() : n);
   args->from = p.from.ToSockAddr(family());
   AddControl(p, args);
   return n;

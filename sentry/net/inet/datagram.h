@@ -154,6 +154,8 @@ class DatagramEndpoint : public InetEndpoint {
   };
 
   base::Result<size_t> ReceiveError(IoDest& dst, RecvArgs* args);
+  // Of the packet that has the byte after `*skip` ones; that then is what it has before it.
+  size_t PacketAt(size_t* skip) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AddControl(const Packet& packet, RecvArgs* args);
   void AddControl4(const Packet& packet, RecvArgs* args);
   void AddControl6(const Packet& packet, RecvArgs* args);
@@ -195,6 +197,8 @@ class DatagramSocket : public InetSocket {
     endpoint_->Release();
   }
   int TakeError() override { return endpoint_->TakeError(); }
+  bool has_peek_offset() const override { return protocol() == IPPROTO_UDP; }
+  Queued queued() override { return {.in = endpoint_->queued()}; }
 
  private:
   base::Status SetMembership(int level, int name, std::span<const std::byte> value);

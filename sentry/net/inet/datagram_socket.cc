@@ -179,7 +179,7 @@ Status DatagramSocket::SetOption(Task& t, int level, int name, std::span<const s
   if (level == IPPROTO_UDP && type() == SOCK_DGRAM && protocol() == IPPROTO_UDP) {
     return static_cast<UdpEndpoint&>(*endpoint_).SetUdpOption(name, TRY(OptionInt(value)));
   }
-  if (level == IPPROTO_IP || (level == IPPROTO_IPV6 && domain() == AF_INET6)) {
+  if (HasIpLevel(level)) {
     bool v4 = level == IPPROTO_IP;
     if (v4 ? name == IP_ADD_MEMBERSHIP || name == IP_DROP_MEMBERSHIP
            : name == IPV6_JOIN_GROUP || name == IPV6_LEAVE_GROUP) {

@@ -1,12 +1,10 @@
 #include "sentry/net/inet/endpoint.h"
 
 #include <linux/in6.h>
-#include <net/if.h>
 #include <sys/epoll.h>
 
 #include <algorithm>
 #include <cstring>
-#include <string_view>
 
 #include "sentry/kernel/async/sigio.h"
 #include "sentry/kernel/task.h"
@@ -18,9 +16,9 @@ using base::Error;
 using base::Result;
 using base::Status;
 
-constexpr char kLoopbackName[] = "lo";
-constexpr int kProtocolOption = 52;  // IP_PROTOCOL
-constexpr int kMaxMtu4 = 65535;      // IP_MAX_MTU
+constexpr int kProtocolOption =
+    52;                          // IP_PROTOCOL: inet_num, which is the port of those that have one
+constexpr int kMaxMtu4 = 65535;  // IP_MAX_MTU
 
 }  // namespace
 
@@ -94,18 +92,15 @@ InetSocket::InetSocket(Vfs& vfs, InetEndpoint& endpoint, int type, int protocol,
 Result<SockAddr> InetSocket::LocalAddress() { return base_.LocalName().ToSockAddr(domain()); }
 
 Result<std::vector<std::byte>> InetSocket::GetOption(Task& t, int level, int name) {
-  if (level == SOL_SOCKET && (name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX)) {
-    int device = options().device.load();
-    if (name == SO_BINDTOIFINDEX) return OptionBytes(device);
-    return device != 0 ? OptionBytes(std::to_array(kLoopbackName)) : std::vector<std::byte>();
-  }
   if (level == SOL_SOCKET) return Socket::GetOption(t, level, name);
   if (!HasIpLevel(level)) return Error(base_.v6() ? ENOPROTOOPT : EOPNOTSUPP);
   if (name == (level == IPPROTO_IP ? int{IP_MTU} : int{IPV6_MTU})) {
     if (base_.remote.port == 0 && !PeerAddress().ok()) return Error(ENOTCONN);
     return OptionBytes(level == IPPROTO_IP ? kMaxMtu4 : static_cast<int>(InetStack::kMtu));
   }
-  if (level == IPPROTO_IP && name == kProtocolOption) return OptionBytes(protocol());
+  if (level == IPPROTO_IP && name == kProtocolOption) {
+    return OptionBytes<int>(type() == SOCK_RAW ? protocol() : base_.LocalName().port);
+  }
   return base_.ip().Get(level, name);
 }
 
@@ -114,35 +109,14 @@ bool InetSocket::HasIpLevel(int level) const {
   return level == IPPROTO_IP && !(base_.v6() && type() == SOCK_RAW);
 }
 
-// sock_setbindtodevice(): all there is goes over lo, so to be bound to it excludes nothing.
-Status InetSocket::BindToDevice(Task& t, int name, std::span<const std::byte> value) {
-  int device = 0;
-  if (name == SO_BINDTOIFINDEX) {
-    device = TRY(OptionInt(value));
-    if (device < 0) return Error(EINVAL);
-    if (device > InetStack::kLoopbackIndex) {  // kept as it is: nothing is reached through it
-      options().device = device;
-      return base::Ok();
-    }
-  } else {
-    std::string_view text(reinterpret_cast<const char*>(value.data()),
-                          std::min<size_t>(value.size(), IFNAMSIZ - 1));
-    text = text.substr(0, text.find('\0'));
-    if (!text.empty()) device = text == kLoopbackName ? InetStack::kLoopbackIndex : -1;
-  }
-  if (options().device.load() != 0 && !base_.stack().HasCap(t, CAP_NET_RAW)) return Error(EPERM);
-  if (device != 0 && device != InetStack::kLoopbackIndex) return Error(ENODEV);
-  options().device = device;
-  return base::Ok();
-}
-
 Status InetSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
   if (level == SOL_SOCKET && (name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX)) {
-    return BindToDevice(t, name, value);
+    return BindToDevice(name, value, base_.stack().HasCap(t, CAP_NET_RAW));
   }
   if (level != SOL_SOCKET) {
     if (!HasIpLevel(level)) return Error(ENOPROTOOPT);
-    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && base_.LocalName().port != 0) {
+    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY &&
+        (type() == SOCK_RAW || base_.LocalName().port != 0)) {
       return Error(EINVAL);
     }
     if (level == IPPROTO_IP && name == IP_HDRINCL && type() != SOCK_RAW) return Error(ENOPROTOOPT);

@@ -53,7 +53,9 @@ class InetEndpoint : public PortUser {
  public:
   InetEndpoint(base::Ref<InetStack> stack, int family)
       : family_(family), stack_(std::move(stack)), options_(base::MakeRef<SocketOptions>()) {
-    if (v6() && stack_->bindv6only.load() != 0) ip_.SetFlag(IPPROTO_IPV6, IPV6_V6ONLY, true);
+    if (!v6()) return;
+    ip_.SetFlag(IPPROTO_IP, IP_MULTICAST_ALL, false);
+    if (stack_->bindv6only.load() != 0) ip_.SetFlag(IPPROTO_IPV6, IPV6_V6ONLY, true);
   }
 
   int family() const { return family_; }
@@ -121,11 +123,10 @@ class InetSocket : public Socket {
     }
   }
 
- private:
   // Has it the options of IPPROTO_IP or IPPROTO_IPV6?
   bool HasIpLevel(int level) const;
-  base::Status BindToDevice(Task& t, int name, std::span<const std::byte> value);
 
+ private:
   Vfs& vfs_;
   InetEndpoint& base_;
 };

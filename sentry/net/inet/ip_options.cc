@@ -61,6 +61,9 @@ constexpr OptionName kFlags[] = {
     {IPPROTO_IPV6, IPV6_RECVDSTOPTS},
     {IPPROTO_IPV6, IPV6_2292PKTINFO},
     {IPPROTO_IPV6, IPV6_2292HOPLIMIT},
+    {IPPROTO_IPV6, IPV6_2292HOPOPTS},
+    {IPPROTO_IPV6, IPV6_2292DSTOPTS},
+    {IPPROTO_IPV6, IPV6_2292RTHDR},
     {IPPROTO_IPV6, IPV6_RECVERR},
     {IPPROTO_IPV6, IPV6_RECVERR_RFC4884, false, true},
     {IPPROTO_IPV6, IPV6_FLOWINFO},
@@ -125,6 +128,7 @@ const NumberOption* FindNumber(int level, int name) {
 }
 
 constexpr int kInetEcnMask = 3;
+constexpr int kMinMtu6 = 1280;  // IPV6_MIN_MTU
 
 }  // namespace
 
@@ -240,12 +244,12 @@ Status IpOptions::Set(Task& t, InetStack& stack, int level, int name,
         !stack.HasCap(t, CAP_NET_RAW)) {
       return Error(EPERM);
     }
-    if (v4 && name == IP_CHECKSUM && type != SOCK_DGRAM) return Error(ENOPROTOOPT);
     if (v4 && name == IP_NODEFRAG && type != SOCK_RAW) return Error(ENOPROTOOPT);
     // These take no less than a byte.
     const bool some = name == IP_MULTICAST_LOOP || name == IP_MULTICAST_ALL ||
                       name == IP_FREEBIND || name == IP_TRANSPARENT;
     if (v4 && some && value.empty()) return Error(EINVAL);
+    if (v4 && name == IP_RECVFRAGSIZE && type == SOCK_STREAM) return Error(EINVAL);
     if (kFlags[i].strict && number != 0 && number != 1) return Error(EINVAL);
     SetFlag(level, name, number != 0);
     return base::Ok();
@@ -262,8 +266,7 @@ Status IpOptions::Set(Task& t, InetStack& stack, int level, int name,
   if (v4) return SetOther4(name, number, value, type);
   switch (name) {
     case IPV6_MTU:
-      return number == 0 || (number >= 1280 && number <= 65575) ? base::Ok()
-                                                                : Status(Error(EINVAL));
+      return number == 0 || number >= kMinMtu6 ? base::Ok() : Status(Error(EINVAL));
     case IPV6_ADDR_PREFERENCES:
       return SetPreferences(number);
     default:
@@ -290,6 +293,11 @@ Status IpOptions::SetOther4(int name, int number, std::span<const std::byte> val
       port_range = number;
       return base::Ok();
     }
+    case IP_MULTICAST_IF:
+      return Error(type == SOCK_STREAM ? EINVAL : ENOPROTOOPT);
+    case IP_ADD_MEMBERSHIP:
+    case IP_DROP_MEMBERSHIP:
+      return Error(type == SOCK_STREAM ? EPROTO : ENOPROTOOPT);
     default:
       return Error(ENOPROTOOPT);
   }

@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kIcmpFilter = 1;  // ICMP_FILTER of <linux/icmp.h>
 
+constexpr int kIcmpChecksumAt = 2;
+
 bool IsChecksum(int level, int name) {
   return (level == IPPROTO_IPV6 || level == SOL_RAW) && name == IPV6_CHECKSUM;
 }
@@ -31,6 +33,8 @@ Result<std::vector<std::byte>> RawSocket::GetOption(Task& t, int level, int name
     return OptionBytes(endpoint_->filter());
   }
   if (endpoint_->v6() && IsChecksum(level, name)) {
+    // ICMPv6 has its checksum where it has it.
+    if (protocol() == IPPROTO_ICMPV6) return OptionBytes(kIcmpChecksumAt);
     return OptionBytes(endpoint_->checksum_offset.load());
   }
   return DatagramSocket::GetOption(t, level, name);
@@ -51,7 +55,6 @@ Status RawSocket::SetOption(Task& t, int level, int name, std::span<const std::b
   }
   if (endpoint_->v6() && IsChecksum(level, name)) {
     int at = TRY(OptionInt(value));
-    // ICMPv6 has its checksum where it has it.
     if (protocol() == IPPROTO_ICMPV6) {
       return level == SOL_RAW ? base::Ok() : Status(Error(EINVAL));
     }

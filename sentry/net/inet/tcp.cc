@@ -40,7 +40,9 @@ void TcpOptions::CopyFrom(const TcpOptions& o) {
       {&window_clamp, &o.window_clamp},
       {&not_sent_low, &o.not_sent_low},
       {&thin_linear, &o.thin_linear},
-      {&fast_open_no_cookie, &o.fast_open_no_cookie}};
+      {&fast_open_no_cookie, &o.fast_open_no_cookie},
+      {&tell_unread, &o.tell_unread},
+      {&longest_timeout_ms, &o.longest_timeout_ms}};
   for (auto [to, from] : all) to->store(from->load());
   reno = o.reno.load();
 }

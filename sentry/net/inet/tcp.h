@@ -88,6 +88,7 @@ struct TcpOptions {
   std::atomic<int> user_timeout_ms{0}, max_segment{0}, quick_ack{1}, defer_accept{0};
   std::atomic<int> syn_count{0}, linger2{0}, window_clamp{0}, fast_open{0}, fast_open_connect{0};
   std::atomic<int> not_sent_low{0}, thin_linear{0}, fast_open_no_cookie{0};
+  std::atomic<int> tell_unread{0}, longest_timeout_ms{120000};
   std::atomic<bool> reno{false};  // congestion control: reno or cubic
   void CopyFrom(const TcpOptions& other);
 };
@@ -149,7 +150,20 @@ class TcpEndpoint : public InetEndpoint {
   // RCV_SHUTDOWN and SEND_SHUTDOWN.
   int shut() const { return shutdown_.load(std::memory_order_relaxed); }
   bool listening() const { return state() == TCP_LISTEN; }
-  tcp_info Info();
+  // TCP_INFO: what headers know of, and what Linux has added since (<linux/tcp.h>). Connections
+  // without packets count none.
+  struct Information {
+    tcp_info first;
+    uint64_t pacing_rate, max_pacing_rate, bytes_acked, bytes_received;
+    uint32_t segments[2], unsent, least_rtt_us, data_segments[2];
+    uint64_t delivery_rate, busy_us, window_limited_us, buffer_limited_us;
+    uint32_t delivered[2];
+    uint64_t bytes_sent, bytes_sent_again;
+    uint32_t duplicates, reordered, out_of_order, send_window, receive_window, rehashed;
+    uint32_t timeouts[2], congestion[8];
+  };
+  static_assert(sizeof(Information) == 280);
+  Information Info();
   // What a segment to the peer may hold: half of the first window that it offered
   // (tcp_bound_to_half_wnd), which is less to who connects.
   int SegmentSize();
@@ -243,6 +257,7 @@ class TcpEndpoint : public InetEndpoint {
   base::Result<size_t> ReceiveNothing();
   base::Status WaitReceive(TcpStream& stream, const Reading& r, const RecvArgs& args,
                            int64_t deadline_ns);
+  void TellUnread(const TcpStream& stream, RecvArgs* args) const;
   // Of a connection that a listener hands out once there is data (TCP_DEFER_ACCEPT).
   void EndDefer() ABSL_LOCKS_EXCLUDED(g_tcp_mutex);
 

@@ -294,7 +294,7 @@ Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadlin
   Conn c = connection(&side);
   if (c == nullptr) return ReceiveNothing();
   TcpStream& stream = *in(*c, side);
-  Reading r{.position = stream.bytes.read(),
+  Reading r{.position = stream.bytes.read() + options().PeekFrom(args->flags),
             .left = dst.remaining(),
             .peek = (args->flags & MSG_PEEK) != 0,
             .discard = (args->flags & MSG_TRUNC) != 0};
@@ -319,13 +319,25 @@ Result<size_t> TcpEndpoint::Receive(IoDest& dst, RecvArgs* args, int64_t deadlin
     if (r.at_mark || r.total >= target || (r.left == 0 && stream.bytes.Used() > 0)) break;
     if (over) {
       if (r.total > 0) break;
-      return ReceiveNothing();
+      const Result<size_t> nothing = ReceiveNothing();
+      if (nothing.ok()) TellUnread(stream, args);
+      return nothing;
     }
     status = vain.Note() ? WaitReceive(stream, r, *args, deadline_ns) : Interrupted(deadline_ns);
     if (!status.ok()) break;
   } while (r.left > 0 || r.total == 0);
-  if (r.total > 0 || status.ok()) return r.total;
-  return status.error();
+  if (r.total == 0 && !status.ok()) return status.error();
+  options().NoteReceived(args->flags, r.total);
+  TellUnread(stream, args);
+  return r.total;
+}
+
+// TCP_INQ; tcp_inq_hint(): 1 for nothing but an end that is known of.
+void TcpEndpoint::TellUnread(const TcpStream& stream, RecvArgs* args) const {
+  if (tcp_options_.tell_unread.load(std::memory_order_relaxed) == 0) return;
+  auto left = static_cast<int>(std::min<size_t>(stream.bytes.Used(), INT_MAX));
+  if (left == 0 && done_.load()) left = 1;
+  args->control.push_back({IPPROTO_TCP, TCP_CM_INQ, OptionBytes(left)});
 }
 
 // tcp_recv_urg().
@@ -467,8 +479,9 @@ int TcpEndpoint::SegmentSize() {
   return LocalName().ip.v4() ? kConnected : kConnected6;
 }
 
-tcp_info TcpEndpoint::Info() {
-  tcp_info info{};
+TcpEndpoint::Information TcpEndpoint::Info() {
+  Information all{};
+  tcp_info& info = all.first;
   info.tcpi_state = static_cast<uint8_t>(state());
   info.tcpi_options = TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE;
   info.tcpi_snd_wscale = 7;
@@ -487,13 +500,20 @@ tcp_info TcpEndpoint::Info() {
     absl::MutexLock lock(&g_tcp_mutex);
     info.tcpi_unacked = static_cast<uint32_t>(accept_queue_.size());
     info.tcpi_sacked = static_cast<uint32_t>(backlog_);
-    return info;
+    return all;
   }
   int side;
   if (Conn c = connection(&side)) {
-    info.tcpi_rcv_space = static_cast<uint32_t>(in(*c, side)->window.load());
+    const TcpStream &from = *in(*c, side), &to = c->sides[static_cast<size_t>(side)].out;
+    info.tcpi_rcv_space = static_cast<uint32_t>(from.window.load());
+    all.receive_window = info.tcpi_rcv_space;
+    all.send_window = static_cast<uint32_t>(to.window.load());
+    all.bytes_received = from.bytes.written();
+    all.bytes_sent = all.bytes_acked = to.bytes.written();
+    all.max_pacing_rate = options().max_pacing_rate.load();
+    all.least_rtt_us = info.tcpi_rtt;
   }
-  return info;
+  return all;
 }
 
 }  // namespace sentry

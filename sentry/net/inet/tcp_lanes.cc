@@ -44,7 +44,8 @@ bool TcpEndpoint::MayOpenLane(TcpConnection& c, int side) {
   for (TcpConnection::Side& s : c.sides) {
     const TcpEndpoint& end = *s.end;
     if (s.gone.load() || end.state() != TCP_ESTABLISHED || end.shutdown_.load() != 0 ||
-        end.error_.load() != 0 || end.deferred_.load() || end.without_lanes_.load()) {
+        end.error_.load() != 0 || end.deferred_.load() || end.without_lanes_.load() ||
+        end.options().peek_offset.load() >= 0) {
       return false;
     }
   }

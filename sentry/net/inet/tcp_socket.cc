@@ -20,6 +20,11 @@ constexpr int kMaxSeconds = 32767;  // MAX_TCP_KEEPIDLE and its kin
 constexpr int kSynRetries = 6;      // net.ipv4.tcp_syn_retries
 constexpr char kCubic[] = "cubic", kReno[] = "reno";
 constexpr size_t kCongestionName = 16;  // TCP_CA_NAME_MAX
+constexpr int kMaxReceive = 6291456;    // net.ipv4.tcp_rmem
+constexpr int kMinWindowClamp = 1152;   // SOCK_MIN_RCVBUF / 2
+constexpr int kMaxFastOpen = 4096;      // net.core.somaxconn
+// Of Linux versions that the headers may not know.
+constexpr int kIsMptcp = 43, kLongestTimeout = 44;  // TCP_IS_MPTCP, TCP_RTO_MAX_MS
 
 // The options that are an int with bounds.
 struct IntOption {
@@ -42,7 +47,22 @@ constexpr IntOption kInts[] = {
     {TCP_FASTOPEN_NO_COOKIE, &TcpOptions::fast_open_no_cookie, 0, 1},
     {TCP_NOTSENT_LOWAT, &TcpOptions::not_sent_low, INT32_MIN, INT32_MAX},
     {TCP_THIN_LINEAR_TIMEOUTS, &TcpOptions::thin_linear, 0, 1},
+    {TCP_INQ, &TcpOptions::tell_unread, 0, 1},
+    {kLongestTimeout, &TcpOptions::longest_timeout_ms, 1000, 120000},
 };
+
+// How long a listener waits for data is a number of times that it answers (secs_to_retrans and
+// retrans_to_secs): 1 s, 2 s and so on to 120 s, at most 255 times.
+int DeferSeconds(int seconds) {
+  constexpr int kLongest = 120, kMostTimes = 255;
+  if (seconds <= 0) return 0;
+  int wait = 1, period = 1;
+  for (int times = 1; period < seconds && times < kMostTimes; ++times) {
+    wait = std::min(2 * wait, kLongest);
+    period += wait;
+  }
+  return period;
+}
 
 const IntOption* FindInt(int name) {
   const auto* it =
@@ -89,6 +109,12 @@ Result<size_t> TcpSocket::Send(IoSource& src, SendArgs args) {
   return n;
 }
 
+Socket::Queued TcpSocket::queued() {
+  const Result<int> in = endpoint_->BytesReadable(), out = endpoint_->BytesUnsent();
+  return {.in = in.ok() ? static_cast<uint64_t>(*in) : 0,
+          .out = out.ok() ? static_cast<uint64_t>(*out) : 0};
+}
+
 Result<size_t> TcpSocket::Receive(IoDest& dst, RecvArgs* args) {
   return endpoint_->Receive(dst, args, ReceiveDeadline());
 }
@@ -100,8 +126,20 @@ Result<std::vector<std::byte>> TcpSocket::GetOption(Task& t, int level, int name
 }
 
 Status TcpSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
-  return level == IPPROTO_TCP ? SetTcpOption(name, value)
-                              : InetSocket::SetOption(t, level, name, value);
+  if (level == IPPROTO_TCP) return SetTcpOption(name, value);
+  if (level != SOL_SOCKET) return InetSocket::SetOption(t, level, name, value);
+  int number = 0;
+  if (name == SO_RCVLOWAT && value.size() >= sizeof(number)) {  // tcp_set_rcvlowat()
+    memcpy(&number, value.data(), sizeof(number));
+    const int most =
+        options().receive_buffer_locked.load() ? options().receive_buffer.load() : kMaxReceive;
+    number = std::min(number < 0 ? INT32_MAX : number, most / 2);
+    return InetSocket::SetOption(t, level, name, std::as_bytes(std::span(&number, 1)));
+  }
+  TRY(InetSocket::SetOption(t, level, name, value));
+  // What is read from now on is counted.
+  if (name == SO_PEEK_OFF && options().peek_offset.load() >= 0) endpoint_->LeaveLanes();
+  return base::Ok();
 }
 
 Result<std::vector<std::byte>> TcpSocket::GetTcpOption(int name) {
@@ -131,9 +169,17 @@ Result<std::vector<std::byte>> TcpSocket::GetTcpOption(int name) {
       strncpy(text, o.reno.load() ? kReno : kCubic, sizeof(text) - 1);
       return OptionBytes(text);
     }
-    case TCP_TIMESTAMP:
     case TCP_THIN_DUPACK:
+    case kIsMptcp:
       return OptionBytes(0);
+    case TCP_TIMESTAMP: {  // in milliseconds, from wherever
+      timespec now{};
+      clock_gettime(CLOCK_MONOTONIC, &now);
+      return OptionBytes(static_cast<uint32_t>(now.tv_sec * 1000 + now.tv_nsec / 1'000'000));
+    }
+    case TCP_ULP:      // there is none
+    case TCP_CC_INFO:  // neither algorithm tells anything
+      return std::vector<std::byte>();
     default:
       return Error(ENOPROTOOPT);
   }
@@ -159,6 +205,7 @@ Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
     o.reno = text == kReno;
     return base::Ok();
   }
+  if (name == TCP_ULP) return Error(value.empty() ? EINVAL : ENOENT);
   int number = TRY(OptionInt(value));
   if (const IntOption* option = FindInt(name)) {
     if (option->on_off) {
@@ -167,6 +214,7 @@ Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
       return Error(EINVAL);
     }
     TRY(CheckFastOpen(name));
+    if (name == TCP_FASTOPEN) number = std::min(number, kMaxFastOpen);
     if (name == TCP_CORK) {
       endpoint_->SetCork(number != 0);
       return base::Ok();
@@ -186,11 +234,14 @@ Status TcpSocket::SetTcpOption(int name, std::span<const std::byte> value) {
       o.linger2 = std::min(number, 120);
       return base::Ok();
     case TCP_DEFER_ACCEPT:
-      o.defer_accept = std::clamp(number, 0, 255);
+      o.defer_accept = DeferSeconds(number);
       return base::Ok();
     case TCP_WINDOW_CLAMP:
-      o.window_clamp = std::max(number, 0);
+      if (number == 0 && endpoint_->state() != TCP_CLOSE) return Error(EINVAL);
+      o.window_clamp = number == 0 ? 0 : std::max(number, kMinWindowClamp);
       return base::Ok();
+    case TCP_TIMESTAMP:  // but of connections that are being repaired
+      return Error(EPERM);
     default:
       return Error(ENOPROTOOPT);
   }

@@ -45,6 +45,8 @@ class TcpSocket : public InetSocket, public LaneEnds, public LanePartner {
   }
   void SetLanePatience(const Patience& p) override { endpoint_->SetPatience(p.reader, p.writer); }
   void OnAsyncOn() override { endpoint_->LeaveLanes(); }
+  bool has_peek_offset() const override { return true; }
+  Queued queued() override;
 
  private:
   ~TcpSocket() override {

@@ -188,8 +188,15 @@ class UnixEndpoint final : public base::RefCounted, public LaneUser {
     size_t total = 0;    // received
     size_t index = 0;    // of the record that comes next
     size_t skip = 0;     // bytes of the ring before it
+    size_t from = 0;     // where it begins (SO_PEEK_OFF)
+    size_t offset = 0;   // of that, what is after `skip`
     FileList dropped{};  // with bytes that nobody gets
   };
+  // At the record that has the byte after `from` ones: fills in `r`. False: there is none.
+  struct Glance;
+  bool LookFrom(size_t from, Glance* glance, Reading* r) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
+  static void PassPeeked(size_t length, Reading* r);
   base::Result<size_t> ReadStream(IoDest& dst, RecvArgs* args, int64_t deadline_ns, Reading* r)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(io_mutex_);
   // Goes past what is not received in line (Linux: manage_oob()). False: the receive ends here.

@@ -106,6 +106,21 @@ bool UnixEndpoint::Look(size_t index, Glance* glance) const {
   return true;
 }
 
+bool UnixEndpoint::LookFrom(size_t from, Glance* glance, Reading* r) const {
+  r->index = r->skip = 0;
+  r->from = from;
+  for (r->offset = from; Look(r->index, glance); PassPeeked(glance->length, r)) {
+    if (r->offset == 0 || r->offset < glance->length) return true;
+    r->offset -= glance->length;
+  }
+  return false;
+}
+
+void UnixEndpoint::PassPeeked(size_t length, Reading* r) {
+  r->skip += length;
+  ++r->index;
+}
+
 void UnixEndpoint::TakeFilesOf(size_t index, bool peek, RecvArgs* args) {
   uid_t uid;
   {
@@ -268,6 +283,7 @@ Result<size_t> UnixEndpoint::ReceiveStream(IoDest& dst, RecvArgs* args, int64_t 
                                            bool in_line) {
   if (state() != State::kConnected) return Error(EINVAL);
   Reading r{.peek = (args->flags & MSG_PEEK) != 0, .in_line = in_line};
+  r.from = r.offset = args->options->PeekFrom(args->flags);
   Result<size_t> n = size_t{0};
   {
     fiber::MutexLock lock(&io_mutex_);
@@ -301,13 +317,24 @@ Result<size_t> UnixEndpoint::ReadStream(IoDest& dst, RecvArgs* args, int64_t dea
       if (status.ok() && !end && !rounds.Note()) status = Interrupted(deadline_ns);
       if (!status.ok() || end) break;
       // What was passed over while peeking may have gone meanwhile.
-      if (r->total == 0) r->index = r->skip = 0;
+      if (r->total == 0) {
+        r->index = r->skip = 0;
+        r->from = r->offset = args->options->PeekFrom(args->flags);
+      }
+      continue;
+    }
+    if (r->offset > 0 && r->offset >= record.length) {
+      r->offset -= record.length;
+      PassPeeked(record.length, r);
       continue;
     }
     // Messages of different senders are not glued together.
-    if (have_creds && args->has_creds && !(args->creds == record.creds)) break;
+    if (have_creds && (args->has_creds || args->has_pidfd) && !(args->creds == record.creds)) break;
     args->creds = record.creds;
     have_creds = true;
+    record.length -= r->offset;
+    r->skip += r->offset;
+    r->offset = 0;
     size_t want = std::min(record.length, dst.remaining());
     Result<size_t> n = bytes_.Copy(bytes_.read() + r->skip, want, dst);
     if (!n.ok() || *n < want) {
@@ -316,10 +343,10 @@ Result<size_t> UnixEndpoint::ReadStream(IoDest& dst, RecvArgs* args, int64_t dea
       break;
     }
     r->total += *n;
+    args->options->NoteReceived(args->flags, *n);
     if (record.has_files) TakeFilesOf(r->index, r->peek, args);
     if (r->peek) {
-      r->skip += record.length;
-      ++r->index;
+      PassPeeked(record.length, r);
     } else {
       Consume(*n, false);
     }
@@ -346,21 +373,24 @@ Result<size_t> UnixEndpoint::ReceiveMessage(IoDest& dst, RecvArgs* args, int64_t
   {
     fiber::MutexLock lock(&io_mutex_);
     Glance record;
-    while (!Look(0, &record)) {
+    Reading r{.peek = peek, .in_line = true};
+    while (!LookFrom(args->options->PeekFrom(args->flags), &record, &r)) {
       bool end = false;
-      TRY(WaitForData(deadline_ns, args->nonblock, &end));
+      TRY(WaitForData(deadline_ns, args->nonblock, &end, &r));
       // No message comes any more; only who would wait is told by an end.
       if (end && datagram() && args->nonblock) return Error(EAGAIN);
       if (end) return size_t{0};
     }
+    record.length -= r.offset;
     size_t want = std::min(record.length, dst.remaining());
     if (want < record.length) args->out_flags |= MSG_TRUNC;
     args->full_length = record.length;
     args->creds = record.creds;
     args->from = AddressOf(record.from->name());
-    Result<size_t> n = bytes_.Copy(bytes_.read(), want, dst);
-    TakeFilesOf(0, peek, args);
+    Result<size_t> n = bytes_.Copy(bytes_.read() + r.skip + r.offset, want, dst);
+    TakeFilesOf(r.index, peek, args);
     if (!peek) Consume(0, /*whole=*/true);
+    args->options->NoteReceived(args->flags, peek ? want : record.length);
     if (!n.ok() || *n < want) return Error(EFAULT);  // and the message is gone
     total = *n;
   }

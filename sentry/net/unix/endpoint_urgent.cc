@@ -40,8 +40,12 @@ bool UnixEndpoint::AtMark() const {
 bool UnixEndpoint::HasRecord(const Reading* r) const {
   absl::MutexLock lock(&mutex_);
   if (r == nullptr || !r->peek) return !records_.empty();
+  // What is passed over by SO_PEEK_OFF is no reason to look again.
+  size_t offset = r->from;
   for (const UnixRecord& record : records_) {
-    if (record.length > 0 && (r->in_line || !record.urgent)) return true;
+    if ((stream() && record.length == 0) || (record.urgent && !r->in_line)) continue;
+    if (offset == 0 || offset < record.length) return true;
+    offset -= record.length;
   }
   return false;
 }

@@ -99,7 +99,7 @@ Result<base::Ref<UnixEndpoint>> UnixSocket::Find(Task& t, const SockAddr& addres
 }
 
 void UnixSocket::AutoBind(Task& t) {
-  if (pass_creds() && endpoint_->name().empty()) {
+  if ((pass_creds() || pass_pidfd()) && endpoint_->name().empty()) {
     (void)endpoint_->BindAbstract(*AbstractNames::Current(t), "");  // goes without a name then
   }
 }
@@ -184,15 +184,22 @@ Result<size_t> UnixSocket::Receive(IoDest& dst, RecvArgs* args) {
     return Error(type() == SOCK_SEQPACKET && !connected ? ENOTCONN : EOPNOTSUPP);
   }
   args->has_creds = pass_creds();
+  args->has_pidfd = pass_pidfd();
+  args->options = &options();
   if (endpoint_->stream()) return endpoint_->ReceiveStream(dst, args, ReceiveDeadline(), in_line);
   return endpoint_->ReceiveMessage(dst, args, ReceiveDeadline());
 }
 
 Status UnixSocket::SetOption(Task& t, int level, int name, std::span<const std::byte> value) {
   TRY(Socket::SetOption(t, level, name, value));
-  // Whose bytes these are is of interest from now on.
-  if (pass_creds()) endpoint_->LeaveLanes();
+  // Whose bytes these are is of interest from now on, or how many are taken.
+  if (pass_creds() || pass_pidfd() || options().peek_offset.load() >= 0) endpoint_->LeaveLanes();
   return base::Ok();
+}
+
+Socket::Queued UnixSocket::queued() {
+  const Result<size_t> in = endpoint_->BytesReadable();
+  return {.in = in.ok() ? *in : 0, .out = endpoint_->BytesUnread()};
 }
 
 Result<uint64_t> UnixSocket::Ioctl(const IoctlArgs& args) {

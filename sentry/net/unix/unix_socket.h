@@ -54,6 +54,8 @@ class UnixSocket : public Socket, public LaneEnds {
   }
   void SetLanePatience(const Patience& p) override { endpoint_->SetPatience(p.reader, p.writer); }
   void OnAsyncOn() override { endpoint_->LeaveLanes(); }
+  bool has_peek_offset() const override { return true; }
+  Queued queued() override;
   std::optional<SenderCreds> peer_creds() const override { return endpoint_->peer_creds(); }
 
  private:
