@@ -21,6 +21,7 @@
 #include "platform/systrap/fds.h"
 #include "platform/systrap/stub_shell.h"
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 
 namespace platform {
 namespace {
@@ -29,14 +30,11 @@ using test::Guest;
 using test::RunGuest;
 using test::Thread;
 
-class ExecInPlaceTest : public ::testing::Test {
+class ExecInPlaceTest : public test::PlatformTest {
  protected:
   void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(test::TestOptions(), &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
-    platform_->StartPool();
+    test::PlatformTest::SetUp();
+    if (HasFatalFailure()) return;
     ASSERT_TRUE(guest_.Load(*platform_));
     guest_.SetEntry(guest_site);
     ASSERT_EQ(RunGuest(*platform_, guest_.main).kind, TrapKind::kSyscall);
@@ -62,7 +60,6 @@ class ExecInPlaceTest : public ::testing::Test {
   }
   bool strict() const { return test::TestOptions().strict; }
 
-  std::unique_ptr<Platform> platform_;
   Guest guest_;
 };
 

@@ -9,6 +9,7 @@
 #include "platform/mapped/file_windows.h"
 #include "platform/platform.h"
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 
 namespace platform {
 namespace {
@@ -31,16 +32,15 @@ base::Ref<base::FileSource> NewFile(size_t size) {
   return base::MakeRef<base::FileSource>(base::MakeRef<base::HostFd>(fd));
 }
 
-class FileWindowsTest : public ::testing::Test {
+class FileWindowsTest : public test::PlatformTest {
  protected:
   static constexpr size_t kBig = 128 * 1024;  // pays at once
   static constexpr uint64_t kBuffer = 0x2000000;
 
   void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(test::TestOptions(), &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
+    starts_pool_ = false;
+    test::PlatformTest::SetUp();
+    if (HasFatalFailure()) return;
     ASSERT_TRUE(guest_.Load(*platform_));
     context().QueueOrder(test::Anonymous(kBuffer, 4 * kFileWindowSize, PROT_READ | PROT_WRITE));
     ASSERT_EQ(RunGuest(*platform_, guest_.main, ResumeMode::kOrdersOnly).kind,
@@ -71,7 +71,6 @@ class FileWindowsTest : public ::testing::Test {
     return count;
   }
 
-  std::unique_ptr<Platform> platform_;
   Guest guest_;
 };
 

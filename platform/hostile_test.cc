@@ -21,6 +21,7 @@
 #include "platform/mailbox.h"
 #include "platform/systrap/filter.h"
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 #include "sentry/base/sanitizer.h"
 
 namespace platform {
@@ -30,15 +31,8 @@ using test::Guest;
 using test::RunGuest;
 using test::Thread;
 
-class HostileTest : public ::testing::Test {
+class HostileTest : public test::PlatformTest {
  protected:
-  void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(test::TestOptions(), &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
-    platform_->StartPool();
-  }
   int64_t NowNs() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -65,7 +59,6 @@ class HostileTest : public ::testing::Test {
     g.main.context->regs().rax = 140;
     EXPECT_EQ(RunGuest(*platform_, g.main).kind, TrapKind::kSyscall);
   }
-  std::unique_ptr<Platform> platform_;
 };
 
 std::set<std::string> OpenFds(int pid) {

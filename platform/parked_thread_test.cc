@@ -8,6 +8,7 @@
 #include <set>
 
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 
 namespace platform {
 namespace {
@@ -18,14 +19,11 @@ using test::Thread;
 
 constexpr uint64_t kFlag = test::kData + 256, kOut = test::kData + 512;
 
-class ParkedThreadTest : public ::testing::Test {
+class ParkedThreadTest : public test::PlatformTest {
  protected:
   void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(test::TestOptions(), &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
-    platform_->StartPool();
+    test::PlatformTest::SetUp();
+    if (HasFatalFailure()) return;
     ASSERT_TRUE(guest_.Load(*platform_, true));
   }
   // A new thread of the guest at `entry`, resumed; `*again`: in a host thread that was there.
@@ -60,7 +58,6 @@ class ParkedThreadTest : public ::testing::Test {
     t.context->Exit();
   }
 
-  std::unique_ptr<Platform> platform_;
   Guest guest_;
 };
 

@@ -13,6 +13,7 @@
 #include "platform/host_calls.h"
 #include "platform/systrap/platform.h"
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 
 namespace platform {
 namespace {
@@ -23,15 +24,8 @@ using test::Guest;
 using test::RunGuest;
 using test::Thread;
 
-class PatchTest : public ::testing::Test {
+class PatchTest : public test::PlatformTest {
  protected:
-  void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(test::TestOptions(), &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
-    platform_->StartPool();
-  }
   // Runs until exit(2), answering every call with `answer`; returns how many there were.
   uint64_t RunToExit(Thread& t, uint64_t answer) {
     uint64_t calls = 0;
@@ -62,7 +56,6 @@ class PatchTest : public ::testing::Test {
     EXPECT_TRUE(space.Read(addr, std::as_writable_bytes(std::span(&byte, 1))).ok());
     return byte == 0xff;
   }
-  std::unique_ptr<Platform> platform_;
 };
 
 constexpr uint64_t kMovSite = 5;  // of guest_counter: behind two xor of 2 and 3 bytes

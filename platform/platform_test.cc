@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 #include "sentry/base/test_fds_in_flight.h"
 #include "sentry/base/time.h"
 
@@ -34,19 +35,7 @@ using test::Guest;
 using test::RunGuest;
 using test::Thread;
 
-class PlatformTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(options_, &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
-    if (starts_pool_) platform_->StartPool();
-  }
-  Options options_ = test::TestOptions();
-  bool starts_pool_ = true;
-  std::unique_ptr<Platform> platform_;
-};
+using PlatformTest = test::PlatformTest;
 
 class NoPoolTest : public PlatformTest {
  protected:

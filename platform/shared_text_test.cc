@@ -9,6 +9,7 @@
 #include "platform/systrap/platform.h"
 #include "platform/systrap/text_sites.h"
 #include "platform/test_guest.h"
+#include "platform/test_platform.h"
 
 namespace platform {
 namespace {
@@ -19,15 +20,8 @@ using test::RunGuest;
 constexpr uint64_t kMovSite = 5;       // of guest_counter
 constexpr uint64_t kCompareSite = 11;  // of guest_compare
 
-class SharedTextTest : public ::testing::Test {
+class SharedTextTest : public test::PlatformTest {
  protected:
-  void SetUp() override {
-    std::string why;
-    auto p = test::CreatePlatform(test::TestOptions(), &why);
-    ASSERT_TRUE(p.ok()) << why;
-    platform_ = std::move(*p);
-    platform_->StartPool();
-  }
   void SetEntry(Guest& g, const char* entry, uint64_t calls) {
     g.SetEntry(entry);
     g.main.context->regs().rdi = calls;
@@ -66,7 +60,6 @@ class SharedTextTest : public ::testing::Test {
     g.main.context->QueueOrder(std::move(order));
     ASSERT_EQ(RunGuest(*platform_, g.main, ResumeMode::kOrdersOnly).kind, TrapKind::kOrdersDone);
   }
-  std::unique_ptr<Platform> platform_;
 };
 
 TEST_F(SharedTextTest, LaterProcessesComePatched) {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "platform/file_lane.h"
-#include "platform/platform.h"
+#include "platform/test_space.h"
 
 namespace sentry {
 namespace {
@@ -20,25 +20,8 @@ using platform::FileLane;
 using platform::LanePosition;
 
 // A space of which only the lanes of files are there.
-class Space : public platform::AddressSpace {
+class Space : public platform::test::HostlessSpace {
  public:
-  const platform::Limits& limits() const override { return limits_; }
-  base::Result<std::unique_ptr<platform::Context>> PrepareThread() override {
-    return base::Error(ENOSYS);
-  }
-  base::Result<std::unique_ptr<platform::AddressSpace>> PrepareFork() override {
-    return base::Error(ENOSYS);
-  }
-  std::unique_ptr<platform::Context> TakeMainContext() override { return nullptr; }
-  int64_t ResidentBytes() const override { return -1; }
-  int host_pid() const override { return 0; }
-  void Kill() override {}
-  base::Result<size_t> ReadPartial(uint64_t, std::span<std::byte>) override {
-    return base::Error(EFAULT);
-  }
-  base::Result<size_t> WritePartial(uint64_t, std::span<const std::byte>) override {
-    return base::Error(EFAULT);
-  }
   FileLane* FileLaneAt(int fd) override {
     return fd >= 0 && static_cast<size_t>(fd) < lanes.size() ? &lanes[static_cast<size_t>(fd)]
                                                              : nullptr;
@@ -46,9 +29,6 @@ class Space : public platform::AddressSpace {
   std::span<std::byte> FileBeginAt(uint32_t place) override { return begins[place]; }
   std::array<FileLane, 8> lanes{};
   std::array<std::array<std::byte, platform::kFileBeginSize>, platform::kFileBegins> begins{};
-
- private:
-  const platform::Limits limits_{};
 };
 
 class LentFileTest : public testing::Test {

@@ -12,7 +12,7 @@
 #include <variant>
 #include <vector>
 
-#include "platform/platform.h"
+#include "platform/test_space.h"
 #include "sentry/mm/memory_manager.h"
 #include "sentry/mm/vma_set.h"
 
@@ -27,25 +27,18 @@ struct Page {
   friend bool operator==(const Page&, const Page&) = default;
 };
 
-class FakeAddressSpace : public platform::AddressSpace {
+class FakeAddressSpace : public platform::test::HostlessSpace {
  public:
   explicit FakeAddressSpace(uint64_t min = 0x10000, uint64_t max = 0x7fff'0000'0000,
                             uint64_t vdso = 0)
-      : limits_{.min_address = min, .max_address = max, .vdso_base = vdso} {}
+      : HostlessSpace({.min_address = min, .max_address = max, .vdso_base = vdso}) {}
 
-  const platform::Limits& limits() const override { return limits_; }
-  base::Result<std::unique_ptr<platform::Context>> PrepareThread() override {
-    return base::Error(ENOSYS);
-  }
   base::Result<std::unique_ptr<platform::AddressSpace>> PrepareFork() override {
-    auto child = std::make_unique<FakeAddressSpace>(limits_.min_address, limits_.max_address);
+    auto child = std::make_unique<FakeAddressSpace>(limits().min_address, limits().max_address);
     return std::unique_ptr<platform::AddressSpace>(std::move(child));
   }
-  std::unique_ptr<platform::Context> TakeMainContext() override { return nullptr; }
   int64_t ResidentBytes() const override { return 0; }
   std::vector<std::pair<uint64_t, uint64_t>> ReservedRanges() const override { return reserved; }
-  int host_pid() const override { return 0; }
-  void Kill() override {}
 
   base::Result<size_t> ReadPartial(uint64_t addr, std::span<std::byte> dst) override {
     for (size_t i = 0; i < dst.size(); ++i) {
@@ -106,7 +99,7 @@ class FakeAddressSpace : public platform::AddressSpace {
  private:
   bool Inside(uint64_t addr, uint64_t length) const {
     return addr % kPageSize == 0 && length % kPageSize == 0 && length > 0 &&
-           addr >= limits_.min_address && addr + length <= limits_.max_address;
+           addr >= limits().min_address && addr + length <= limits().max_address;
   }
   void SetPage(uint64_t addr, const Page& page) {
     ForgetBytes(addr, kPageSize);
@@ -142,7 +135,6 @@ class FakeAddressSpace : public platform::AddressSpace {
     return 0;
   }
 
-  const platform::Limits limits_;
 };
 
 // Runs orders on the model at once, or queues them until Flush.

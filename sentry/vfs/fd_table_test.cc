@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "platform/fd_lane.h"
-#include "platform/platform.h"
+#include "platform/test_space.h"
 #include "sentry/vfs/file_locks.h"
 #include "sentry/vfs/notify.h"
 #include "sentry/vfs/vfs.h"
@@ -20,30 +20,10 @@ namespace {
 constexpr uint64_t kLimit = 1024;
 
 // A space of which only what its stub may close is there.
-class Space : public platform::AddressSpace, public platform::ClosesFds {
+class Space : public platform::test::HostlessSpace, public platform::ClosesFds {
  public:
-  const platform::Limits& limits() const override { return limits_; }
-  base::Result<std::unique_ptr<platform::Context>> PrepareThread() override {
-    return base::Error(ENOSYS);
-  }
-  base::Result<std::unique_ptr<platform::AddressSpace>> PrepareFork() override {
-    return base::Error(ENOSYS);
-  }
-  std::unique_ptr<platform::Context> TakeMainContext() override { return nullptr; }
-  int64_t ResidentBytes() const override { return -1; }
-  int host_pid() const override { return 0; }
-  void Kill() override {}
-  base::Result<size_t> ReadPartial(uint64_t, std::span<std::byte>) override {
-    return base::Error(EFAULT);
-  }
-  base::Result<size_t> WritePartial(uint64_t, std::span<const std::byte>) override {
-    return base::Error(EFAULT);
-  }
   platform::FdCloses* Closes() override { return &closes; }
   platform::FdCloses closes{};
-
- private:
-  const platform::Limits limits_{};
 };
 
 class TestFs : public Filesystem {

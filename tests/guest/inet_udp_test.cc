@@ -486,7 +486,7 @@ TEST(Icmp, EchoSocket) {
               umount2(dir.path().c_str(), MNT_DETACH);
               for (int family : {AF_INET, AF_INET6}) {
                 bool v4 = family == AF_INET;
-                int fd = socket(family, SOCK_DGRAM, v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+                int fd = socket(family, SOCK_DGRAM, v4 ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6});
                 if (fd < 0) return 3;
                 Loopback to(family);
                 unsigned char m[16] = {};
