@@ -348,15 +348,15 @@ Status Socket::SetTimestamping(std::span<const std::byte> value) {
     wanted.flags = TRY(ValueFrom<int>(value));
   }
   if ((wanted.flags & ~kKnownTimestamping) != 0) return Error(EINVAL);
-  // No interface has a clock of its own.
-  if ((wanted.flags & SOF_TIMESTAMPING_BIND_PHC) != 0) {
-    return Error(options_->device.load() != 0 ? EINVAL : EOPNOTSUPP);
-  }
   const bool tcp = type_ == SOCK_STREAM && IsInet(domain_);
   if ((wanted.flags & SOF_TIMESTAMPING_OPT_ID) != 0 && tcp) return Error(EINVAL);
   if ((wanted.flags & SOF_TIMESTAMPING_OPT_STATS) != 0 &&
       (wanted.flags & SOF_TIMESTAMPING_OPT_TSONLY) == 0) {
     return Error(EINVAL);
+  }
+  // No interface has a clock of its own.
+  if ((wanted.flags & SOF_TIMESTAMPING_BIND_PHC) != 0) {
+    return Error(options_->device.load() != 0 ? EINVAL : EOPNOTSUPP);
   }
   options_->timestamping = wanted;
   return base::Ok();

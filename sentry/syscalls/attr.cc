@@ -198,8 +198,9 @@ base::Result<uint64_t> SysFallocate(Task& t, const SyscallArgs& args) {
       t.Rlimit(RLIMIT_FSIZE) != RLIM_INFINITY) {
     TRY(CheckNewSize(t, TRY(file->GetAttr()).size, static_cast<uint64_t>(end)));
   }
-  TRY(VfsOf(t).RemovePrivs(t.creds(), *inode));
+  const mode_t kept = TRY(VfsOf(t).RemovePrivs(t.creds(), *inode));
   TRY(file->Allocate(mode, args[2], args[3]));
+  TRY(Vfs::RestorePrivs(*inode, kept));
   if (AnyWatches()) NotifyDentry(*file->path().dentry, IN_MODIFY);
   return uint64_t{0};
 }

@@ -1,4 +1,5 @@
 // fcntl, flock, ioctl (Linux: fs/fcntl.c, fs/locks.c, fs/ioctl.c).
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <linux/sockios.h>
 #include <sys/file.h>
@@ -375,7 +376,15 @@ Result<bool> GenericIoctl(Task& t, int fd, FileDescription& file, uint32_t cmd, 
       TRY(UserPtr<int>(arg).CopyOut(t.memory(), static_cast<int>(size - *pos)));
       return true;
     }
+    case FS_IOC_FIEMAP:  // nothing here tells where its blocks are
+      return Error(EOPNOTSUPP);
+    case FIFREEZE:
+    case FITHAW:
+      if (!t.HasCap(CAP_SYS_ADMIN)) return Error(EPERM);
+      return Error(cmd == FIFREEZE ? EOPNOTSUPP : EINVAL);
     case FICLONE:
+      if (t.fd_table().Get(static_cast<int>(arg)) == nullptr) return Error(EBADF);
+      return Error(EOPNOTSUPP);
     case FICLONERANGE:
     case FIDEDUPERANGE:
       return Error(EOPNOTSUPP);

@@ -138,8 +138,9 @@ base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& 
   auto* seekable = regular ? dynamic_cast<SeekableFile*>(&file) : nullptr;
   const bool append = seekable != nullptr && (at.append || (file.flags() & O_APPEND) != 0);
   uint64_t limit = src.remaining();
+  mode_t kept = 0;
   if (regular && limit > 0) {
-    TRY(VfsOf(t).RemovePrivs(t.creds(), *inode));
+    kept = TRY(VfsOf(t).RemovePrivs(t.creds(), *inode));
     if (t.Rlimit(RLIMIT_FSIZE) != RLIM_INFINITY) {
       uint64_t position = at.offset;
       if (append) {
@@ -163,6 +164,7 @@ base::Result<size_t> WriteFileChecked(Task& t, FileDescription& file, IoSource& 
   }
   t.io.Write(n);
   if (n > 0) {
+    if (kept != 0) TRY(Vfs::RestorePrivs(*inode, kept));
     if (regular && (at.sync || at.data_sync || (file.flags() & O_DSYNC) != 0)) {
       TRY(file.Sync(!at.sync && (file.flags() & O_SYNC) != O_SYNC));
     }

@@ -212,9 +212,10 @@ base::Result<base::Ref<FileDescription>> Vfs::OpenAt(const WalkContext& ctx, Pat
   if (truncate) {
     AttrChange change;
     change.set_size = change.set_mtime = change.mtime_now = true;
-    TRY(RemovePrivs(ctx.creds, inode));
+    const mode_t kept = TRY(RemovePrivs(ctx.creds, inode));
     inode.attr_word().Changing();
     TRY(inode.SetAttr(change));
+    TRY(RestorePrivs(inode, kept));
     NotifyDentry(*path.dentry, IN_MODIFY);
   }
   return file;

@@ -104,9 +104,11 @@ class Vfs {
   base::Status Truncate(const Credentials& creds, const Path& path, uint64_t size);
   // ftruncate(2): through a description that is open for writing.
   base::Status Truncate(const Credentials& creds, FileDescription& file, uint64_t size);
-  // After a write by `creds`: set-id bits go unless the writer may keep them (Linux:
-  // file_remove_privs).
-  base::Status RemovePrivs(const Credentials& creds, Inode& inode);
+  // Before a write by `creds`: set-id bits go unless the writer may keep them (Linux:
+  // file_remove_privs). The mode that it has with those that stay; 0: none.
+  base::Result<mode_t> RemovePrivs(const Credentials& creds, Inode& inode);
+  // After the write: a host, for which somebody else has written, has taken these too.
+  static base::Status RestorePrivs(Inode& inode, mode_t kept);
   // Permission as access(2) checks it, read-only mounts and MS_NOEXEC included.
   base::Status Access(const Credentials& creds, const Path& path, int may);
   base::Result<std::string> ReadLink(const Credentials& creds, const Path& path);

@@ -107,16 +107,28 @@ base::Status Vfs::SetAttr(const Credentials& creds, const Path& path, AttrChange
   return base::Ok();
 }
 
-base::Status Vfs::RemovePrivs(const Credentials& creds, Inode& inode) {
-  if (!inode.IsReg()) return base::Ok();
+base::Result<mode_t> Vfs::RemovePrivs(const Credentials& creds, Inode& inode) {
+  if (!inode.IsReg()) return mode_t{0};
   const InodePerm perm = TRY(inode.GetPerm());
-  if ((perm.mode & (S_ISUID | S_ISGID)) == 0) return base::Ok();
-  if (creds.HasCap(CAP_FSETID)) return base::Ok();
+  if ((perm.mode & (S_ISUID | S_ISGID)) == 0) return mode_t{0};
+  const mode_t mode = perm.mode & 07777;
+  if (creds.HasCap(CAP_FSETID)) return mode;
   AttrChange change;
-  change.mode = perm.mode & 07777 & ~S_ISUID;
+  change.mode = mode & ~S_ISUID;
   if ((perm.mode & S_IXGRP) != 0 || !creds.InGroup(perm.gid)) change.mode &= ~S_ISGID;
-  if (change.mode == (perm.mode & 07777)) return base::Ok();
+  if (change.mode != mode) {
+    change.set_mode = true;
+    TRY(inode.SetAttr(change));
+  }
+  return (change.mode & S_ISGID) != 0 ? change.mode : mode_t{0};
+}
+
+base::Status Vfs::RestorePrivs(Inode& inode, mode_t kept) {
+  if (kept == 0) return base::Ok();
+  AttrChange change;
   change.set_mode = true;
+  change.mode = kept;
+  inode.attr_word().Changing();
   return inode.SetAttr(change);
 }
 
@@ -130,12 +142,13 @@ base::Status Vfs::Truncate(const Credentials& creds, const Path& path, uint64_t 
   TRY(inode->GetWriteAccess());
   auto run = [&]() -> base::Status {
     TRY(BreakLease(*inode, O_WRONLY));
-    TRY(RemovePrivs(creds, *inode));
+    const mode_t kept = TRY(RemovePrivs(creds, *inode));
     AttrChange change;
     change.set_size = true;
     change.size = size;
     inode->attr_word().Changing();
-    return inode->SetAttr(change);
+    TRY(inode->SetAttr(change));
+    return RestorePrivs(*inode, kept);
   };
   base::Status status = run();
   inode->DropWriteAccess();
@@ -146,8 +159,9 @@ base::Status Vfs::Truncate(const Credentials& creds, const Path& path, uint64_t 
 base::Status Vfs::Truncate(const Credentials& creds, FileDescription& file, uint64_t size) {
   Inode* inode = file.inode();
   if (!file.writable() || inode == nullptr || !inode->IsReg()) return base::Error(EINVAL);
-  TRY(RemovePrivs(creds, *inode));
+  const mode_t kept = TRY(RemovePrivs(creds, *inode));
   TRY(file.Truncate(size));
+  TRY(RestorePrivs(*inode, kept));
   NotifyDentry(*file.path().dentry, IN_MODIFY);
   return base::Ok();
 }

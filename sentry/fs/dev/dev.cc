@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -10,12 +11,14 @@
 
 #include <algorithm>
 
+#include "sentry/base/user_memory.h"
 #include "sentry/vfs/file_description.h"
 
 namespace sentry {
 namespace {
 
 constexpr unsigned kMemMajor = 1;
+constexpr int kEntropyBits = 256;  // of a pool that is full, as /proc/sys/kernel/random has it
 enum Minor : unsigned { kNull = 3, kZero = 5, kFull = 7, kRandom = 8, kUrandom = 9 };
 
 // What the memory devices have in common: no position, no readiness to wait for.
@@ -96,6 +99,22 @@ class UrandomFile : public MemDevice {
   }
   // The host's pool needs no stirring by us.
   base::Result<size_t> Write(IoSource& src, bool) override { return src.remaining(); }
+  // random_ioctl(): what changes the pool is for who may change the machine.
+  base::Result<uint64_t> Ioctl(const IoctlArgs& args) override {
+    switch (args.cmd) {
+      case RNDGETENTCNT:
+        TRY(base::UserPtr<int>(args.arg).CopyOut(args.memory, kEntropyBits));
+        return uint64_t{0};
+      case RNDADDTOENTCNT:
+      case RNDADDENTROPY:
+      case RNDZAPENTCNT:
+      case RNDCLEARPOOL:
+      case RNDRESEEDCRNG:
+        return base::Error(EPERM);
+      default:
+        return base::Error(EINVAL);
+    }
+  }
 
  protected:
   ~UrandomFile() override = default;

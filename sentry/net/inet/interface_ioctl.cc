@@ -1,5 +1,6 @@
 #include "sentry/net/inet/interface_ioctl.h"
 
+#include <linux/ethtool.h>
 #include <linux/sockios.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -105,6 +106,22 @@ Status Get(InetStack& stack, uint32_t cmd, ifreq* r) {
   }
 }
 
+// dev_ethtool(): lo has a link, and nothing else to tell.
+Result<uint64_t> Ethtool(InetStack& stack, const IoctlArgs& args) {
+  struct Value {
+    uint32_t command, data;
+  };
+  auto r = TRY(UserPtr<ifreq>(args.arg).CopyIn(args.memory));
+  const auto at = reinterpret_cast<uint64_t>(r.ifr_data);
+  Value value{.command = TRY(UserPtr<uint32_t>(at).CopyIn(args.memory)), .data = 0};
+  r.ifr_name[IFNAMSIZ - 1] = '\0';
+  if (r.ifr_name != std::string_view(kLo)) return Error(ENODEV);
+  if (value.command != ETHTOOL_GLINK) return Error(EOPNOTSUPP);
+  value.data = stack.up() ? 1 : 0;
+  TRY(UserPtr<Value>(at).CopyOut(args.memory, value));
+  return uint64_t{0};
+}
+
 bool IsGet(uint32_t cmd) {
   constexpr uint32_t kGets[] = {SIOCGIFINDEX,   SIOCGIFFLAGS,   SIOCGIFMTU,    SIOCGIFMETRIC,
                                 SIOCGIFTXQLEN,  SIOCGIFHWADDR,  SIOCGIFMAP,    SIOCGIFADDR,
@@ -116,6 +133,7 @@ bool IsGet(uint32_t cmd) {
 
 Result<uint64_t> InterfaceIoctl(Task& t, InetStack& stack, const IoctlArgs& args) {
   if (args.cmd == SIOCGIFCONF) return Configuration(stack, args);
+  if (args.cmd == SIOCETHTOOL) return Ethtool(stack, args);
   bool get = IsGet(args.cmd) || args.cmd == SIOCGIFNAME;
   bool set = args.cmd == SIOCSIFFLAGS || args.cmd == SIOCSIFADDR || args.cmd == SIOCSIFMTU;
   if (!get && !set) return Error(ENOTTY);

@@ -16,7 +16,8 @@ using base::Status;
 
 namespace {
 constexpr size_t kMaxPayload4 = 65507, kMaxPayload6 = 65527;
-constexpr size_t kMaxSegments = 128;  // UDP_MAX_SEGMENTS
+constexpr int kSendCoverage = 10, kReceiveCoverage = 11;  // UDPLITE_{SEND,RECV}_CSCOV
+constexpr size_t kMaxSegments = 128;                      // UDP_MAX_SEGMENTS
 }  // namespace
 
 Status UdpEndpoint::AutoBind() {
@@ -217,6 +218,8 @@ Result<int> UdpEndpoint::GetUdpOption(int name) {
     case UDP_NO_CHECK6_RX:
       return no_check_receive_.load() ? 1 : 0;
     case UDP_ENCAP:
+    case kSendCoverage:
+    case kReceiveCoverage:  // of UDP-Lite, which can be asked for of UDP too
       return 0;
     default:
       return Error(ENOPROTOOPT);

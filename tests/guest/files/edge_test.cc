@@ -1,7 +1,14 @@
 // Corners of calls about files: which error, in which order, and what goes with it.
+#include <linux/ethtool.h>
+#include <linux/fs.h>
+#include <linux/random.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -112,6 +119,71 @@ TEST(Chown, SetIdBitsGoAlsoWhereNothingChanges) {
   EXPECT_OK(fchown(file.fd, -1, -1));
   ASSERT_OK(fstat(file.fd, &now));
   EXPECT_EQ(0711u, now.st_mode & 07777);
+}
+
+// What may keep set-id bits does: who writes with CAP_FSETID, and of others' bits that which gives
+// no privilege.
+TEST(SetId, StaysForRoot) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root";
+  TemporaryFile file;
+  auto mode = [&] {
+    struct stat now {};
+    EXPECT_OK(fstat(file.fd, &now));
+    return now.st_mode & 07777;
+  };
+  ASSERT_OK(fchmod(file.fd, 06755));
+  EXPECT_EQ(1, pwrite(file.fd, "x", 1, 0));
+  if (mode() == 0755) GTEST_SKIP() << "without CAP_FSETID";
+  EXPECT_EQ(06755u, mode());
+  EXPECT_OK(ftruncate(file.fd, 5));
+  EXPECT_EQ(06755u, mode());
+  EXPECT_OK(truncate(file.path, 3));
+  EXPECT_EQ(06755u, mode());
+  EXPECT_OK(posix_fallocate(file.fd, 0, 100));
+  EXPECT_EQ(06755u, mode());
+  close(open(file.path, O_WRONLY | O_TRUNC));
+  EXPECT_EQ(06755u, mode());
+}
+
+TEST(SetId, GoesForOthers) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root";
+  TemporaryFile file;
+  ASSERT_OK(fchmod(file.fd, 06777));
+  const std::string path = file.path;
+  EXPECT_EQ(0, ExitStatus([&] {
+              if (setgid(1000) != 0 || setuid(1000) != 0) return 1;
+              const int fd = open(path.c_str(), O_WRONLY);
+              if (fd < 0) return 2;
+              return write(fd, "x", 1) == 1 ? 0 : 3;
+            }));
+  struct stat now;
+  ASSERT_OK(fstat(file.fd, &now));
+  EXPECT_EQ(0777u, now.st_mode & 07777);
+}
+
+TEST(Ioctl, OfFilesAndDevices) {
+  TemporaryFile file;
+  EXPECT_ERRNO(ioctl(file.fd, FICLONE, 9999), EBADF);
+  const int random = open("/dev/random", O_RDONLY);
+  int bits = -1;
+  EXPECT_OK(ioctl(random, RNDGETENTCNT, &bits));
+  EXPECT_GT(bits, 0);
+  EXPECT_ERRNO(ioctl(random, TCGETS, &bits), EINVAL);
+  close(random);
+}
+
+TEST(Ioctl, Ethtool) {
+  const int fd = socket(AF_INET, SOCK_DGRAM, 0);
+  ethtool_value value{.cmd = ETHTOOL_GLINK, .data = 7};
+  ifreq request{};
+  strcpy(request.ifr_name, "lo");
+  EXPECT_ERRNO(ioctl(fd, SIOCETHTOOL, &request), EFAULT);
+  request.ifr_data = reinterpret_cast<char*>(&value);
+  EXPECT_OK(ioctl(fd, SIOCETHTOOL, &request));
+  EXPECT_LE(value.data, 1u);
+  strcpy(request.ifr_name, "nope");
+  EXPECT_ERRNO(ioctl(fd, SIOCETHTOOL, &request), ENODEV);
+  close(fd);
 }
 
 TEST(Madvise, LockedPagesDoNotAge) {
