@@ -48,8 +48,8 @@ void StubTracedCall();
 // Enters the guest with the registers of the slot that GS points to; does not return. `fast`: all
 // but rax, rcx, rip and the flags are in place... (see entry.cc)
 [[noreturn]] void StubEnterGuest(Slot* slot);
-// Makes the slot's stack the calling thread's signal stack, by a return from a signal: a stub has no
-// other call for that. On that very stack, which is none for signals yet. The FPU state is lost.
+// Makes the slot's stack the calling thread's signal stack, by a return from a signal: a stub has
+// no other call for that. On that very stack, which is none for signals yet. The FPU state is lost.
 void StubSetSignalStack(Slot* slot);
 // Starts a host thread on `slot`; returns clone's result.
 long StubCloneThread(Slot* slot);
