@@ -134,7 +134,6 @@ class FakeAddressSpace : public platform::test::HostlessSpace {
     }
     return 0;
   }
-
 };
 
 // Runs orders on the model at once, or queues them until Flush.

@@ -168,8 +168,8 @@ class FileDescription : public base::RefCounted {
   }
   // LendTo may do something.
   bool may_be_lent() const { return may_be_lent_; }
-  // They are, if they are made by descriptor `fd` of `table` in the space of `binding`; `begin`: the
-  // first bytes of the file go there at once. May park.
+  // They are, if they are made by descriptor `fd` of `table` in the space of `binding`; `begin`:
+  // the first bytes of the file go there at once. May park.
   virtual bool LendTo(FdTable& /*table*/, int /*fd*/, const base::Ref<LaneBinding>& /*binding*/,
                       bool /*begin*/) {
     return false;
