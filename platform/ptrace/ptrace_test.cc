@@ -27,7 +27,6 @@ namespace {
 
 using test::Guest;
 using test::RunGuest;
-using test::Thread;
 
 // A host process may not have seccomp(2), nor prctl(2)'s way to it, from now on.
 void RefuseSeccomp() {
