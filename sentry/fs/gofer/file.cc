@@ -103,6 +103,8 @@ class GoferFile : public SeekableFile {
   }
   base::Result<int64_t> SeekDataOrHole(uint64_t offset, uint64_t size, bool data) override;
   std::optional<Lendable> LookForLending(bool begin) override {
+    // Nobody has asked for it yet: it is not to cost an exchange.
+    if (begin && inode_->HasStaleAttr()) return std::nullopt;
     const auto file = inode_->LookForLending();
     if (!file) return std::nullopt;
     Lendable lendable{.size = file->size, .source = file->source};

@@ -144,6 +144,8 @@ class GoferInode : public Inode {
     uint64_t source;  // of MappedSource; 0: nobody has asked for it
   };
   std::optional<Lendable> LookForLending();
+  // LookForLending would have to ask the host or the gofer.
+  bool HasStaleAttr() const { return stale_.load(std::memory_order_acquire); }
   // How long the file is; `fd` is open on it. May be outdated at once, as any size.
   base::Result<uint64_t> SizeNow(int fd) const;
   void SetMappedWritable() {
